@@ -1,0 +1,59 @@
+"""The paper: votes, deferral rules, tiers, Algorithm 1, the accountings. NumPy only, no I/O."""
+
+from .accounting import Accounting, average_cost, communication, communication_ratio, tier_charges
+from .cascade import Cascade, Decisions, Run
+from .delay import Clock, Delay, DelayedTier, RealClock, VirtualClock
+from .errors import (
+    CascadeError,
+    ConfigError,
+    InputError,
+    ModelError,
+    RuntimeMissing,
+    TierError,
+    TierOverloaded,
+    TierRejected,
+    TierTimeout,
+    TierUnavailable,
+)
+from .rule import Agreement, Always, Confidence, DeferralRule, Ideal, parse_agreement
+from .tier import LocalTier, Member, Tier
+from .types import NO_LABEL, Batch, Decision, Vote
+
+__all__ = [
+    "NO_LABEL",
+    "Accounting",
+    "Agreement",
+    "Always",
+    "Batch",
+    "Cascade",
+    "CascadeError",
+    "Clock",
+    "Confidence",
+    "ConfigError",
+    "Decision",
+    "Decisions",
+    "DeferralRule",
+    "Delay",
+    "DelayedTier",
+    "Ideal",
+    "InputError",
+    "LocalTier",
+    "Member",
+    "ModelError",
+    "RealClock",
+    "Run",
+    "RuntimeMissing",
+    "Tier",
+    "TierError",
+    "TierOverloaded",
+    "TierRejected",
+    "TierTimeout",
+    "TierUnavailable",
+    "VirtualClock",
+    "Vote",
+    "average_cost",
+    "communication",
+    "communication_ratio",
+    "parse_agreement",
+    "tier_charges",
+]

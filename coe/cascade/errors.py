@@ -1,0 +1,88 @@
+"""Every error a caller can meet, by what the caller can do about it.
+
+    CascadeError
+    ├── ConfigError        a setting is wrong: mend the file (all findings at once)
+    ├── ModelError         a model file is missing, changed, or does not fit its manifest
+    ├── RuntimeMissing     a package is not installed: the message names the pip install
+    ├── InputError         this example cannot be read; other examples are not affected
+    └── TierError          a tier gave no answer; `tier` names it
+        ├── TierUnavailable    it cannot be reached, or went away in the call
+        ├── TierTimeout        no answer within the deadline
+        ├── TierOverloaded     it sheds load: try later
+        └── TierRejected       it refused the request: trying again will not help
+
+Nothing here knows of gRPC: `coe.wire.status` holds the one table between these and status codes.
+"""
+
+from __future__ import annotations
+
+
+class CascadeError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class ConfigError(CascadeError):
+    """One or more settings are wrong.
+
+    Args:
+        findings: one line each: where, what was expected, what was found, how to mend it.
+        source: the file or argument the settings came from.
+    """
+
+    def __init__(self, findings: list[str], source: str = "") -> None:
+        self.findings = list(findings)
+        self.source = source
+        prefix = f"{source}: " if source else ""
+        super().__init__("\n".join(prefix + finding for finding in self.findings))
+
+
+class ModelError(CascadeError):
+    """A model cannot be used as declared: missing, changed, or of another shape."""
+
+
+class RuntimeMissing(CascadeError):
+    """A runtime's package is not installed."""
+
+    def __init__(self, runtime: str, mend: str) -> None:
+        self.runtime = runtime
+        self.mend = mend
+        super().__init__(f"the {runtime} runtime is not installed: {mend}")
+
+
+class InputError(CascadeError):
+    """An example cannot be read as the task's input."""
+
+
+class TierError(CascadeError):
+    """A tier gave no answer. `tier` is its name, `reason` a short lower-case word for reports."""
+
+    reason = "error"
+
+    def __init__(self, tier: str, message: str) -> None:
+        self.tier = tier
+        self.message = message
+        super().__init__(f"tier {tier}: {message}")
+
+
+class TierUnavailable(TierError):
+    """The tier cannot be reached, or went away during the call."""
+
+    reason = "unavailable"
+
+
+class TierTimeout(TierError):
+    """The tier did not answer within the deadline."""
+
+    reason = "timeout"
+
+
+class TierOverloaded(TierError):
+    """The tier sheds load; the same request may succeed later."""
+
+    reason = "overloaded"
+
+
+class TierRejected(TierError):
+    """The tier refused the request; the same request will be refused again."""
+
+    reason = "rejected"

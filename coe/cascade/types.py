@@ -1,0 +1,131 @@
+"""What moves through a cascade: a batch goes in, a vote comes out of each tier.
+
+Arrays inside, leading dimension B (examples); M is members, L labels, T tiers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Array = NDArray[Any]
+
+NO_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples on their way through the cascade.
+
+    Args:
+        ids: B names, the caller's own.
+        x: (B, *S) the examples as local members take them in (uint8 pixels (B, H, W, C), or a tensor);
+            (B,) objects where the images differ in size.
+        captured: (B,) `bytes` objects as the device captured them (JPEG, PNG), sent on to remote tiers
+            in place of `x`; None where an example never had such a form.
+        deadline: `time.monotonic()` second by which the answer is wanted.
+    """
+
+    ids: tuple[str, ...]
+    x: Array
+    captured: Array | None = None
+    deadline: float = math.inf
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: NDArray[np.intp]) -> Batch:
+        """The examples at `rows` (A,), in that order."""
+        return Batch(
+            ids=tuple(self.ids[row] for row in rows),
+            x=self.x[rows],
+            captured=None if self.captured is None else self.captured[rows],
+            deadline=self.deadline,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What one tier says of a batch.
+
+    Args:
+        labels: (B,) int64, the tier's label.
+        count: (B,) int64, votes for that label.
+        asked: (B,) int64, members asked: the first `asked[b]` members voted on row b.
+        n_members: members the tier has.
+        score: (B,) float32, mean probability that the members asked give the label; NaN where unknown.
+        probabilities: (B, L) of each member asked, in member order; rows at or after `asked` are
+            undefined. Empty where a tier does not show its members (a remote one).
+        exit_tier: (B,) int64, for a tier that is a cascade itself: which of its tiers answered, from 1.
+        tier_votes: (B, T) float32, then: the vote of each of its tiers, NaN where not visited.
+        degraded: B reasons (None: not degraded), where the tier itself had to fall back.
+        call: what the call cost as a whole: seconds (`*_s`) and bytes (`bytes_*`).
+    """
+
+    labels: Labels
+    count: Labels
+    asked: Labels
+    n_members: int
+    score: NDArray[np.float32]
+    probabilities: Sequence[Array] = ()
+    exit_tier: Labels | None = None
+    tier_votes: NDArray[np.float32] | None = None
+    degraded: tuple[str | None, ...] | None = None
+    call: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def share(self) -> NDArray[np.float32]:
+        """(B,) float32: votes for the label / members asked (paper: vote(x; H))."""
+        return (self.count / self.asked).astype(np.float32)
+
+    def take(self, rows: NDArray[np.intp]) -> Vote:
+        """The vote on `rows` (A,) alone."""
+        return replace(
+            self,
+            labels=self.labels[rows],
+            count=self.count[rows],
+            asked=self.asked[rows],
+            score=self.score[rows],
+            probabilities=tuple(output[rows] for output in self.probabilities),
+            exit_tier=None if self.exit_tier is None else self.exit_tier[rows],
+            tier_votes=None if self.tier_votes is None else self.tier_votes[rows],
+            degraded=None if self.degraded is None else tuple(self.degraded[row] for row in rows),
+        )
+
+    def replaced(self, rows: NDArray[np.intp], other: Vote) -> Vote:
+        """The same vote with `rows` (A,) as `other` (A rows) has them; members' outputs are let go."""
+        columns = {name: getattr(self, name).copy() for name in ("labels", "count", "asked", "score")}
+        for name, column in columns.items():
+            column[rows] = getattr(other, name)
+        return replace(self, **columns, probabilities=())
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One example's answer, and how it came about.
+
+    `exit_tier` counts from 1. `tier_votes` and `tier_times_s` have one entry per tier visited, in order;
+    a server that holds several tiers has one time for all of them, under the tier that answered.
+    `degraded` is None, or why this is not the answer of the tier that should have given it.
+    """
+
+    id: str
+    label: int
+    exit_tier: int
+    vote: float
+    score: float
+    asked: int
+    n_members: int
+    tier_votes: tuple[float, ...]
+    tier_times_s: tuple[float, ...]
+    degraded: str | None = None
+    call: Mapping[str, float] = field(default_factory=dict)

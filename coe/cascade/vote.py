@@ -1,0 +1,139 @@
+"""Counting votes: plurality, ties, and when the outcome of a vote is settled.
+
+Paper: Section 3, vote(x; H) before Eq. (3). Ties are our choice, the paper is silent: the higher mean score
+of the tied labels wins, then the lower label. No result depends on the order of the members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .types import NO_LABEL, Array, Labels
+
+# Scores are summed as integers in these units: an integer sum is exact, so the members' order cannot show
+# in the last bit and turn a tie. A float32 probability above 2**-16 is represented without loss.
+SCORE_UNITS = 2.0**40
+
+Number = TypeVar("Number", int, Labels)
+
+
+def is_settled(top: Number, runner_up: Number, left: Number | int, needed: int) -> bool | NDArray[np.bool_]:
+    """Whether more votes cannot change the outcome; on integers, or on (B,) arrays row by row.
+
+    A tier that will answer is settled when its label and its decision are fixed; one that will defer, when
+    no label can reach `needed` any more (which label it would have been does not matter then).
+
+    Args:
+        top: votes of the leading label.
+        runner_up: votes of the next one (equal to `top` in a tie).
+        left: members not yet asked.
+        needed: votes that make the tier answer; 0 where it always answers.
+    """
+    answers = (top >= needed) & (top > runner_up + left)
+    defers = top + left < needed
+    return answers | defers
+
+
+def leaders(ballots: Labels) -> tuple[Labels, Labels]:
+    """Votes of the leading label and of the runner-up, each (B,). `ballots` is (M, B), NO_LABEL not cast."""
+    votes = votes_per_ballot(ballots)  # (M, B)
+    first = votes.argmax(axis=0)  # (B,) a member that voted for the leading label
+    leading = np.take_along_axis(ballots, first[None], axis=0)  # (1, B)
+    top = votes.max(axis=0)
+    runner_up = np.where(ballots == leading, 0, votes).max(axis=0)
+    return top, runner_up
+
+
+def leaders_of_one(ballots: list[int]) -> tuple[int, int]:
+    """`leaders` for one example, on plain integers: what a device decides on, batch 1."""
+    top = ballots.count(ballots[0])
+    if top == len(ballots):
+        return top, 0
+    counts = sorted((ballots.count(label) for label in set(ballots)), reverse=True)
+    return counts[0], counts[1]
+
+
+def plurality_of_one(ballots: list[int], top: int, outputs: Sequence[Array]) -> tuple[int, float]:
+    """`plurality` for one example: its label and score, from each member's (1, L) output."""
+    label = ballots[0]
+    if top < len(ballots):
+        leading = {label for label in ballots if ballots.count(label) == top}
+        label = break_tie(leading, lambda label: _units_of_one(outputs, label))
+    return label, _units_of_one(outputs, label) / len(outputs) / SCORE_UNITS
+
+
+def break_tie(leading: Iterable[int], score_of: Callable[[int], float]) -> int:
+    """Of the labels with the most votes, the one with the higher score, then the lower label."""
+    return max(sorted(leading), key=score_of)  # max keeps the first of equals
+
+
+def _units_of_one(outputs: Sequence[Array], label: int) -> int:
+    return sum(round(output.item(label) * SCORE_UNITS) for output in outputs)
+
+
+def votes_per_ballot(ballots: Labels) -> Labels:
+    """(M, B): how many members cast the same label as this one; 0 where no ballot was cast."""
+    same = ballots[:, None] == ballots[None]  # (M, M, B)
+    return np.where(ballots == NO_LABEL, 0, same.sum(axis=0))
+
+
+def plurality(
+    ballots: Labels, probabilities: Array | None, top_scores: Array | None = None
+) -> tuple[Labels, Labels, NDArray[np.float32]]:
+    """The tier's label, the votes for it and its score, each (B,).
+
+    Args:
+        ballots: (M, B) int64, each member's top-1 label, NO_LABEL where it was not asked.
+        probabilities: (M, B, L), or None where only top-1 scores were recorded.
+        top_scores: (M, B), then: each member's score of its own label. A label's score is then the mean over
+            the members that voted for it.
+    """
+    votes = votes_per_ballot(ballots)  # (M, B)
+    count = votes.max(axis=0)  # (B,)
+    leads = (votes == count) & (ballots != NO_LABEL)  # (M, B) ballots for a leading label
+    labels = np.where(leads, ballots, np.iinfo(np.int64).max).min(axis=0)  # (B,) the lowest leading label
+    for row in np.flatnonzero((leads & (ballots != labels)).any(axis=0)).tolist():  # ties: rare, row by row
+        units = _units_in_row(ballots, probabilities, top_scores, row)
+        labels[row] = break_tie(ballots[leads[:, row], row].tolist(), units)
+    units_of_label = _mean_units(labels, ballots, probabilities, top_scores)
+    return labels, count, (units_of_label / SCORE_UNITS).astype(np.float32)
+
+
+def _units_in_row(
+    ballots: Labels, probabilities: Array | None, top_scores: Array | None, row: int
+) -> Callable[[int], float]:
+    """Mean score, in units, of any label in one row."""
+    probabilities, top_scores = (None if scores is None else scores[:, [row]] for scores in (probabilities, top_scores))
+    return lambda label: _mean_units(np.array([label]), ballots[:, [row]], probabilities, top_scores).item()
+
+
+def _mean_units(
+    labels: Labels, ballots: Labels, probabilities: Array | None, top_scores: Array | None
+) -> NDArray[np.float64]:
+    """(B,) mean score of `labels`, in units; NaN where no score is known."""
+    if probabilities is not None:
+        given = np.take_along_axis(probabilities, labels[None, :, None], axis=2)[..., 0]  # (M, B)
+        counted = ballots != NO_LABEL  # every member asked, whatever it voted
+    elif top_scores is not None:
+        given = top_scores
+        counted = ballots == labels
+    else:
+        return np.full(labels.shape, np.nan)
+    units = np.where(counted, np.rint(given.astype(np.float64) * SCORE_UNITS), 0).astype(np.int64)
+    mean: NDArray[np.float64] = units.sum(axis=0) / counted.sum(axis=0)
+    return mean
+
+
+def pool(probabilities: Array) -> tuple[Labels, NDArray[np.float32]]:
+    """Label and probability of the members' mean output, each (B,); for the confidence baselines.
+
+    Wang et al., "Wisdom of Committees", 2021. `probabilities` is (M, B, L).
+    """
+    units = np.rint(probabilities.astype(np.float64) * SCORE_UNITS).astype(np.int64).sum(axis=0)  # (B, L)
+    labels = units.argmax(axis=1)
+    best = units[np.arange(len(labels)), labels] / len(probabilities) / SCORE_UNITS
+    return labels, best.astype(np.float32)

@@ -1,0 +1,20 @@
+"""Running one model: ONNX Runtime, LiteRT/TFLite, torch behind one small interface."""
+
+from .base import LoadedMember, ModelSpec, RunOptions, load
+from .inputs import Contract, Door, decode_image
+from .manifest import Manifest, Task, read_manifest
+from .table import TableMember
+
+__all__ = [
+    "Contract",
+    "Door",
+    "LoadedMember",
+    "Manifest",
+    "ModelSpec",
+    "RunOptions",
+    "TableMember",
+    "Task",
+    "decode_image",
+    "load",
+    "read_manifest",
+]

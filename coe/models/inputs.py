@@ -1,0 +1,196 @@
+"""What an example is, and how it becomes a model's input.
+
+An example comes in through the door once (`Door.batch`): encoded images are decoded to uint8 pixels and checked
+there, so that a bad one fails alone. Each member then prepares the batch by its own contract (`Contract.prepare`);
+members that share a contract share the prepared array.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from coe.cascade.errors import InputError
+from coe.cascade.types import Array, Batch
+
+MAX_PIXELS = 50_000_000  # a header that claims more is refused before anything is decoded
+FORMATS = ("PNG", "JPEG")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a model takes in.
+
+    Args:
+        kind: "image", or "tensor" (the caller's numbers as they are).
+        shape: image: (height, width, channels) with 1 or 3 channels; tensor: the shape S of one example.
+        layout: image: "NCHW" or "NHWC".
+        dtype: what the model's input takes: "float32", "float16" or "uint8".
+        scale, mean, std: image: (pixel * scale - mean) / std, per channel.
+        fit: image of another size: "stretch" it, or "crop" its middle at the right aspect.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    layout: str = "NCHW"
+    dtype: str = "float32"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    fit: str = "stretch"
+
+    @cached_property
+    def model_shape(self) -> tuple[int, ...]:
+        """Shape of one example as the model takes it."""
+        if self.kind == "image" and self.layout == "NCHW":
+            height, width, channels = self.shape
+            return channels, height, width
+        return self.shape
+
+    @cached_property
+    def _gain(self) -> Array:
+        return (self.scale / np.asarray(self.std)).astype(np.float32)
+
+    @cached_property
+    def _offset(self) -> Array | None:
+        offset = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        return offset if offset.any() else None
+
+    def prepare(self, x: Array) -> Array:
+        """(B, *model_shape) in the model's dtype from a batch's x.
+
+        Args:
+            x: (B, H, W, C) uint8 pixels of any size, (B,) objects where sizes differ, or (B, *model_shape)
+                floats that are prepared already.
+        """
+        if x.dtype.kind == "f" or self.kind == "tensor":
+            return x.astype(self.dtype, copy=False)
+        if x.dtype == object or x.shape[1:3] != self.shape[:2]:
+            x = np.stack([self._resized(image) for image in x])
+        if self.dtype != "uint8":
+            x = np.multiply(x, self._gain, dtype=np.float32)  # (B, H, W, C)
+            if self._offset is not None:
+                x += self._offset
+            x = x.astype(self.dtype, copy=False)
+        if self.layout == "NCHW":
+            if self.shape[2] == 1:
+                return x.reshape(len(x), *self.model_shape)
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return x
+
+    def _resized(self, image: Array) -> Array:
+        """(H, W, C) uint8 at this contract's size, from another size."""
+        from PIL import Image, ImageOps
+
+        height, width, channels = self.shape
+        if image.shape[:2] == (height, width):
+            return image
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+        method = Image.Resampling.BILINEAR
+        if self.fit == "crop":
+            picture = ImageOps.fit(picture, (width, height), method)
+        else:
+            picture = picture.resize((width, height), method)
+        return np.asarray(picture).reshape(height, width, channels)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where examples come in: decodes and checks them against the task's contract.
+
+    Args:
+        contract: of the task; a tier's members may each have another size.
+        max_pixels: of an encoded image, by its header.
+    """
+
+    contract: Contract
+    max_pixels: int = MAX_PIXELS
+
+    def batch(self, ids: Sequence[str], values: Sequence[bytes | Array] | Array, deadline: float = math.inf) -> Batch:
+        """A batch from one value per example: encoded bytes, or arrays.
+
+        Raises:
+            InputError: names the first example that cannot be read.
+        """
+        if isinstance(values, np.ndarray) and values.dtype != object:
+            return Batch(tuple(ids), self._tensor(values), None, deadline)
+        rows = []
+        for name, value in zip(ids, values, strict=True):
+            try:
+                rows.append(self.row(value))
+            except InputError as error:
+                raise InputError(f"example {name}: {error}") from None
+        captured = None
+        if all(isinstance(value, bytes) for value in values):
+            captured = np.empty(len(rows), dtype=object)
+            captured[:] = values
+        return Batch(tuple(ids), stack(rows), captured, deadline)
+
+    def row(self, value: bytes | Array) -> Array:
+        """One example's x: (H, W, C) uint8 pixels, or a tensor of the contract's shape.
+
+        Raises:
+            InputError: what was expected, what came.
+        """
+        if isinstance(value, bytes):
+            if self.contract.kind != "image":
+                raise InputError(f"expected a tensor of shape {list(self.contract.shape)}, got encoded bytes")
+            return decode_image(value, self.contract.shape[2], self.max_pixels)
+        if self.contract.kind == "image" and value.ndim == 2 and value.dtype == np.uint8:
+            value = value[..., None]
+        x: Array = self._tensor(value[None])[0]
+        return x
+
+    def _tensor(self, x: Array) -> Array:
+        """(B, *S) checked: pixels as uint8, or floats as the model takes them."""
+        contract = self.contract
+        if contract.kind == "image" and x.dtype == np.uint8:
+            channels = contract.shape[2]
+            if x.ndim == 4 and x.shape[3] == channels and 0 < x.shape[1] * x.shape[2] <= self.max_pixels:
+                return x
+            raise InputError(f"expected uint8 pixels [height, width, {channels}], got shape {list(x.shape[1:])}")
+        if x.shape[1:] != contract.model_shape:
+            raise InputError(f"expected shape {list(contract.model_shape)}, got {list(x.shape[1:])}")
+        if x.dtype.kind == "f":
+            if not np.isfinite(x).all():
+                raise InputError("expected finite numbers, got NaN or infinity")
+            return x
+        if contract.kind == "image" or x.dtype.kind not in "iub":
+            raise InputError(f"expected uint8 pixels or floats, got {x.dtype}")
+        return x
+
+
+def stack(rows: Sequence[Array]) -> Array:
+    """(B, *S), or (B,) objects where the rows differ in shape."""
+    if len({(row.shape, row.dtype) for row in rows}) <= 1:
+        return np.stack(rows) if rows else np.empty(0, dtype=object)
+    ragged = np.empty(len(rows), dtype=object)
+    ragged[:] = rows
+    return ragged
+
+
+def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Array:
+    """(H, W, C) uint8 pixels of a PNG or JPEG, turned upright as its EXIF says; grey or RGB by `channels`.
+
+    Raises:
+        InputError: not such an image, damaged, or more pixels than allowed (checked before decoding).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise InputError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
+            upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+            pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow raises a dozen kinds for damaged files
+        head = data[:8].hex(" ") or "nothing"
+        raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}): {error}") from None
+    return pixels.reshape(*pixels.shape[:2], channels)

@@ -1,0 +1,165 @@
+"""The manifest beside the models: what they are, what they take, and what their files must hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coe.cascade.errors import ModelError
+from coe.settings import Fields, Report, read_yaml
+
+from .base import ModelSpec, format_of
+from .inputs import Contract
+
+NAME = "manifest.yaml"
+OUTPUTS = ("probabilities", "logits")
+DTYPES = ("float32", "float16", "uint8", "int32", "int64")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is decided: its name, its labels, and what an example is."""
+
+    name: str
+    labels: tuple[str, ...]
+    contract: Contract
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits over labels and contract: two ends that differ here must not talk to each other.
+
+        Only what an example is counts (kind, shape), not how a member normalises it.
+        """
+        said = repr((self.labels, self.contract.kind, self.contract.shape))
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    task: Task
+    models: Mapping[str, ModelSpec]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path` (a file, or the folder it is in).
+
+    Raises:
+        ConfigError: every setting that is wrong, at once.
+    """
+    path = path / NAME if path.is_dir() else path
+    report = Report(str(path))
+    fields = Fields(read_yaml(path), report)
+    task = read_task(fields)
+    models = {}
+    for file, entry in fields.entries("models"):
+        spec = read_model(entry, path.parent / file, task)
+        entry.raw("tier", None)  # for people, and for the recipe's report
+        entry.finish()
+        models[file] = spec
+    fields.finish()
+    report.check()
+    return Manifest(task, models)
+
+
+def read_task(fields: Fields) -> Task:
+    """`task`, `labels` and `input` of a manifest or a config."""
+    name = fields.text("task")
+    labels = fields.texts("labels")
+    if fields.has("labels") and len(set(labels)) < max(len(labels), 2):
+        fields.wrong("labels", f"expected two labels or more, all different, got {len(labels)}")
+    return Task(name, labels, read_contract(fields.section("input")))
+
+
+def read_contract(fields: Fields) -> Contract:
+    """An `input:` section.
+
+    image: `size: [height, width]`, `channels`, `layout`, `dtype`, `scale`, `mean`, `std`, `fit`;
+    tensor: `shape: [...]`, `dtype`.
+    """
+    kind = fields.choice("kind", ("image", "tensor"))
+    if kind == "tensor":
+        shape = fields.integers("shape")
+        contract = Contract("tensor", shape, "NHWC", fields.choice("dtype", DTYPES, "float32"))
+    else:
+        size = fields.integers("size")
+        if fields.has("size") and (len(size) != 2 or min(size) < 1):
+            fields.wrong("size", f"expected [height, width], got {list(size)}")
+            size = (1, 1)
+        channels = fields.integer("channels", 3)
+        if channels not in (1, 3):
+            fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
+        contract = Contract(
+            "image",
+            (*size, channels),
+            fields.choice("layout", ("NCHW", "NHWC"), "NCHW"),
+            fields.choice("dtype", DTYPES[:3], "float32"),
+            fields.number("scale", 1.0),
+            _per_channel(fields, "mean", 0.0, channels),
+            _per_channel(fields, "std", 1.0, channels),
+            fields.choice("fit", ("stretch", "crop"), "stretch"),
+        )
+    fields.finish()
+    return contract
+
+
+def read_model(entry: Fields, path: Path, task: Task, pinned: bool = False) -> ModelSpec:
+    """One model's entry in a manifest, or in a config (`pinned`)."""
+    sha256 = entry.text("sha256", None)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        entry.wrong("sha256", f'expected 64 hex digits, got "{sha256}" (sha256sum {path.name})')
+    try:
+        kind = format_of(path, entry.text("format", None))
+    except ModelError as error:
+        entry.wrong("format", str(error))
+        kind = "onnx"
+    contract = read_contract(entry.section("input")) if entry.has("input") else task.contract
+    return ModelSpec(
+        name=path.name,
+        path=path,
+        format=kind,
+        labels=task.labels,
+        contract=contract,
+        output=entry.choice("output", OUTPUTS, "probabilities"),
+        sha256=sha256,
+        pinned=pinned and sha256 is not None,
+        flops=entry.number("flops", None, high=1e18),
+        parameters=entry.integer("parameters", None, high=2**50),
+        calibration_accuracy=entry.number("calibration_accuracy", None, high=1.0),
+        architecture=entry.text("architecture", None),
+    )
+
+
+def read_verified(spec: ModelSpec) -> bytes:
+    """The bytes of a model file, which are then what is loaded: nothing can change in between.
+
+    Raises:
+        ModelError: missing, unreadable, or another checksum than declared.
+    """
+    try:
+        data = spec.path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{spec.path}: the model file cannot be read: {error.strerror}") from None
+    if spec.sha256 is not None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != spec.sha256:
+            raise ModelError(
+                f"{spec.path}: expected sha256 {spec.sha256[:16]}.., got {found[:16]}.. "
+                f"(the file changed: fetch it again, or declare its new checksum)"
+            )
+    return data
+
+
+def _per_channel(fields: Fields, key: str, default: float, channels: int) -> tuple[float, ...]:
+    values = fields.numbers(key, [default])
+    if len(values) not in (1, channels):
+        fields.wrong(key, f"expected 1 or {channels} numbers, got {len(values)}")
+        return (default,)
+    if key == "std" and not np.all(np.asarray(values) > 0):
+        fields.wrong(key, f"expected numbers above 0, got {list(values)}")
+        return (default,)
+    return values

@@ -1,0 +1,117 @@
+"""ONNX Runtime members: the preferred format on devices and in the cloud."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from coe.cascade.errors import ModelError
+from coe.cascade.tier import Prepare
+from coe.cascade.types import Array
+
+from .base import ModelSpec, RunOptions, import_runtime, softmax
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+class OnnxMember:
+    """One session with one input and one (B, L) output. Safe to call from several threads."""
+
+    def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
+        ort = import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")
+        self.name = spec.name
+        self.n_labels = len(spec.labels)
+        self.prepare: Prepare = spec.contract.prepare
+        self._is_logits = spec.output == "logits"
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 3
+        # Idle threads must not spin: on a device they would take the cores the next member needs.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(spec.path.parent))
+        wanted = _available(ort, options.providers)
+        try:
+            self._session = ort.InferenceSession(data, settings, providers=wanted)
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
+            raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+        self._input, self._rows = _check_input(self._session, spec)
+        self._output = _pick_output(self._session, spec)
+        used = self._session.get_providers()[0]
+        self.runs_on = f"onnxruntime {ort.__version__}, {used}, {options.threads} thread(s)"
+
+    def predict(self, x: Array) -> Array:
+        if self._rows is not None and len(x) != self._rows:
+            output = np.concatenate([self._run(row[None]) for row in x])
+        else:
+            output = self._run(x)
+        return softmax(output) if self._is_logits else output
+
+    def _run(self, x: Array) -> Array:
+        output: Array = self._session.run([self._output], {self._input: x})[0]
+        return output
+
+    def close(self) -> None:
+        self._session = None
+
+
+def load(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxMember:
+    return OnnxMember(data, spec, options)
+
+
+def _available(ort: Any, names: tuple[str, ...]) -> list[str]:
+    """The providers asked for, which must be there: a GPU asked for and not used is no silent matter."""
+    here = ort.get_available_providers()
+    wanted = []
+    for name in names:
+        provider = PROVIDERS.get(name, name)
+        if provider not in here:
+            raise ModelError(
+                f"providers: expected one of {', '.join(here)}, got {name} "
+                f"(pip install onnxruntime-gpu for CUDA and TensorRT)"
+            )
+        wanted.append(provider)
+    return wanted if PROVIDERS["cpu"] in wanted else [*wanted, PROVIDERS["cpu"]]
+
+
+def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
+    """The input's name, and its number of rows where that is fixed."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1:
+        raise ModelError(f"{spec.path}: expected one input, got {', '.join(entry.name for entry in inputs)}")
+    declared, wanted = inputs[0].shape, spec.contract.model_shape
+    fits = len(declared) == 1 + len(wanted) and all(
+        not isinstance(have, int) or have == want for have, want in zip(declared[1:], wanted, strict=True)
+    )
+    dtype = DTYPES.get(inputs[0].type, inputs[0].type)
+    if not fits or dtype != spec.contract.dtype:
+        raise ModelError(
+            f"{spec.path}: its input is {dtype} {declared}, the input contract says "
+            f"{spec.contract.dtype} [batch, {', '.join(map(str, wanted))}] (mend `input:` in the manifest or config)"
+        )
+    rows = declared[0] if isinstance(declared[0], int) else None
+    if rows not in (None, 1):
+        raise ModelError(f"{spec.path}: expected a batch dimension that is free or 1, got {rows}")
+    return inputs[0].name, rows
+
+
+def _pick_output(session: Any, spec: ModelSpec) -> str:
+    """The (B, L) output; with several, the first whose last dimension is the number of labels."""
+    outputs = session.get_outputs()
+    for entry in outputs:
+        if len(entry.shape) == 2 and entry.shape[1] == len(spec.labels):
+            return str(entry.name)
+    if len(outputs) == 1 and not (len(outputs[0].shape) == 2 and isinstance(outputs[0].shape[1], int)):
+        return str(outputs[0].name)
+    shapes = ", ".join(f"{entry.name} {entry.shape}" for entry in outputs)
+    raise ModelError(f"{spec.path}: expected an output [batch, {len(spec.labels)}] for the labels, got {shapes}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

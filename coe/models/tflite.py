@@ -1,0 +1,106 @@
+"""LiteRT/TFLite members: ai-edge-litert, or the older tflite-runtime where that is what is installed."""
+
+from __future__ import annotations
+
+import threading
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from coe.cascade.errors import ModelError, RuntimeMissing
+from coe.cascade.tier import Prepare
+from coe.cascade.types import Array
+
+from .base import ModelSpec, RunOptions, import_runtime, softmax
+
+MEND = "pip install ai-edge-litert"
+
+
+class TfliteMember:
+    """One interpreter, one example at a time: files are converted for batch 1. Calls take turns."""
+
+    def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
+        interpreter, package = find_interpreter()
+        self.name = spec.name
+        self.n_labels = len(spec.labels)
+        self.prepare: Prepare = spec.contract.prepare
+        self._is_logits = spec.output == "logits"
+        self._turn = threading.Lock()  # an interpreter holds one input and one output buffer
+        try:
+            self._net = interpreter(model_content=data, num_threads=options.threads)
+            self._net.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{spec.path}: {package} cannot load it: {str(error).splitlines()[0][:300]}") from None
+        inputs, outputs = self._net.get_input_details(), self._net.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise ModelError(f"{spec.path}: expected one input and one output, got {len(inputs)} and {len(outputs)}")
+        shape, wanted = inputs[0]["shape"].tolist(), [1, *spec.contract.model_shape]
+        if shape != wanted:
+            raise ModelError(
+                f"{spec.path}: its input is {shape}, the input contract says {wanted} "
+                f"(mend `input:` in the manifest or config)"
+            )
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._in_type, self._in_scale = inputs[0]["dtype"], inputs[0]["quantization"]
+        self._out_scale = outputs[0]["quantization"]
+        self.runs_on = f"{package}, CPU, {options.threads} thread(s)"
+
+    def predict(self, x: Array) -> Array:
+        with self._turn:
+            output = self._run(x) if len(x) == 1 else np.concatenate([self._run(row[None]) for row in x])
+        return softmax(output) if self._is_logits else output
+
+    def _run(self, x: Array) -> Array:
+        if x.dtype != self._in_type:
+            x = self._quantised(x)
+        self._net.set_tensor(self._input, x)
+        self._net.invoke()
+        output: Array = self._net.get_tensor(self._output)
+        scale, zero = self._out_scale
+        return (output.astype(np.float32) - zero) * np.float32(scale) if scale else output
+
+    def _quantised(self, x: Array) -> Array:
+        """Floats as the integers an int8 model takes: round(x / scale) + zero point."""
+        scale, zero = self._in_scale
+        if not scale:
+            raise ModelError(f"{self.name}: its input is {self._in_type.__name__}, the input contract says {x.dtype}")
+        limits = np.iinfo(self._in_type)
+        quantised: Array = np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(self._in_type)
+        return quantised
+
+    def close(self) -> None:
+        with self._turn:
+            self._net = None
+
+
+def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TfliteMember:
+    return TfliteMember(data, spec, options)
+
+
+def find_interpreter() -> tuple[Any, str]:
+    """The Interpreter class and the name and version of its package.
+
+    Raises:
+        RuntimeMissing: neither package is there, or tflite-runtime with a NumPy it cannot work with.
+    """
+    if version := _version("ai-edge-litert"):
+        module = import_runtime("ai_edge_litert.interpreter", "TFLite", MEND)
+        return module.Interpreter, f"ai-edge-litert {version}"
+    if version := _version("tflite-runtime"):
+        numpy_version = _version("numpy") or np.__version__
+        if int(numpy_version.split(".")[0]) >= 2:  # its import passes, its Interpreter then fails obscurely
+            raise RuntimeMissing(
+                "TFLite",
+                f"tflite-runtime {version} needs numpy<2, got {numpy_version} ({MEND}, or 'numpy<2')",
+            )
+        module = import_runtime("tflite_runtime.interpreter", "TFLite", MEND)
+        return module.Interpreter, f"tflite-runtime {version}"
+    raise RuntimeMissing("TFLite", MEND)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

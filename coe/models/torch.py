@@ -1,0 +1,78 @@
+"""torch members, for the cloud. Never imported on a device path.
+
+A file that can run code as it loads (`.pt2`, TorchScript) is opened only where the operator's own config pins
+its sha256. Weights alone (`.pt`) load with `weights_only=True` into an architecture that is known by name.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+from coe.cascade.errors import ModelError
+from coe.cascade.tier import Prepare
+from coe.cascade.types import Array
+
+from .base import ModelSpec, RunOptions, import_runtime, softmax
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {}  # name -> () -> nn.Module; the zoo registers its own
+
+
+class TorchMember:
+    """One module in inference mode on one device."""
+
+    def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
+        torch = import_runtime("torch", "torch", "pip install torch")
+        self.name = spec.name
+        self.n_labels = len(spec.labels)
+        self.prepare: Prepare = spec.contract.prepare
+        self._is_logits = spec.output == "logits"
+        self._torch = torch
+        try:
+            self._device = torch.device(options.device)
+            self._module = _open(torch, data, spec).to(self._device)
+        except ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - unpickling and shape errors come in many kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{spec.path}: torch cannot load it on {options.device}: {reason}") from None
+        if spec.format != "torch-export":
+            self._module.eval()
+        torch.set_num_threads(options.threads)  # torch has one pool for the whole process
+        self.runs_on = f"torch {torch.__version__}, {self._device}, {options.threads} thread(s)"
+
+    def predict(self, x: Array) -> Array:
+        with self._torch.inference_mode():
+            output: Array = self._module(self._torch.from_numpy(x).to(self._device)).float().cpu().numpy()
+        return softmax(output) if self._is_logits else output
+
+    def close(self) -> None:
+        self._module = None
+
+
+def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TorchMember:
+    return TorchMember(data, spec, options)
+
+
+def _open(torch: Any, data: bytes, spec: ModelSpec) -> Any:
+    """The module in a file, by the safest way its format has."""
+    if spec.format == "torch":
+        build = ARCHITECTURES.get(spec.architecture or "")
+        if build is None:
+            known = ", ".join(sorted(ARCHITECTURES)) or "none"
+            raise ModelError(
+                f"{spec.path}: weights need a known `architecture:` ({known}), got {spec.architecture or 'none'} "
+                f"(or export the model to ONNX)"
+            )
+        module = build()
+        module.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        return module
+    if not spec.pinned:
+        raise ModelError(
+            f"{spec.path}: a {spec.format} file can run code as it loads, so it is opened only where your config "
+            f"pins it (add `sha256:` to this member, or export the model to ONNX)"
+        )
+    if spec.format == "torchscript":
+        return torch.jit.load(io.BytesIO(data), map_location="cpu")
+    return torch.export.load(io.BytesIO(data)).module()

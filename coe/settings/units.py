@@ -1,0 +1,27 @@
+"""Time as people write it: 1us, 10ms, 2s."""
+
+from __future__ import annotations
+
+import re
+
+UNITS_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from "1us", "10ms" or "1.5s".
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)\s*", text)
+    if not match:
+        raise ValueError(f'expected a time with its unit, got "{text}" (write 1us, 10ms or 2s)')
+    return float(match[1]) * UNITS_S[match[2]]
+
+
+def format_seconds(seconds: float) -> str:
+    """The shortest of "12 us", "3.4 ms", "1.20 s", to three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
