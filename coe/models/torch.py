@@ -43,6 +43,7 @@ class TorchMember:
         self.runs_on = f"torch {torch.__version__}, {self._device}, {options.threads} thread(s)"
 
     def predict(self, x: Array) -> Array:
+        x = x if x.flags.writeable else x.copy()  # torch warns of memory it may not write, such as a message's
         with self._torch.inference_mode():
             output: Array = self._module(self._torch.from_numpy(x).to(self._device)).float().cpu().numpy()
         return softmax(output) if self._is_logits else output

@@ -1,0 +1,90 @@
+"""coe-cloud: tier servers on a GPU host, or any host."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from coe import __version__
+from coe.assembly import LocalTierConfig
+from coe.settings.programs import run_program
+
+from .config import ServerConfig, default_config, read_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_program("coe-cloud", _run, sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    path = options.config or default_config()
+    config = read_config(path)
+    changes = {key: getattr(options, key) for key in ("host", "grpc_port") if getattr(options, key, None) is not None}
+    config = replace(config, **changes)
+    for warning in config.warnings:
+        print(f"coe-cloud: {path}: warning: {warning}", file=sys.stderr)
+    if options.command == "models":
+        return _list_models(config)
+    return _serve(config, options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coe-cloud", description="Serve a cascade's cloud tiers over the Open Inference Protocol (gRPC)."
+    )
+    parser.add_argument("--version", action="version", version=f"coe-cloud {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    serve = commands.add_parser("serve", help="serve until SIGTERM or ^C, then drain")
+    models = commands.add_parser("models", help="list what would be served, and stop")
+    for command in (serve, models):
+        command.add_argument("--config", type=Path, help="YAML file; default: the bundled digits' cloud tiers")
+    serve.add_argument("--host", help="address to listen on; default: the config's, or 127.0.0.1")
+    serve.add_argument("--grpc-port", type=int, help="default: the config's, or 8001; 0 takes a free one")
+    serve.add_argument("--verbose", action="store_true", help="log more")
+    return parser
+
+
+def _list_models(config: ServerConfig) -> int:
+    task = config.cascade.task
+    print(f"task {task.name}: {len(task.labels)} labels, fingerprint {task.fingerprint}")
+    print(f"model {config.model}: the whole cascade, {len(config.cascade.tiers)} tier(s)")
+    for tier in config.cascade.tiers:
+        if not isinstance(tier, LocalTierConfig):
+            print(f"  tier {tier.name}: {tier.model} at {tier.address}")
+            continue
+        print(f"  tier {tier.name}, also served alone as model {config.model}-{tier.name}:")
+        for spec in tier.members:
+            flops = "unknown FLOPs" if spec.flops is None else f"{spec.flops:.3g} FLOPs"
+            accuracy = "" if spec.calibration_accuracy is None else f", {spec.calibration_accuracy:.1%} on calibration"
+            checksum = "no checksum" if spec.sha256 is None else f"sha256 {spec.sha256[:12]}.."
+            print(f"    {spec.name} ({spec.format}, {flops}{accuracy}, {checksum})")
+    return 0
+
+
+def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
+    from .server import Server  # grpc and the runtimes are only loaded to serve
+
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = Server(config, say=lambda line: print(f"coe-cloud: {line}", flush=True))
+    if config.host not in ("127.0.0.1", "::1", "[::1]", "localhost"):
+        print(f"coe-cloud: warning: serving plaintext beyond this machine, on {config.host}", file=sys.stderr)
+    server.start()
+    names = ", ".join(server.models)
+    print(f"coe-cloud: ready on {config.host}:{server.port}: {names}", flush=True)
+    stop.wait()
+    print(f"coe-cloud: draining, at most {config.grace_s:g} s", flush=True)
+    server.stop()
+    print("coe-cloud: stopped", flush=True)
+    return 0

@@ -1,0 +1,158 @@
+"""The server's life: load, warm, serve, drain, close."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from coe.assembly import open_tier
+from coe.cascade.cascade import Cascade
+from coe.cascade.errors import ConfigError
+from coe.cascade.rule import Always, DeferralRule
+from coe.cascade.tier import Tier
+from coe.models.inputs import Door
+from coe.wire.service import SERVICE, server_options
+from coe.wire.servicer import InferenceServicer, Served
+
+from .batcher import BatchedTier
+from .config import ServerConfig
+
+log = logging.getLogger(__name__)
+
+
+class _Alone:
+    """One tier served by itself: every member is asked, because the vote itself is what the caller wants."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self.name = tier.name
+        self.rule: DeferralRule = Always(pools_scores=tier.rule.pools_scores, asks_all=True)
+        self.n_tiers = tier.n_tiers
+        self.waits = tier.waits
+        self.vote = tier.vote
+        self.complete = tier.complete
+        self.close = tier.close
+
+
+class Server:
+    """Serves a config's cascade, and each of its local tiers, over gRPC.
+
+    Args:
+        say: told what is loaded and on what it runs.
+    Raises:
+        CascadeError: a model cannot be loaded, or the port cannot be bound.
+    """
+
+    def __init__(self, config: ServerConfig, say: Callable[[str], None] = log.info) -> None:
+        self.config = config
+        self._is_ready = False
+        self._stopped = threading.Event()
+        self._tiers: list[Tier] = []
+        try:
+            for tier in config.cascade.tiers:
+                self._tiers.append(self._batched(open_tier(tier, config.cascade, say)))
+            self.models = self._served()
+            self._health = health.HealthServicer()
+            self._server = self._build()
+            self.port = self._bind()
+        except BaseException:
+            self._close_tiers()
+            raise
+
+    def start(self) -> None:
+        """Accept calls: every member was tried out as it loaded, so the server is warm."""
+        self._server.start()
+        self._set_ready(True)
+
+    def stop(self) -> None:
+        """Not ready; no new calls; those under way may finish within `grace_s`; then close. Twice is fine."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        self._set_ready(False)
+        self._server.stop(self.config.grace_s).wait()
+        self._close_tiers()
+
+    def _batched(self, tier: Tier) -> Tier:
+        """Local tiers are asked in batches; a remote one takes calls side by side as they are."""
+        if tier.waits:
+            return tier
+        config = self.config
+        return BatchedTier(
+            tier, max_batch=config.max_batch, max_delay_s=config.max_delay_s, max_queued=config.max_queued
+        )
+
+    def _served(self) -> dict[str, Served]:
+        config = self.config
+        cascades = {config.model: Cascade(self._tiers, keep_last_answer=config.cascade.keep_last_answer)}
+        for tier in self._tiers:
+            if not tier.waits:
+                cascades[f"{config.model}-{tier.name}"] = Cascade([_Alone(tier)])
+        task = config.cascade.task
+        door = Door(task.contract)
+        return {
+            name: Served(
+                name,
+                task.fingerprint,
+                task.labels,
+                (-1, *task.contract.shape),
+                door,
+                cascade.decide,
+                cascade.n_tiers,
+            )
+            for name, cascade in cascades.items()
+        }
+
+    def _build(self) -> grpc.Server:
+        config = self.config
+        servicer = InferenceServicer(
+            self.models, lambda: self._is_ready, max_rows=config.max_rows, max_bytes=config.max_message_bytes
+        )
+        server = grpc.server(
+            ThreadPoolExecutor(config.max_calls, "coe-call"),
+            options=server_options(config.max_message_bytes),
+            maximum_concurrent_rpcs=config.max_calls,
+        )
+        server.add_generic_rpc_handlers((servicer.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            _add_reflection(server)
+        return server
+
+    def _bind(self) -> int:
+        address = f"{self.config.host}:{self.config.grpc_port}"
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise ConfigError([f"expected a free port, got {address} which cannot be bound (set --grpc-port)"])
+        return port
+
+    def _set_ready(self, ready: bool) -> None:
+        self._is_ready = ready
+        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE, *self.models):
+            self._health.set(name, state)
+
+    def _close_tiers(self) -> None:
+        for tier in self._tiers:
+            tier.close()
+
+
+def _add_reflection(server: grpc.Server) -> None:
+    from google.protobuf import descriptor_pool
+    from grpc_reflection.v1alpha import reflection
+
+    from coe.wire import inference_pb2
+
+    pool = descriptor_pool.DescriptorPool()  # ours and health's together: neither's own pool has both
+    for module in (inference_pb2, health_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    names = (SERVICE, health.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=pool)

@@ -1,0 +1,227 @@
+"""The cascade part of a config file, as edge and cloud both read it.
+
+task: zoo:digits                     # a manifest, or `task:`, `labels:`, `input:` written out
+tiers:
+  - name: device
+    members: [zoo:digits/a.onnx, zoo:digits/b.onnx, models/c.tflite]
+    agreement: 2/3
+  - name: cloud
+    address: 10.0.0.7:8001
+    model: digits
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coe import zoo
+from coe.cascade.delay import Delay
+from coe.cascade.errors import ConfigError
+from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
+from coe.models.base import ModelSpec, RunOptions
+from coe.models.inputs import Contract
+from coe.models.manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
+from coe.settings import Fields
+
+
+@dataclass(frozen=True)
+class LocalTierConfig:
+    name: str
+    members: tuple[ModelSpec, ...]
+    rule: DeferralRule
+    parallel: bool
+    early: bool
+    options: RunOptions
+
+
+@dataclass(frozen=True)
+class RemoteTierConfig:
+    name: str
+    address: str
+    model: str
+    rule: DeferralRule
+    deadline_s: float
+    send_captured: bool
+    any_version: bool
+    n_tiers: int
+    delay: Delay | None
+
+
+TierConfig = LocalTierConfig | RemoteTierConfig
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """A cascade as configured; `coe.assembly.open_cascade` makes it run."""
+
+    task: Task
+    tiers: tuple[TierConfig, ...]
+    keep_last_answer: bool
+
+
+def read_cascade(fields: Fields, folder: Path, *, parallel: bool = False) -> CascadeConfig:
+    """`task`, `tiers` and `when_unavailable` of a config file.
+
+    Args:
+        folder: relative paths start here.
+        parallel: the default of a tier's own `parallel:`.
+    """
+    task = _read_task(fields, folder)
+    entries = fields.sections("tiers")
+    if not entries and fields.has("tiers"):
+        fields.wrong("tiers", "expected at least one tier, got none")
+    reader = _TierReader(task, folder, parallel)
+    tiers = tuple(reader.read(entry, is_last=entry is entries[-1]) for entry in entries)
+    names = [tier.name for tier in tiers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        fields.wrong("tiers", f'expected each tier to have its own name, got "{name}" twice')
+    fallback = fields.choice("when_unavailable", ("answer-local", "fail"), "answer-local")
+    return CascadeConfig(task, tiers, fallback == "answer-local")
+
+
+def resolve(reference: str, folder: Path) -> Path:
+    """A path in a config: `zoo:NAME/FILE` is bundled, others are relative to the config's folder.
+
+    Raises:
+        ConfigError: the zoo has no such task.
+    """
+    if reference.startswith("zoo:"):
+        return zoo.find(reference.removeprefix("zoo:"))
+    return folder / Path(reference).expanduser()
+
+
+def _read_task(fields: Fields, folder: Path) -> Task:
+    if fields.has("labels") or fields.has("input"):
+        return read_task(fields)
+    reference = fields.text("task")
+    try:
+        return read_manifest(resolve(reference, folder)).task
+    except ConfigError as error:
+        if reference:
+            fields.report.findings.extend(f"task: {line}" for line in str(error).splitlines())
+        return Task("unknown", ("0", "1"), Contract("tensor", (1,)))
+
+
+class _TierReader:
+    def __init__(self, task: Task, folder: Path, parallel: bool) -> None:
+        self.task = task
+        self.folder = folder
+        self.parallel = parallel
+        self.manifests: dict[Path, Manifest | None] = {}
+
+    def read(self, entry: Fields, is_last: bool) -> TierConfig:
+        if entry.has("members") == entry.has("address"):
+            entry.wrong("", "expected `members:` (a local tier) or `address:` (a remote one), got both or neither")
+        tier = self._remote(entry, is_last) if entry.has("address") else self._local(entry, is_last)
+        entry.finish()
+        return tier
+
+    def _local(self, entry: Fields, is_last: bool) -> LocalTierConfig:
+        entries = entry.raw("members", expected="a list of model files")
+        entries = entries if isinstance(entries, list) else [entries]
+        members = tuple(
+            self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries) if member is not None
+        )
+        if not members:
+            entry.wrong("members", "expected at least one model file, got none")
+        options = RunOptions(
+            threads=entry.integer("threads", 1, 1, 256),
+            providers=entry.texts("providers", ["cpu"]),
+            device=entry.text("device", "cpu"),
+        )
+        return LocalTierConfig(
+            name=entry.text("name", "tier"),
+            members=members,
+            rule=_read_rule(entry, max(len(members), 1), is_last),
+            parallel=entry.flag("parallel", self.parallel),
+            early=entry.flag("early", True),
+            options=options,
+        )
+
+    def _remote(self, entry: Fields, is_last: bool) -> RemoteTierConfig:
+        address = entry.text("address")
+        host, _, port = address.rpartition(":")
+        if address and not (host and port.isdigit() and 0 < int(port) < 65536):
+            entry.wrong("address", f'expected host:port, got "{address}" (coe-cloud serves on port 8001)')
+        delay_ms = entry.number("delay_ms", None, high=600_000)
+        one_way = entry.flag("delay_one_way", False)
+        return RemoteTierConfig(
+            name=entry.text("name", "cloud"),
+            address=address,
+            model=entry.text("model", self.task.name),
+            rule=_read_rule(entry, None, is_last),
+            deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
+            send_captured=entry.choice("send", ("captured", "pixels"), "captured") == "captured",
+            any_version=entry.flag("any_version", False),
+            n_tiers=entry.integer("tiers", 1, 1, 64),
+            delay=None if delay_ms is None else Delay(delay_ms / 1000, one_way),
+        )
+
+    def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
+        """A member: a path, or a section with `file:` and what the manifest would say of it."""
+        own = Fields({"file": value} if isinstance(value, str) else value, entry.report, f"{entry.trail}.{key}")
+        try:
+            path = resolve(own.text("file"), self.folder)
+        except ConfigError as error:
+            own.wrong("file", str(error))
+            path = self.folder
+        spec = self._from_manifest(own, path)
+        if spec is None or not isinstance(value, str):
+            declared = read_model(own, path, self.task, pinned=True)
+            spec = declared if spec is None else _merged(spec, declared, own)
+        own.finish()
+        return spec
+
+    def _from_manifest(self, own: Fields, path: Path) -> ModelSpec | None:
+        """What the manifest in the file's folder says of it, if it does."""
+        if path.parent not in self.manifests:
+            here = path.parent / NAME
+            try:
+                self.manifests[path.parent] = read_manifest(here) if here.is_file() else None
+            except ConfigError as error:
+                own.report.findings.extend(f"{own.trail}: {line}" for line in str(error).splitlines())
+                self.manifests[path.parent] = None
+        manifest = self.manifests[path.parent]
+        spec = manifest.models.get(path.name) if manifest else None
+        if spec and spec.labels != self.task.labels:
+            own.wrong(
+                "file",
+                f"its manifest has {len(spec.labels)} labels, not the {len(self.task.labels)} of task {self.task.name}",
+            )
+        return spec
+
+
+def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
+    """The manifest's word, with what the config states itself on top."""
+    stated = {key: getattr(declared, key) for key in ("output", "architecture", "format") if own.has(key)}
+    if own.has("input"):
+        stated["contract"] = declared.contract
+    if own.has("sha256"):
+        stated.update(sha256=declared.sha256, pinned=True)
+    return replace(manifest, **stated)
+
+
+def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:
+    """`agreement:` or `confidence:`; unanimity where neither is said; the last tier needs neither."""
+    if entry.has("confidence"):
+        return Confidence(entry.number("confidence", high=1.0))
+    value = entry.raw("agreement", None)
+    if is_last:
+        if value is not None:
+            entry.warn("agreement", "the last tier always answers, so this has no effect (leave it out)")
+        return Always()
+    if n_members == 1:
+        entry.wrong(
+            "agreement",
+            "one member always agrees with itself, so this tier would never defer (add members, or set `confidence:`)",
+        )
+    try:
+        rule, warning = parse_agreement("unanimous" if value is None else value, n_members)
+    except ValueError as error:
+        entry.wrong("agreement", str(error))
+        return Always()
+    if warning:
+        entry.warn("agreement", warning)
+    return rule

@@ -1,0 +1,87 @@
+"""From a configured cascade to a running one: members loaded, remote tiers dialled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from coe.cascade.cascade import Cascade
+from coe.cascade.delay import DelayedTier
+from coe.cascade.tier import LocalTier, Tier
+from coe.models.base import load
+from coe.wire.remote import RemoteTier
+
+from .config import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig
+
+Say = Callable[[str], None]
+
+
+def open_cascade(config: CascadeConfig, say: Say = lambda line: None) -> Cascade:
+    """The cascade, ready to decide. `say` is told what each tier runs on.
+
+    Raises:
+        ModelError, RuntimeMissing: a member cannot be loaded; those loaded before are closed.
+    """
+    tiers: list[Tier] = []
+    try:
+        for tier in config.tiers:
+            tiers.append(open_tier(tier, config, say))
+    except BaseException:
+        for opened in tiers:
+            opened.close()
+        raise
+    return Cascade(tiers, keep_last_answer=config.keep_last_answer)
+
+
+def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: None) -> Tier:
+    """One tier, ready to vote."""
+    if isinstance(tier, LocalTierConfig):
+        return _open_local(tier, say)
+    return _open_remote(tier, config, say)
+
+
+def _open_local(tier: LocalTierConfig, say: Say) -> Tier:
+    if any(spec.architecture for spec in tier.members if spec.format == "torch"):
+        _register_architectures()
+    members = []
+    try:
+        for spec in tier.members:
+            members.append(load(spec, tier.options))
+    except BaseException:
+        for member in members:
+            member.close()
+        raise
+    how = "side by side" if tier.parallel else "in turn, stopping early" if tier.early else "in turn"
+    for member in members:
+        say(f"tier {tier.name}: {member.name} on {member.runs_on}")
+    if len(members) > 1:
+        say(f"tier {tier.name}: {len(members)} members vote {how}")
+    return LocalTier(tier.name, members, tier.rule, parallel=tier.parallel, early=tier.early)
+
+
+def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tier:
+    remote = RemoteTier(
+        tier.name,
+        tier.address,
+        tier.model,
+        tier.rule,
+        n_labels=len(config.task.labels),
+        fingerprint="" if tier.any_version else config.task.fingerprint,
+        deadline_s=tier.deadline_s,
+        send_captured=tier.send_captured,
+        n_tiers=tier.n_tiers,
+    )
+    say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
+    if tier.delay is None:
+        return remote
+    say(f"tier {tier.name}: an injected delay of {tier.delay.round_trip_s * 1000:g} ms a round trip")
+    return DelayedTier(remote, tier.delay)
+
+
+def _register_architectures() -> None:
+    """The zoo's networks become known to torch members; imported only when a config names one."""
+    from coe.models.torch import ARCHITECTURES
+    from coe.zoo.digits import networks
+
+    for name in networks.ARCHITECTURES:
+        ARCHITECTURES[name] = partial(networks.build, name)

@@ -1,0 +1,40 @@
+"""How a program ends: exit codes, and errors of the user as one line each.
+
+0 done; 1 failed at work (unreachable, full disk); 2 the user's error: one line a finding, no traceback;
+3 a bug: traceback, and where to report it; 130 stopped by ^C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from coe.cascade.errors import CascadeError, TierError
+
+
+def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """The exit code of `run(arguments)`, its errors told on stderr."""
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stderr.close()
+        return 0
+    except TierError as error:
+        return _tell(name, str(error), 1)
+    except CascadeError as error:
+        return _tell(name, str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _tell(name, f"{where}{error.strerror or error}", 1)
+    except Exception:  # noqa: BLE001 - the last boundary
+        traceback.print_exc()
+        return _tell(name, "this is a bug; please report it with the lines above", 3)
+
+
+def _tell(name: str, message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"{name}: {line}", file=sys.stderr)
+    return code

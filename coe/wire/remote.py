@@ -1,0 +1,202 @@
+"""A tier on another machine, asked over the Open Inference Protocol.
+
+The server may be `coe-cloud` (a tier, or a whole cascade) or any other that answers with class probabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import grpc
+import numpy as np
+
+from coe.cascade.errors import ConfigError, TierRejected, TierTimeout
+from coe.cascade.rule import DeferralRule
+from coe.cascade.types import Array, Batch, Vote
+from coe.wire import inference_pb2 as pb
+
+from .convert import WireError, add_input, get_parameters, read_outputs
+from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, PLATFORM, client_options, path
+from .status import from_rpc_error
+
+MOST_MEMBERS = 64  # a vote travels as FP32; as a fraction with a denominator up to this it is exact again
+
+
+class RemoteTier:
+    """Asks `model` at `address`. Needs no server to be there until its first vote.
+
+    Args:
+        address: "host:port".
+        model: the name the server gives the tier or cascade.
+        n_labels: of the task; a label outside it is refused.
+        fingerprint: of the task, sent as the model version, so that a server with other labels refuses; ""
+            asks for any version (a server that is not ours).
+        deadline_s: of one call; less where the batch's own deadline is nearer.
+        send_captured: send examples as captured where they have such a form, else as tensors.
+        n_tiers: how many tiers the server holds; learnt from its answers where it says.
+        credentials: for TLS; None: plaintext.
+    """
+
+    waits = True
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        model: str,
+        rule: DeferralRule,
+        *,
+        n_labels: int,
+        fingerprint: str = "",
+        deadline_s: float = 2.0,
+        send_captured: bool = True,
+        n_tiers: int = 1,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.name = name
+        self.rule = rule
+        self.address = address
+        self.model = model
+        self.n_labels = n_labels
+        self.n_tiers = n_tiers
+        self.deadline_s = deadline_s
+        self._fingerprint = fingerprint
+        self._send_captured = send_captured
+        options = client_options(max_message_bytes)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options)
+        self._infer = self._channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """The server's answers to a batch.
+
+        Raises:
+            TierError: by what the caller can do: TierUnavailable, TierTimeout, TierOverloaded, TierRejected.
+        """
+        timeout = min(self.deadline_s, batch.deadline - time.monotonic())
+        if timeout <= 0:
+            raise TierTimeout(self.name, "the example's deadline has passed before the call")
+        request = self._request(batch)
+        started = time.perf_counter()
+        try:
+            answer: bytes = self._infer(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(self.name, error) from None
+        call = {
+            "call_s": time.perf_counter() - started,
+            "bytes_sent": float(len(request) + FRAME_BYTES),
+            "bytes_received": float(len(answer) + FRAME_BYTES),
+        }
+        return self._read(answer, len(batch), call)
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        return vote
+
+    def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
+        """What the server says of the model.
+
+        Raises:
+            TierError: it cannot be asked.
+            ConfigError: it serves another task (other labels or another input).
+        """
+        ask = self._channel.unary_unary(
+            path("ModelMetadata"),
+            request_serializer=pb.ModelMetadataRequest.SerializeToString,
+            response_deserializer=pb.ModelMetadataResponse.FromString,
+        )
+        try:
+            told: pb.ModelMetadataResponse = ask(pb.ModelMetadataRequest(name=self.model), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(self.name, error) from None
+        if told.platform == PLATFORM and self._fingerprint and self._fingerprint not in told.versions:
+            raise ConfigError(
+                [
+                    f"tier {self.name}: {self.address} serves {self.model} for another task: expected fingerprint "
+                    f"{self._fingerprint}, got {', '.join(told.versions)} (labels and input of both ends must match)"
+                ]
+            )
+        return told
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _request(self, batch: Batch) -> bytes:
+        request = pb.ModelInferRequest(model_name=self.model, model_version=self._fingerprint)
+        captured = batch.captured if self._send_captured else None
+        try:
+            add_input(request, INPUT, _tensor(batch.x) if captured is None else captured)
+        except WireError as error:
+            raise TierRejected(self.name, str(error)) from None
+        return request.SerializeToString()
+
+    def _read(self, answer: bytes, n_rows: int, call: dict[str, float]) -> Vote:
+        try:
+            response = pb.ModelInferResponse.FromString(answer)
+            outputs = read_outputs(response)
+            vote = self._vote(outputs, n_rows, call)
+        except (WireError, ValueError, KeyError) as error:
+            raise TierRejected(self.name, f"its answer cannot be read: {error}") from None
+        for key, value in get_parameters(response.parameters).items():
+            if key.endswith("_s") and isinstance(value, float):
+                call[key] = value
+        return vote
+
+    def _vote(self, outputs: Mapping[str, Array], n_rows: int, call: Mapping[str, float]) -> Vote:
+        if "label" not in outputs:
+            return self._single_model(outputs, n_rows, call)
+        flat = {name: array.reshape(n_rows) for name, array in outputs.items() if array.size == n_rows}
+        labels = flat["label"].astype(np.int64)
+        if n_rows and (labels.min() < 0 or labels.max() >= self.n_labels):
+            raise ValueError(f"expected labels 0 to {self.n_labels - 1}, got {labels.min()} to {labels.max()}")
+        members = outputs.get("members")
+        if members is not None:
+            asked, n_members = members[:, 0].astype(np.int64), int(members[:, 1].max(initial=1))
+            count = np.rint(flat["vote"] * asked).astype(np.int64)
+        else:
+            shares = [Fraction(float(share)).limit_denominator(MOST_MEMBERS) for share in flat["vote"]]
+            count = np.array([share.numerator for share in shares], dtype=np.int64)
+            asked = np.array([share.denominator for share in shares], dtype=np.int64)
+            n_members = int(asked.max(initial=1))
+        tier_votes = outputs.get("tier_votes")
+        if tier_votes is not None:
+            self.n_tiers = tier_votes.shape[1]
+        reasons = outputs.get("degraded")
+        return Vote(
+            labels=labels,
+            count=count,
+            asked=asked,
+            n_members=n_members,
+            score=flat["score"].astype(np.float32),
+            exit_tier=flat["exit_tier"].astype(np.int64) if "exit_tier" in flat else None,
+            tier_votes=tier_votes,
+            degraded=None if reasons is None else tuple(_reason(text) for text in reasons.ravel()),
+            call=call,
+        )
+
+    def _single_model(self, outputs: Mapping[str, Array], n_rows: int, call: Mapping[str, float]) -> Vote:
+        """An ensemble of one: a plain model on another server, which answers with (B, L) probabilities."""
+        for array in outputs.values():
+            if array.shape == (n_rows, self.n_labels) and array.dtype.kind == "f":
+                labels = array.argmax(axis=1)
+                ones = np.ones(n_rows, dtype=np.int64)
+                score = array[np.arange(n_rows), labels].astype(np.float32)
+                return Vote(labels, ones, ones, 1, score, call=call)
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items()) or "none"
+        raise ValueError(f'expected an output "label", or probabilities [{n_rows}, {self.n_labels}], got {shapes}')
+
+
+def _tensor(x: Array) -> Array:
+    """x as one tensor; images of several sizes have no such form."""
+    if x.dtype == object:
+        raise WireError("input", "examples of one size", "several sizes", "send them as captured, or one by one")
+    return x
+
+
+def _reason(text: Any) -> str | None:
+    return text.decode("utf-8", "replace") or None if isinstance(text, bytes) else None

@@ -1,0 +1,73 @@
+"""The one table between our errors and gRPC's status codes, read in both directions.
+
+What is not in it becomes INTERNAL with an error id: the details go to the server's log, not to a stranger.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import grpc
+
+from coe.cascade.errors import (
+    CascadeError,
+    ConfigError,
+    InputError,
+    TierError,
+    TierOverloaded,
+    TierRejected,
+    TierTimeout,
+    TierUnavailable,
+)
+
+from .convert import WireError
+
+log = logging.getLogger(__name__)
+
+
+class UnknownModel(CascadeError):
+    """The server has no model of that name or version."""
+
+
+# Most specific first.
+TABLE: tuple[tuple[type[CascadeError], grpc.StatusCode], ...] = (
+    (WireError, grpc.StatusCode.INVALID_ARGUMENT),
+    (InputError, grpc.StatusCode.INVALID_ARGUMENT),
+    (UnknownModel, grpc.StatusCode.NOT_FOUND),
+    (TierOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TierTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (TierUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (TierRejected, grpc.StatusCode.FAILED_PRECONDITION),
+    (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+FROM_CODE: dict[grpc.StatusCode, type[TierError]] = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: TierOverloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TierTimeout,
+    grpc.StatusCode.UNAVAILABLE: TierUnavailable,
+    grpc.StatusCode.CANCELLED: TierUnavailable,
+    grpc.StatusCode.INTERNAL: TierUnavailable,
+    grpc.StatusCode.UNKNOWN: TierUnavailable,
+    grpc.StatusCode.ABORTED: TierUnavailable,
+}
+
+
+def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Code and text for the caller."""
+    for kind, code in TABLE:
+        if isinstance(error, kind):
+            return code, str(error)
+    error_id = uuid.uuid4().hex[:12]
+    log.error("internal error %s", error_id, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error {error_id} (the server's log has the details)"
+
+
+def from_rpc_error(tier: str, error: grpc.RpcError) -> TierError:
+    """What a failed call means to the cascade."""
+    code: grpc.StatusCode = error.code()
+    details = (error.details() or "").strip()
+    kind = FROM_CODE.get(code, TierRejected)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        kind = TierRejected  # gRPC's own word for a message over the limit: it will be as large next time
+    return kind(tier, f"{code.name}: {details}" if details else code.name)
