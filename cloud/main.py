@@ -88,3 +88,7 @@ def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
     server.stop()
     print("coe-cloud: stopped", flush=True)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,11 @@ from coe.models.inputs import Contract
 from coe.models.manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
 from coe.settings import Fields
 
+UNKNOWN = Task("unknown", ("0", "1"), Contract("tensor", (1,)))  # stands in where `task` has findings
+
+# What a member in a config may say in place of its manifest, as ModelSpec names it; `input` and `sha256` too.
+STATED = ("format", "output", "architecture", "flops", "parameters", "calibration_accuracy")
+
 
 @dataclass(frozen=True)
 class LocalTierConfig:
@@ -34,6 +39,7 @@ class LocalTierConfig:
     parallel: bool
     early: bool
     options: RunOptions
+    delay: Delay | None
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,14 @@ def resolve(reference: str, folder: Path) -> Path:
     """A path in a config: `zoo:NAME/FILE` is bundled, others are relative to the config's folder.
 
     Raises:
-        ConfigError: the zoo has no such task.
+        ConfigError: the zoo has no such task, or "~name" names nobody.
     """
     if reference.startswith("zoo:"):
         return zoo.find(reference.removeprefix("zoo:"))
-    return folder / Path(reference).expanduser()
+    try:
+        return folder / Path(reference).expanduser()
+    except RuntimeError:
+        raise ConfigError([f'expected a path, got "{reference}" (no such user)']) from None
 
 
 def _read_task(fields: Fields, folder: Path) -> Task:
@@ -101,7 +110,7 @@ def _read_task(fields: Fields, folder: Path) -> Task:
     except ConfigError as error:
         if reference:
             fields.report.findings.extend(f"task: {line}" for line in str(error).splitlines())
-        return Task("unknown", ("0", "1"), Contract("tensor", (1,)))
+        return UNKNOWN
 
 
 class _TierReader:
@@ -120,10 +129,8 @@ class _TierReader:
 
     def _local(self, entry: Fields, is_last: bool) -> LocalTierConfig:
         entries = entry.raw("members", expected="a list of model files")
-        entries = entries if isinstance(entries, list) else [entries]
-        members = tuple(
-            self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries) if member is not None
-        )
+        entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
+        members = tuple(self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries))
         if not members:
             entry.wrong("members", "expected at least one model file, got none")
         options = RunOptions(
@@ -138,15 +145,14 @@ class _TierReader:
             parallel=entry.flag("parallel", self.parallel),
             early=entry.flag("early", True),
             options=options,
+            delay=_read_delay(entry),
         )
 
     def _remote(self, entry: Fields, is_last: bool) -> RemoteTierConfig:
         address = entry.text("address")
         host, _, port = address.rpartition(":")
-        if address and not (host and port.isdigit() and 0 < int(port) < 65536):
+        if address and not (host and port.isdecimal() and 0 < int(port) < 65536):
             entry.wrong("address", f'expected host:port, got "{address}" (coe-cloud serves on port 8001)')
-        delay_ms = entry.number("delay_ms", None, high=600_000)
-        one_way = entry.flag("delay_one_way", False)
         return RemoteTierConfig(
             name=entry.text("name", "cloud"),
             address=address,
@@ -156,7 +162,7 @@ class _TierReader:
             send_captured=entry.choice("send", ("captured", "pixels"), "captured") == "captured",
             any_version=entry.flag("any_version", False),
             n_tiers=entry.integer("tiers", 1, 1, 64),
-            delay=None if delay_ms is None else Delay(delay_ms / 1000, one_way),
+            delay=_read_delay(entry),
         )
 
     def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
@@ -169,10 +175,23 @@ class _TierReader:
             path = self.folder
         spec = self._from_manifest(own, path)
         if spec is None or not isinstance(value, str):
-            declared = read_model(own, path, self.task, pinned=True)
+            declared = read_model(own, path, self.task, pinned=True, known_format=spec.format if spec else None)
             spec = declared if spec is None else _merged(spec, declared, own)
         own.finish()
+        if self.task is not UNKNOWN:
+            self._check_fit(own, spec)
         return spec
+
+    def _check_fit(self, own: Fields, spec: ModelSpec) -> None:
+        task, takes = self.task, spec.contract
+        if spec.labels != task.labels:
+            own.wrong("file", f"its manifest has other labels ({len(spec.labels)}) than the task ({len(task.labels)})")
+        if not takes.takes(task.contract):
+            own.wrong(
+                "file",
+                f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {task.contract.kind} "
+                f"{list(task.contract.shape)} (an image's size may differ, its channels may not)",
+            )
 
     def _from_manifest(self, own: Fields, path: Path) -> ModelSpec | None:
         """What the manifest in the file's folder says of it, if it does."""
@@ -184,23 +203,24 @@ class _TierReader:
                 own.report.findings.extend(f"{own.trail}: {line}" for line in str(error).splitlines())
                 self.manifests[path.parent] = None
         manifest = self.manifests[path.parent]
-        spec = manifest.models.get(path.name) if manifest else None
-        if spec and spec.labels != self.task.labels:
-            own.wrong(
-                "file",
-                f"its manifest has {len(spec.labels)} labels, not the {len(self.task.labels)} of task {self.task.name}",
-            )
-        return spec
+        return manifest.models.get(path.name) if manifest else None
 
 
 def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
     """The manifest's word, with what the config states itself on top."""
-    stated = {key: getattr(declared, key) for key in ("output", "architecture", "format") if own.has(key)}
+    stated = {key: getattr(declared, key) for key in STATED if own.has(key)}
     if own.has("input"):
         stated["contract"] = declared.contract
     if own.has("sha256"):
         stated.update(sha256=declared.sha256, pinned=True)
     return replace(manifest, **stated)
+
+
+def _read_delay(entry: Fields) -> Delay | None:
+    """An injected delay, for studies."""
+    delay_ms = entry.number("delay_ms", None, high=600_000)
+    one_way = entry.flag("delay_one_way", False)
+    return None if delay_ms is None else Delay(delay_ms / 1000, one_way)
 
 
 def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:

@@ -35,9 +35,11 @@ def open_cascade(config: CascadeConfig, say: Say = lambda line: None) -> Cascade
 
 def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: None) -> Tier:
     """One tier, ready to vote."""
-    if isinstance(tier, LocalTierConfig):
-        return _open_local(tier, say)
-    return _open_remote(tier, config, say)
+    opened = _open_local(tier, say) if isinstance(tier, LocalTierConfig) else _open_remote(tier, config, say)
+    if tier.delay is None:
+        return opened
+    say(f"tier {tier.name}: an injected delay of {tier.delay.round_trip_s * 1000:g} ms a round trip")
+    return DelayedTier(opened, tier.delay)
 
 
 def _open_local(tier: LocalTierConfig, say: Say) -> Tier:
@@ -72,10 +74,7 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         n_tiers=tier.n_tiers,
     )
     say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
-    if tier.delay is None:
-        return remote
-    say(f"tier {tier.name}: an injected delay of {tier.delay.round_trip_s * 1000:g} ms a round trip")
-    return DelayedTier(remote, tier.delay)
+    return remote
 
 
 def _register_architectures() -> None:

@@ -83,6 +83,11 @@ class Decisions:
         return self._last(lambda visit: visit.vote.asked, np.int64)
 
     @property
+    def n_members(self) -> Labels:
+        """(B,) int64: members of the tier that answered."""
+        return self._last(lambda visit: np.full(len(visit.vote), visit.vote.n_members), np.int64)
+
+    @property
     def tier_votes(self) -> NDArray[np.float32]:
         """(B, T) float32: each tier's vote, NaN where it was not visited. T: the furthest tier any row reached."""
         n_tiers = max((visit.next_tier - 1 for visit in self.visits), default=0)
@@ -166,7 +171,9 @@ class Cascade:
             raise ValueError("a cascade needs at least one tier, got none")
         self.tiers = tuple(tiers)
         self.keep_last_answer = keep_last_answer
-        last = Always(pools_scores=tiers[-1].rule.pools_scores)
+        last = tiers[-1].rule
+        if not isinstance(last, Always):
+            last = Always(pools_scores=last.pools_scores)
         self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last)
 
     def decide(self, batch: Batch) -> Decisions:
@@ -203,7 +210,7 @@ class Run:
         self.cascade = cascade
         self.batch = batch
         self.number = 0  # tiers visited so far
-        self.active: NDArray[np.intp] | None = None  # (A,) rows still in the cascade; None: all
+        self.active: NDArray[np.intp] | None = None if len(batch) else _NOBODY  # (A,) rows still here; None: all
         self.visits: list[Visit] = []
         self.degraded: dict[int, str] = {}
 

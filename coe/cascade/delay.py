@@ -88,7 +88,7 @@ class DelayedTier:
 
     @property
     def waits(self) -> bool:
-        return True
+        return self.tier.waits or self.delay.seconds > COARSE_S
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         waited = self.clock.wait(self.delay.seconds)

@@ -61,9 +61,10 @@ class Always:
     """The last tier's rule: it answers, whatever its vote. Paper: Algorithm 1, last line."""
 
     pools_scores: bool = False
+    asks_all: bool = False  # the vote itself is wanted (a tier served to others), not only the label
 
     def needed(self, n_members: int) -> int | None:
-        return None if self.pools_scores else 0
+        return None if self.pools_scores or self.asks_all else 0
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
         return np.ones(len(vote), dtype=np.bool_)
@@ -108,8 +109,11 @@ class Ideal:
 SPELLINGS = 'write "unanimous", "majority", a fraction ("2/3"), a count ("2 of 3") or a decimal (0.6)'
 
 
-def parse_agreement(value: object, n_members: int) -> tuple[Agreement, str | None]:
+def parse_agreement(value: object, n_members: int | None) -> tuple[Agreement, str | None]:
     """The rule a config's `agreement:` means for `n_members`, and a warning or None.
+
+    Args:
+        n_members: None where they are not known here (a remote tier); a count then says it itself.
 
     Raises:
         ValueError: the text says what was expected, what was found and how to mend it.
@@ -120,13 +124,16 @@ def parse_agreement(value: object, n_members: int) -> tuple[Agreement, str | Non
     if text == "unanimous":
         return Agreement(Fraction(1)), None
     if text == "majority":
+        if n_members is None:
+            raise ValueError('expected a fraction for a remote tier, got "majority" (write "2/3" or "2 of 3")')
         return Agreement(Fraction(n_members // 2 + 1, n_members)), None
     if match := re.fullmatch(r"(\d+)\s+of\s+(\d+)", text):
         count, of = int(match[1]), int(match[2])
-        if of != n_members or not 1 <= count <= of:
+        members = of if n_members is None else n_members
+        if of != members or not 1 <= count <= of:
             raise ValueError(
-                f'expected a count of this tier\'s {n_members} members, got "{value}" '
-                f'(write "{min(max(count, 1), n_members)} of {n_members}")'
+                f'expected a count of this tier\'s {members} members, got "{value}" '
+                f'(write "{min(max(count, 1), members)} of {members}")'
             )
         return Agreement(Fraction(count, of)), None
     try:
@@ -135,13 +142,13 @@ def parse_agreement(value: object, n_members: int) -> tuple[Agreement, str | Non
         raise ValueError(f'expected an agreement, got "{value}" ({SPELLINGS})') from None
     if not 0 < theta <= 1:
         raise ValueError(f"expected a share in (0, 1], got {value} ({SPELLINGS})")
-    return Agreement(theta), None if "/" in text else _near_miss(theta, n_members, text)
+    return Agreement(theta), None if "/" in text or n_members is None else _near_miss(theta, n_members, text)
 
 
 def _near_miss(theta: Fraction, n_members: int, text: str) -> str | None:
     needed = math.ceil(theta * n_members)
     below = Fraction(needed - 1, n_members)
-    if needed > 1 and theta - below <= NEAR_MISS:
+    if needed > 1 and needed != theta * n_members and theta - below <= NEAR_MISS:
         return (
             f"{text} of {n_members} members needs {needed} votes, because {needed - 1}/{n_members} < {text}; "
             f'write "{needed - 1}/{n_members}" if {needed - 1} of {n_members} was meant'

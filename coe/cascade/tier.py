@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -83,9 +83,9 @@ class LocalTier:
     ) -> None:
         if not members:
             raise ValueError(f"tier {name}: expected at least one member, got none")
-        sizes = {member.name: member.n_labels for member in members}
-        if len(set(sizes.values())) > 1:
-            raise ModelError(f"tier {name}: members must share one set of labels, got sizes {sizes}")
+        if len({member.n_labels for member in members}) > 1:
+            sizes = ", ".join(f"{member.name} {member.n_labels}" for member in members)
+            raise ModelError(f"tier {name}: expected members with one set of labels, got sizes {sizes}")
         self.name = name
         self.rule = rule
         self.members = tuple(members)
@@ -105,15 +105,16 @@ class LocalTier:
         short = np.flatnonzero(vote.asked < len(self.members))
         if not short.size:
             return vote
-        shape = (len(self.members), len(batch), vote.probabilities[0].shape[1])
-        probabilities = np.zeros(shape, dtype=np.float32)  # (M, B, L)
+        shape = (len(self.members), len(short), self.members[0].n_labels)
+        probabilities = np.zeros(shape, dtype=np.float32)  # (M, S, L)
+        asked = vote.asked[short] if vote.probabilities else np.zeros_like(short)  # outputs let go: ask anew
         for seat, known in enumerate(vote.probabilities):
-            probabilities[seat] = known
+            probabilities[seat] = known[short]
         for seat, member in enumerate(self.members):
-            rows = short[vote.asked[short] <= seat]
+            rows = np.flatnonzero(asked <= seat)
             if rows.size:
-                probabilities[seat, rows] = member.predict(member.prepare(batch.x[rows]))
-        return replace(self._tally(probabilities, None, pools_scores=False), call=vote.call)
+                probabilities[seat, rows] = member.predict(member.prepare(batch.x[short[rows]]))
+        return vote.replaced(short, self._tally(probabilities, None, pools_scores=False))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -128,12 +129,12 @@ class LocalTier:
         left = len(self.members)
         prepare, ready = None, x
         for member in self.members:
-            if member.prepare is not prepare:  # members with one input contract share the prepared input
+            if member.prepare != prepare:  # members with one input contract share the prepared input
                 prepare = member.prepare
                 ready = prepare(x)
             output = member.predict(ready)  # (1, L)
             ballot = int(output.argmax())
-            if (peak := output.item(ballot)) != peak:  # argmax points at a NaN if there is one
+            if not math.isfinite(output.item(ballot)):  # argmax points at a NaN if there is one
                 raise self._not_a_number(member)
             outputs.append(output)
             ballots.append(ballot)
@@ -179,7 +180,7 @@ class LocalTier:
 
     def _tally(self, probabilities: Array, asked: Labels | None, pools_scores: bool) -> Vote:
         """The vote over outputs (M, B, L), of which the first `asked` (B,) of each row count (None: all)."""
-        bad = np.isnan(probabilities).any(axis=(1, 2))  # (M,)
+        bad = ~np.isfinite(probabilities).all(axis=(1, 2))  # (M,)
         if bad.any():
             raise self._not_a_number(self.members[int(bad.argmax())])
         n_asked, n_rows = probabilities.shape[:2]
@@ -196,4 +197,4 @@ class LocalTier:
         return Vote(labels, count, asked, len(self.members), score, tuple(probabilities))
 
     def _not_a_number(self, member: Member) -> ModelError:
-        return ModelError(f"tier {self.name}: the output of member {member.name} is not a number (NaN)")
+        return ModelError(f"tier {self.name}: the output of member {member.name} is not a number (NaN or infinity)")

@@ -153,9 +153,10 @@ def try_out(member: Member, spec: ModelSpec) -> None:
 
 def softmax(logits: Array) -> Array:
     """(B, L) float32 probabilities."""
+    logits = logits.astype(np.float32, copy=False)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: Array = shifted / shifted.sum(axis=1, keepdims=True)
-    return probabilities.astype(np.float32)
+    return probabilities
 
 
 def import_runtime(module: str, runtime: str, mend: str) -> Any:

@@ -53,6 +53,12 @@ class Contract:
         return self.shape
 
     @cached_property
+    def largest(self) -> np.float64:
+        """The largest number its dtype holds."""
+        kind = np.dtype(self.dtype)
+        return np.float64(np.finfo(kind).max if kind.kind == "f" else np.iinfo(kind).max)
+
+    @cached_property
     def _gain(self) -> Array:
         return (self.scale / np.asarray(self.std)).astype(np.float32)
 
@@ -61,16 +67,29 @@ class Contract:
         offset = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
         return offset if offset.any() else None
 
+    def takes(self, examples: Contract) -> bool:
+        """Whether examples of a task with that contract can be prepared for this one: images of any size can."""
+        if self.kind == "image":
+            return examples.kind == "image" and examples.shape[-1] == self.shape[-1]
+        return (examples.kind, examples.shape) == (self.kind, self.shape)
+
     def prepare(self, x: Array) -> Array:
         """(B, *model_shape) in the model's dtype from a batch's x.
 
         Args:
             x: (B, H, W, C) uint8 pixels of any size, (B,) objects where sizes differ, or (B, *model_shape)
                 floats that are prepared already.
+
+        Raises:
+            InputError: prepared already, but for a model of another shape.
         """
+        if x.dtype == object:
+            return np.concatenate([self.prepare(row[None]) for row in x])
         if x.dtype.kind == "f" or self.kind == "tensor":
+            if x.shape[1:] != self.model_shape:
+                raise InputError(f"expected shape {list(self.model_shape)}, got {list(x.shape[1:])} (or send pixels)")
             return x.astype(self.dtype, copy=False)
-        if x.dtype == object or x.shape[1:3] != self.shape[:2]:
+        if x.shape[1:3] != self.shape[:2]:
             x = np.stack([self._resized(image) for image in x])
         if self.dtype != "uint8":
             x = np.multiply(x, self._gain, dtype=np.float32)  # (B, H, W, C)
@@ -88,8 +107,6 @@ class Contract:
         from PIL import Image, ImageOps
 
         height, width, channels = self.shape
-        if image.shape[:2] == (height, width):
-            return image
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
         method = Image.Resampling.BILINEAR
         if self.fit == "crop":
@@ -157,8 +174,8 @@ class Door:
         if x.shape[1:] != contract.model_shape:
             raise InputError(f"expected shape {list(contract.model_shape)}, got {list(x.shape[1:])}")
         if x.dtype.kind == "f":
-            if not np.isfinite(x).all():
-                raise InputError("expected finite numbers, got NaN or infinity")
+            if not (np.abs(x) <= contract.largest).all():
+                raise InputError(f"expected finite numbers in {contract.dtype}, got NaN, infinity or too large a one")
             return x
         if contract.kind == "image" or x.dtype.kind not in "iub":
             raise InputError(f"expected uint8 pixels or floats, got {x.dtype}")
@@ -187,6 +204,8 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
             if image.width * image.height > max_pixels:
                 raise InputError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
             upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+            if upright.mode.startswith("I"):  # 16 bits of grey: convert() would clip them to white
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
     except InputError:
         raise

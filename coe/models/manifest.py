@@ -84,10 +84,12 @@ def read_contract(fields: Fields) -> Contract:
     kind = fields.choice("kind", ("image", "tensor"))
     if kind == "tensor":
         shape = fields.integers("shape")
+        if shape and min(shape) < 1:
+            fields.wrong("shape", f"expected whole numbers from 1, got {list(shape)}")
         contract = Contract("tensor", shape, "NHWC", fields.choice("dtype", DTYPES, "float32"))
     else:
         size = fields.integers("size")
-        if fields.has("size") and (len(size) != 2 or min(size) < 1):
+        if size and (len(size) != 2 or min(size) < 1):
             fields.wrong("size", f"expected [height, width], got {list(size)}")
             size = (1, 1)
         channels = fields.integer("channels", 3)
@@ -107,13 +109,15 @@ def read_contract(fields: Fields) -> Contract:
     return contract
 
 
-def read_model(entry: Fields, path: Path, task: Task, pinned: bool = False) -> ModelSpec:
-    """One model's entry in a manifest, or in a config (`pinned`)."""
+def read_model(
+    entry: Fields, path: Path, task: Task, pinned: bool = False, known_format: str | None = None
+) -> ModelSpec:
+    """One model's entry in a manifest, or in a config (`pinned`), where the manifest may have told its format."""
     sha256 = entry.text("sha256", None)
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         entry.wrong("sha256", f'expected 64 hex digits, got "{sha256}" (sha256sum {path.name})')
     try:
-        kind = format_of(path, entry.text("format", None))
+        kind = format_of(path, entry.text("format", known_format))
     except ModelError as error:
         entry.wrong("format", str(error))
         kind = "onnx"

@@ -39,6 +39,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError([f"{where}not YAML: {getattr(error, 'problem', error)}"], str(path)) from None
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # of a date, a tag, a depth it cannot do
+        raise ConfigError([f"not YAML: {error}"], str(path)) from None
     if not isinstance(content, dict):
         raise ConfigError([f"expected a mapping of settings, got {_kind(content)}"], str(path))
     return content
@@ -103,13 +105,12 @@ class Fields:
         return whole
 
     def number(self, key: str, default: Any = MISSING, low: float = 0.0, high: float = 1e12) -> float:
-        value = self._typed(key, default, (int, float), "a number", low)
-        number: float = self._within(key, value if value is None else float(value), low, high)
-        return number
+        value: float = self._within(key, self._typed(key, default, (int, float), "a number", low), low, high)
+        return float(value) if isinstance(value, int) else value
 
     def choice(self, key: str, options: Sequence[str], default: Any = MISSING) -> str:
-        value = self.text(key, default)
-        if value and value not in options:
+        value: str = self._typed(key, default, (str,), f"one of {', '.join(options)}", options[0])
+        if value is not None and value not in options:
             near = difflib.get_close_matches(value, options, 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             self.wrong(key, f'expected one of {", ".join(options)}, got "{value}"{hint}')
@@ -125,7 +126,8 @@ class Fields:
     def numbers(self, key: str, default: Any = MISSING) -> tuple[float, ...]:
         value = self.raw(key, default, "a list of numbers")
         entries = [value] if isinstance(value, int | float) else value
-        return tuple(float(entry) for entry in self._list(key, entries, (int, float), "a number"))
+        good = self._list(key, entries, (int, float), "a number")
+        return tuple(float(self._within(key, entry, -1e12, 1e12)) for entry in good)  # so neither NaN nor infinity
 
     def integers(self, key: str, default: Any = MISSING) -> tuple[int, ...]:
         return tuple(self._list(key, self.raw(key, default, "a list of whole numbers"), (int,), "a whole number"))
@@ -162,9 +164,9 @@ class Fields:
         value = self.raw(key, default, expected)
         if value is None and default is MISSING:
             return placeholder
-        if value is default or _is(value, types):
+        if value is default or (_is(value, types) and value != ""):
             return value
-        hint = f' (write "{value}" in quotes)' if types == (str,) and isinstance(value, int | float) else ""
+        hint = f' (write "{value}" in quotes)' if expected == "a text" and isinstance(value, int | float) else ""
         self.wrong(key, f"expected {expected}, got {_kind(value)}{hint}")
         return placeholder
 

@@ -20,8 +20,8 @@ def parse_seconds(text: str) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """The shortest of "12 us", "3.4 ms", "1.20 s", to three digits."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if abs(seconds) >= size:
+    """The shortest of "12 us", "3.4 ms", "1.2 s", to three digits; "1234 s" in full."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if abs(seconds) / size < 999.5:  # what rounds to 1000 is the next unit's
             return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
+    return f"{seconds:.0f} s"

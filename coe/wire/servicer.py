@@ -197,10 +197,17 @@ def _texts(texts: list[str]) -> Array:
 
 
 def _timings(decisions: Decisions) -> dict[str, float]:
-    """Seconds for the whole request: each tier's, and what it waited in queues."""
+    """Seconds for the whole request: each tier's, in queues, and between this server and those behind it."""
     timings = {f"tier_{visit.first_tier}_s": visit.time_s for visit in decisions.visits}
-    waited = sum(visit.vote.call.get("queue_s", 0.0) for visit in decisions.visits)
-    return {**timings, "queue_s": waited}
+    timings["queue_s"] = sum(visit.vote.call.get("queue_s", 0.0) for visit in decisions.visits)
+    hops_s = sum(_between(visit.vote.call) for visit in decisions.visits)
+    return timings | {"hops_s": hops_s} if hops_s else timings
+
+
+def _between(call: Mapping[str, float]) -> float:
+    """Of a tier's call, the seconds on its way: the wire and injected delays, at this hop and the next ones."""
+    on_the_wire = call.get("call_s", 0.0) - call.get("server_s", 0.0)
+    return on_the_wire + call.get("delay_s", 0.0) + call.get("hops_s", 0.0)
 
 
 def _guarded(

@@ -1,0 +1,141 @@
+"""The agent's loop: take an example, decide it here, or let it go on to the cloud and take the next.
+
+One thread takes examples and runs the local tiers, in order. An example that must wait for a server is handed to
+a waiting thread, at the tier where it stands, and comes back as an outcome like any other.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from coe.cascade.cascade import Cascade, Run
+from coe.cascade.errors import InputError, TierError
+from coe.models.inputs import Door
+
+from .sinks import Outcome, Reorder, Sink
+from .sources import Example, Source
+from .tally import Tally
+
+
+class Agent:
+    """Runs a cascade over a source into a sink.
+
+    Args:
+        cascade: its first tiers usually local; a tier that `waits` is asked on a waiting thread.
+        door: decodes and checks what the source gives.
+        max_in_flight: examples waiting for a server at once; at that many, the source waits.
+        ordered: outcomes reach the sink in the source's order.
+        deadline_s: of one example in all.
+        interval_s: least time between two examples.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        door: Door,
+        sink: Sink,
+        *,
+        max_in_flight: int = 16,
+        ordered: bool = False,
+        deadline_s: float = math.inf,
+        interval_s: float = 0.0,
+    ) -> None:
+        self.cascade = cascade
+        self.door = door
+        self.sink = sink
+        self.deadline_s = deadline_s
+        self.interval_s = interval_s
+        self.tally = Tally()
+        self.failure: BaseException | None = None
+        self.stop = threading.Event()
+        self._reorder = Reorder(sink) if ordered else None
+        self._slots = threading.Semaphore(max_in_flight)
+        self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait")
+        self._writing = threading.Lock()
+
+    def run(self, source: Source, limit: int | None = None) -> Tally:
+        """Every example of the source, or the first `limit`, has its outcome in the sink when this returns.
+
+        Raises:
+            OSError: the sink cannot be written.
+            CascadeError: a member failed: the cascade is not fit to decide.
+        """
+        next_at = time.perf_counter()
+        try:
+            for number, example in enumerate(source.examples(self.stop)):
+                if number == limit or self.stop.is_set():
+                    break
+                self._pace(next_at)
+                next_at = max(next_at + self.interval_s, time.perf_counter())
+                self._take(number, example)
+        finally:
+            self._waiters.shutdown(wait=True)
+        if self.failure is not None:
+            raise self.failure
+        return self.tally
+
+    def _pace(self, start_at: float) -> None:
+        wait = start_at - time.perf_counter()
+        if self.interval_s and wait > 0:
+            self.stop.wait(wait)
+
+    def _take(self, number: int, example: Example) -> None:
+        """Decide one example as far as this machine can."""
+        started = time.perf_counter()
+        deadline = time.monotonic() + self.deadline_s
+        if example.value is None:
+            self._done(number, Outcome(example.id, None, 0.0, example.truth, example.error))
+            return
+        try:
+            run = self.cascade.start(self.door.batch([example.id], [example.value], deadline))
+            while not run.is_done and not run.next_tier.waits:
+                run.step()
+        except InputError as error:
+            self._done(number, self._failed(example, started, str(error)))
+            return
+        if run.is_done:
+            self._done(number, self._decided(example, run, started))
+            return
+        self._slots.acquire()  # all waiters busy: the source waits too
+        self._waiters.submit(self._wait, number, example, run, started)
+
+    def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
+        """The rest of an example's way, on a waiting thread."""
+        try:
+            while not run.is_done:
+                run.step()
+            outcome = self._decided(example, run, started)
+        except TierError as error:  # no tier before it has an answer, or none is wanted
+            outcome = self._failed(example, started, f"{error.reason}: {error}")
+        except Exception as error:  # noqa: BLE001 - `run` raises it; the example still gets its outcome
+            self.give_up(error)
+            outcome = self._failed(example, started, str(error))
+        finally:
+            self._slots.release()
+        try:
+            self._done(number, outcome)
+        except OSError as error:
+            self.give_up(error)
+
+    def _decided(self, example: Example, run: Run, started: float) -> Outcome:
+        latency_s = time.perf_counter() - started
+        return Outcome(example.id, run.decisions()[0], latency_s, example.truth)
+
+    def _failed(self, example: Example, started: float, reason: str) -> Outcome:
+        return Outcome(example.id, None, time.perf_counter() - started, example.truth, reason)
+
+    def _done(self, number: int, outcome: Outcome) -> None:
+        with self._writing:
+            self.tally.add(outcome)
+            if self._reorder is None:
+                self.sink.write(outcome)
+            else:
+                self._reorder.write(number, outcome)
+
+    def give_up(self, error: BaseException) -> None:
+        """Stop, and let `run` raise this."""
+        self.failure = self.failure or error
+        self.stop.set()

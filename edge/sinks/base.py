@@ -1,0 +1,34 @@
+"""What a sink takes: one outcome per example.
+
+To add a sink: one module with a class that fits `Sink`, and its name in `edge.sinks.open_sink`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from coe.cascade.types import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one example ended: a decision, or the reason there is none.
+
+    Args:
+        latency_s: from taking the example up to its answer, waiting included.
+        truth: its label, where the source knew it.
+    """
+
+    id: str
+    decision: Decision | None
+    latency_s: float
+    truth: int | None = None
+    error: str | None = None
+
+
+class Sink(Protocol):
+    def write(self, outcome: Outcome) -> None:
+        """Take one outcome; the agent calls it from one thread at a time."""
+
+    def close(self) -> None: ...

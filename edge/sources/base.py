@@ -1,0 +1,35 @@
+"""What a source gives: examples, one after another, until it ends or is told to stop.
+
+To add a source: one module with a class that fits `Source`, and its name in `edge.sources.open_source`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from coe.cascade.types import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example as it came in.
+
+    Args:
+        id: the source's name for it.
+        value: encoded image bytes, or an array; None where it could not be read.
+        truth: its label, where the source knows it.
+        error: why it could not be read.
+    """
+
+    id: str
+    value: bytes | Array | None
+    truth: int | None = None
+    error: str | None = None
+
+
+class Source(Protocol):
+    def examples(self, stop: threading.Event) -> Iterator[Example]:
+        """Examples until the source ends; soon after `stop` is set it ends early."""

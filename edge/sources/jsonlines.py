@@ -1,0 +1,105 @@
+"""JSON lines on standard input, one example each.
+
+{"id": "a", "file": "photos/a.jpg"}
+{"id": "b", "image": "<base64 of a PNG or JPEG>"}
+{"id": "c", "pixels": [[0, 17, ...], ...], "label": 3}
+{"id": "d", "tensor": [0.1, ...]}
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import select
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from coe.cascade.types import Array
+
+from .base import Example
+
+KINDS = ("file", "image", "pixels", "tensor")
+MOST_LINE_BYTES = 64 * 2**20
+
+
+class JsonLinesSource:
+    """Examples from a stream; a line that cannot be read is an example with an error, and the next is read."""
+
+    def __init__(self, stream: BinaryIO, poll_s: float = 0.2) -> None:
+        self.stream = stream
+        self.poll_s = poll_s
+
+    def examples(self, stop: threading.Event) -> Iterator[Example]:
+        for number, line in enumerate(self._lines(stop), start=1):
+            if line.strip():
+                yield parse_line(line, f"line-{number}")
+
+    def _lines(self, stop: threading.Event) -> Iterator[bytes]:
+        """Lines as they come; a quiet stream does not keep the agent from stopping."""
+        descriptor = self.stream.fileno()
+        rest = bytearray()
+        while not stop.is_set():
+            ready, _, _ = select.select([descriptor], [], [], self.poll_s)
+            if not ready:
+                continue
+            chunk = self.stream.raw.read(2**16) if hasattr(self.stream, "raw") else self.stream.read(2**16)
+            if not chunk:
+                break
+            *lines, tail = (rest + chunk).split(b"\n")
+            rest = bytearray(tail)
+            yield from (bytes(line) for line in lines)
+            if len(rest) > MOST_LINE_BYTES:
+                yield bytes(rest)
+                rest = bytearray()
+        if rest and not stop.is_set():
+            yield bytes(rest)
+
+
+def parse_line(line: bytes, default_id: str) -> Example:
+    """One line's example; what is wrong with it is in its `error`."""
+    name = default_id
+    try:
+        content = json.loads(line)
+        if not isinstance(content, dict):
+            raise ValueError('expected an object such as {"id": "a", "file": "a.png"}')
+        name = str(content.get("id", default_id))
+        return Example(name, _value(content), _truth(content.get("label")))
+    except (ValueError, OSError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Example(name, None, error=f"cannot be read: {reason}")
+
+
+def _value(content: dict[str, Any]) -> bytes | Array:
+    kinds = [kind for kind in KINDS if kind in content]
+    if len(kinds) != 1:
+        raise ValueError(f"expected one of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
+    kind, value = kinds[0], content[kinds[0]]
+    if kind == "file":
+        return Path(str(value)).read_bytes()
+    if kind == "image":
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, TypeError) as error:
+            raise ValueError(f"image: expected base64, {error}") from None
+    try:
+        array = np.array(value, dtype=np.int64 if kind == "pixels" else np.float32)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{kind}: expected nested lists of numbers, {error}") from None
+    if kind == "tensor":
+        return array
+    if array.size and not (array.min() >= 0 and array.max() <= 255):
+        raise ValueError("pixels: expected whole numbers 0 to 255")
+    return array.astype(np.uint8)
+
+
+def _truth(label: Any) -> int | None:
+    if label is None:
+        return None
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise ValueError(f"label: expected a whole number, got {label!r}")
+    return label

@@ -1,0 +1,95 @@
+"""Running totals of an agent, for the live line and the summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from coe.settings import format_seconds
+
+from .sinks import Outcome
+
+
+@dataclass
+class Tally:
+    """Counts over all outcomes so far. Written under the agent's lock; a reader may see it mid-way."""
+
+    n: int = 0
+    n_failed: int = 0
+    n_degraded: int = 0
+    exits: Counter[int] = field(default_factory=Counter)
+    n_calls: int = 0
+    bytes_sent: float = 0.0
+    bytes_received: float = 0.0
+    latency_s: float = 0.0
+    n_known: int = 0
+    n_right: int = 0
+    cloud: str = "not asked yet"
+
+    def add(self, outcome: Outcome) -> None:
+        self.n += 1
+        decision = outcome.decision
+        if decision is None:
+            self.n_failed += 1
+            return
+        self.exits[decision.exit_tier] += 1
+        self.latency_s += outcome.latency_s
+        if outcome.truth is not None:
+            self.n_known += 1
+            self.n_right += decision.label == outcome.truth
+        if decision.degraded:
+            self.n_degraded += 1
+            self.cloud = decision.degraded.split(":")[0]
+        elif "bytes_sent" in decision.call:
+            self.cloud = "ok"
+        if "bytes_sent" in decision.call:
+            self.n_calls += 1
+            self.bytes_sent += decision.call["bytes_sent"]
+            self.bytes_received += decision.call["bytes_received"]
+
+    @property
+    def n_decided(self) -> int:
+        return self.n - self.n_failed
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the decided examples that never left the device and are not degraded."""
+        return 1 - (self.n_calls + self.n_degraded) / self.n_decided if self.n_decided else 0.0
+
+    def line(self) -> str:
+        """The live line."""
+        mean = format_seconds(self.latency_s / self.n_decided) if self.n_decided else "-"
+        parts = [
+            f"{self.n:,} examples",
+            f"{self.kept_share:.0%} kept on the device",
+            f"{format_bytes(self.bytes_sent)} sent",
+            f"{mean} mean",
+            f"cloud {self.cloud}",
+        ]
+        return "  ".join(parts)
+
+    def summary(self) -> list[str]:
+        """The last words, a line each."""
+        exits = ", ".join(f"tier {tier}: {self.exits[tier]:,}" for tier in sorted(self.exits))
+        lines = [
+            f"{self.n:,} examples, {self.n_decided:,} decided ({exits or 'none'})",
+            f"{self.kept_share:.1%} kept on the device; {format_bytes(self.bytes_sent)} sent, "
+            f"{format_bytes(self.bytes_received)} received in {self.n_calls:,} calls",
+        ]
+        if self.n_decided:
+            lines.append(f"mean latency {format_seconds(self.latency_s / self.n_decided)}")
+        if self.n_known:
+            lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
+        if self.n_degraded:
+            lines.append(f"{self.n_degraded:,} degraded: answered on the device because the cloud did not")
+        if self.n_failed:
+            lines.append(f"{self.n_failed:,} without a decision: their lines say why")
+        return lines
+
+
+def format_bytes(n_bytes: float) -> str:
+    """ "812 B", "12.3 kB", "4.5 MB"."""
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes:.0f} B"

@@ -1,0 +1,177 @@
+"""The report: one HTML file that stands alone, offline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe import __version__
+from coe.settings import format_seconds
+
+from . import plots
+from .records import Row
+from .studies.delays import DelayStudy
+from .studies.digits import Profile
+from .systems import TITLES
+from .table import HEADER, cells
+from .verdict import verdict
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 60rem; margin: 2.5rem auto;
+       padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .25rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
+.lead { color: #555; margin-top: 0; } .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
+.card { flex: 1 1 10rem; border: 1px solid #ddd; border-radius: .6rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.6rem; line-height: 1.2; } .card span { color: #555; font-size: .9rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } th { border-bottom: 2px solid #999; }
+tr.cascade td { background: #eef6fb; } svg { width: 100%; height: auto; } figure { margin: 1rem 0; }
+figcaption, .note { color: #555; font-size: .9rem; }
+"""
+
+
+def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path:
+    """The report of a delay study, and of the models where they were run."""
+    rows = study.rows
+    parts = [
+        f"<h1>Where a cascade answers, and what that saves</h1><p class=lead>coe-sim {__version__}; "
+        f"{rows[0].n:,} scanned digits; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
+        f"{html.escape(study.about)}</p>",
+        _cards(rows),
+        *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),
+        _figure(
+            "Latency against delay",
+            plots.latency_against_delay(rows),
+            "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay.",
+        ),
+        _exits(rows),
+        _distribution(study),
+        "<h2>All rows</h2>" + _rows_table(rows),
+        "<p class=note>virtual: predicted mean; diff: measured against it; comm: mean communication (injected delay "
+        "and the wire) over all examples, those that stayed on the device counting 0; sent/ex: bytes of the messages "
+        f"sent, per example. The delay is charged {'in each direction' if study.one_way else 'once per round trip'}."
+        "</p>",
+        "<h2>The injected delay, checked</h2>" + _achieved(rows),
+    ]
+    if profile is not None:
+        parts += [_models(profile), _accountings(profile)]
+    page = (
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
+        f"content='width=device-width, initial-scale=1'><title>Cascade report</title><style>{CSS}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _cards(rows: Sequence[Row]) -> str:
+    far = max(row.delay_s for row in rows)
+    at = {row.system: row for row in rows if row.delay_s == far}
+    cascade, cloud = at["cascade"], at["cloud-only"]
+    faster = cloud.latency_mean_s / cascade.latency_mean_s
+    saved = 1 - cascade.bytes_sent_per_example / cloud.bytes_sent_per_example
+    cards = [
+        (f"{1 - cascade.deferral_rate:.1%}", "decided on the device"),
+        (f"{faster:.1f}x", f"lower mean latency than the cloud alone at {format_seconds(far)}"),
+        (f"{saved:.1%}", "fewer bytes sent"),
+        (f"{cascade.accuracy:.1%}", f"accuracy; best single model {cloud.accuracy:.1%}"),
+    ]
+    return (
+        "<div class=cards>"
+        + "".join(f"<div class=card><b>{value}</b><span>{html.escape(text)}</span></div>" for value, text in cards)
+        + "</div>"
+    )
+
+
+def _figure(title: str, svg: str, caption: str) -> str:
+    return f"<h2>{html.escape(title)}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _exits(rows: Sequence[Row]) -> str:
+    shares = next(row for row in rows if row.system == "cascade").exits
+    names = ["tier 1, on the device", *(f"tier {number}, cloud" for number in range(2, len(shares) + 1))]
+    return _figure("Where examples exit", plots.exits(shares, names), "The tier whose members agreed, or the last.")
+
+
+def _distribution(study: DelayStudy) -> str:
+    delays = sorted({row.delay_s for row in study.rows})
+    middle = delays[-2] if len(delays) > 1 else delays[-1]
+    caption = "The cascade is two kinds of example: most answered at once on the device, the others after the delay."
+    return _figure("Latency distribution", plots.distribution(study.latencies, middle), caption)
+
+
+def _rows_table(rows: Sequence[Row]) -> str:
+    lines = "".join(
+        f"<tr class={row.system}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(row))}</tr>" for row in rows
+    )
+    return f"<div class=scroll><table><tr>{_head(HEADER)}</tr>{lines}</table></div>"
+
+
+def _achieved(rows: Sequence[Row]) -> str:
+    lines = [
+        (
+            format_seconds(row.delay_s),
+            TITLES[row.system],
+            format_seconds(row.achieved_delay_s),
+            format_seconds(row.achieved_delay_p99_s),
+        )
+        for row in rows
+        if row.deferral_rate > 0
+    ]
+    return _table(("target", "system", "achieved mean", "achieved p99"), lines)
+
+
+def _models(profile: Profile) -> str:
+    lines = [
+        (
+            entry.name,
+            f"tier {entry.tier}",
+            f"{entry.accuracy:.1%}",
+            "-" if entry.calibration_accuracy is None else f"{entry.calibration_accuracy:.1%}",
+            format_seconds(entry.latency_s),
+            "-" if entry.flops is None else f"{entry.flops:.2g}",
+        )
+        for entry in profile.members
+    ]
+    head = ("model", "tier", "accuracy", "on calibration", "latency, batch 1", "FLOPs")
+    return "<h2>The models</h2>" + _table(head, lines)
+
+
+def _accountings(profile: Profile) -> str:
+    lines = [
+        (
+            kind,
+            _MEANING[kind],
+            format_seconds(profile.latency_s[kind]),
+            f"{profile.latency_s[kind] / profile.best_latency_s:.2f}x",
+            f"{profile.flops[kind]:.2g}",
+            f"{profile.flops[kind] / profile.best_flops:.2f}x",
+        )
+        for kind in profile.latency_s
+    ]
+    head = ("accounting", "an example pays for", "latency", "against best", "FLOPs", "against best")
+    return (
+        "<h2>Compute in three accountings</h2>"
+        + _table(head, lines)
+        + f"<p class=note>best: {html.escape(profile.best_name)} alone, {format_seconds(profile.best_latency_s)} and "
+        f"{profile.best_flops:.2g} FLOPs. Model time alone, on one machine; no network.</p>"
+    )
+
+
+_MEANING = {
+    "exit": "the tier where it leaves",
+    "reach": "every tier passed, members side by side",
+    "reach-serial": "every member of every tier passed",
+}
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f"<div class=scroll><table><tr>{_head(head)}</tr>{body}</table></div>"
+
+
+def _head(names: Sequence[str]) -> str:
+    return "".join(f"<th>{html.escape(name)}</th>" for name in names)

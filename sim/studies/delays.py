@@ -1,0 +1,103 @@
+"""The delay study: what a cascade saves when the cloud is far away. Paper: Section 5, Figure 5.
+
+A real server and a real agent run as processes on this machine; the agent injects each delay at the hop between
+the two. Three systems decide the same digits: the cascade, the best single model in the cloud for every example,
+the edge ensemble alone. The virtual clock predicts each row from a run without any delay.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coe.cascade import Delay
+from coe.settings import format_seconds
+
+from ..live import run_live
+from ..processes import Server
+from ..progress import Progress
+from ..records import Record, Row, load_recording, summarise
+from ..replay import replay
+from ..systems import SYSTEMS, Hop, cloud_config
+
+N_TIERS = {"cascade": 3, "cloud-only": 1, "edge-only": 1}
+BUNDLED = Path(__file__).parents[1] / "recorded" / "digits.json"
+
+Recording = Mapping[str, Sequence[Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class DelayStudy:
+    """What one run of the study gives.
+
+    Args:
+        rows: measured (or, with the virtual clock alone, replayed) systems at each delay.
+        latencies: (system, delay_s) -> seconds of each example, for the distribution.
+        recording: the runs without a delay, which the virtual clock replays.
+        about: where the recording was made.
+    """
+
+    rows: list[Row]
+    latencies: dict[tuple[str, float], list[float]]
+    recording: Recording
+    about: str
+    one_way: bool
+
+
+def run_real(delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> DelayStudy:
+    """Every system at every delay on this machine, beside the virtual clock's prediction."""
+    rows: list[Row] = []
+    latencies: dict[tuple[str, float], list[float]] = {}
+    with Server(cloud_config()) as server:
+        run_live("cascade", Hop(server.port), min(n, 100), progress, "warming up")
+        recording = {
+            system: run_live(system, Hop(server.port), n, progress, f"{system}, no delay") for system in SYSTEMS
+        }
+        for delay_s in delays_s:
+            for system in SYSTEMS:
+                hop = Hop(server.port, delay_s, one_way)
+                records = run_live(system, hop, n, progress, f"{system} at {format_seconds(delay_s)}")
+                predicted = _predict(system, recording[system], Delay(delay_s, one_way))
+                rows.append(_row(system, delay_s, records, predicted, "real"))
+                latencies[system, delay_s] = [record.latency_s for record in records]
+    about = f"{platform.machine()}, Python {platform.python_version()}, {n} examples"
+    return DelayStudy(rows, latencies, recording, about, one_way)
+
+
+def run_virtual(delays_s: Sequence[float], one_way: bool, path: Path | None) -> DelayStudy:
+    """The study in virtual time, from a recording: no process, no sleeping.
+
+    Args:
+        path: a `recording.json` of an earlier real run; None: the bundled one.
+    """
+    recording, about = load_recording(path or BUNDLED)
+    rows: list[Row] = []
+    latencies: dict[tuple[str, float], list[float]] = {}
+    for delay_s in delays_s:
+        for system in SYSTEMS:
+            records = _replayed(system, recording[system], Delay(delay_s, one_way))
+            mean = float(np.mean([record.latency_s for record in records]))
+            rows.append(_row(system, delay_s, records, mean, "virtual"))
+            latencies[system, delay_s] = [record.latency_s for record in records]
+    return DelayStudy(rows, latencies, recording, about, one_way)
+
+
+def n_steps(delays_s: Sequence[float]) -> int:
+    """Live runs of `run_real`, for its progress."""
+    return 1 + len(SYSTEMS) * (1 + len(delays_s))
+
+
+def _predict(system: str, recording: Sequence[Record], delay: Delay) -> float:
+    return float(np.mean([record.latency_s for record in _replayed(system, recording, delay)]))
+
+
+def _replayed(system: str, recording: Sequence[Record], delay: Delay) -> list[Record]:
+    return replay(recording, delay, has_device_tier=system != "cloud-only")
+
+
+def _row(system: str, delay_s: float, records: Sequence[Record], predicted: float, clock: str) -> Row:
+    return summarise(system, delay_s, records, predicted, n_tiers=N_TIERS[system], clock=clock)
