@@ -183,8 +183,8 @@ class Cascade:
             TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
         """
         run = self.start(batch)
-        while not run.is_done:
-            run.step()
+        while run.step():
+            pass
         return run.decisions()
 
     def start(self, batch: Batch) -> Run:
@@ -223,8 +223,8 @@ class Run:
         """The tier the next `step` asks."""
         return self.cascade.tiers[self.number]
 
-    def step(self) -> None:
-        """Ask the next tier; the rows whose answer stands leave."""
+    def step(self) -> bool:
+        """Ask the next tier; the rows whose answer stands leave. True while some are left and tiers are too."""
         cascade, active = self.cascade, self.active
         tier, rule = cascade.tiers[self.number], cascade.rules[self.number]
         batch = self.batch if active is None else self.batch.take(active)
@@ -235,7 +235,7 @@ class Run:
             if not self.visits or not cascade.keep_last_answer:
                 raise
             self._fall_back(error)
-            return
+            return False
         elapsed = time.perf_counter() - started
         first_tier = self.visits[-1].next_tier if self.visits else 1
         self.visits.append(Visit(first_tier, active, vote, elapsed))
@@ -244,9 +244,11 @@ class Run:
         if len(exits) == 1:
             if exits[0]:
                 self.active = _NOBODY
+                return False
         else:
             stay = np.flatnonzero(~exits)
             self.active = stay if active is None else active[stay]
+        return not self.is_done
 
     def decisions(self) -> Decisions:
         return Decisions(self.batch, self.visits, self.degraded)

@@ -90,13 +90,17 @@ class LocalTier:
         self.rule = rule
         self.members = tuple(members)
         self.early = early
+        self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
         self._pool = ThreadPoolExecutor(len(members), f"coe-{name}") if parallel and len(members) > 1 else None
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        needed = rule.needed(len(self.members)) if self.early else None
+        known, needed = self._plan
+        if known is not rule:
+            needed = rule.needed(len(self.members)) if self.early else None
+            self._plan = (rule, needed)
         if self._pool is not None:
             return self._tally(self._ask_side_by_side(batch.x), None, rule.pools_scores)
-        if needed is not None and len(batch) == 1:
+        if len(batch.ids) == 1 and not rule.pools_scores:
             return self._vote_on_one(batch.x, needed)
         probabilities, asked = self._ask_in_turn(batch.x, needed)
         return self._tally(probabilities, asked, rule.pools_scores)
@@ -122,7 +126,7 @@ class LocalTier:
         for member in self.members:
             member.close()
 
-    def _vote_on_one(self, x: Array, needed: int) -> Vote:
+    def _vote_on_one(self, x: Array, needed: int | None) -> Vote:
         """`_ask_in_turn` and `_tally` for one example, on plain integers: the device's hot path."""
         ballots: list[int] = []
         outputs: list[Array] = []
@@ -140,7 +144,7 @@ class LocalTier:
             ballots.append(ballot)
             left -= 1
             top, runner_up = leaders_of_one(ballots)
-            if is_settled(top, runner_up, left, needed):
+            if needed is not None and is_settled(top, runner_up, left, needed):
                 break
         label, score = plurality_of_one(ballots, top, outputs)
         facts = np.array(((label,), (top,), (len(ballots),)), dtype=np.int64)  # (3, 1)

@@ -50,7 +50,7 @@ class Batch:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # read-only by custom; not frozen, because one is made for each decision of a device
 class Vote:
     """What one tier says of a batch.
 

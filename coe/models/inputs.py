@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,20 @@ class Contract:
         offset = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
         return offset if offset.any() else None
 
+    @cached_property
+    def _grey_values(self) -> Array | None:
+        """(256,) what each grey value becomes, where that is all there is to do; looking up beats arithmetic."""
+        if self.kind != "image" or self.shape[2] != 1 or self.dtype == "uint8":
+            return None
+        return self._normalised(np.arange(256, dtype=np.uint8)[:, None])[:, 0]
+
+    def _normalised(self, x: Array) -> Array:
+        """(..., C) pixels as (pixel * scale - mean) / std, in the model's dtype."""
+        x = np.multiply(x, self._gain, dtype=np.float32)
+        if self._offset is not None:
+            x += self._offset
+        return x.astype(self.dtype, copy=False)
+
     def takes(self, examples: Contract) -> bool:
         """Whether examples of a task with that contract can be prepared for this one: images of any size can."""
         if self.kind == "image":
@@ -83,6 +98,8 @@ class Contract:
         Raises:
             InputError: prepared already, but for a model of another shape.
         """
+        if x.dtype == np.uint8 and self._grey_values is not None and x.shape[1:] == self.shape:
+            return self._grey_values.take(x).reshape(-1, *self.model_shape)
         if x.dtype == object:
             return np.concatenate([self.prepare(row[None]) for row in x])
         if x.dtype.kind == "f" or self.kind == "tensor":
@@ -92,10 +109,7 @@ class Contract:
         if x.shape[1:3] != self.shape[:2]:
             x = np.stack([self._resized(image) for image in x])
         if self.dtype != "uint8":
-            x = np.multiply(x, self._gain, dtype=np.float32)  # (B, H, W, C)
-            if self._offset is not None:
-                x += self._offset
-            x = x.astype(self.dtype, copy=False)
+            x = self._normalised(x)  # (B, H, W, C)
         if self.layout == "NCHW":
             if self.shape[2] == 1:
                 return x.reshape(len(x), *self.model_shape)
@@ -184,6 +198,8 @@ class Door:
 
 def stack(rows: Sequence[Array]) -> Array:
     """(B, *S), or (B,) objects where the rows differ in shape."""
+    if len(rows) == 1:
+        return rows[0][None]
     if len({(row.shape, row.dtype) for row in rows}) <= 1:
         return np.stack(rows) if rows else np.empty(0, dtype=object)
     ragged = np.empty(len(rows), dtype=object)
@@ -197,19 +213,26 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
     Raises:
         InputError: not such an image, damaged, or more pixels than allowed (checked before decoding).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
-            upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+            upright = _turned_upright(image) if image.format == "JPEG" else image
             if upright.mode.startswith("I"):  # 16 bits of grey: convert() would clip them to white
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            pixels = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+            pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises a dozen kinds for damaged files
         head = data[:8].hex(" ") or "nothing"
         raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}): {error}") from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _turned_upright(image: Any) -> Any:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)

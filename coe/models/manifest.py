@@ -161,7 +161,8 @@ def read_verified(spec: ModelSpec) -> bytes:
 def _per_channel(fields: Fields, key: str, default: float, channels: int) -> tuple[float, ...]:
     values = fields.numbers(key, [default])
     if len(values) not in (1, channels):
-        fields.wrong(key, f"expected 1 or {channels} numbers, got {len(values)}")
+        wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
+        fields.wrong(key, f"expected {wanted}, got {len(values)}")
         return (default,)
     if key == "std" and not np.all(np.asarray(values) > 0):
         fields.wrong(key, f"expected numbers above 0, got {list(values)}")

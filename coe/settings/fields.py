@@ -7,7 +7,7 @@ to mend; `Report.check` then raises them together.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,9 +125,12 @@ class Fields:
 
     def numbers(self, key: str, default: Any = MISSING) -> tuple[float, ...]:
         value = self.raw(key, default, "a list of numbers")
-        entries = [value] if isinstance(value, int | float) else value
+        entries = [value] if _is(value, (int, float)) else value
         good = self._list(key, entries, (int, float), "a number")
-        return tuple(float(self._within(key, entry, -1e12, 1e12)) for entry in good)  # so neither NaN nor infinity
+        if not all(abs(entry) <= 1e12 for entry in good):
+            self.wrong(key, f"expected finite numbers, got {entries}")
+            return (1.0,) * len(good)
+        return tuple(float(entry) for entry in good)
 
     def integers(self, key: str, default: Any = MISSING) -> tuple[int, ...]:
         return tuple(self._list(key, self.raw(key, default, "a list of whole numbers"), (int,), "a whole number"))
@@ -176,7 +179,7 @@ class Fields:
             return low
         return value
 
-    def _list(self, key: str, value: Any, types: tuple[type, ...], expected: str) -> Iterable[Any]:
+    def _list(self, key: str, value: Any, types: tuple[type, ...], expected: str) -> list[Any]:
         if value is None:
             return []
         if not isinstance(value, list | tuple):

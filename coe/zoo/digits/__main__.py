@@ -1,0 +1,125 @@
+"""python -m coe.zoo.digits [--out DIR] [--only NAME]: trains and exports the bundled models again.
+
+Six to ten minutes on two cores; the same files each time on the same machine and versions. `--only NAME`
+trains one network and replaces its files and their lines in the manifest; its teacher is then the best.pt in
+DIR.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.multiprocessing import get_context  # shares tensors between processes instead of copying them
+
+from coe.zoo.digits import FOLDER, augment, data, export, measure, report
+from coe.zoo.digits.bundle import Entry, write_manifest, write_test_digits
+from coe.zoo.digits.networks import Network, build
+from coe.zoo.digits.progress import epoch_done, say
+from coe.zoo.digits.train import (
+    BEST_COPIES,
+    BEST_SEED,
+    N_THREADS,
+    STUDENT_COPIES,
+    STUDENT_SEED,
+    TEACHER,
+    logits_of,
+    settle,
+    train,
+)
+
+TIERS = {"stroke": 1, "loom": 1, "mosaic": 1, "pyramid": 2, "lattice": 2, "ripple": 2, "resnet": 3}
+BEST_FILE = "best.pt"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m coe.zoo.digits", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write into (default: this one)")
+    parser.add_argument("--only", choices=[*TIERS], help="train this network alone")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    folder: Path = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = data.load()
+    settle(0, N_THREADS)
+    if not options.only:
+        write_test_digits(folder, digits.test)
+    names = [options.only] if options.only else sorted(TIERS, key=lambda name: -TIERS[name])
+    labels = torch.from_numpy(digits.train.labels)
+    entries: list[Entry] = []
+    if TEACHER in names:
+        copies = augment.copies(digits.train.pixels, BEST_COPIES, BEST_SEED)  # (C, B, 28, 28)
+        teacher = train(TEACHER, copies, labels, report=epoch_done)
+        torch.save(teacher.state_dict(), folder / BEST_FILE)
+        entries += exported(TEACHER, teacher, folder, digits.calibration)
+    else:
+        teacher = kept_teacher(folder)
+    students = [name for name in names if name != TEACHER]
+    if students:
+        copies = augment.copies(digits.train.pixels, STUDENT_COPIES, STUDENT_SEED)  # (C, B, 28, 28)
+        say(f"{TEACHER} answers {copies.shape[0] * copies.shape[1]:,} distorted digits")
+        soft = logits_of(teacher, copies)  # (C, B, 10)
+        with ProcessPoolExecutor(N_THREADS, mp_context=get_context("spawn")) as workers:
+            tasks = {name: workers.submit(train, name, copies, labels, soft, epoch_done) for name in students}
+            for name, task in tasks.items():
+                entries += exported(name, task.result(), folder, digits.calibration)
+    write_manifest(folder, entries)
+    if not options.only:
+        say("measuring")
+        measured = [measured_file(entry, folder, digits) for entry in entries if entry.file != BEST_FILE]
+        measured.sort(key=lambda one: (one.tier, one.name))
+        text = report.render(measured, digits.calibration, digits.test)
+        (folder / "REPORT.md").write_text(text, encoding="utf-8")
+        print(text)
+    say(f"done in {time.monotonic() - started:.0f} s")
+
+
+def kept_teacher(folder: Path) -> Network:
+    """The best model as it was trained before."""
+    path = folder / BEST_FILE
+    if not path.exists():
+        raise SystemExit(f"{path}: missing, and it teaches the others; run without --only first")
+    teacher = build(TEACHER)
+    teacher.load_state_dict(torch.load(path, weights_only=True))
+    return teacher.eval()
+
+
+def exported(name: str, network: Network, folder: Path, calibration: data.Split) -> list[Entry]:
+    """Writes the network's files and measures each of them on calibration."""
+    export.to_onnx(network, folder / f"{name}.onnx")
+    files = [f"{name}.onnx"]
+    if TIERS[name] == 1:
+        export.to_tflite(network, folder / f"{name}.tflite")
+        export.to_tflite(network, folder / f"{name}.int8.tflite", int8=True)
+        files += [f"{name}.tflite", f"{name}.int8.tflite"]
+    if name == TEACHER:
+        files.append(BEST_FILE)
+    entries = []
+    for file in files:
+        outputs = measure.opened(folder / file, name)(calibration.x())  # (B, 10)
+        accuracy = report.accuracy(outputs, calibration)
+        parameters = sum(weights.numel() for weights in export.folded(network).parameters())
+        say(f"{file}: {accuracy:.1%} on calibration, {(folder / file).stat().st_size:,} bytes")
+        entries.append(Entry(file, name, TIERS[name], measure.flops(network), parameters, accuracy))
+    return entries
+
+
+def measured_file(entry: Entry, folder: Path, digits: data.Digits) -> report.Measured:
+    path = folder / entry.file
+    predict = measure.opened(path, entry.architecture)
+    x = digits.calibration.x()
+    return report.Measured(
+        name=entry.file,
+        tier=entry.tier,
+        size_bytes=path.stat().st_size,
+        flops=entry.flops,
+        latency_us=measure.latency_us(predict, x),
+        calibration=predict(x),
+        test=predict(digits.test.x()),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""For every test: hypothesis the same each run, no settings from the environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+# pytest puts this folder on the path, where tests/edge would stand for the program `edge` of an editable install.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+settings.register_profile(
+    "coe",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("coe")

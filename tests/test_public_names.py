@@ -1,0 +1,89 @@
+"""What a package offers by name, and what importing it does not drag in."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def packages() -> list[str]:
+    """Packages of ours that declare their public names."""
+    found = []
+    for program in ("coe", "edge", "cloud", "sim"):
+        spec = importlib.util.find_spec(program)
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        walked = pkgutil.walk_packages(spec.submodule_search_locations, f"{program}.", onerror=lambda name: None)
+        found += [program, *(module.name for module in walked if module.ispkg)]
+    return [name for name in found if "__all__" in source_of(name)]
+
+
+def source_of(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+PACKAGES = packages()
+
+
+def in_order(name: str) -> tuple[int, str]:
+    """CONSTANTS, then Classes, then functions, as ruff sorts them."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def test_the_library_packages_declare_their_names():
+    assert {"coe.cascade", "coe.settings", "coe.models", "coe.assembly"} <= set(PACKAGES)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_there_and_in_order(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(set(module.__all__), key=in_order)
+    for name in module.__all__:
+        assert getattr(module, name) is not None, name
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("coe.")])
+def test_a_library_package_re_exports_its_public_names_and_nothing_else(package):
+    tree = ast.parse(source_of(package))
+    imported = [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    ]
+    module = importlib.import_module(package)
+    assert sorted(imported) == sorted(module.__all__)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is(package):
+    assert importlib.import_module(package).__doc__
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("coe.cascade", ["grpc", "PIL", "onnxruntime", "torch", "yaml", "coe.settings", "coe.models", "coe.wire"]),
+        ("coe.settings", ["grpc", "PIL", "onnxruntime", "torch"]),
+        ("coe.models", ["grpc", "PIL", "onnxruntime", "torch", "ai_edge_litert"]),
+        ("coe.wire.convert", ["grpc", "PIL", "onnxruntime", "torch", "yaml"]),
+        ("coe.zoo.digits", ["grpc", "PIL", "onnxruntime", "torch", "mlxtend"]),
+        ("coe.assembly", ["PIL", "onnxruntime", "torch", "matplotlib"]),
+        ("edge.main", ["torch", "matplotlib", "scipy", "pandas", "cloud", "sim"]),
+        ("cloud.main", ["torch", "matplotlib", "scipy", "pandas", "edge", "sim"]),
+    ],
+)
+def test_importing_a_module_does_not_drag_in_what_it_does_not_need(module, absent):
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (told.stderr, told.stdout.strip()) == ("", "[]")
