@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coe.cascade.errors import TierOverloaded, TierTimeout
+from coe.cascade.errors import InputError, TierOverloaded, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Array, Batch, Vote
@@ -84,7 +84,7 @@ class BatchedTier:
             return self._in_pieces(batch, rule)
         ticket = _Ticket(batch, rule)
         with self._lock:
-            if self._n_queued + n_rows > self.max_queued:
+            if self._n_queued and self._n_queued + n_rows > self.max_queued:  # an empty queue takes any batch
                 raise TierOverloaded(self.name, f"{self._n_queued} examples are waiting, at most {self.max_queued} may")
             self._queue.append(ticket)
             self._n_queued += n_rows
@@ -131,7 +131,7 @@ class BatchedTier:
     def _lead(self, own: _Ticket) -> None:
         """Vote on the queue's front, then pass the lead on; again until the own ticket is answered."""
         while own.vote is None and own.error is None:
-            group = self._next_group()
+            group = self._next_group(own)
             if group:
                 self._ask(group, own)
         with self._lock:
@@ -143,7 +143,7 @@ class BatchedTier:
         if heir is not None:
             heir.wake.release()
 
-    def _next_group(self) -> list[_Ticket]:
+    def _next_group(self, own: _Ticket) -> list[_Ticket]:
         """The tickets at the front that may be voted on together; those past their deadline are turned away."""
         with self._more:
             if self.max_delay_s > 0:
@@ -167,11 +167,15 @@ class BatchedTier:
                 self._n_queued -= len(ticket.batch)
         for ticket in expired:
             ticket.error = self._expired(ticket)
-            ticket.wake.release()
+            if ticket is not own:  # nobody waits for the leader, whose own wait may have ended with the lead
+                ticket.wake.release()
         return group
 
     def _ask(self, group: list[_Ticket], own: _Ticket) -> None:
-        """One call of the tier for the whole group; each caller gets its own rows, or the error."""
+        """One call of the tier for the whole group; each caller gets its own rows, or the error.
+
+        A row that cannot be answered (InputError) is its own caller's: the callers are then asked about one by one.
+        """
         started = time.perf_counter()
         self.batch_sizes.append(sum(len(ticket.batch) for ticket in group))
         try:
@@ -184,6 +188,10 @@ class BatchedTier:
                 ticket.vote = replace(piece, call={**piece.call, "queue_s": piece.call.get("queue_s", 0.0) + waited})
                 start = end
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
+            if isinstance(error, InputError) and len(group) > 1:
+                for ticket in group:
+                    self._ask([ticket], own)
+                return
             for ticket in group:
                 ticket.error = error
         for ticket in group:

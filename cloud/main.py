@@ -46,9 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     for command in (serve, models):
         command.add_argument("--config", type=Path, help="YAML file; default: the bundled digits' cloud tiers")
     serve.add_argument("--host", help="address to listen on; default: the config's, or 127.0.0.1")
-    serve.add_argument("--grpc-port", type=int, help="default: the config's, or 8001; 0 takes a free one")
+    port_help = "default: the config's, or 8001; 0 takes a free one"
+    serve.add_argument("--grpc-port", type=_port, metavar="PORT", help=port_help)
     serve.add_argument("--verbose", action="store_true", help="log more")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text}")
+    return int(text)
 
 
 def _list_models(config: ServerConfig) -> int:

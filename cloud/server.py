@@ -25,8 +25,8 @@ from .config import ServerConfig
 log = logging.getLogger(__name__)
 
 
-class _Alone:
-    """One tier served by itself: every member is asked, because the vote itself is what the caller wants."""
+class _AsksAll:
+    """The last tier of what is served: every member is asked, because the caller may want the vote itself."""
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
@@ -89,10 +89,12 @@ class Server:
 
     def _served(self) -> dict[str, Served]:
         config = self.config
-        cascades = {config.model: Cascade(self._tiers, keep_last_answer=config.cascade.keep_last_answer)}
+        *first, last = self._tiers
+        whole = [*first, last if last.waits else _AsksAll(last)]
+        cascades = {config.model: Cascade(whole, keep_last_answer=config.cascade.keep_last_answer)}
         for tier in self._tiers:
             if not tier.waits:
-                cascades[f"{config.model}-{tier.name}"] = Cascade([_Alone(tier)])
+                cascades[f"{config.model}-{tier.name}"] = Cascade([_AsksAll(tier)])
         task = config.cascade.task
         door = Door(task.contract)
         return {
@@ -125,7 +127,9 @@ class Server:
         return server
 
     def _bind(self) -> int:
-        address = f"{self.config.host}:{self.config.grpc_port}"
+        host = self.config.host
+        bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host  # an IPv6 address
+        address = f"{bracketed}:{self.config.grpc_port}"
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:

@@ -6,18 +6,22 @@ a waiting thread, at the tier where it stands, and comes back as an outcome like
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from coe.cascade.cascade import Cascade, Run
+from coe.cascade.delay import RealClock
 from coe.cascade.errors import InputError, TierError
 from coe.models.inputs import Door
 
 from .sinks import Outcome, Reorder, Sink
 from .sources import Example, Source
 from .tally import Tally
+
+PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, and cannot be interrupted
 
 
 class Agent:
@@ -26,7 +30,8 @@ class Agent:
     Args:
         cascade: its first tiers usually local; a tier that `waits` is asked on a waiting thread.
         door: decodes and checks what the source gives.
-        max_in_flight: examples waiting for a server at once; at that many, the source waits.
+        max_in_flight: examples waiting for a server at once; at that many, the source waits. 0: one example at a
+            time, the next is taken when this one has its answer.
         ordered: outcomes reach the sink in the source's order.
         deadline_s: of one example in all.
         interval_s: least time between two examples.
@@ -52,8 +57,9 @@ class Agent:
         self.failure: BaseException | None = None
         self.stop = threading.Event()
         self._reorder = Reorder(sink) if ordered else None
-        self._slots = threading.Semaphore(max_in_flight)
-        self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait")
+        self._slots = threading.Semaphore(max(max_in_flight, 1))
+        self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
+        self._clock = RealClock()
         self._writing = threading.Lock()
 
     def run(self, source: Source, limit: int | None = None) -> Tally:
@@ -65,22 +71,26 @@ class Agent:
         """
         next_at = time.perf_counter()
         try:
-            for number, example in enumerate(source.examples(self.stop)):
-                if number == limit or self.stop.is_set():
+            # islice: a slow source is not asked for an example beyond the limit
+            for number, example in enumerate(itertools.islice(source.examples(self.stop), limit)):
+                if self.stop.is_set():
                     break
                 self._pace(next_at)
                 next_at = max(next_at + self.interval_s, time.perf_counter())
                 self._take(number, example)
         finally:
-            self._waiters.shutdown(wait=True)
+            if self._waiters is not None:
+                self._waiters.shutdown(wait=True)
         if self.failure is not None:
             raise self.failure
         return self.tally
 
     def _pace(self, start_at: float) -> None:
         wait = start_at - time.perf_counter()
-        if self.interval_s and wait > 0:
+        if self.interval_s and wait > PRECISE_S:
             self.stop.wait(wait)
+        elif self.interval_s and wait > 0:
+            self._clock.wait(wait)
 
     def _take(self, number: int, example: Example) -> None:
         """Decide one example as far as this machine can."""
@@ -100,7 +110,10 @@ class Agent:
             self._done(number, self._decided(example, run, started))
             return
         self._slots.acquire()  # all waiters busy: the source waits too
-        self._waiters.submit(self._wait, number, example, run, started)
+        if self._waiters is None:
+            self._wait(number, example, run, started)
+        else:
+            self._waiters.submit(self._wait, number, example, run, started)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
         """The rest of an example's way, on a waiting thread."""
@@ -110,6 +123,8 @@ class Agent:
             outcome = self._decided(example, run, started)
         except TierError as error:  # no tier before it has an answer, or none is wanted
             outcome = self._failed(example, started, f"{error.reason}: {error}")
+        except InputError as error:
+            outcome = self._failed(example, started, str(error))
         except Exception as error:  # noqa: BLE001 - `run` raises it; the example still gets its outcome
             self.give_up(error)
             outcome = self._failed(example, started, str(error))

@@ -36,7 +36,7 @@ class AgentConfig:
     """Everything `coe-edge` needs to know.
 
     Args:
-        max_in_flight: deferred examples under way at once; at that many, the source waits.
+        max_in_flight: deferred examples under way at once; at that many, the source waits; 0: one at a time.
         ordered: write decisions in the source's order.
         deadline_s: of one example in all; inf: each call's own deadline alone counts.
     """
@@ -71,7 +71,7 @@ def read_config(path: Path) -> AgentConfig:
         cascade=cascade,
         source=source,
         sink=sink,
-        max_in_flight=fields.integer("max_in_flight", 16, 1, 1024),
+        max_in_flight=fields.integer("max_in_flight", 16, 0, 1024),
         ordered=fields.flag("ordered", False),
         deadline_s=float("inf") if deadline_ms is None else deadline_ms / 1000,
         warnings=tuple(report.warnings),

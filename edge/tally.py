@@ -18,6 +18,7 @@ class Tally:
     n_failed: int = 0
     n_degraded: int = 0
     exits: Counter[int] = field(default_factory=Counter)
+    n_kept: int = 0
     n_calls: int = 0
     bytes_sent: float = 0.0
     bytes_received: float = 0.0
@@ -37,12 +38,14 @@ class Tally:
         if outcome.truth is not None:
             self.n_known += 1
             self.n_right += decision.label == outcome.truth
+        answered_there = "bytes_sent" in decision.call
+        self.n_kept += not (answered_there or decision.degraded)
         if decision.degraded:
             self.n_degraded += 1
             self.cloud = decision.degraded.split(":")[0]
-        elif "bytes_sent" in decision.call:
+        elif answered_there:
             self.cloud = "ok"
-        if "bytes_sent" in decision.call:
+        if answered_there:
             self.n_calls += 1
             self.bytes_sent += decision.call["bytes_sent"]
             self.bytes_received += decision.call["bytes_received"]
@@ -54,7 +57,7 @@ class Tally:
     @property
     def kept_share(self) -> float:
         """Share of the decided examples that never left the device and are not degraded."""
-        return 1 - (self.n_calls + self.n_degraded) / self.n_decided if self.n_decided else 0.0
+        return self.n_kept / self.n_decided if self.n_decided else 0.0
 
     def line(self) -> str:
         """The live line."""

@@ -11,37 +11,44 @@ from .progress import Progress
 from .records import Record, read_records
 from .systems import Hop, edge_config, write
 
-PACE_S = 0.006  # between two examples: several times what one costs, so that none waits for another's compute
-CALM_S = 4.0  # a run that ends sooner than this one by one needs no concurrency
+PACE_S = 0.006  # between two calls, on average: several times what one costs, so that none waits for another's
+SHORTEST_S = 0.0005  # between two examples: several times what one costs on the device
+CALM_S = 5.0  # a run that ends sooner than this one by one needs no concurrency
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How examples follow each other. One at a time, or started evenly with many under way."""
+    """How examples follow each other: one at a time, or started evenly with many under way."""
 
     interval_s: float
     max_in_flight: int
 
     @classmethod
-    def of(cls, n: int, delay_s: float) -> Pace:
+    def of(cls, n: int, delay_s: float, deferral_rate: float = 1.0) -> Pace:
         """Single-instance inference where that is quick, else evenly spaced starts at a low load.
 
         A delay is waiting, not work: examples that wait side by side do not slow each other down.
+
+        Args:
+            delay_s: of a round trip. deferral_rate: share of the examples that make it.
         """
-        if n * (delay_s + 0.002) <= CALM_S:
-            return cls(0.0, 1)
-        return cls(PACE_S, min(1024, 16 + round(1.5 * delay_s / PACE_S)))
+        if n * deferral_rate * (delay_s + 0.002) <= CALM_S:
+            return cls.one_at_a_time()
+        interval_s = max(PACE_S * deferral_rate, SHORTEST_S)
+        return cls(interval_s, min(1024, 16 + round(1.5 * delay_s / PACE_S)))
+
+    @classmethod
+    def one_at_a_time(cls) -> Pace:
+        return cls(0.0, 0)
 
 
-def run_live(system: str, hop: Hop, n: int, progress: Progress, title: str, pace: Pace | None = None) -> list[Record]:
-    """One record per example of the first `n`.
+def run_live(system: str, hop: Hop, n: int, progress: Progress, title: str, pace: Pace) -> list[Record]:
+    """One record per example of the first `n`, in their order.
 
     Raises:
         TierUnavailable: a process failed.
         ConfigError: an example was left without a decision.
     """
-    round_trip = (hop.delay_s or 0.0) * (2 if hop.one_way else 1)
-    pace = pace or (Pace(0.0, 1) if system == "edge-only" else Pace.of(n, round_trip))
     progress.start(title, n)
     with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
         sink = Path(folder) / "decisions.jsonl"

@@ -34,8 +34,10 @@ figcaption, .note { color: #555; font-size: .9rem; }
 
 
 def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path:
-    """The report of a delay study, and of the models where they were run."""
+    """The report of a delay study, and of the models where they were run; its first plot also as `latency.svg`."""
     rows = study.rows
+    latency = plots.latency_against_delay(rows)
+    path.with_name("latency.svg").write_text(latency, encoding="utf-8")
     parts = [
         f"<h1>Where a cascade answers, and what that saves</h1><p class=lead>coe-sim {__version__}; "
         f"{rows[0].n:,} scanned digits; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
@@ -44,7 +46,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
         *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),
         _figure(
             "Latency against delay",
-            plots.latency_against_delay(rows),
+            latency,
             "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay.",
         ),
         _exits(rows),

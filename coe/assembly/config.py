@@ -226,6 +226,8 @@ def _read_delay(entry: Fields) -> Delay | None:
 def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:
     """`agreement:` or `confidence:`; unanimity where neither is said; the last tier needs neither."""
     if entry.has("confidence"):
+        if entry.raw("agreement", None) is not None:
+            entry.wrong("agreement", "expected agreement or confidence, got both (leave one out)")
         return Confidence(entry.number("confidence", high=1.0))
     value = entry.raw("agreement", None)
     if is_last:

@@ -8,7 +8,7 @@ from functools import partial
 from coe.cascade.cascade import Cascade
 from coe.cascade.delay import DelayedTier
 from coe.cascade.tier import LocalTier, Tier
-from coe.models.base import load
+from coe.models.loading import load
 from coe.wire.remote import RemoteTier
 
 from .config import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ModelError
+from .errors import InputError, ModelError
 from .rule import DeferralRule
 from .types import NO_LABEL, Array, Batch, Labels, Vote
 from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one, pool
@@ -146,7 +146,10 @@ class LocalTier:
             top, runner_up = leaders_of_one(ballots)
             if needed is not None and is_settled(top, runner_up, left, needed):
                 break
-        label, score = plurality_of_one(ballots, top, outputs)
+        try:
+            label, score = plurality_of_one(ballots, top, outputs)
+        except (OverflowError, ValueError):  # an infinity that was no member's highest
+            raise self._not_a_number(self.members[0]) from None
         facts = np.array(((label,), (top,), (len(ballots),)), dtype=np.int64)  # (3, 1)
         return Vote(
             labels=facts[0],
@@ -200,5 +203,5 @@ class LocalTier:
             labels, count, score = plurality(ballots, probabilities)
         return Vote(labels, count, asked, len(self.members), score, tuple(probabilities))
 
-    def _not_a_number(self, member: Member) -> ModelError:
-        return ModelError(f"tier {self.name}: the output of member {member.name} is not a number (NaN or infinity)")
+    def _not_a_number(self, member: Member) -> InputError:
+        return InputError(f"tier {self.name}: the output of member {member.name} is not a number (NaN or infinity)")

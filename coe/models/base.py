@@ -1,13 +1,8 @@
-"""The small interface every runtime fits, and the check every loaded member must pass.
-
-A runtime is one module with one function, `load(data, spec, options) -> Member`; `coe.models.load` picks it by
-the file's format. To add one: write that module, name it in `RUNTIMES`, and add it to the contract tests.
-"""
+"""What every runtime shares: the description of a model file, how members run, and small helpers."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,21 +15,12 @@ from coe.cascade.types import Array
 
 from .inputs import Contract
 
-RUNTIMES = {  # file suffix -> format, format -> module
-    "suffix": {
-        ".onnx": "onnx",
-        ".tflite": "tflite",
-        ".pt": "torch",
-        ".pt2": "torch-export",
-        ".ts": "torchscript",
-    },
-    "module": {
-        "onnx": "coe.models.onnx",
-        "tflite": "coe.models.tflite",
-        "torch": "coe.models.torch",
-        "torch-export": "coe.models.torch",
-        "torchscript": "coe.models.torch",
-    },
+FORMATS = {  # by file suffix
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+    ".pt": "torch",
+    ".pt2": "torch-export",
+    ".ts": "torchscript",
 }
 
 
@@ -86,69 +72,20 @@ class LoadedMember(Member, Protocol):
     def runs_on(self) -> str: ...
 
 
-Loader = Callable[[bytes, ModelSpec, RunOptions], LoadedMember]
-
-
-def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
-    """The member in a model file: its checksum verified, loaded, tried once on zeros.
-
-    Raises:
-        ModelError: missing, changed, not loadable, or not of the declared input or number of labels.
-        RuntimeMissing: the package that runs this format is not installed.
-    """
-    from .manifest import read_verified
-
-    data = read_verified(spec)
-    module = importlib.import_module(RUNTIMES["module"][spec.format])
-    loader: Loader = module.load
-    member = loader(data, spec, options or RunOptions())
-    try:
-        try_out(member, spec)
-    except BaseException:
-        member.close()
-        raise
-    return member
-
-
 def format_of(path: Path, declared: str | None = None) -> str:
     """The format of a model file, declared or by its suffix.
 
     Raises:
         ModelError: neither says.
     """
-    known = RUNTIMES["module"]
-    found = declared or RUNTIMES["suffix"].get(path.suffix)
-    if found not in known:
+    known = FORMATS.values()
+    found = declared or FORMATS.get(path.suffix)
+    if found is None or found not in known:
         raise ModelError(
             f"{path}: expected a model format ({', '.join(known)}), got {declared or path.suffix or 'no suffix'!r} "
             f"(set `format:` or rename the file)"
         )
     return found
-
-
-def try_out(member: Member, spec: ModelSpec) -> None:
-    """One prediction on zeros: the shapes fit, the numbers are probabilities, and the model is warm."""
-    x = np.zeros((1, *spec.contract.model_shape), dtype=spec.contract.dtype)
-    try:
-        output = member.predict(x)
-    except ModelError:
-        raise
-    except Exception as error:  # noqa: BLE001 - each runtime raises its own kinds
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{spec.path}: the model does not take {spec.contract.dtype} {list(x.shape)} as declared: {reason}"
-        ) from None
-    if output.shape != (1, len(spec.labels)):
-        raise ModelError(
-            f"{spec.path}: expected an output of [1, {len(spec.labels)}] (one probability per label), "
-            f"got {list(output.shape)}"
-        )
-    total = float(output.sum())
-    if not abs(total - 1.0) < 0.02 or float(output.min()) < -1e-3:
-        raise ModelError(
-            f"{spec.path}: expected probabilities that sum to 1, got a sum of {total:.4g} "
-            f"(declare `output: logits` if it ends before the softmax)"
-        )
 
 
 def softmax(logits: Array) -> Array:

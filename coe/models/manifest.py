@@ -138,26 +138,6 @@ def read_model(
     )
 
 
-def read_verified(spec: ModelSpec) -> bytes:
-    """The bytes of a model file, which are then what is loaded: nothing can change in between.
-
-    Raises:
-        ModelError: missing, unreadable, or another checksum than declared.
-    """
-    try:
-        data = spec.path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{spec.path}: the model file cannot be read: {error.strerror}") from None
-    if spec.sha256 is not None:
-        found = hashlib.sha256(data).hexdigest()
-        if found != spec.sha256:
-            raise ModelError(
-                f"{spec.path}: expected sha256 {spec.sha256[:16]}.., got {found[:16]}.. "
-                f"(the file changed: fetch it again, or declare its new checksum)"
-            )
-    return data
-
-
 def _per_channel(fields: Fields, key: str, default: float, channels: int) -> tuple[float, ...]:
     values = fields.numbers(key, [default])
     if len(values) not in (1, channels):

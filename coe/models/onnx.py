@@ -35,12 +35,12 @@ class OnnxMember:
         settings.log_severity_level = 3
         # Idle threads must not spin: on a device they would take the cores the next member needs.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(spec.path.parent))
         wanted = _available(ort, options.providers)
         try:
             self._session = ort.InferenceSession(data, settings, providers=wanted)
         except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
-            raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+            hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
+            raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
         self._input, self._rows = _check_input(self._session, spec)
         self._output = _pick_output(self._session, spec)
         used = self._session.get_providers()[0]

@@ -5,6 +5,7 @@ The server may be `coe-cloud` (a tier, or a whole cascade) or any other that ans
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from fractions import Fraction
@@ -12,6 +13,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from coe.cascade.errors import ConfigError, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
@@ -22,6 +24,7 @@ from .convert import WireError, add_input, get_parameters, read_outputs
 from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, PLATFORM, client_options, path
 from .status import from_rpc_error
 
+MOST_TIERS = 64  # behind one server
 MOST_MEMBERS = 64  # a vote travels as FP32; as a fraction with a denominator up to this it is exact again
 
 
@@ -140,40 +143,47 @@ class RemoteTier:
             response = pb.ModelInferResponse.FromString(answer)
             outputs = read_outputs(response)
             vote = self._vote(outputs, n_rows, call)
-        except (WireError, ValueError, KeyError) as error:
+        except (WireError, DecodeError, ValueError) as error:
             raise TierRejected(self.name, f"its answer cannot be read: {error}") from None
         for key, value in get_parameters(response.parameters).items():
-            if key.endswith("_s") and isinstance(value, float):
-                call[key] = value
+            if key.endswith("_s") and isinstance(value, float) and math.isfinite(value):
+                call.setdefault(key, value)  # what was measured here stands
         return vote
 
     def _vote(self, outputs: Mapping[str, Array], n_rows: int, call: Mapping[str, float]) -> Vote:
         if "label" not in outputs:
             return self._single_model(outputs, n_rows, call)
-        flat = {name: array.reshape(n_rows) for name, array in outputs.items() if array.size == n_rows}
-        labels = flat["label"].astype(np.int64)
-        if n_rows and (labels.min() < 0 or labels.max() >= self.n_labels):
-            raise ValueError(f"expected labels 0 to {self.n_labels - 1}, got {labels.min()} to {labels.max()}")
+        labels = _column(outputs, "label", n_rows, "iu", 0, self.n_labels - 1).astype(np.int64)
+        share = _column(outputs, "vote", n_rows, "f", 0, 1)
         members = outputs.get("members")
         if members is not None:
-            asked, n_members = members[:, 0].astype(np.int64), int(members[:, 1].max(initial=1))
-            count = np.rint(flat["vote"] * asked).astype(np.int64)
+            asked, seats = _members(members, n_rows)
+            n_members = int(seats.max(initial=1))
+            count = np.rint(share * asked).astype(np.int64)
         else:
-            shares = [Fraction(float(share)).limit_denominator(MOST_MEMBERS) for share in flat["vote"]]
-            count = np.array([share.numerator for share in shares], dtype=np.int64)
-            asked = np.array([share.denominator for share in shares], dtype=np.int64)
+            exact = [Fraction(float(vote)).limit_denominator(MOST_MEMBERS) for vote in share]
+            count = np.array([vote.numerator for vote in exact], dtype=np.int64)
+            asked = np.array([vote.denominator for vote in exact], dtype=np.int64)
             n_members = int(asked.max(initial=1))
         tier_votes = outputs.get("tier_votes")
         if tier_votes is not None:
+            fits = tier_votes.ndim == 2 and 1 <= tier_votes.shape[1] <= MOST_TIERS
+            _check(tier_votes, "tier_votes", fits, n_rows, "f")
             self.n_tiers = tier_votes.shape[1]
+        exit_tier = None
+        if "exit_tier" in outputs:
+            last = MOST_TIERS if tier_votes is None else tier_votes.shape[1]
+            exit_tier = _column(outputs, "exit_tier", n_rows, "iu", 1, last).astype(np.int64)
         reasons = outputs.get("degraded")
+        if reasons is not None:
+            _check(reasons, "degraded", reasons.size == n_rows, n_rows, "O")
         return Vote(
             labels=labels,
             count=count,
             asked=asked,
             n_members=n_members,
-            score=flat["score"].astype(np.float32),
-            exit_tier=flat["exit_tier"].astype(np.int64) if "exit_tier" in flat else None,
+            score=_column(outputs, "score", n_rows, "f").astype(np.float32),
+            exit_tier=exit_tier,
             tier_votes=tier_votes,
             degraded=None if reasons is None else tuple(_reason(text) for text in reasons.ravel()),
             call=call,
@@ -185,9 +195,11 @@ class RemoteTier:
             if array.shape == (n_rows, self.n_labels) and array.dtype.kind == "f":
                 labels = array.argmax(axis=1)
                 ones = np.ones(n_rows, dtype=np.int64)
-                score = array[np.arange(n_rows), labels].astype(np.float32)
+                score = array[np.arange(n_rows), labels].astype(np.float32)  # argmax points at a NaN if there is one
+                if not np.isfinite(score).all():
+                    raise ValueError("expected probabilities, got NaN or infinity")
                 return Vote(labels, ones, ones, 1, score, call=call)
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items()) or "none"
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())[:200] or "none"
         raise ValueError(f'expected an output "label", or probabilities [{n_rows}, {self.n_labels}], got {shapes}')
 
 
@@ -196,6 +208,40 @@ def _tensor(x: Array) -> Array:
     if x.dtype == object:
         raise WireError("input", "examples of one size", "several sizes", "send them as captured, or one by one")
     return x
+
+
+def _column(
+    outputs: Mapping[str, Array],
+    name: str,
+    n_rows: int,
+    kinds: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Array:
+    """(B,) one number per row, of a dtype in `kinds`, each within `low` to `high`."""
+    if name not in outputs:
+        raise ValueError(f'expected an output "{name}", got {", ".join(map(repr, outputs))[:200]}')
+    column = outputs[name]
+    _check(column, name, column.size == n_rows, n_rows, kinds)
+    column = column.reshape(n_rows)
+    if low is not None and not ((column >= low) & (column <= high)).all():  # false for a NaN
+        raise ValueError(f"output {name}: expected {low} to {high}, got {column.min()} to {column.max()}")
+    return column
+
+
+def _members(members: Array, n_rows: int) -> tuple[Array, Array]:
+    """Members asked, and members there are, each (B,)."""
+    _check(members, "members", members.ndim == 2 and members.shape[1] == 2, n_rows, "iu")
+    asked, seats = members[:, 0].astype(np.int64), members[:, 1].astype(np.int64)
+    if not ((asked >= 1) & (asked <= seats)).all():
+        raise ValueError("output members: expected 1 to all of them asked, got others")
+    return asked, seats
+
+
+def _check(array: Array, name: str, fits: bool, n_rows: int, kinds: str) -> None:
+    if not fits or len(array) != n_rows or array.dtype.kind not in kinds:
+        got = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"output {name}: expected an entry of its kind for each of {n_rows} rows, got {got}")
 
 
 def _reason(text: Any) -> str | None:

@@ -52,12 +52,15 @@ FROM_CODE: dict[grpc.StatusCode, type[TierError]] = {
     grpc.StatusCode.ABORTED: TierUnavailable,
 }
 
+MOST_TEXT = 500  # characters; gRPC drops an answer whose status text is over a few kilobytes, code and all
+
 
 def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
     """Code and text for the caller."""
     for kind, code in TABLE:
         if isinstance(error, kind):
-            return code, str(error)
+            text = str(error)
+            return code, text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
     error_id = uuid.uuid4().hex[:12]
     log.error("internal error %s", error_id, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error {error_id} (the server's log has the details)"

@@ -1,29 +1,7 @@
 """Where decisions go."""
 
-from __future__ import annotations
-
-import sys
-
-from coe.cascade.errors import ConfigError
-
-from ..config import SinkConfig
 from .base import Outcome, Sink
-from .jsonlines import JsonLinesSink
+from .open import open_sink
 from .ordered import Reorder
 
 __all__ = ["Outcome", "Reorder", "Sink", "open_sink"]
-
-
-def open_sink(config: SinkConfig, labels: tuple[str, ...]) -> Sink:
-    """The configured sink.
-
-    Raises:
-        ConfigError: its file cannot be opened.
-    """
-    if config.path is None:
-        return JsonLinesSink(sys.stdout, labels, owns_stream=False)
-    try:
-        stream = config.path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"sink.path: {config.path} cannot be written: {error.strerror}"]) from None
-    return JsonLinesSink(stream, labels, owns_stream=True)

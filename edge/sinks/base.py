@@ -1,6 +1,6 @@
 """What a sink takes: one outcome per example.
 
-To add a sink: one module with a class that fits `Sink`, and its name in `edge.sinks.open_sink`.
+To add a sink: one module with a class that fits `Sink`, and its name in `open_sink` (open.py).
 """
 
 from __future__ import annotations

@@ -1,32 +1,6 @@
 """Where examples come from."""
 
-from __future__ import annotations
-
-import sys
-
-from ..config import SourceConfig
 from .base import Example, Source
+from .open import open_source
 
 __all__ = ["Example", "Source", "open_source"]
-
-
-def open_source(config: SourceConfig, once: bool = False) -> Source:
-    """The configured source, its own module imported only then.
-
-    Args:
-        once: what is there now, and no watching.
-    Raises:
-        ConfigError: it cannot be opened.
-    """
-    if config.kind == "folder":
-        from .folder import FolderSource
-
-        assert config.path is not None
-        return FolderSource(config.path, config.watch and not once)
-    if config.kind == "stdin":
-        from .jsonlines import JsonLinesSource
-
-        return JsonLinesSource(sys.stdin.buffer)
-    from .digits import DigitsSource
-
-    return DigitsSource(config.repeat)

@@ -1,6 +1,6 @@
 """What a source gives: examples, one after another, until it ends or is told to stop.
 
-To add a source: one module with a class that fits `Source`, and its name in `edge.sources.open_source`.
+To add a source: one module with a class that fits `Source`, and its name in `open_source` (open.py).
 """
 
 from __future__ import annotations

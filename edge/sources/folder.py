@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -50,14 +51,12 @@ class FolderSource:
 
     def _scan(self) -> dict[str, Stamp]:
         found = {}
-        try:
-            with os.scandir(self.path) as entries:
-                for entry in entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:  # no folder: nothing in it now
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # this file went away meanwhile; the others are there
                     if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                         status = entry.stat()
                         found[entry.name] = (status.st_size, status.st_mtime_ns)
-        except FileNotFoundError:
-            pass  # the folder, or a file in it, went away meanwhile: there is nothing in it now
         return found
 
     def _read(self, names: list[str], stop: threading.Event) -> Iterator[Example]:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import select
 import threading
@@ -67,7 +66,7 @@ def parse_line(line: bytes, default_id: str) -> Example:
         content = json.loads(line)
         if not isinstance(content, dict):
             raise ValueError('expected an object such as {"id": "a", "file": "a.png"}')
-        name = str(content.get("id", default_id))
+        name = default_id if content.get("id") is None else str(content["id"])
         return Example(name, _value(content), _truth(content.get("label")))
     except (ValueError, OSError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -84,17 +83,20 @@ def _value(content: dict[str, Any]) -> bytes | Array:
     if kind == "image":
         try:
             return base64.b64decode(value, validate=True)
-        except (binascii.Error, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"image: expected base64, {error}") from None
     try:
-        array = np.array(value, dtype=np.int64 if kind == "pixels" else np.float32)
-    except (TypeError, OverflowError) as error:
+        array = np.array(value)  # of what kind the numbers are: a cast at once would take 0.5 and "17" for whole ones
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{kind}: expected nested lists of numbers, {error}") from None
-    if kind == "tensor":
-        return array
-    if array.size and not (array.min() >= 0 and array.max() <= 255):
-        raise ValueError("pixels: expected whole numbers 0 to 255")
-    return array.astype(np.uint8)
+    if kind == "pixels":
+        if array.dtype.kind not in "iu" or not (array.min() >= 0 and array.max() <= 255):
+            raise ValueError("pixels: expected whole numbers 0 to 255")
+        return array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise ValueError("tensor: expected nested lists of numbers")
+    with np.errstate(over="ignore"):  # too large becomes infinity, which the door refuses
+        return array.astype(np.float32)
 
 
 def _truth(label: Any) -> int | None:

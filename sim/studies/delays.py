@@ -17,7 +17,7 @@ import numpy as np
 from coe.cascade import Delay
 from coe.settings import format_seconds
 
-from ..live import run_live
+from ..live import Pace, run_live
 from ..processes import Server
 from ..progress import Progress
 from ..records import Record, Row, load_recording, summarise
@@ -53,14 +53,17 @@ def run_real(delays_s: Sequence[float], n: int, one_way: bool, progress: Progres
     rows: list[Row] = []
     latencies: dict[tuple[str, float], list[float]] = {}
     with Server(cloud_config()) as server:
-        run_live("cascade", Hop(server.port), min(n, 100), progress, "warming up")
+        calm = Pace.one_at_a_time()
+        run_live("cascade", Hop(server.port), min(n, 100), progress, "warming up", calm)
         recording = {
-            system: run_live(system, Hop(server.port), n, progress, f"{system}, no delay") for system in SYSTEMS
+            system: run_live(system, Hop(server.port), n, progress, f"{system}, no delay", calm) for system in SYSTEMS
         }
         for delay_s in delays_s:
             for system in SYSTEMS:
                 hop = Hop(server.port, delay_s, one_way)
-                records = run_live(system, hop, n, progress, f"{system} at {format_seconds(delay_s)}")
+                deferral_rate = sum(record.left_device for record in recording[system]) / n
+                pace = Pace.of(n, Delay(delay_s, one_way).round_trip_s, deferral_rate)
+                records = run_live(system, hop, n, progress, f"{system} at {format_seconds(delay_s)}", pace)
                 predicted = _predict(system, recording[system], Delay(delay_s, one_way))
                 rows.append(_row(system, delay_s, records, predicted, "real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]

@@ -18,7 +18,7 @@ import numpy as np
 from coe.cascade import ConfigError, communication, communication_ratio
 from coe.settings import format_seconds
 
-from ..live import run_live
+from ..live import Pace, run_live
 from ..processes import Server
 from ..progress import Progress
 from ..systems import Hop, chain_config, write
@@ -71,7 +71,8 @@ def run(delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) ->
             with Server(medium) as first:
                 hop = Hop(first.port, middle, one_way, device_delay_s=own)
                 title = "cascade, tiers apart: " + ", ".join(map(format_seconds, (own, middle, far)))
-                records = run_live("cascade", hop, n, progress, title)
+                pace = Pace.of(n, far + middle, deferral_rate=0.1)
+                records = run_live("cascade", hop, n, progress, title, pace)
     exits = np.bincount([record.exit_tier - 1 for record in records], minlength=N_TIERS) / n
     trips = 2 if one_way else 1
     per_tier = [own * trips, middle * trips, far * trips]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import members_of, one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, Confidence, Ideal, LocalTier, ModelError
+from coe.cascade import Agreement, Always, Confidence, Ideal, InputError, LocalTier, ModelError
 from coe.models import TableMember
 
 FACTS = ("labels", "count", "asked", "score")
@@ -207,12 +207,12 @@ def test_a_confidence_tier_answers_with_the_label_of_the_mean_output():
 @pytest.mark.parametrize(
     ("n_rows", "early", "parallel"), [(1, True, False), (1, False, False), (2, True, False), (2, True, True)]
 )
-def test_an_output_that_is_no_number_is_a_model_error_that_names_the_member(bad, n_rows, early, parallel):
+def test_an_output_that_is_no_number_is_an_error_of_that_example_and_names_the_member(bad, n_rows, early, parallel):
     outputs = [one_hot([1, 1]), one_hot([1, 1])]
     outputs[1][0, 2] = bad
     tier = table_tier(outputs, Fraction(1), "device", early=early, parallel=parallel)
     try:
-        with pytest.raises(ModelError, match=r"tier device: .* member member-2 is not a number \(NaN or infinity\)"):
+        with pytest.raises(InputError, match=r"tier device: .* member member-2 is not a number \(NaN or infinity\)"):
             tier.vote(rows(n_rows), tier.rule)
     finally:
         tier.close()
@@ -223,7 +223,7 @@ def test_an_output_that_is_no_number_shows_when_a_vote_is_completed():
     outputs[2][0, 0] = np.nan
     tier = table_tier(outputs, Fraction(1))
     vote = tier.vote(rows(1), tier.rule)  # settled by the first two
-    with pytest.raises(ModelError, match="member-3"):
+    with pytest.raises(InputError, match="member-3"):
         tier.complete(rows(1), vote)
 
 

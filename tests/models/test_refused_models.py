@@ -15,7 +15,8 @@ from tiny_models import CONTRACT, bundled, linear_module, weights_file
 
 from coe.cascade import ModelError, RuntimeMissing
 from coe.models import Contract, RunOptions, load
-from coe.models.base import format_of, import_runtime, softmax, try_out
+from coe.models.base import format_of, import_runtime, softmax
+from coe.models.loading import try_out
 
 LINEAR = LinearModel()
 
@@ -107,7 +108,7 @@ def test_a_tflite_input_of_another_shape_says_both():
 
 def test_a_torch_model_that_does_not_take_its_input_says_so(shelf):
     spec = shelf.put("a.pt", weights_file(), architecture="linear", contract=replace(CONTRACT, shape=(5, 4, 1)))
-    refused(spec, "the model does not take float32 [1, 1, 5, 4] as declared")
+    refused(spec, "the model does not take float32 [2, 1, 5, 4] as declared")
 
 
 def test_an_onnx_output_without_a_place_per_label_is_told_with_its_shape(shelf):
@@ -134,10 +135,19 @@ def test_softmax_is_exact_for_large_logits_and_whole_numbers():
     assert softmax(np.zeros((1, 4))).dtype == np.float32
 
 
+def test_a_model_whose_batch_is_baked_in_at_one_is_refused_at_start_and_not_by_the_first_batch(shelf):
+    class OneRow:
+        def predict(self, x):
+            return np.full((1, 3), 1 / 3, dtype=np.float32)
+
+    with pytest.raises(ModelError, match=r"expected an output of \[2, 3\] for two examples"):
+        try_out(OneRow(), shelf.put("a.onnx", b""))
+
+
 def test_a_model_that_gives_no_numbers_is_refused(shelf):
     class Silent:
         def predict(self, x):
-            return np.full((1, 3), np.nan, dtype=np.float32)
+            return np.full((2, 3), np.nan, dtype=np.float32)
 
     with pytest.raises(ModelError, match="expected probabilities that sum to 1, got a sum of nan"):
         try_out(Silent(), shelf.put("a.onnx", b""))
@@ -146,7 +156,7 @@ def test_a_model_that_gives_no_numbers_is_refused(shelf):
 def test_negative_outputs_that_sum_to_one_are_refused(shelf):
     class Signed:
         def predict(self, x):
-            return np.array([[1.5, -0.5, 0.0]], dtype=np.float32)
+            return np.array([[1.5, -0.5, 0.0]] * 2, dtype=np.float32)
 
     with pytest.raises(ModelError, match="expected probabilities"):
         try_out(Signed(), shelf.put("a.onnx", b""))

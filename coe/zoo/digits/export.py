@@ -57,8 +57,8 @@ def to_onnx(network: Network, path: Path) -> None:
 
 def to_tflite(network: Network, path: Path, *, int8: bool = False) -> None:
     """Writes `path` for a batch of one, NCHW as in torch; `int8` stores the weights in 8 bits."""
-    import litert_torch  # type: ignore[import-untyped]
-    from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-untyped]
+    import litert_torch
+    from ai_edge_quantizer import quantizer, recipe
 
     with warnings.catch_warnings(), redirect_stdout(StringIO()):  # a page of progress lines for each file
         warnings.simplefilter("ignore")  # the converter's own deprecations

@@ -1,0 +1,239 @@
+"""The agent's loop, with tiers that the test holds in its hand."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+from fakes import BOUND_S, DOOR, UNANIMOUS, Far, ListSink, Numbers, Seat, until
+
+from coe.cascade import Cascade, InputError, LocalTier, ModelError, TierTimeout, TierUnavailable
+from edge.agent import Agent
+
+
+def device() -> LocalTier:
+    return LocalTier("device", [Seat(1), Seat(2), Seat(3)], UNANIMOUS)
+
+
+def agent_of(far: Far | None, sink: ListSink, keep_last_answer: bool = True, **options: object) -> Agent:
+    tiers = [device()] if far is None else [device(), far]
+    return Agent(Cascade(tiers, keep_last_answer=keep_last_answer), DOOR, sink, **options)  # type: ignore[arg-type]
+
+
+def running(agent: Agent, source: Numbers, limit: int | None = None) -> threading.Thread:
+    thread = threading.Thread(target=agent.run, args=(source, limit), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_every_example_has_one_outcome_and_the_tally_adds_up():
+    sink = ListSink()
+    tally = agent_of(Far(), sink).run(Numbers(40))
+    assert sorted(sink.ids) == sorted(f"x{number}" for number in range(40))
+    assert all(outcome.decision.label == outcome.truth for outcome in sink.outcomes)
+    assert (tally.n, tally.n_decided, tally.n_degraded, tally.n_failed) == (40, 40, 0, 0)
+    assert dict(tally.exits) == {1: 20, 2: 20}
+    assert (tally.n_calls, tally.bytes_sent, tally.bytes_received) == (20, 2000.0, 1000.0)
+    assert (tally.n_known, tally.n_right, tally.kept_share, tally.cloud) == (40, 40, 0.5, "ok")
+
+
+def test_examples_that_wait_for_the_cloud_do_not_hold_up_those_decided_here():
+    opened = threading.Event()
+    sink = ListSink()
+    agent = agent_of(Far(lambda batch: opened.wait(BOUND_S)), sink, max_in_flight=8)
+    thread = running(agent, Numbers(14))
+    until(lambda: len(sink.outcomes) == 7)
+    assert sink.ids == [f"x{number}" for number in range(0, 14, 2)]
+    opened.set()
+    thread.join(BOUND_S)
+    assert len(sink.outcomes) == 14
+    assert all(outcome.decision.degraded is None for outcome in sink.outcomes)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_at_most_max_in_flight_examples_wait_and_then_the_source_waits(most):
+    opened = threading.Event()
+    sink, source = ListSink(), Numbers(40)
+    far = Far(lambda batch: opened.wait(BOUND_S))
+    thread = running(agent_of(far, sink, max_in_flight=most), source)
+    until(lambda: far.n_at_once == most)
+    until(lambda: source.n_taken == 2 * (most + 1))  # the next odd number has no waiter
+    time.sleep(0.05)
+    assert source.n_taken == 2 * (most + 1)
+    opened.set()
+    thread.join(BOUND_S)
+    assert far.most_at_once == most
+    assert len(sink.outcomes) == 40
+
+
+def test_with_none_in_flight_each_example_has_its_answer_before_the_next_is_taken():
+    sink, source = ListSink(), Numbers(20)
+    taken: list[int] = []
+    far = Far(lambda batch: taken.append(source.n_taken))
+    agent_of(far, sink, max_in_flight=0).run(source)
+    assert sink.ids == [f"x{number}" for number in range(20)]
+    assert taken == list(range(2, 21, 2))
+    assert far.most_at_once == 1
+
+
+def test_ordered_restores_the_order_of_the_source():
+    dice = random.Random(7)
+    for ordered in (True, False):
+        sink = ListSink()
+        far = Far(lambda batch: time.sleep(dice.random() * 0.01))
+        agent_of(far, sink, max_in_flight=8, ordered=ordered).run(Numbers(60, bad=[4, 5]))
+        in_order = [f"x{number}" for number in range(60)]
+        assert sorted(sink.ids) == sorted(in_order)
+        assert (sink.ids == in_order) is ordered
+
+
+def test_a_bad_example_fails_alone():
+    sink = ListSink()
+    tally = agent_of(Far(), sink).run(Numbers(10, bad=[2, 3]))
+    failed = {outcome.id: outcome.error for outcome in sink.outcomes if outcome.decision is None}
+    assert set(failed) == {"x2", "x3"}
+    assert failed["x2"] == "example x2: expected shape [1], got [2]"
+    assert (tally.n, tally.n_failed, tally.n_decided) == (10, 2, 8)
+
+
+def test_an_input_that_a_far_tier_cannot_take_fails_alone():
+    def refuse(batch):
+        if batch.ids == ("x3",):
+            raise InputError("not for this member")
+
+    sink = ListSink()
+    tally = agent_of(Far(refuse), sink).run(Numbers(10))
+    assert tally.n_failed == 1
+    assert {outcome.error for outcome in sink.outcomes} == {None, "not for this member"}
+
+
+def test_a_member_that_fails_stops_the_agent_with_its_error():
+    class Broken(Seat):
+        def predict(self, x):
+            if x[0, 0] == 6:
+                raise ModelError("tier device: the output of member seat-1 is not a number")
+            return super().predict(x)
+
+    sink, source = ListSink(), Numbers(1000)
+    cascade = Cascade([LocalTier("device", [Broken(1), Seat(2)], UNANIMOUS), Far()])
+    with pytest.raises(ModelError, match="not a number"):
+        Agent(cascade, DOOR, sink).run(source)
+    assert source.n_taken == 7
+    assert sorted(sink.ids) == [f"x{number}" for number in range(6)]  # those taken before have their outcome
+
+
+def test_a_bug_behind_the_wire_stops_the_agent_but_its_example_has_an_outcome():
+    def break_down(batch):
+        raise RuntimeError("a bug")
+
+    sink, source = ListSink(), Numbers(100_000)
+    with pytest.raises(RuntimeError, match="a bug"):
+        agent_of(Far(break_down), sink).run(source)
+    assert source.n_taken < 100_000
+    assert len(sink.outcomes) == len(set(sink.ids)) == source.n_taken or source.n_taken - len(sink.outcomes) == 1
+    assert "a bug" in {outcome.error for outcome in sink.outcomes}
+
+
+@pytest.mark.parametrize("error", [TierUnavailable("cloud", "gone"), TierTimeout("cloud", "late")])
+def test_where_the_cloud_never_answers_the_device_does_with_all_its_members_and_says_why(error):
+    def fail(batch):
+        raise error
+
+    sink = ListSink()
+    tally = agent_of(Far(fail), sink).run(Numbers(20))
+    odd = [outcome for outcome in sink.outcomes if int(outcome.id[1:]) % 2]
+    even = [outcome for outcome in sink.outcomes if not int(outcome.id[1:]) % 2]
+    assert all(outcome.decision.degraded == f"{error.reason}: {error}" for outcome in odd)
+    assert all(outcome.decision.asked == outcome.decision.n_members == 3 for outcome in odd)
+    assert all(outcome.decision.exit_tier == 1 for outcome in odd)
+    assert all(outcome.decision.label == 0 for outcome in odd)  # a tie of three: the lowest label
+    assert all(outcome.decision.degraded is None for outcome in even)
+    assert (tally.n_degraded, tally.n_failed, tally.cloud, tally.kept_share) == (10, 0, error.reason, 0.5)
+
+
+def test_where_no_answer_is_better_than_the_devices_own_a_failed_call_is_an_error():
+    def fail(batch):
+        raise TierUnavailable("cloud", "gone")
+
+    sink = ListSink()
+    tally = agent_of(Far(fail), sink, keep_last_answer=False).run(Numbers(10))
+    assert (tally.n_failed, tally.n_decided, tally.n_degraded) == (5, 5, 0)
+    errors = {outcome.error for outcome in sink.outcomes if outcome.decision is None}
+    assert errors == {"unavailable: tier cloud: gone"}
+
+
+def test_a_cascade_with_no_local_tier_has_errors_where_the_cloud_fails():
+    def fail(batch):
+        raise TierTimeout("cloud", "late")
+
+    sink = ListSink()
+    tally = Agent(Cascade([Far(fail)]), DOOR, sink).run(Numbers(6))
+    assert tally.n_failed == 6
+    assert {outcome.error for outcome in sink.outcomes} == {"timeout: tier cloud: late"}
+
+
+def test_the_deadline_of_an_example_starts_when_it_is_taken():
+    far, sink = Far(), ListSink()
+    before = time.monotonic()
+    agent_of(far, sink, deadline_s=5.0).run(Numbers(6))
+    after = time.monotonic()
+    assert len(far.deadlines) == 3
+    assert all(before + 5 <= deadline <= after + 5 for deadline in far.deadlines)
+    assert far.deadlines == sorted(far.deadlines)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 20, 50])
+def test_a_limit_takes_exactly_so_many_and_asks_the_source_for_no_more(limit):
+    sink, source = ListSink(), Numbers(20)
+    tally = agent_of(Far(), sink).run(source, limit)
+    assert tally.n == len(sink.outcomes) == source.n_taken == min(limit, 20)
+
+
+def test_the_interval_paces_the_source():
+    sink = ListSink()
+    started = time.perf_counter()
+    agent_of(None, sink, interval_s=0.02).run(Numbers(6))
+    assert time.perf_counter() - started >= 0.1
+
+
+def test_being_stopped_lets_what_is_under_way_finish():
+    opened, sink, source = threading.Event(), ListSink(), Numbers(100_000)
+    far = Far(lambda batch: opened.wait(BOUND_S))
+    agent = agent_of(far, sink, max_in_flight=4, interval_s=0.001)
+    thread = running(agent, source)
+    until(lambda: far.n_at_once >= 3)
+    agent.stop.set()
+    opened.set()
+    thread.join(BOUND_S)
+    assert not thread.is_alive()
+    assert 5 < len(sink.outcomes) <= source.n_taken < 100_000
+    assert source.n_taken - len(sink.outcomes) <= 1  # one may have been drawn as the stop came
+    assert all(outcome.decision is not None for outcome in sink.outcomes)
+
+
+@pytest.mark.parametrize("odd", [True, False])
+def test_a_sink_that_cannot_be_written_stops_the_agent_with_its_error(odd):
+    def full(outcome):
+        return OSError(28, "No space left on device") if int(outcome.id[1:]) % 2 == odd else None
+
+    source = Numbers(100_000)
+    with pytest.raises(OSError, match="No space left"):
+        agent_of(Far(), ListSink(full)).run(source)
+    assert source.n_taken < 100_000
+
+
+def test_a_degraded_answer_from_the_server_is_counted_once():
+    """A server that had to fall back is a call and a degraded decision: one example that was not kept here."""
+
+    class FallsBack(Far):
+        def vote(self, batch, rule):
+            from dataclasses import replace
+
+            return replace(super().vote(batch, rule), degraded=("unavailable: tier best: gone",))
+
+    sink = ListSink()
+    tally = agent_of(FallsBack(), sink).run(Numbers(10))
+    assert (tally.n_calls, tally.n_degraded, tally.kept_share) == (5, 5, 0.5)
+    assert {outcome.decision.degraded for outcome in sink.outcomes} == {None, "unavailable: tier best: gone"}

@@ -1,0 +1,102 @@
+"""Asking the cloud who it is, as the agent starts: quick, late, never, and a stranger."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from fakes import BOUND_S, DOOR, UNANIMOUS, ListSink, Numbers, Seat, until
+
+from coe.cascade import Always, Cascade, ConfigError, Delay, DelayedTier, LocalTier, Tier, TierUnavailable
+from coe.wire import inference_pb2 as pb
+from coe.wire.remote import RemoteTier
+from edge.agent import Agent
+from edge.greet import Greeting, remote_of
+
+OTHER = ConfigError(["tier cloud: another task"])
+
+
+class Answering(RemoteTier):
+    """A remote tier without a channel; `answer` is what asking for its metadata does."""
+
+    def __init__(self, answer: Callable[[], object]) -> None:
+        self.name, self.rule, self.n_tiers, self.answer = "cloud", Always(), 1, answer
+
+    def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
+        self.answer()
+        return pb.ModelMetadataResponse(name="digits")
+
+    def close(self) -> None:
+        pass
+
+
+def raising(error: Exception, after: threading.Event | None = None) -> Callable[[], object]:
+    def answer() -> None:
+        if after is not None:
+            assert after.wait(BOUND_S)
+        raise error
+
+    return answer
+
+
+def greet(*far: Tier) -> tuple[Greeting, Agent, list[str]]:
+    cascade = Cascade([LocalTier("device", [Seat(1), Seat(1)], UNANIMOUS), *far])
+    told: list[str] = []
+    agent = Agent(cascade, DOOR, ListSink(), interval_s=0.001)
+    return Greeting(cascade, agent, told.append), agent, told
+
+
+def test_a_server_that_answers_is_ok():
+    greeting, agent, told = greet(Answering(lambda: None))
+    greeting.wait(BOUND_S)
+    assert (agent.tally.cloud, agent.failure, told) == ("ok", None, [])
+
+
+def test_a_server_that_cannot_be_reached_is_told_once_and_stops_nothing():
+    greeting, agent, told = greet(Answering(raising(TierUnavailable("cloud", "refused"))))
+    greeting.wait(BOUND_S)
+    assert agent.tally.cloud == "unavailable"
+    assert told == ["warning: tier cloud: refused; the device answers by itself until it can be reached"]
+    assert agent.run(Numbers(6)).n == 6
+
+
+def test_a_server_of_another_task_is_an_error_before_the_first_decision():
+    greeting, agent, _ = greet(DelayedTier(Answering(raising(OTHER)), Delay(0.0)))
+    with pytest.raises(ConfigError, match="another task"):
+        greeting.wait(BOUND_S)
+    assert agent.stop.is_set()
+
+
+def test_a_slow_server_does_not_hold_up_the_start():
+    opened = threading.Event()
+    greeting, agent, told = greet(Answering(lambda: opened.wait(BOUND_S)))
+    started = time.perf_counter()
+    greeting.wait(0.02)
+    assert time.perf_counter() - started < 5
+    assert agent.tally.cloud == "not asked yet"
+    opened.set()
+    until(lambda: agent.tally.cloud == "ok")
+    assert told == []
+
+
+def test_a_server_of_another_task_that_answers_late_stops_the_agent_in_its_run():
+    opened = threading.Event()
+    greeting, agent, _ = greet(Answering(raising(OTHER, opened)))
+    greeting.wait(0.0)
+    threading.Timer(0.05, opened.set).start()
+    with pytest.raises(ConfigError, match="another task"):
+        agent.run(Numbers(100_000))
+
+
+def test_a_device_with_no_cloud_asks_nobody():
+    greeting, agent, told = greet()
+    greeting.wait(BOUND_S)
+    assert (agent.tally.cloud, told) == ("not asked yet", [])
+
+
+def test_a_remote_tier_is_found_behind_an_injected_delay():
+    far = Answering(lambda: None)
+    assert remote_of(far) is remote_of(DelayedTier(far, Delay(0.1))) is far
+    assert remote_of(LocalTier("device", [Seat(1)], Always())) is None

@@ -1,0 +1,134 @@
+"""The delay study end to end: real server and agent processes, real sockets, real digits."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sim.live import Pace, run_live
+from sim.processes import Server
+from sim.progress import Progress
+from sim.systems import Hop, cloud_config
+
+ROW_KEYS = {
+    "system", "delay_s", "n", "accuracy", "deferral_rate", "latency_mean_s", "latency_p50_s", "latency_p99_s",
+    "communication_mean_s", "bytes_sent_per_example", "predicted_mean_s", "achieved_delay_s",
+}  # fmt: skip
+DELAYS_S = (1e-6, 0.02, 0.15)
+
+
+def sim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "sim.main", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def within_tolerance(measured_s: float, predicted_s: float) -> bool:
+    """The stated one: 3%, or 2 ms."""
+    return abs(measured_s - predicted_s) <= max(0.03 * predicted_s, 0.002)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("report")
+    done = sim("--delays", "1us,20ms,150ms", "--limit", "250", "--json", "--out", str(out))
+    return json.loads(done.stdout), out
+
+
+def test_json_has_a_row_for_each_system_and_delay(study):
+    rows = study[0]["rows"]
+    assert [(row["system"], row["delay_s"]) for row in rows] == [
+        (system, delay_s) for delay_s in DELAYS_S for system in ("cascade", "cloud-only", "edge-only")
+    ]
+    assert all(row.keys() >= ROW_KEYS and row["n"] == 250 for row in rows)
+
+
+def test_the_injected_delay_is_what_was_asked_for(study):
+    for row in study[0]["rows"]:
+        if row["system"] == "edge-only":
+            assert row["achieved_delay_s"] == 0
+        elif row["delay_s"] == 1e-6:
+            assert row["achieved_delay_s"] < 50e-6, "1 us must cost microseconds, not a scheduler tick"
+        else:
+            assert row["delay_s"] <= row["achieved_delay_s"] < row["delay_s"] * 1.02 + 0.001
+
+
+def test_measured_means_are_what_delay_and_compute_predict(study):
+    for row in study[0]["rows"]:
+        assert within_tolerance(row["latency_mean_s"], row["predicted_mean_s"]), row
+
+
+def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(study):
+    rows = {(row["system"], row["delay_s"]): row for row in study[0]["rows"]}
+    cascade, cloud = rows["cascade", 0.15], rows["cloud-only", 0.15]
+    assert cascade["latency_mean_s"] <= cloud["latency_mean_s"] * cascade["deferral_rate"] / 0.95 + 0.001
+    assert cascade["accuracy"] >= rows["edge-only", 0.15]["accuracy"]
+    assert 0 < cascade["bytes_sent_per_example"] < cloud["bytes_sent_per_example"]
+
+
+def test_the_report_stands_alone(study):
+    page = (study[1] / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\((?!#)""", page), "nothing may be fetched"
+    assert json.loads((study[1] / "results.json").read_text())["rows"] == study[0]["rows"]
+
+
+def test_the_virtual_clock_replays_a_recording_without_sleeping(study):
+    recording = str(study[1] / "recording.json")
+    started = time.perf_counter()
+    done = sim("--delays", "20ms,150ms", "--clock", "virtual", "--recording", recording, "--json")
+    took = time.perf_counter() - started
+    real = {(row["system"], row["delay_s"]): row for row in study[0]["rows"]}
+    for row in json.loads(done.stdout)["rows"]:
+        assert row["latency_mean_s"] == pytest.approx(real[row["system"], row["delay_s"]]["predicted_mean_s"])
+    assert took < 3, "the replay itself takes well under a second; the rest is Python's start"
+
+
+def test_the_virtual_clock_has_a_bundled_recording():
+    rows = json.loads(sim("--delays", "--clock", "virtual", "--json").stdout)["rows"]
+    assert [row["delay_s"] for row in rows[::3]] == [1e-6, 0.01, 0.1, 1.0]
+    assert all(row["n"] == 1000 and row["clock"] == "virtual" for row in rows)
+
+
+def test_concurrency_does_not_change_single_instance_latency():
+    with Server(cloud_config()) as server:
+        hop = Hop(server.port, 0.1)
+        progress = Progress(3, stream=open("/dev/null", "w"))  # noqa: SIM115 - closed with the process
+        run_live("cloud-only", hop, 20, progress, "warming up", Pace.one_at_a_time())
+        alone = run_live("cloud-only", hop, 30, progress, "one at a time", Pace.one_at_a_time())
+        paced = run_live("cloud-only", hop, 150, progress, "many in flight", Pace.of(1000, 0.1))
+        progress.stream.close()
+    means = [sum(record.latency_s for record in run) / len(run) for run in (alone, paced)]
+    assert within_tolerance(means[1], means[0]), means
+
+
+def test_tiers_apart_pay_the_schedule_smallest_first():
+    done = sim("--delays", "1us,10ms,60ms", "--schedule", "--limit", "150", "--json")
+    study = json.loads(done.stdout)
+    assert study["delays_s"] == [1e-6, 0.01, 0.06]
+    expected = sum(share * at for share, at in zip(study["exits"], (0, 0.01, 0.07), strict=True))
+    assert study["communication_reach_s"] == pytest.approx(expected, abs=1e-5)
+    assert study["communication_measured_s"] == pytest.approx(expected, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--delays", "10"], "write 1us, 10ms or 2s"),
+        (["--delays", "0ms"], "above 0"),
+        (["--delays", "--limit", "5000"], "from 1 to 1000"),
+        (["--delays", "1us", "--schedule"], "at least 3 delays"),
+        (["--delays", "--clock", "virtual", "--recording", "/nowhere"], "cannot be read"),
+        ([], "expected a study"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_two(arguments: list[str], words: str):
+    done = sim(*arguments, code=2)
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,77 @@
+"""A real gRPC server inside the test's own process, on a free port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+
+from coe.cascade import Batch, Cascade, Decisions
+from coe.cascade.types import Array
+from coe.models.inputs import Contract, Door
+from coe.wire import inference_pb2 as pb
+from coe.wire.convert import add_input
+from coe.wire.service import MAX_MESSAGE_BYTES, SERVICE, server_options
+from coe.wire.servicer import InferenceServicer, Served
+
+VERSION = "fingerprint1"
+Infer = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+@contextmanager
+def serving(
+    handler: grpc.GenericRpcHandler, max_message_bytes: int = MAX_MESSAGE_BYTES, address: str = "127.0.0.1:0"
+) -> Iterator[str]:
+    """The address where `handler` answers while the block runs."""
+    with ThreadPoolExecutor(16) as pool:
+        server = grpc.server(pool, options=server_options(max_message_bytes))
+        server.add_generic_rpc_handlers((handler,))
+        port = server.add_insecure_port(address)
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(0).wait()
+
+
+def servicer(*models: Served, max_rows: int = 1024, max_bytes: int = 2**24) -> InferenceServicer:
+    by_name = {model.name: model for model in models}
+    return InferenceServicer(by_name, lambda: True, max_rows=max_rows, max_bytes=max_bytes)
+
+
+def served(
+    name: str,
+    answers: Cascade | Callable[[Batch], Decisions],
+    n_labels: int,
+    contract: Contract | None = None,
+) -> Served:
+    """A cascade, or what stands in for one, over examples that are row numbers of tables."""
+    contract = contract or Contract("tensor", (1,), dtype="int64")
+    decide, n_tiers = (answers.decide, answers.n_tiers) if isinstance(answers, Cascade) else (answers, 1)
+    labels = tuple(f"label {number}" for number in range(n_labels))
+    return Served(name, VERSION, labels, (-1, *contract.shape), Door(contract), decide, n_tiers)
+
+
+def foreign(infer: Infer, metadata: pb.ModelMetadataResponse | None = None) -> grpc.GenericRpcHandler:
+    """Somebody else's server: `infer` makes the answer's bytes from the request's."""
+    told = (metadata or pb.ModelMetadataResponse(name="model", platform="somebody else's")).SerializeToString()
+    methods = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
+        "ModelMetadata": grpc.unary_unary_rpc_method_handler(lambda request, context: told),
+    }
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+
+def request_of(model: str, x: Array, version: str = "", **fields: object) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name=model, model_version=version, **fields)  # type: ignore[arg-type]
+    add_input(request, "input", x)
+    return request
+
+
+def bytes_column(*elements: bytes) -> Array:
+    column = np.empty(len(elements), dtype=object)
+    column[:] = elements
+    return column
