@@ -12,10 +12,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coe.assembly import open_tier
 from coe.cascade.cascade import Cascade
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, TierError
 from coe.cascade.rule import Always, DeferralRule
 from coe.cascade.tier import Tier
 from coe.models.inputs import Door
+from coe.wire.remote import remote_of
 from coe.wire.service import SERVICE, server_options
 from coe.wire.servicer import InferenceServicer, Served
 
@@ -45,7 +46,7 @@ class Server:
     Args:
         say: told what is loaded and on what it runs.
     Raises:
-        CascadeError: a model cannot be loaded, or the port cannot be bound.
+        CascadeError: a model cannot be loaded, the next server is of another task, or the port cannot be bound.
     """
 
     def __init__(self, config: ServerConfig, say: Callable[[str], None] = log.info) -> None:
@@ -56,6 +57,7 @@ class Server:
         try:
             for tier in config.cascade.tiers:
                 self._tiers.append(self._batched(open_tier(tier, config.cascade, say)))
+            self._greet(say)
             self.models = self._served()
             self._health = health.HealthServicer()
             self._server = self._build()
@@ -78,6 +80,15 @@ class Server:
         self._server.stop(self.config.grace_s).wait()
         self._close_tiers()
 
+    def _greet(self, say: Callable[[str], None]) -> None:
+        """Ask the next server who it is. One of another task is an error; one that is not there yet is not."""
+        for tier in self._tiers:
+            if remote := remote_of(tier):
+                try:
+                    remote.metadata()
+                except TierError as error:
+                    say(f"warning: {error}; the tier before it answers until it can be reached")
+
     def _batched(self, tier: Tier) -> Tier:
         """Local tiers are asked in batches; a remote one takes calls side by side as they are."""
         if tier.waits:
@@ -97,12 +108,15 @@ class Server:
                 cascades[f"{config.model}-{tier.name}"] = Cascade([_AsksAll(tier)])
         task = config.cascade.task
         door = Door(task.contract)
+        door.warm_up()
+        is_image = task.contract.kind == "image"
+        offered: tuple[str, tuple[int, ...]] = ("BYTES", (-1,)) if is_image else ("FP32", (-1, *task.contract.shape))
         return {
             name: Served(
                 name,
                 task.fingerprint,
                 task.labels,
-                (-1, *task.contract.shape),
+                offered,
                 door,
                 cascade.decide,
                 cascade.n_tiers,

@@ -7,9 +7,9 @@ import time
 from coe.assembly import open_cascade
 from coe.cascade.errors import TierError
 from coe.settings import format_seconds
+from coe.wire.remote import remote_of
 
 from .config import AgentConfig
-from .greet import remote_of
 from .sources import open_source
 
 

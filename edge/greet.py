@@ -10,10 +10,8 @@ import threading
 from collections.abc import Callable
 
 from coe.cascade.cascade import Cascade
-from coe.cascade.delay import DelayedTier
 from coe.cascade.errors import ConfigError, TierError
-from coe.cascade.tier import Tier
-from coe.wire.remote import RemoteTier
+from coe.wire.remote import remote_of
 
 from .agent import Agent
 
@@ -50,9 +48,3 @@ class Greeting:
             except TierError as error:
                 self._agent.tally.cloud = error.reason
                 self._tell(f"warning: {error}; the device answers by itself until it can be reached")
-
-
-def remote_of(tier: Tier) -> RemoteTier | None:
-    """The remote tier behind an injected delay, or as it is; None for a local one."""
-    inner = tier.tier if isinstance(tier, DelayedTier) else tier
-    return inner if isinstance(inner, RemoteTier) else None

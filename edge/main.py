@@ -68,9 +68,11 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     source = open_source(config.source, options.once)
     sink = open_sink(config.sink, config.cascade.task.labels)
     cascade = open_cascade(config.cascade, _tell if options.verbose else lambda line: None)
+    door = Door(config.cascade.task.contract)
+    door.warm_up()
     agent = Agent(
         cascade,
-        Door(config.cascade.task.contract),
+        door,
         sink,
         max_in_flight=config.max_in_flight,
         ordered=config.ordered,

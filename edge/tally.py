@@ -84,7 +84,7 @@ class Tally:
         if self.n_known:
             lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
         if self.n_degraded:
-            lines.append(f"{self.n_degraded:,} degraded: answered on the device because the cloud did not")
+            lines.append(f"{self.n_degraded:,} degraded: a tier gave no answer, so the one before it had the last word")
         if self.n_failed:
             lines.append(f"{self.n_failed:,} without a decision: their lines say why")
         return lines

@@ -12,7 +12,6 @@ from .records import Record, read_records
 from .systems import Hop, edge_config, write
 
 PACE_S = 0.006  # between two calls, on average: several times what one costs, so that none waits for another's
-SHORTEST_S = 0.0005  # between two examples: several times what one costs on the device
 CALM_S = 5.0  # a run that ends sooner than this one by one needs no concurrency
 
 
@@ -25,17 +24,17 @@ class Pace:
 
     @classmethod
     def of(cls, n: int, delay_s: float, deferral_rate: float = 1.0) -> Pace:
-        """Single-instance inference where that is quick, else evenly spaced starts at a low load.
+        """One at a time where even every example's delay is over soon, else evenly spaced starts at a low load.
 
-        A delay is waiting, not work: examples that wait side by side do not slow each other down.
+        A delay is waiting, not work: examples that wait side by side do not slow each other down. The choice is the
+        same for all systems at one delay, so that they are compared alike.
 
         Args:
             delay_s: of a round trip. deferral_rate: share of the examples that make it.
         """
-        if n * deferral_rate * (delay_s + 0.002) <= CALM_S:
+        if n * (delay_s + 0.002) <= CALM_S:
             return cls.one_at_a_time()
-        interval_s = max(PACE_S * deferral_rate, SHORTEST_S)
-        return cls(interval_s, min(1024, 16 + round(1.5 * delay_s / PACE_S)))
+        return cls(PACE_S * deferral_rate, min(1024, 16 + round(1.5 * delay_s / PACE_S)))
 
     @classmethod
     def one_at_a_time(cls) -> Pace:

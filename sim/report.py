@@ -117,8 +117,8 @@ def _achieved(rows: Sequence[Row]) -> str:
         (
             format_seconds(row.delay_s),
             TITLES[row.system],
-            format_seconds(row.achieved_delay_s),
-            format_seconds(row.achieved_delay_p99_s),
+            format_seconds(row.achieved_delay_s, 4),
+            format_seconds(row.achieved_delay_p99_s, 4),
         )
         for row in rows
         if row.deferral_rate > 0

@@ -37,13 +37,13 @@ def cells(row: Row) -> list[str]:
     return [
         format_seconds(row.delay_s),
         row.system,
-        format_seconds(row.latency_mean_s),
-        format_seconds(row.latency_p50_s),
-        format_seconds(row.latency_p95_s),
-        format_seconds(row.latency_p99_s),
-        format_seconds(row.predicted_mean_s),
+        format_seconds(row.latency_mean_s, 4),
+        format_seconds(row.latency_p50_s, 4),
+        format_seconds(row.latency_p95_s, 4),
+        format_seconds(row.latency_p99_s, 4),
+        format_seconds(row.predicted_mean_s, 4),
         f"{difference / row.predicted_mean_s:+.1%}",
-        format_seconds(row.communication_mean_s) if row.communication_mean_s else "-",
+        format_seconds(row.communication_mean_s, 4) if row.communication_mean_s else "-",
         f"{row.bytes_sent_per_example:.0f} B",
         f"{row.deferral_rate:.1%}",
         f"{row.accuracy:.1%}",
@@ -56,8 +56,8 @@ def achieved_table(rows: Sequence[Row]) -> str:
         [
             format_seconds(row.delay_s),
             row.system,
-            format_seconds(row.achieved_delay_s),
-            format_seconds(row.achieved_delay_p99_s),
+            format_seconds(row.achieved_delay_s, 4),
+            format_seconds(row.achieved_delay_p99_s, 4),
         ]
         for row in rows
         if row.deferral_rate > 0

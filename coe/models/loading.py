@@ -72,6 +72,7 @@ def try_out(member: Member, spec: ModelSpec) -> None:
     x = np.zeros((2, *spec.contract.model_shape), dtype=spec.contract.dtype)
     try:
         output = member.predict(x)
+        member.predict(x[:1])  # a runtime plans each batch size anew; one example at a time is what devices do
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own kinds

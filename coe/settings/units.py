@@ -19,9 +19,9 @@ def parse_seconds(text: str) -> float:
     return float(match[1]) * UNITS_S[match[2]]
 
 
-def format_seconds(seconds: float) -> str:
-    """The shortest of "12 us", "3.4 ms", "1.2 s", to three digits; "1234 s" in full."""
+def format_seconds(seconds: float, digits: int = 3) -> str:
+    """The shortest of "12 us", "3.4 ms", "1.2 s", to so many digits; "1234 s" in full."""
     for unit, size in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
-        if abs(seconds) / size < 999.5:  # what rounds to 1000 is the next unit's
-            return f"{seconds / size:.3g} {unit}"
+        if abs(seconds) / size < 1000 - 0.5 * 10 ** (3 - digits):  # what rounds to 1000 is the next unit's
+            return f"{seconds / size:.{digits}g} {unit}"
     return f"{seconds:.0f} s"

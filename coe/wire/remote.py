@@ -15,8 +15,10 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from coe.cascade.delay import DelayedTier
 from coe.cascade.errors import ConfigError, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
+from coe.cascade.tier import Tier
 from coe.cascade.types import Array, Batch, Vote
 from coe.wire import inference_pb2 as pb
 
@@ -106,7 +108,7 @@ class RemoteTier:
 
         Raises:
             TierError: it cannot be asked.
-            ConfigError: it serves another task (other labels or another input).
+            ConfigError: it has no such model, or serves another task (other labels or another input).
         """
         ask = self._channel.unary_unary(
             path("ModelMetadata"),
@@ -116,7 +118,12 @@ class RemoteTier:
         try:
             told: pb.ModelMetadataResponse = ask(pb.ModelMetadataRequest(name=self.model), timeout=timeout_s)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise ConfigError([f"tier {self.name}: {self.address} has no such model: {error.details()}"]) from None
             raise from_rpc_error(self.name, error) from None
+        for output in told.outputs:
+            if output.name == "tier_votes" and output.shape[-1:] and output.shape[-1] > 0:
+                self.n_tiers = output.shape[-1]
         if told.platform == PLATFORM and self._fingerprint and self._fingerprint not in told.versions:
             raise ConfigError(
                 [
@@ -246,3 +253,9 @@ def _check(array: Array, name: str, fits: bool, n_rows: int, kinds: str) -> None
 
 def _reason(text: Any) -> str | None:
     return text.decode("utf-8", "replace") or None if isinstance(text, bytes) else None
+
+
+def remote_of(tier: Tier) -> RemoteTier | None:
+    """The remote tier behind an injected delay, or as it is; None for a local one."""
+    inner = tier.tier if isinstance(tier, DelayedTier) else tier
+    return inner if isinstance(inner, RemoteTier) else None

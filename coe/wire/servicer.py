@@ -21,6 +21,7 @@ from .service import INPUT, METHODS, PLATFORM, SERVICE
 from .status import UnknownModel, to_status
 
 MAX_ROWS = 1024
+RESERVE = 0.05  # of a call's remaining time, kept to answer in where a tier or the next server does not
 
 
 class InputDoor(Protocol):
@@ -35,7 +36,7 @@ class Served:
 
     Args:
         version: the task's fingerprint.
-        shape: of one example as an uint8 or float tensor, -1 where free.
+        input: datatype and shape it is offered with, -1 where free; an image may come in other forms too.
         decide: answers a batch.
         n_tiers: tiers behind `decide`.
     """
@@ -43,7 +44,7 @@ class Served:
     name: str
     version: str
     labels: tuple[str, ...]
-    shape: tuple[int, ...]
+    input: tuple[str, tuple[int, ...]]
     door: InputDoor
     decide: Callable[[Batch], Decisions]
     n_tiers: int = 1
@@ -114,7 +115,8 @@ class InferenceServicer:
     ) -> pb.ModelMetadataResponse:
         served = self._find(request.name, request.version)
         told = pb.ModelMetadataResponse(name=served.name, versions=[served.version], platform=PLATFORM)
-        told.inputs.add(name=INPUT, datatype="BYTES", shape=[-1])
+        datatype, shape = served.input
+        told.inputs.add(name=INPUT, datatype=datatype, shape=shape)
         for name, (datatype, shape) in OUTPUTS.items():
             row = [served.n_tiers if size == -1 else size for size in shape]
             told.outputs.add(name=name, datatype=datatype, shape=[-1, *row])
@@ -152,7 +154,7 @@ class InferenceServicer:
         (values,) = inputs.values()
         if not len(values):
             raise WireError("input", "at least one row", "none", "leave the call out")
-        deadline = np.inf if remaining_s is None else time.monotonic() + remaining_s
+        deadline = np.inf if remaining_s is None else time.monotonic() + remaining_s * (1 - RESERVE)
         ids = [f"row {row}" for row in range(len(values))]
         return served.door.batch(ids, values, deadline)
 

@@ -18,8 +18,13 @@ class JsonLinesSink:
         self.owns_stream = owns_stream
 
     def write(self, outcome: Outcome) -> None:
-        self.stream.write(json.dumps(as_record(outcome, self.labels)) + "\n")
-        self.stream.flush()
+        try:
+            self.stream.write(json.dumps(as_record(outcome, self.labels)) + "\n")
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, say: the operating system does not name the file
+            raise OSError(error.errno, error.strerror, getattr(self.stream, "name", None)) from None
 
     def close(self) -> None:
         if self.owns_stream:

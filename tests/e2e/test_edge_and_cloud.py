@@ -122,7 +122,7 @@ def test_a_server_killed_in_the_middle_costs_no_example_its_decision(tmp_path):
     assert accuracy(records) > 0.9
     summary = agent.complained
     assert "1,000 examples, 1,000 decided" in summary
-    assert f"{len(degraded):,} degraded: answered on the device" in summary
+    assert f"{len(degraded):,} degraded: a tier gave no answer" in summary
     assert f"{len(kept) / 1000:.1%} kept on the device" in summary
     assert f"in {len(there):,} calls" in summary
 

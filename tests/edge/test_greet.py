@@ -11,9 +11,9 @@ from fakes import BOUND_S, DOOR, UNANIMOUS, ListSink, Numbers, Seat, until
 
 from coe.cascade import Always, Cascade, ConfigError, Delay, DelayedTier, LocalTier, Tier, TierUnavailable
 from coe.wire import inference_pb2 as pb
-from coe.wire.remote import RemoteTier
+from coe.wire.remote import RemoteTier, remote_of
 from edge.agent import Agent
-from edge.greet import Greeting, remote_of
+from edge.greet import Greeting
 
 OTHER = ConfigError(["tier cloud: another task"])
 

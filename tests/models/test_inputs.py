@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from fractions import Fraction
 
@@ -384,3 +386,14 @@ def test_images_of_any_size_fit_a_contract_of_the_same_channels_only():
     assert not GREY.takes(Contract("tensor", (8, 6, 1)))
     assert Contract("tensor", (4,)).takes(Contract("tensor", (4,), dtype="int64"))
     assert not Contract("tensor", (4,)).takes(Contract("tensor", (5,)))
+
+
+def test_a_warm_door_has_loaded_what_decoding_needs():
+    code = (
+        "import sys; from coe.models import Contract, Door\n"
+        "door = Door(Contract('image', (4, 4, 1)))\n"
+        "assert 'PIL.Image' not in sys.modules\n"
+        "door.warm_up()\n"
+        "assert {'PIL.Image', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin'} <= sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,9 +24,7 @@ def runs(draw: st.DrawFn) -> list[Record]:
         else:
             exit_tier = draw(st.integers(2, 3))
             votes = (0.5, 1.0) if exit_tier == 2 else (0.666667, 0.666667, 1.0)
-            records.append(
-                Record(f"e{number}", 4, 3, exit_tier, local_s + call_s, call_s, bytes_sent=300, votes=votes)
-            )
+            records.append(Record(f"e{number}", 4, 3, exit_tier, local_s + call_s, call_s, bytes_sent=300, votes=votes))
     return records
 
 

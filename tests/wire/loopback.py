@@ -52,7 +52,7 @@ def served(
     contract = contract or Contract("tensor", (1,), dtype="int64")
     decide, n_tiers = (answers.decide, answers.n_tiers) if isinstance(answers, Cascade) else (answers, 1)
     labels = tuple(f"label {number}" for number in range(n_labels))
-    return Served(name, VERSION, labels, (-1, *contract.shape), Door(contract), decide, n_tiers)
+    return Served(name, VERSION, labels, ("FP32", (-1, *contract.shape)), Door(contract), decide, n_tiers)
 
 
 def foreign(infer: Infer, metadata: pb.ModelMetadataResponse | None = None) -> grpc.GenericRpcHandler:
