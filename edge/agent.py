@@ -73,9 +73,7 @@ class Agent:
         try:
             # islice: a slow source is not asked for an example beyond the limit
             for number, example in enumerate(itertools.islice(source.examples(self.stop), limit)):
-                if self.stop.is_set():
-                    break
-                self._pace(next_at)
+                self._pace(next_at)  # what the source has given is decided, even if it was told to stop meanwhile
                 next_at = max(next_at + self.interval_s, time.perf_counter())
                 self._take(number, example)
         finally:

@@ -16,6 +16,7 @@ from .systems import TITLES
 
 matplotlib.use("svg")  # no screen is needed
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
 # Okabe and Ito's palette: safe for the common kinds of colour blindness.
 COLOURS = {"cascade": "#0072B2", "cloud-only": "#D55E00", "edge-only": "#009E73"}
@@ -118,9 +119,9 @@ def _seconds_axis(axes: Any, which: str, values: Sequence[float]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = np.floor(np.log10(min(values))), np.ceil(np.log10(max(values)))
-    axis.set_major_locator(matplotlib.ticker.FixedLocator([10.0**power for power in range(int(low), int(high) + 1)]))
+    axis.set_major_locator(ticker.FixedLocator([10.0**power for power in range(int(low), int(high) + 1)]))
     axis.set_major_formatter(lambda value, _: format_seconds(value))
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _as_svg(figure: Any) -> str:

@@ -8,7 +8,7 @@ that an agent can hand a deferred example to a waiting thread and take the next 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +127,7 @@ class Decisions:
     def __getitem__(self, row: int) -> Decision:
         votes: list[float] = []
         times: list[float] = []
+        calls: list[Mapping[str, float]] = []
         for visit in self.visits:
             at = visit.position(row)
             if at is None:
@@ -137,6 +138,8 @@ class Decisions:
                 inner = [float(share) for share in vote.tier_votes[at] if share == share]
             votes.extend(inner)
             times.append(visit.time_s)
+            if vote.call:
+                calls.append(vote.call)
         vote = last.vote
         return Decision(
             id=self.batch.ids[row],
@@ -149,8 +152,14 @@ class Decisions:
             tier_votes=tuple(votes),
             tier_times_s=tuple(times),
             degraded=self._reason(row) if self.degraded or vote.degraded else None,
-            call=vote.call,
+            call=_added(calls) if len(calls) > 1 else vote.call,
         )
+
+
+def _added(calls: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several calls cost together: an example that went from server to server paid for each."""
+    keys = dict.fromkeys(key for call in calls for key in call)
+    return {key: sum(call.get(key, 0.0) for call in calls) for key in keys}
 
 
 def _inner_exit(vote: Vote) -> Labels:
@@ -183,8 +192,9 @@ class Cascade:
             TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
         """
         run = self.start(batch)
-        while run.step():
-            pass
+        goes_on = not run.is_done
+        while goes_on:
+            goes_on = run.step()
         return run.decisions()
 
     def start(self, batch: Batch) -> Run:

@@ -21,9 +21,11 @@ COARSE_S = 0.0001  # waits below this are spun alone
 class Clock(Protocol):
     def now(self) -> float:
         """Seconds, from any start."""
+        ...
 
     def wait(self, seconds: float) -> float:
         """Wait, and return the seconds it really took."""
+        ...
 
 
 class RealClock:

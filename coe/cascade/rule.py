@@ -35,6 +35,7 @@ class DeferralRule(Protocol):
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
         """(B,) bool: True where the answer stands (the paper's r(x) = 1)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

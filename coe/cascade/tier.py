@@ -30,6 +30,7 @@ class Member(Protocol):
 
     def predict(self, x: Array) -> Array:
         """(B, L) float probabilities."""
+        ...
 
     def close(self) -> None: ...
 
@@ -55,9 +56,11 @@ class Tier(Protocol):
         Raises:
             TierError: no answer; the cascade decides what then.
         """
+        ...
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         """The same vote with every member asked: for rows whose local answer is to stand after all."""
+        ...
 
     def close(self) -> None: ...
 

@@ -115,7 +115,8 @@ class Decision:
 
     `exit_tier` counts from 1. `tier_votes` and `tier_times_s` have one entry per tier visited, in order;
     a server that holds several tiers has one time for all of them, under the tier that answered.
-    `degraded` is None, or why this is not the answer of the tier that should have given it.
+    `degraded` is None, or why this is not the answer of the tier that should have given it. `call`: what the calls of
+    its batch to other machines cost together, in seconds (`*_s`) and bytes (`bytes_*`).
     """
 
     id: str

@@ -37,7 +37,7 @@ class OnnxMember:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = _available(ort, options.providers)
         try:
-            self._session = ort.InferenceSession(data, settings, providers=wanted)
+            self._session: Any = ort.InferenceSession(data, settings, providers=wanted)
         except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
             hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
             raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None

@@ -28,7 +28,7 @@ class TfliteMember:
         self._is_logits = spec.output == "logits"
         self._turn = threading.Lock()  # an interpreter holds one input and one output buffer
         try:
-            self._net = interpreter(model_content=data, num_threads=options.threads)
+            self._net: Any = interpreter(model_content=data, num_threads=options.threads)
             self._net.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"{spec.path}: {package} cannot load it: {str(error).splitlines()[0][:300]}") from None

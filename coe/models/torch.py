@@ -31,7 +31,7 @@ class TorchMember:
         self._torch = torch
         try:
             self._device = torch.device(options.device)
-            self._module = _open(torch, data, spec).to(self._device)
+            self._module: Any = _open(torch, data, spec).to(self._device)
         except ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling and shape errors come in many kinds

@@ -33,3 +33,4 @@ class Example:
 class Source(Protocol):
     def examples(self, stop: threading.Event) -> Iterator[Example]:
         """Examples until the source ends; soon after `stop` is set it ends early."""
+        ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import select
 import threading
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class JsonLinesSource:
             ready, _, _ = select.select([descriptor], [], [], self.poll_s)
             if not ready:
                 continue
-            chunk = self.stream.raw.read(2**16) if hasattr(self.stream, "raw") else self.stream.read(2**16)
+            chunk = os.read(descriptor, 2**16)  # what is there, without waiting for a buffer to fill
             if not chunk:
                 break
             *lines, tail = (rest + chunk).split(b"\n")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, Batch, Cascade, Confidence, Ideal
+from coe.cascade import Agreement, Always, Batch, Cascade, Confidence, Ideal, Vote
 
 
 @st.composite
@@ -231,3 +231,24 @@ def test_captured_bytes_travel_with_their_rows():
     decisions = Cascade([near, Watching()]).decide(batch)
     assert seen == [(("b", "c"), [b"b", b"c"], 12.5)]
     assert decisions.labels.tolist() == [0, 2, 2]
+
+
+def test_an_example_that_went_from_server_to_server_paid_for_each_call():
+    class Far:
+        rule, n_tiers, waits = Agreement(Fraction(1)), 1, True
+
+        def __init__(self, name, count):
+            self.name, self.count = name, count
+
+        def vote(self, batch, rule):
+            ones = np.ones(len(batch), dtype=np.int64)
+            score = np.ones(len(batch), dtype=np.float32)
+            call = {"bytes_sent": 300.0, "call_s": 0.01 * self.count}
+            return Vote(ones, ones * self.count, ones * 2, 2, score, call=call)
+
+        def close(self):
+            pass
+
+    decision = Cascade([Far("a", 1), Far("b", 2)]).decide(Batch(("x",), np.zeros((1, 1))))[0]
+    assert decision.exit_tier == 2
+    assert decision.call == {"bytes_sent": 600.0, "call_s": pytest.approx(0.03)}
