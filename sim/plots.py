@@ -21,7 +21,7 @@ from matplotlib import ticker
 # Okabe and Ito's palette: safe for the common kinds of colour blindness.
 COLOURS = {"cascade": "#0072B2", "cloud-only": "#D55E00", "edge-only": "#009E73"}
 MARKERS = {"cascade": "o", "cloud-only": "s", "edge-only": "^"}
-TIER_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7")
+TIER_COLOURS = ("#0072B2", "#008F67", "#D55E00", "#CC79A7", "#8C6D00")
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "sans-serif",
