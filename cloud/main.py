@@ -13,6 +13,7 @@ from pathlib import Path
 
 from coe import __version__
 from coe.assembly import LocalTierConfig
+from coe.models.base import import_runtime
 from coe.settings.programs import run_program
 
 from .config import ServerConfig, default_config, read_config
@@ -66,7 +67,8 @@ def _list_models(config: ServerConfig) -> int:
         if not isinstance(tier, LocalTierConfig):
             print(f"  tier {tier.name}: {tier.model} at {tier.address}")
             continue
-        print(f"  tier {tier.name}, also served alone as model {config.model}-{tier.name}:")
+        alone = f", also served alone as model {config.model}-{tier.name}" if tier.delay is None else ""
+        print(f"  tier {tier.name}{alone}:")
         for spec in tier.members:
             flops = "unknown FLOPs" if spec.flops is None else f"{spec.flops:.3g} FLOPs"
             accuracy = "" if spec.calibration_accuracy is None else f", {spec.calibration_accuracy:.1%} on calibration"
@@ -76,6 +78,7 @@ def _list_models(config: ServerConfig) -> int:
 
 
 def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
+    import_runtime("grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[cloud]'")
     from .server import Server  # grpc and the runtimes are only loaded to serve
 
     logging.basicConfig(

@@ -78,6 +78,7 @@ class Server:
         self._stopped.set()
         self._set_ready(False)
         self._server.stop(self.config.grace_s).wait()
+        self._calls.shutdown(wait=True, cancel_futures=True)  # a call that was cut off may still be computing
         self._close_tiers()
 
     def _greet(self, say: Callable[[str], None]) -> None:
@@ -129,8 +130,9 @@ class Server:
         servicer = InferenceServicer(
             self.models, lambda: self._is_ready, max_rows=config.max_rows, max_bytes=config.max_message_bytes
         )
+        self._calls = ThreadPoolExecutor(config.max_calls, "coe-call")
         server = grpc.server(
-            ThreadPoolExecutor(config.max_calls, "coe-call"),
+            self._calls,
             options=server_options(config.max_message_bytes),
             maximum_concurrent_rpcs=config.max_calls,
         )

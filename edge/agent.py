@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from coe.cascade.cascade import Cascade, Run
 from coe.cascade.delay import RealClock
@@ -120,7 +121,7 @@ class Agent:
                 run.step()
             outcome = self._decided(example, run, started)
         except TierError as error:  # no tier before it has an answer, or none is wanted
-            outcome = self._failed(example, started, f"{error.reason}: {error}")
+            outcome = replace(self._failed(example, started, f"{error.reason}: {error}"), call=error.call)
         except InputError as error:
             outcome = self._failed(example, started, str(error))
         except Exception as error:  # noqa: BLE001 - `run` raises it; the example still gets its outcome

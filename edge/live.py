@@ -9,14 +9,17 @@ from typing import TextIO
 
 
 class LiveLine:
-    """Shows `line()` five times a second while the `with` block runs; nothing where not on a terminal."""
+    """Shows `line()` five times a second while the `with` block runs; nothing where not on a terminal.
 
-    def __init__(self, line: Callable[[], str], stream: TextIO, every_s: float = 0.2) -> None:
+    `hidden`: nothing at all, for where decisions are printed on the same terminal.
+    """
+
+    def __init__(self, line: Callable[[], str], stream: TextIO, every_s: float = 0.2, hidden: bool = False) -> None:
         self.line = line
         self.stream = stream
         self.every_s = every_s
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True) if stream.isatty() else None
+        self._thread = threading.Thread(target=self._show, daemon=True) if stream.isatty() and not hidden else None
 
     def __enter__(self) -> LiveLine:
         if self._thread:

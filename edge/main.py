@@ -85,7 +85,7 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     greeting = Greeting(cascade, agent, _tell)
     greeting.wait(GREET_S)
     try:
-        with LiveLine(agent.tally.line, sys.stderr):
+        with LiveLine(agent.tally.line, sys.stderr, hidden=config.sink.path is None and sys.stdout.isatty()):
             tally = agent.run(source, options.limit)
     finally:
         sink.close()
@@ -93,7 +93,9 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     if talks:
         for line in tally.summary():
             _tell(line)
-    return 130 if interrupted.is_set() else 0
+    if interrupted.is_set():
+        return 130
+    return 1 if tally.n and not tally.n_decided else 0  # nothing could be decided: that is no success
 
 
 def _interrupt(*events: threading.Event) -> None:

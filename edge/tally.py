@@ -30,6 +30,11 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         self.n += 1
         decision = outcome.decision
+        call = outcome.call if decision is None else decision.call
+        if call.get("bytes_sent"):
+            self.n_calls += 1
+            self.bytes_sent += call["bytes_sent"]
+            self.bytes_received += call["bytes_received"]
         if decision is None:
             self.n_failed += 1
             return
@@ -38,17 +43,13 @@ class Tally:
         if outcome.truth is not None:
             self.n_known += 1
             self.n_right += decision.label == outcome.truth
-        answered_there = "bytes_sent" in decision.call
-        self.n_kept += not (answered_there or decision.degraded)
+        left = "bytes_sent" in call
+        self.n_kept += not (left or decision.degraded)
         if decision.degraded:
             self.n_degraded += 1
             self.cloud = decision.degraded.split(":")[0]
-        elif answered_there:
+        elif left:
             self.cloud = "ok"
-        if answered_there:
-            self.n_calls += 1
-            self.bytes_sent += decision.call["bytes_sent"]
-            self.bytes_received += decision.call["bytes_received"]
 
     @property
     def n_decided(self) -> int:
@@ -56,8 +57,8 @@ class Tally:
 
     @property
     def kept_share(self) -> float:
-        """Share of the decided examples that never left the device and are not degraded."""
-        return self.n_kept / self.n_decided if self.n_decided else 0.0
+        """Share of all examples that were decided here, as they should be: neither sent on nor degraded."""
+        return self.n_kept / self.n if self.n else 0.0
 
     def line(self) -> str:
         """The live line."""

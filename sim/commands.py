@@ -8,13 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from coe.models.base import import_runtime
+
 from .records import save_recording
 from .table import achieved_table, delay_table
 from .verdict import savings, verdict
 
+N_EXAMPLES = 1000  # bundled
+
 
 def delays(options: argparse.Namespace) -> int:
     """`coe-sim --delays`."""
+    limit = options.limit or N_EXAMPLES
+    if options.out:
+        import_runtime("matplotlib", "report", "pip install 'coe-cascade[sim]'")  # not after a minute of measuring
     from .progress import Progress
     from .studies import delays as study
     from .studies import digits as models
@@ -26,8 +33,8 @@ def delays(options: argparse.Namespace) -> int:
         profile = None
     else:
         progress = Progress(study.n_steps(options.delays) + 1)
-        profile = models.profile(options.limit, progress)
-        result = study.run_real(options.delays, options.limit, options.one_way, progress)
+        profile = models.profile(limit, progress)
+        result = study.run_real(options.delays, limit, options.one_way, progress)
     content = {
         "rows": [row.as_json() for row in result.rows],
         "clock": options.clock,
@@ -55,10 +62,11 @@ def delays(options: argparse.Namespace) -> int:
 
 def schedule(options: argparse.Namespace) -> int:
     """`coe-sim --delays --schedule`."""
+    limit = options.limit or N_EXAMPLES
     from .progress import Progress
     from .studies import schedule as study
 
-    result = study.run(options.delays, options.limit, options.one_way, Progress(1))
+    result = study.run(options.delays, limit, options.one_way, Progress(1))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         _write_json(options.out / "schedule.json", result.as_json())
@@ -71,7 +79,7 @@ def digits(options: argparse.Namespace) -> int:
     from .progress import Progress
     from .studies import digits as models
 
-    profile = models.profile(1000, Progress(1))
+    profile = models.profile(N_EXAMPLES, Progress(1))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         _write_json(options.out / "digits.json", profile.as_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ N_EXAMPLES = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # SIGTERM ends a study as ^C does, so that the programs it started are stopped and its folders removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run_program("coe-sim", _run, sys.argv[1:] if arguments is None else arguments)
 
 
@@ -27,6 +30,7 @@ def _run(arguments: Sequence[str]) -> int:
         from .commands import digits
 
         return digits(options)
+    _refuse_without_effect(options)
     if options.delays is None:
         parser.print_help(sys.stderr)
         raise ConfigError(["expected a study, got none (write coe-sim --delays, or coe-sim digits)"])
@@ -56,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
     parser.add_argument("--recording", type=Path, help="what the virtual clock replays; default: the bundled one")
-    parser.add_argument("--limit", type=_limit, default=N_EXAMPLES, metavar="N", help="examples, at most 1000")
+    parser.add_argument("--limit", type=_limit, metavar="N", help="examples, at most and by default 1000")
     _add_output(parser)
     studies = parser.add_subparsers(dest="study", metavar="study")
     digits = studies.add_parser("digits", help="the bundled models: accuracy, exits, and the three accountings")
@@ -67,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and report.html there")
     parser.add_argument("--json", action="store_true", help="only JSON on standard output")
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """An option that would be passed over is an error, not a surprise."""
+    findings = []
+    if options.recording and options.clock == "real":
+        findings.append("--recording: the real clock replays nothing (add --clock virtual, or leave it out)")
+    if options.schedule and options.clock == "virtual":
+        findings.append("--schedule: it is measured on the real clock only (leave --clock virtual out)")
+    if options.limit is not None and options.clock == "virtual":
+        findings.append("--limit: the virtual clock replays the whole recording (leave it out)")
+    if findings:
+        raise ConfigError(findings)
 
 
 def _delays(text: str) -> list[float]:

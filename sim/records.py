@@ -42,7 +42,7 @@ class Record:
 
     @property
     def left_device(self) -> bool:
-        return self.bytes_sent > 0
+        return self.bytes_sent > 0 or self.degraded is not None
 
     @property
     def communication_s(self) -> float:

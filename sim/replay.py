@@ -14,6 +14,7 @@ from coe.cascade import (
     Batch,
     Cascade,
     Clock,
+    ConfigError,
     DeferralRule,
     Delay,
     DelayedTier,
@@ -79,7 +80,13 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
     Args:
         records: of a run without an injected delay.
         has_device_tier: the system has a tier on the device before the hop.
+    Raises:
+        ConfigError: an example is degraded: what the cloud would have said of it is not known.
     """
+    degraded = [record.id for record in records if record.degraded]
+    if degraded:
+        first = f"{len(degraded)} degraded examples, {degraded[0]} first"
+        raise ConfigError([f"expected a recording of answers alone, got {first} (record it again)"])
     clock = VirtualClock()
     cascade = _recorded_cascade(records, delay, clock, has_device_tier)
     x = np.zeros((1, 1))
@@ -110,7 +117,8 @@ def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has
     if has_device_tier:
         # What stayed had agreed and what left had not: any threshold between the two is the one that was used.
         kept = [device[record.id].share for record in records if not record.left_device]
-        tiers.append(RecordedTier("device", device, Agreement(Fraction(min(kept, default=1.0))), clock))
+        theta = Fraction(min(kept, default=1.0)).limit_denominator(MOST_MEMBERS)
+        tiers.append(RecordedTier("device", device, Agreement(theta), clock))
     if cloud:
         tiers.append(DelayedTier(RecordedTier("cloud", cloud, Always(), clock), delay, clock))
     return Cascade(tiers)

@@ -22,10 +22,11 @@ def bench(name: str, *arguments: str) -> dict:
 
 
 def test_the_decision_benchmark_compares_ways_within_one_run():
-    result = bench("edge.py", "--rounds", "3", "--examples", "100")
+    result = bench("edge.py", "--rounds", "9", "--examples", "200")
     ways = {"bare_all_members", "decide_all_members", "decide_early_two_of_three", "decide_early_unanimous"}
     assert result["seconds_per_example"].keys() == ways
-    assert 0 < result["ratio_early_two_of_three"] < result["ratio_early_unanimous"] < 3
+    assert result["ratio_early_two_of_three"] < 1.0, "stopping early is cheaper than a bare loop over all members"
+    assert result["ratio_early_two_of_three"] < result["ratio_early_unanimous"]
     assert 0 < result["overhead_s"] < 100e-6
 
 

@@ -50,7 +50,7 @@ class RemoteTierConfig:
     rule: DeferralRule
     deadline_s: float
     send_captured: bool
-    any_version: bool
+    foreign: bool
     n_tiers: int
     delay: Delay | None
 
@@ -160,7 +160,7 @@ class _TierReader:
             rule=_read_rule(entry, None, is_last),
             deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
             send_captured=entry.choice("send", ("captured", "pixels"), "captured") == "captured",
-            any_version=entry.flag("any_version", False),
+            foreign=entry.flag("foreign", False),
             n_tiers=entry.integer("tiers", 1, 1, 64),
             delay=_read_delay(entry),
         )

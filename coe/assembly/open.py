@@ -68,9 +68,11 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         tier.model,
         tier.rule,
         n_labels=len(config.task.labels),
-        fingerprint="" if tier.any_version else config.task.fingerprint,
+        fingerprint="" if tier.foreign else config.task.fingerprint,
         deadline_s=tier.deadline_s,
         send_captured=tier.send_captured,
+        is_foreign=tier.foreign,
+        prepare=config.task.contract.prepare,
         n_tiers=tier.n_tiers,
     )
     say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
@@ -79,7 +81,9 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
 
 def _register_architectures() -> None:
     """The zoo's networks become known to torch members; imported only when a config names one."""
-    from coe.models.torch import ARCHITECTURES
+    from coe.models.torch import ARCHITECTURES, import_torch
+
+    import_torch()  # a missing torch names its pip install before the networks ask for it
     from coe.zoo.digits import networks
 
     for name in networks.ARCHITECTURES:

@@ -271,7 +271,7 @@ class Run:
         tier = self.cascade.tiers[self.number - 1]
         started = time.perf_counter()
         whole = tier.complete(self.batch.take(rows), before.vote.take(at))
-        before.vote = before.vote.replaced(at, whole)
+        before.vote = before.vote.replaced(at, whole, _added([before.vote.call, error.call]))
         before.time_s += time.perf_counter() - started
         self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows)
         self.number = len(self.cascade.tiers)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from .errors import TierError
 from .rule import DeferralRule
 from .tier import Tier
 from .types import Batch, Vote
@@ -94,7 +95,11 @@ class DelayedTier:
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         waited = self.clock.wait(self.delay.seconds)
-        vote = self.tier.vote(batch, rule)
+        try:
+            vote = self.tier.vote(batch, rule)
+        except TierError as error:
+            error.call = {**error.call, "delay_s": error.call.get("delay_s", 0.0) + waited}
+            raise
         if self.delay.one_way:
             waited += self.clock.wait(self.delay.seconds)
         return replace(vote, call={**vote.call, "delay_s": vote.call.get("delay_s", 0.0) + waited})

@@ -16,6 +16,8 @@ Nothing here knows of gRPC: `coe.wire.status` holds the one table between these 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class CascadeError(Exception):
     """Root of every error this project raises on purpose."""
@@ -54,13 +56,18 @@ class InputError(CascadeError):
 
 
 class TierError(CascadeError):
-    """A tier gave no answer. `tier` is its name, `reason` a short lower-case word for reports."""
+    """A tier gave no answer.
+
+    `tier` is its name, `reason` a short lower-case word for reports, `call` what the attempt cost all the same, as
+    in `Vote.call`.
+    """
 
     reason = "error"
 
     def __init__(self, tier: str, message: str) -> None:
         self.tier = tier
         self.message = message
+        self.call: Mapping[str, float] = {}
         super().__init__(f"tier {tier}: {message}")
 
 

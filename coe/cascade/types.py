@@ -101,12 +101,12 @@ class Vote:
             degraded=None if self.degraded is None else tuple(self.degraded[row] for row in rows),
         )
 
-    def replaced(self, rows: NDArray[np.intp], other: Vote) -> Vote:
+    def replaced(self, rows: NDArray[np.intp], other: Vote, call: Mapping[str, float] | None = None) -> Vote:
         """The same vote with `rows` (A,) as `other` (A rows) has them; members' outputs are let go."""
         columns = {name: getattr(self, name).copy() for name in ("labels", "count", "asked", "score")}
         for name, column in columns.items():
             column[rows] = getattr(other, name)
-        return replace(self, **columns, probabilities=())
+        return replace(self, **columns, probabilities=(), call=self.call if call is None else call)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 from coe.cascade.errors import InputError
 from coe.cascade.types import Array, Batch
 
-MAX_PIXELS = 50_000_000  # a header that claims more is refused before anything is decoded
+MAX_PIXELS = 50_000_000  # of a batch; headers that claim more are refused before their image is decoded
 FORMATS = ("PNG", "JPEG")
 
 
@@ -136,7 +136,7 @@ class Door:
 
     Args:
         contract: of the task; a tier's members may each have another size.
-        max_pixels: of an encoded image, by its header.
+        max_pixels: of a batch's encoded images together, by their headers.
     """
 
     contract: Contract
@@ -151,11 +151,13 @@ class Door:
         if isinstance(values, np.ndarray) and values.dtype != object:
             return Batch(tuple(ids), self._tensor(values), None, deadline)
         rows = []
+        left = self.max_pixels  # of the batch together: many small bombs are one large one
         for name, value in zip(ids, values, strict=True):
             try:
-                rows.append(self.row(value))
+                rows.append(self.row(value, left))
             except InputError as error:
                 raise InputError(f"example {name}: {error}") from None
+            left -= rows[-1].shape[0] * rows[-1].shape[1] if isinstance(value, bytes) else 0
         captured = None
         if all(isinstance(value, bytes) for value in values):
             captured = np.empty(len(rows), dtype=object)
@@ -171,16 +173,19 @@ class Door:
             Image.new("L", (1, 1)).save(dot, "PNG")
             self.batch(["dot"], [dot.getvalue()])
 
-    def row(self, value: bytes | Array) -> Array:
+    def row(self, value: bytes | Array, max_pixels: int | None = None) -> Array:
         """One example's x: (H, W, C) uint8 pixels, or a tensor of the contract's shape.
 
+        Args:
+            max_pixels: of an encoded image; None: the door's own.
         Raises:
             InputError: what was expected, what came.
         """
         if isinstance(value, bytes):
             if self.contract.kind != "image":
                 raise InputError(f"expected a tensor of shape {list(self.contract.shape)}, got encoded bytes")
-            return decode_image(value, self.contract.shape[2], self.max_pixels)
+            limit = self.max_pixels if max_pixels is None else max_pixels
+            return decode_image(value, self.contract.shape[2], limit)
         if self.contract.kind == "image" and value.ndim == 2 and value.dtype == np.uint8:
             value = value[..., None]
         x: Array = self._tensor(value[None])[0]

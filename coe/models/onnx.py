@@ -43,7 +43,11 @@ class OnnxMember:
             raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
         self._input, self._rows = _check_input(self._session, spec)
         self._output = _pick_output(self._session, spec)
-        used = self._session.get_providers()[0]
+        running = self._session.get_providers()
+        for provider in wanted:
+            if provider not in running:  # listed as available, but its libraries are not
+                raise ModelError(f"providers: {provider} was asked for and could not start (is its driver installed?)")
+        used = running[0]
         self.runs_on = f"onnxruntime {ort.__version__}, {used}, {options.threads} thread(s)"
 
     def predict(self, x: Array) -> Array:

@@ -23,7 +23,7 @@ class TorchMember:
     """One module in inference mode on one device."""
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
-        torch = import_runtime("torch", "torch", "pip install torch")
+        torch = import_torch()
         self.name = spec.name
         self.n_labels = len(spec.labels)
         self.prepare: Prepare = spec.contract.prepare
@@ -50,6 +50,15 @@ class TorchMember:
 
     def close(self) -> None:
         self._module = None
+
+
+def import_torch() -> Any:
+    """torch itself.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
+    return import_runtime("torch", "torch", "pip install torch")
 
 
 def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TorchMember:

@@ -16,13 +16,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from coe.cascade.delay import DelayedTier
-from coe.cascade.errors import ConfigError, TierRejected, TierTimeout
+from coe.cascade.errors import ConfigError, TierError, TierRejected, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
-from coe.cascade.tier import Tier
+from coe.cascade.tier import Prepare, Tier
 from coe.cascade.types import Array, Batch, Vote
 from coe.wire import inference_pb2 as pb
 
 from .convert import WireError, add_input, get_parameters, read_outputs
+from .offer import OURS, Offer, read_offer
 from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, PLATFORM, client_options, path
 from .status import from_rpc_error
 
@@ -38,9 +39,11 @@ class RemoteTier:
         model: the name the server gives the tier or cascade.
         n_labels: of the task; a label outside it is refused.
         fingerprint: of the task, sent as the model version, so that a server with other labels refuses; ""
-            asks for any version (a server that is not ours).
+            asks for any version.
+        is_foreign: the server is not ours: it is sent what its metadata asks for.
         deadline_s: of one call; less where the batch's own deadline is nearer.
-        send_captured: send examples as captured where they have such a form, else as tensors.
+        send_captured: send examples as captured where they have such a form, else as tensors (ours takes either).
+        prepare: makes a foreign server's floats from a batch's x.
         n_tiers: how many tiers the server holds; learnt from its answers where it says.
         credentials: for TLS; None: plaintext.
     """
@@ -58,6 +61,8 @@ class RemoteTier:
         fingerprint: str = "",
         deadline_s: float = 2.0,
         send_captured: bool = True,
+        is_foreign: bool = False,
+        prepare: Prepare | None = None,
         n_tiers: int = 1,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         credentials: grpc.ChannelCredentials | None = None,
@@ -71,6 +76,9 @@ class RemoteTier:
         self.deadline_s = deadline_s
         self._fingerprint = fingerprint
         self._send_captured = send_captured
+        self._prepare = prepare
+        self._is_foreign = is_foreign
+        self._offer: Offer | None = None if is_foreign else OURS  # None: not asked yet
         options = client_options(max_message_bytes)
         if credentials is None:
             self._channel = grpc.insecure_channel(address, options)
@@ -87,18 +95,24 @@ class RemoteTier:
         timeout = min(self.deadline_s, batch.deadline - time.monotonic())
         if timeout <= 0:
             raise TierTimeout(self.name, "the example's deadline has passed before the call")
-        request = self._request(batch)
+        request = self._request(batch, timeout)
         started = time.perf_counter()
+        call = {"call_s": 0.0, "bytes_sent": float(len(request) + FRAME_BYTES), "bytes_received": 0.0}
         try:
             answer: bytes = self._infer(request, timeout=timeout)
+            call["bytes_received"] = float(len(answer) + FRAME_BYTES)
+            call["call_s"] = time.perf_counter() - started
+            return self._read(answer, len(batch), call)
         except grpc.RpcError as error:
-            raise from_rpc_error(self.name, error) from None
-        call = {
-            "call_s": time.perf_counter() - started,
-            "bytes_sent": float(len(request) + FRAME_BYTES),
-            "bytes_received": float(len(answer) + FRAME_BYTES),
-        }
-        return self._read(answer, len(batch), call)
+            call["call_s"] = time.perf_counter() - started
+            failure = from_rpc_error(self.name, error)
+            if isinstance(failure, TierUnavailable):
+                call["bytes_sent"] = 0.0  # the connection was not there, or went away: how much arrived is not known
+            failure.call = call
+            raise failure from None
+        except TierError as error:
+            error.call = call
+            raise
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return vote
@@ -108,7 +122,8 @@ class RemoteTier:
 
         Raises:
             TierError: it cannot be asked.
-            ConfigError: it has no such model, or serves another task (other labels or another input).
+            ConfigError: it has no such model, serves another task (other labels or another input), or takes what
+                no example of ours is.
         """
         ask = self._channel.unary_unary(
             path("ModelMetadata"),
@@ -131,17 +146,32 @@ class RemoteTier:
                     f"{self._fingerprint}, got {', '.join(told.versions)} (labels and input of both ends must match)"
                 ]
             )
+        if self._is_foreign:
+            try:
+                self._offer = read_offer(told)
+            except WireError as error:
+                raise ConfigError([f"tier {self.name}: {self.address}, model {self.model}: {error}"]) from None
+        elif told.platform != PLATFORM:
+            raise ConfigError(
+                [f"tier {self.name}: {self.address} is no coe-cloud but {told.platform!r} (set `foreign: true`)"]
+            )
         return told
 
     def close(self) -> None:
         self._channel.close()
 
-    def _request(self, batch: Batch) -> bytes:
+    def _request(self, batch: Batch, timeout: float) -> bytes:
         request = pb.ModelInferRequest(model_name=self.model, model_version=self._fingerprint)
-        captured = batch.captured if self._send_captured else None
         try:
-            add_input(request, INPUT, _tensor(batch.x) if captured is None else captured)
-        except WireError as error:
+            if self._offer is None:
+                self.metadata(timeout)
+            offer = self._offer or OURS
+            if offer is OURS:
+                captured = batch.captured if self._send_captured else None
+                add_input(request, INPUT, _tensor(batch.x) if captured is None else captured)
+            else:
+                add_input(request, offer.name, offer.tensor(batch, self._prepare))
+        except (WireError, ConfigError) as error:
             raise TierRejected(self.name, str(error)) from None
         return request.SerializeToString()
 

@@ -5,7 +5,8 @@ To add a sink: one module with a class that fits `Sink`, and its name in `open_s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from coe.cascade.types import Decision
@@ -18,6 +19,7 @@ class Outcome:
     Args:
         latency_s: from taking the example up to its answer, waiting included.
         truth: its label, where the source knew it.
+        call: what was spent on other machines where there is no decision.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Outcome:
     latency_s: float
     truth: int | None = None
     error: str | None = None
+    call: Mapping[str, float] = field(default_factory=dict)
 
 
 class Sink(Protocol):

@@ -18,6 +18,8 @@ def open_sink(config: SinkConfig, labels: tuple[str, ...]) -> Sink:
         ConfigError: its file cannot be opened.
     """
     if config.path is None:
+        if sys.stdout is None:
+            raise ConfigError(["sink: standard output is closed (set sink.path to a file)"])
         return JsonLinesSink(sys.stdout, labels, owns_stream=False)
     try:
         stream = config.path.open("a", encoding="utf-8")

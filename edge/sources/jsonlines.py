@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import select
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,7 @@ def _value(content: dict[str, Any]) -> bytes | Array:
         raise ValueError(f"expected one of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}")
     kind, value = kinds[0], content[kinds[0]]
     if kind == "file":
-        return Path(str(value)).read_bytes()
+        return _read_file(Path(str(value)))
     if kind == "image":
         try:
             return base64.b64decode(value, validate=True)
@@ -98,6 +99,16 @@ def _value(content: dict[str, Any]) -> bytes | Array:
         raise ValueError("tensor: expected nested lists of numbers")
     with np.errstate(over="ignore"):  # too large becomes infinity, which the door refuses
         return array.astype(np.float32)
+
+
+def _read_file(path: Path) -> bytes:
+    """A regular file's bytes: a pipe could be waited on for good."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a directory says so itself
+        raise ValueError(f"file: expected a regular file, got {path}")
+    if status.st_size > MOST_LINE_BYTES:
+        raise ValueError(f"file: expected at most {MOST_LINE_BYTES} bytes, got {status.st_size}")
+    return path.read_bytes()
 
 
 def _truth(label: Any) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from coe.cascade.errors import ConfigError
+
 from ..config import SourceConfig
 from .base import Source
 
@@ -24,6 +26,8 @@ def open_source(config: SourceConfig, once: bool = False) -> Source:
     if config.kind == "stdin":
         from .jsonlines import JsonLinesSource
 
+        if sys.stdin is None:
+            raise ConfigError(["source: expected JSON lines on standard input, which is closed (pipe them in)"])
         return JsonLinesSource(sys.stdin.buffer)
     from .digits import DigitsSource
 

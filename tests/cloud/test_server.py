@@ -27,6 +27,7 @@ from coe.cascade import (
     Tier,
     TierOverloaded,
     TierRejected,
+    TierTimeout,
     TierUnavailable,
 )
 from coe.wire.remote import RemoteTier
@@ -203,6 +204,26 @@ def test_stopping_lets_a_call_under_way_finish_before_the_members_are_closed(sta
         stopper.join(20)
     assert answers == [[0]]
     assert all(tier.closed.is_set() for tier in held)
+
+
+def test_a_call_that_is_cut_off_is_still_computing_when_the_members_are_closed_only_after_it(start):
+    held: list[Held] = []
+
+    def hold(tier: Tier) -> Tier:
+        held.append(Held(tier))
+        return held[-1]
+
+    with start(hold) as server, remote(server, deadline_s=0.3) as tier:
+        with pytest.raises(TierTimeout):  # the caller gives up; the server's thread is still at the tier
+            tier.vote(rows(1), Always())
+        assert held[0].entered.is_set()
+        stopper = threading.Thread(target=server.stop)
+        stopper.start()
+        stopper.join(0.5)
+        assert not held[0].closed.is_set()
+        held[0].open.set()
+        stopper.join(20)
+        assert held[0].closed.is_set()
 
 
 def test_stopping_twice_is_fine(start):

@@ -151,11 +151,11 @@ def test_the_tally_counts_and_says_what_it_counted():
     tally.add(outcome(exit_tier=2, label=2, call={"bytes_sent": 1500.0, "bytes_received": 250.0}))
     tally.add(outcome(degraded="timeout: late"))
     tally.add(Outcome("x", None, 0.0, 1, "cannot be read"))
-    assert tally.kept_share == pytest.approx(1 / 3)
-    assert tally.line() == "4 examples  33% kept on the device  1.5 kB sent  2 ms mean  cloud timeout"
+    assert tally.kept_share == pytest.approx(1 / 4)
+    assert tally.line() == "4 examples  25% kept on the device  1.5 kB sent  2 ms mean  cloud timeout"
     assert tally.summary() == [
         "4 examples, 3 decided (tier 1: 2, tier 2: 1)",
-        "33.3% kept on the device; 1.5 kB sent, 250 B received in 1 calls",
+        "25.0% kept on the device; 1.5 kB sent, 250 B received in 1 calls",
         "mean latency 2 ms",
         "accuracy 66.67% of 3 with a known label",
         "1 degraded: a tier gave no answer, so the one before it had the last word",

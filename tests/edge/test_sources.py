@@ -377,3 +377,11 @@ def test_a_file_on_standard_input_is_read_too(tmp_path):
     path.write_bytes(b'{"tensor": [1]}\n{"tensor": [2]}\n')
     with path.open("rb") as stream:
         assert len(everything(JsonLinesSource(stream))) == 2
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    example = parse_line(json.dumps({"file": str(pipe)}).encode(), "a")
+    assert example.error is not None
+    assert "expected a regular file" in example.error

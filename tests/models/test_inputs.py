@@ -397,3 +397,11 @@ def test_a_warm_door_has_loaded_what_decoding_needs():
         "assert {'PIL.Image', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin'} <= sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_pixels_of_a_batch_count_together():
+    door = Door(GREY, max_pixels=100)
+    small = encoded(np.zeros((8, 6), dtype=np.uint8))  # 48 pixels
+    assert len(door.batch(["a", "b"], [small, small])) == 2
+    with pytest.raises(InputError, match="example c: expected at most 4 pixels, got 6 x 8"):
+        door.batch(["a", "b", "c"], [small, small, small])

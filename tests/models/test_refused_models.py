@@ -306,3 +306,19 @@ def test_torch_weights_can_be_of_a_module_in_training_mode(shelf, monkeypatch):
     member = load(shelf.put("a.pt", weights_file(), architecture="dropout"))
     x = np.ones((3, 1, 4, 4), dtype=np.float32)
     assert member.predict(x) == pytest.approx(LINEAR(x), abs=1e-5)
+
+
+def test_a_provider_that_is_listed_but_cannot_start_is_refused_and_not_replaced_by_the_cpu(shelf, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(  # as onnxruntime-gpu does where CUDA's libraries are missing: it falls back
+        onnxruntime,
+        "InferenceSession",
+        lambda data, settings, providers: real(data, settings, providers=providers[-1:]),
+    )
+    cuda = RunOptions(providers=("cuda", "cpu"))
+    refused(shelf.put("a.onnx", LINEAR.onnx()), "CUDAExecutionProvider was asked for and could not start", options=cuda)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.cascade import Delay
+from coe.cascade import ConfigError, Delay
 from sim.records import Record
 from sim.replay import replay
 
@@ -49,3 +49,16 @@ def test_a_system_that_never_leaves_the_device_pays_none():
     records = [Record(f"e{n}", 1, 1, 1, 0.002) for n in range(5)]
     replayed = replay(records, Delay(1.0), has_device_tier=True)
     assert [record.latency_s for record in replayed] == pytest.approx([0.002] * 5)
+
+
+def test_a_recording_at_two_thirds_is_replayed_though_its_votes_are_rounded():
+    stays = Record("a", 1, 1, 1, 0.001, votes=(0.666667,))
+    leaves = Record("b", 2, 2, 2, 0.012, call_s=0.01, bytes_sent=300, votes=(0.333333, 1.0))
+    replayed = replay([stays, leaves], Delay(0.1), has_device_tier=True)
+    assert [record.exit_tier for record in replayed] == [1, 2]
+
+
+def test_a_recording_with_degraded_examples_is_refused():
+    fell_back = Record("b", 2, 2, 1, 0.012, call_s=0.01, votes=(0.666667,), degraded="timeout: ...")
+    with pytest.raises(ConfigError, match="got 1 degraded examples, b first"):
+        replay([fell_back], Delay(0.1), has_device_tier=True)

@@ -35,7 +35,7 @@ from coe.cascade import (
 from coe.cascade.types import Array
 from coe.models.inputs import Contract, Door
 from coe.wire import inference_pb2 as pb
-from coe.wire.convert import add_output, set_parameter
+from coe.wire.convert import add_output, read_inputs, set_parameter
 from coe.wire.remote import RemoteTier
 from coe.zoo import digits
 
@@ -222,10 +222,91 @@ def test_a_server_of_another_task_is_a_config_error_that_names_both(ours):
             assert tier.vote(rows(1), RULE).labels.tolist() == [0]
 
 
-def test_a_foreign_server_needs_no_fingerprint():
+def offering(datatype: str, shape: list[int], name: str = "pixels") -> pb.ModelMetadataResponse:
     told = pb.ModelMetadataResponse(name="model", versions=["1"], platform="onnxruntime_onnx")
-    with serving(foreign(lambda request, context: b"", told)) as address, remote(address, fingerprint="ours") as tier:
-        assert tier.metadata().platform == "onnxruntime_onnx"
+    told.inputs.add(name=name, datatype=datatype, shape=shape)
+    return told
+
+
+def test_a_foreign_server_is_only_asked_where_the_config_says_it_is_one():
+    told = offering("FP32", [-1, 1, 28, 28])
+    with serving(foreign(lambda request, context: b"", told)) as address:
+        with remote(address, is_foreign=True) as tier:
+            assert tier.metadata().platform == "onnxruntime_onnx"
+        with remote(address, fingerprint="ours") as tier, pytest.raises(ConfigError, match="set `foreign: true`"):
+            tier.metadata()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "dtype"),
+    [("FP32", [-1, 1, 28, 28], "<f4"), ("FP16", [-1, -1, 28, 28], "<f2"), ("UINT8", [-1, 28, 28, 1], "u1")],
+)
+def test_a_foreign_server_gets_the_tensor_that_its_metadata_asks_for(datatype, shape, dtype):
+    seen: list[dict[str, Array]] = []
+
+    def infer(request: bytes, context: object) -> bytes:
+        seen.append(read_inputs(pb.ModelInferRequest.FromString(request), max_rows=9, max_bytes=10**6))
+        return answer(probabilities=np.eye(3, dtype=np.float32)[:2])
+
+    images = [png for _, png, _ in digits.test_examples(2)]
+    batch = DIGITS.batch(["a", "b"], images)
+    prepare = DIGITS.contract.prepare
+    with serving(foreign(infer, offering(datatype, shape))) as address:
+        with remote(address, is_foreign=True, prepare=prepare) as tier:
+            assert tier.vote(batch, RULE).labels.tolist() == [0, 1]
+    (values,) = seen[0].values()
+    assert list(seen[0]) == ["pixels"]
+    assert values.dtype == np.dtype(dtype)
+    expected = batch.x if datatype == "UINT8" else prepare(batch.x).astype(dtype)
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_a_foreign_server_that_takes_files_gets_them_as_captured():
+    seen: list[Array] = []
+
+    def infer(request: bytes, context: object) -> bytes:
+        seen.extend(read_inputs(pb.ModelInferRequest.FromString(request), max_rows=9, max_bytes=10**6).values())
+        return answer(probabilities=np.eye(3, dtype=np.float32)[:1])
+
+    png = digits.test_examples(1)[0][1]
+    with serving(foreign(infer, offering("BYTES", [-1]))) as address, remote(address, is_foreign=True) as tier:
+        tier.vote(DIGITS.batch(["a"], [png]), RULE)
+    assert seen[0].tolist() == [png]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (offering("INT64", [-1, 4]), "expected BYTES, UINT8 or floats, got INT64"),
+        (pb.ModelMetadataResponse(name="model", platform="x"), "its inputs: expected one, got none"),
+    ],
+)
+def test_a_foreign_server_that_takes_no_example_of_ours_is_a_clear_error_at_start(told, words):
+    with serving(foreign(lambda request, context: b"", told)) as address, remote(address, is_foreign=True) as tier:
+        with pytest.raises(ConfigError, match=words):
+            tier.metadata()
+        with pytest.raises(TierRejected, match=words):
+            tier.vote(DIGITS.batch(["a"], [digits.test_examples(1)[0][1]]), RULE)
+
+
+def test_a_foreign_server_of_another_input_size_is_a_rejection_that_says_both():
+    told = offering("FP32", [-1, 3, 224, 224])
+    with serving(foreign(lambda request, context: b"", told)) as address:
+        with remote(address, is_foreign=True, prepare=DIGITS.contract.prepare) as tier:
+            with pytest.raises(TierRejected, match=r"expected rows of \[3, 224, 224\], got \[1, 28, 28\]"):
+                tier.vote(DIGITS.batch(["a"], [digits.test_examples(1)[0][1]]), RULE)
+
+
+def test_a_call_that_timed_out_is_counted_with_what_it_sent():
+    def slow(request: bytes, context: object) -> bytes:
+        time.sleep(0.4)
+        return b""
+
+    with serving(foreign(slow)) as address, remote(address, deadline_s=0.1) as tier:
+        with pytest.raises(TierTimeout) as caught:
+            tier.vote(rows(1), RULE)
+    assert caught.value.call["bytes_sent"] > 10
+    assert caught.value.call["call_s"] == pytest.approx(0.1, abs=0.2)
 
 
 # Answers that are good
@@ -452,7 +533,7 @@ def digit_request(tier: RemoteTier, n_rows: int) -> tuple[int, int]:
     """Bytes of the payload, and of the request that carries it."""
     examples = digits.test_examples(n_rows)
     batch = DIGITS.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
-    return sum(len(png) for _, png, _ in examples), len(tier._request(batch))
+    return sum(len(png) for _, png, _ in examples), len(tier._request(batch, timeout=1.0))
 
 
 @pytest.mark.parametrize("n_rows", [1, 100])

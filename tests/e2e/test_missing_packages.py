@@ -1,0 +1,47 @@
+"""A device or a server that lacks a package says which `pip install` mends it, in one line, exit 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HIDE = """
+import importlib.abc, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+from {program}.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+TORCH = """
+task: zoo:digits
+tiers:
+  - {name: best, members: [zoo:digits/best.pt]}
+server: {grpc_port: 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "program", "arguments", "mend"),
+    [
+        ("torch", "cloud", ["serve", "--config", "torch.yaml"], "pip install torch"),
+        ("grpc_health", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
+        ("onnxruntime", "edge", ["--limit", "1"], "pip install onnxruntime"),
+        ("matplotlib", "sim", ["--delays", "--out", "report"], "pip install 'coe-cascade[sim]'"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_pip_install(tmp_path: Path, package, program, arguments, mend):
+    (tmp_path / "torch.yaml").write_text(TORCH)
+    code = HIDE.format(package=package, program=program)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert mend in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
