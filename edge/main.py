@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once", action="store_true", help="what the source has now, then stop (no watching)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="stop after N examples")
     parser.add_argument("--dry-run", action="store_true", help="check config, models and cloud, and stop")
-    parser.add_argument("--verbose", action="store_true", help="say what runs on what, and a summary, off a terminal too")
+    parser.add_argument("--verbose", action="store_true", help="what runs on what, and a summary, off a terminal too")
     parser.add_argument("--version", action="version", version=f"coe-edge {__version__}")
     return parser
 
