@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from coe.cascade import TierUnavailable
@@ -25,18 +27,25 @@ class Server:
 
     def __init__(self, config: Path, timeout_s: float = 30.0) -> None:
         command = [sys.executable, "-m", "cloud.main", "serve", "--config", str(config), "--grpc-port", "0"]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
-        )
         self._words: deque[str] = deque(maxlen=20)
         self._ready = threading.Event()
         self.port = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        try:
+            with _uninterrupted():
+                self._process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+                )
+                self._reader.start()
+            self._await_ready(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _await_ready(self, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while not self._ready.wait(0.05):
             if self._process.poll() is not None or time.monotonic() > end:
-                self.stop()
                 raise TierUnavailable("cloud", "the server did not start: " + " | ".join(self._words))
 
     def _read(self) -> None:
@@ -70,6 +79,25 @@ class Server:
         self.stop()
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is over: between a child's start and its being known here, they would
+    leave it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 def run_agent(config: Path, arguments: Sequence[str], watch: Callable[[], None], every_s: float = 0.1) -> None:
     """`coe-edge --config`, to its end; `watch` is called every `every_s` meanwhile.
 
@@ -77,8 +105,12 @@ def run_agent(config: Path, arguments: Sequence[str], watch: Callable[[], None],
         TierUnavailable: it failed; the message has its last words.
     """
     command = [sys.executable, "-m", "edge.main", "--config", str(config), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    process = None
     try:
+        with _uninterrupted():
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+            )
         while True:
             try:
                 _, words = process.communicate(timeout=every_s)
@@ -86,8 +118,9 @@ def run_agent(config: Path, arguments: Sequence[str], watch: Callable[[], None],
             except subprocess.TimeoutExpired:
                 watch()
     except BaseException:
-        process.kill()
-        process.communicate()
+        if process is not None:
+            process.kill()
+            process.communicate()
         raise
     if process.returncode != 0:
         raise TierUnavailable("device", "the agent failed: " + " | ".join(words.strip().splitlines()[-5:]))
