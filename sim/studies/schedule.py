@@ -64,6 +64,7 @@ def spread(delays_s: Sequence[float]) -> list[float]:
 def run(delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> ScheduleStudy:
     """The first `n` digits through the device and a chain of two servers."""
     own, middle, far = spread(delays_s)
+    trips = 2 if one_way else 1
     with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
         best = write(chain_config(None, 0.0, one_way), Path(folder) / "best.yaml")
         with Server(best) as last:
@@ -71,10 +72,9 @@ def run(delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) ->
             with Server(medium) as first:
                 hop = Hop(first.port, middle, one_way, device_delay_s=own)
                 title = "cascade, tiers apart: " + ", ".join(map(format_seconds, (own, middle, far)))
-                pace = Pace.of(n, far + middle, deferral_rate=0.1)
+                pace = Pace.of(n, trips * (own + middle + far))
                 records = run_live("cascade", hop, n, progress, title, pace)
     exits = np.bincount([record.exit_tier - 1 for record in records], minlength=N_TIERS) / n
-    trips = 2 if one_way else 1
     per_tier = [own * trips, middle * trips, far * trips]
     # An example that stayed paid the device's own delay; one that left has it among its delays already.
     paid = [record.communication_s if record.left_device else record.delay_s for record in records]
