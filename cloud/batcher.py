@@ -17,7 +17,7 @@ import numpy as np
 from coe.cascade.errors import InputError, TierOverloaded, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
-from coe.cascade.types import Array, Batch, Vote
+from coe.cascade.types import Array, Batch, Vote, added_calls
 
 
 class _Ticket:
@@ -184,8 +184,8 @@ class BatchedTier:
             for ticket in group:
                 end = start + len(ticket.batch)
                 piece = vote if len(group) == 1 else vote.take(np.arange(start, end))
-                waited = started - ticket.queued_at
-                ticket.vote = replace(piece, call={**piece.call, "queue_s": piece.call.get("queue_s", 0.0) + waited})
+                waited = {"queue_s": started - ticket.queued_at}
+                ticket.vote = replace(piece, call=added_calls((piece.call, waited)))
                 start = end
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
             if isinstance(error, InputError) and len(group) > 1:
@@ -219,12 +219,11 @@ def _merged(batches: list[Batch]) -> Batch:
 def _joined(votes: list[Vote]) -> Vote:
     """The votes on consecutive pieces as one; a caller's pieces all come from the same tier."""
     first = votes[0]
-    call = {key: sum(vote.call.get(key, 0.0) for vote in votes) for key in first.call}
     return Vote(
         labels=np.concatenate([vote.labels for vote in votes]),
         count=np.concatenate([vote.count for vote in votes]),
         asked=np.concatenate([vote.asked for vote in votes]),
         n_members=first.n_members,
         score=np.concatenate([vote.score for vote in votes]),
-        call=call,
+        call=added_calls(vote.call for vote in votes),
     )

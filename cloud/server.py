@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from coe.assembly import open_tier
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import ConfigError, TierError
-from coe.cascade.rule import Always, DeferralRule
+from coe.cascade.rule import Always
 from coe.cascade.tier import Tier
 from coe.models.inputs import Door
 from coe.wire.remote import remote_of
@@ -24,20 +24,6 @@ from .batcher import BatchedTier
 from .config import ServerConfig
 
 log = logging.getLogger(__name__)
-
-
-class _AsksAll:
-    """The last tier of what is served: every member is asked, because the caller may want the vote itself."""
-
-    def __init__(self, tier: Tier) -> None:
-        self._tier = tier
-        self.name = tier.name
-        self.rule: DeferralRule = Always(pools_scores=tier.rule.pools_scores, asks_all=True)
-        self.n_tiers = tier.n_tiers
-        self.waits = tier.waits
-        self.vote = tier.vote
-        self.complete = tier.complete
-        self.close = tier.close
 
 
 class Server:
@@ -101,12 +87,10 @@ class Server:
 
     def _served(self) -> dict[str, Served]:
         config = self.config
-        *first, last = self._tiers
-        whole = [*first, last if last.waits else _AsksAll(last)]
-        cascades = {config.model: Cascade(whole, keep_last_answer=config.cascade.keep_last_answer)}
+        cascades = {config.model: self._cascade(self._tiers)}
         for tier in self._tiers:
             if not tier.waits:
-                cascades[f"{config.model}-{tier.name}"] = Cascade([_AsksAll(tier)])
+                cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
         task = config.cascade.task
         door = Door(task.contract)
         door.warm_up()
@@ -124,6 +108,11 @@ class Server:
             )
             for name, cascade in cascades.items()
         }
+
+    def _cascade(self, tiers: Sequence[Tier]) -> Cascade:
+        """Its last tier asks every member, because a caller may want the vote itself."""
+        last_rule = Always(pools_scores=tiers[-1].rule.pools_scores, asks_all=True)
+        return Cascade(tiers, keep_last_answer=self.config.cascade.keep_last_answer, last_rule=last_rule)
 
     def _build(self) -> grpc.Server:
         config = self.config

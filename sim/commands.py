@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from coe.models.base import import_runtime
+from coe.zoo.digits import N_TEST
 
 from .records import save_recording
 from .table import achieved_table, delay_table
 from .verdict import savings, verdict
 
-N_EXAMPLES = 1000  # bundled
-
 
 def delays(options: argparse.Namespace) -> int:
     """`coe-sim --delays`."""
-    limit = options.limit or N_EXAMPLES
+    limit = options.limit or N_TEST
     if options.out:
         import_runtime("matplotlib", "report", "pip install 'coe-cascade[sim]'")  # not after a minute of measuring
     from .progress import Progress
     from .studies import delays as study
     from .studies import digits as models
 
-    if options.schedule:
-        return schedule(options)
     if options.clock == "virtual":
         result = study.run_virtual(options.delays, options.one_way, options.recording)
         profile = None
@@ -49,29 +46,22 @@ def delays(options: argparse.Namespace) -> int:
     if profile is not None:
         text = [models.as_text(profile), "", *text]
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        _write_json(options.out / "results.json", content)
-        save_recording(options.out / "recording.json", result.recording, result.about)
         from .report import write_report
 
-        path = write_report(options.out / "report.html", result, profile)
-        text += ["", f"report: {path}"]
-    print(json.dumps(content) if options.json else "\n".join(text), flush=True)
-    return 0
+        _write_json(options.out, "results.json", content)  # first: a minute of measuring is in it
+        save_recording(options.out / "recording.json", result.recording, result.about)
+        text += ["", f"report: {write_report(options.out / 'report.html', result, profile)}"]
+    return _say(options, content, "\n".join(text))
 
 
 def schedule(options: argparse.Namespace) -> int:
     """`coe-sim --delays --schedule`."""
-    limit = options.limit or N_EXAMPLES
+    limit = options.limit or N_TEST
     from .progress import Progress
     from .studies import schedule as study
 
     result = study.run(options.delays, limit, options.one_way, Progress(1))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        _write_json(options.out / "schedule.json", result.as_json())
-    print(json.dumps(result.as_json()) if options.json else study.as_text(result), flush=True)
-    return 0
+    return _finish(options, "schedule.json", result.as_json(), study.as_text(result))
 
 
 def digits(options: argparse.Namespace) -> int:
@@ -79,14 +69,25 @@ def digits(options: argparse.Namespace) -> int:
     from .progress import Progress
     from .studies import digits as models
 
-    profile = models.profile(N_EXAMPLES, Progress(1))
+    profile = models.profile(N_TEST, Progress(1))
+    return _finish(options, "digits.json", profile.as_json(), models.as_text(profile))
+
+
+def _finish(options: argparse.Namespace, name: str, content: dict[str, Any], text: str) -> int:
+    """The JSON as `name` in the folder asked for, then the result on standard output."""
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        _write_json(options.out / "digits.json", profile.as_json())
-    print(json.dumps(profile.as_json()) if options.json else models.as_text(profile), flush=True)
+        _write_json(options.out, name, content)
+    return _say(options, content, text)
+
+
+def _say(options: argparse.Namespace, content: dict[str, Any], text: str) -> int:
+    """JSON alone, or the text, on standard output."""
+    print(json.dumps(content) if options.json else text, flush=True)
     return 0
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(folder: Path, name: str, content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"coe-sim: wrote {path}", file=sys.stderr)

@@ -12,9 +12,9 @@ from coe import __version__
 from coe.cascade import ConfigError
 from coe.settings import parse_seconds
 from coe.settings.programs import run_program
+from coe.zoo.digits import N_TEST
 
 DEFAULT_DELAYS = "1us,10ms,100ms,1000ms"  # the paper's
-N_EXAMPLES = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,9 +34,9 @@ def _run(arguments: Sequence[str]) -> int:
     if options.delays is None:
         parser.print_help(sys.stderr)
         raise ConfigError(["expected a study, got none (write coe-sim --delays, or coe-sim digits)"])
-    from .commands import delays
+    from .commands import delays, schedule
 
-    return delays(options)
+    return schedule(options) if options.schedule else delays(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,8 +97,8 @@ def _delays(text: str) -> list[float]:
 
 
 def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= N_EXAMPLES:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {N_EXAMPLES}, got {text}")
+    if not text.isdigit() or not 1 <= int(text) <= N_TEST:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {N_TEST}, got {text}")
     return int(text)
 
 

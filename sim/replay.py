@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import numpy as np
 
@@ -22,10 +21,9 @@ from coe.cascade import (
     VirtualClock,
     Vote,
 )
+from coe.cascade.vote import exact_share
 
 from .records import Record
-
-MOST_MEMBERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class RecordedTier:
         (name,) = batch.ids
         said = self.votes[name]
         self.clock.wait(said.time_s)
-        share = Fraction(said.share).limit_denominator(MOST_MEMBERS)
+        share = exact_share(said.share)
         inner = said.inner_votes
         return Vote(
             labels=np.array([said.label]),
@@ -117,8 +115,7 @@ def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has
     if has_device_tier:
         # What stayed had agreed and what left had not: any threshold between the two is the one that was used.
         kept = [device[record.id].share for record in records if not record.left_device]
-        theta = Fraction(min(kept, default=1.0)).limit_denominator(MOST_MEMBERS)
-        tiers.append(RecordedTier("device", device, Agreement(theta), clock))
+        tiers.append(RecordedTier("device", device, Agreement(exact_share(min(kept, default=1.0))), clock))
     if cloud:
         tiers.append(DelayedTier(RecordedTier("cloud", cloud, Always(), clock), delay, clock))
     return Cascade(tiers)

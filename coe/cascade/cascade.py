@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .errors import TierError
 from .rule import Always, DeferralRule
 from .tier import Tier
-from .types import Array, Batch, Decision, Labels, Vote
+from .types import Array, Batch, Decision, Labels, Vote, added_calls
 
 
 class Visit:
@@ -102,6 +102,11 @@ class Decisions:
         """(T,) share of the examples that left at each tier."""
         return np.bincount(self.exit_tier - 1, minlength=n_tiers) / max(len(self), 1)
 
+    @property
+    def is_degraded(self) -> bool:
+        """Whether any answer is."""
+        return bool(self.degraded) or any(any(visit.vote.degraded or ()) for visit in self.visits)
+
     def reasons(self) -> list[str | None]:
         """B reasons why an answer is degraded, None where it is not."""
         return [self._reason(row) for row in range(len(self))]
@@ -152,14 +157,8 @@ class Decisions:
             tier_votes=tuple(votes),
             tier_times_s=tuple(times),
             degraded=self._reason(row) if self.degraded or vote.degraded else None,
-            call=_added(calls) if len(calls) > 1 else vote.call,
+            call=added_calls(calls) if len(calls) > 1 else vote.call,
         )
-
-
-def _added(calls: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What several calls cost together: an example that went from server to server paid for each."""
-    keys = dict.fromkeys(key for call in calls for key in call)
-    return {key: sum(call.get(key, 0.0) for call in calls) for key in keys}
 
 
 def _inner_exit(vote: Vote) -> Labels:
@@ -173,17 +172,19 @@ class Cascade:
         tiers: at least one; the last answers whatever its vote, so its own rule is not asked.
         keep_last_answer: where a tier gives no answer, the tier before it has the last word (`degraded` says
             why); otherwise the error is raised.
+        last_rule: how the last tier is asked; None: as its own rule says of pooling.
     """
 
-    def __init__(self, tiers: Sequence[Tier], *, keep_last_answer: bool = True) -> None:
+    def __init__(
+        self, tiers: Sequence[Tier], *, keep_last_answer: bool = True, last_rule: Always | None = None
+    ) -> None:
         if not tiers:
             raise ValueError("a cascade needs at least one tier, got none")
         self.tiers = tuple(tiers)
         self.keep_last_answer = keep_last_answer
-        last = tiers[-1].rule
-        if not isinstance(last, Always):
-            last = Always(pools_scores=last.pools_scores)
-        self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last)
+        own = tiers[-1].rule
+        last_rule = last_rule or (own if isinstance(own, Always) else Always(pools_scores=own.pools_scores))
+        self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
 
     def decide(self, batch: Batch) -> Decisions:
         """Every example's answer, in order.
@@ -271,7 +272,7 @@ class Run:
         tier = self.cascade.tiers[self.number - 1]
         started = time.perf_counter()
         whole = tier.complete(self.batch.take(rows), before.vote.take(at))
-        before.vote = before.vote.replaced(at, whole, _added([before.vote.call, error.call]))
+        before.vote = before.vote.replaced(at, whole, added_calls((before.vote.call, error.call)))
         before.time_s += time.perf_counter() - started
         self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows)
         self.number = len(self.cascade.tiers)

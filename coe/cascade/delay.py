@@ -13,7 +13,7 @@ from typing import Protocol
 from .errors import TierError
 from .rule import DeferralRule
 from .tier import Tier
-from .types import Batch, Vote
+from .types import Batch, Vote, added_calls
 
 SPIN_S = 0.0004  # sleep() may come back this late; the rest of a wait is spun
 COARSE_S = 0.0001  # waits below this are spun alone
@@ -98,11 +98,11 @@ class DelayedTier:
         try:
             vote = self.tier.vote(batch, rule)
         except TierError as error:
-            error.call = {**error.call, "delay_s": error.call.get("delay_s", 0.0) + waited}
+            error.call = added_calls((error.call, {"delay_s": waited}))
             raise
         if self.delay.one_way:
             waited += self.clock.wait(self.delay.seconds)
-        return replace(vote, call={**vote.call, "delay_s": vote.call.get("delay_s", 0.0) + waited})
+        return replace(vote, call=added_calls((vote.call, {"delay_s": waited})))
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return self.tier.complete(batch, vote)

@@ -6,7 +6,7 @@ Arrays inside, leading dimension B (examples); M is members, L labels, T tiers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,6 +107,15 @@ class Vote:
         for name, column in columns.items():
             column[rows] = getattr(other, name)
         return replace(self, **columns, probabilities=(), call=self.call if call is None else call)
+
+
+def added_calls(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What several calls cost together, key by key."""
+    total: dict[str, float] = {}
+    for call in calls:
+        for key, value in call.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ of the tied labels wins, then the lower label. No result depends on the order of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from .types import NO_LABEL, Array, Labels
 # Scores are summed as integers in these units: an integer sum is exact, so the members' order cannot show
 # in the last bit and turn a tie. A float32 probability above 2**-16 is represented without loss.
 SCORE_UNITS = 2.0**40
+
+MOST_MEMBERS = 64  # a share rounded on its way is told apart from any other up to this denominator
 
 Number = TypeVar("Number", int, Labels)
 
@@ -126,6 +129,11 @@ def _mean_units(
     units = np.where(counted, np.rint(given.astype(np.float64) * SCORE_UNITS), 0).astype(np.int64)
     mean: NDArray[np.float64] = units.sum(axis=0) / counted.sum(axis=0)
     return mean
+
+
+def exact_share(share: float) -> Fraction:
+    """votes / asked, exactly, from its decimal or FP32 form: a tier has at most MOST_MEMBERS members."""
+    return Fraction(share).limit_denominator(MOST_MEMBERS)
 
 
 def pool(probabilities: Array) -> tuple[Labels, NDArray[np.float32]]:

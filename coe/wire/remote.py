@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import grpc
@@ -20,6 +19,7 @@ from coe.cascade.errors import ConfigError, TierError, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Prepare, Tier
 from coe.cascade.types import Array, Batch, Vote
+from coe.cascade.vote import exact_share
 from coe.wire import inference_pb2 as pb
 
 from .convert import WireError, add_input, get_parameters, read_outputs
@@ -28,7 +28,6 @@ from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, PLATFORM, client_opt
 from .status import from_rpc_error
 
 MOST_TIERS = 64  # behind one server
-MOST_MEMBERS = 64  # a vote travels as FP32; as a fraction with a denominator up to this it is exact again
 
 
 class RemoteTier:
@@ -198,7 +197,7 @@ class RemoteTier:
             n_members = int(seats.max(initial=1))
             count = np.rint(share * asked).astype(np.int64)
         else:
-            exact = [Fraction(float(vote)).limit_denominator(MOST_MEMBERS) for vote in share]
+            exact = [exact_share(float(vote)) for vote in share]
             count = np.array([vote.numerator for vote in exact], dtype=np.int64)
             asked = np.array([vote.denominator for vote in exact], dtype=np.int64)
             n_members = int(asked.max(initial=1))

@@ -47,11 +47,7 @@ def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     }
     config = {"methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": retry}]}
     return [
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", int(PING_EVERY_S * 1000)),
-        ("grpc.keepalive_timeout_ms", int(PING_TIMEOUT_S * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *_of_both_ends(max_message_bytes),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
@@ -62,12 +58,18 @@ def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
 def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
     """Settings of a server: the other half of `client_options`."""
     return [
+        *_of_both_ends(max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(PING_EVERY_S * 500)),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.so_reuseport", 0),  # a port already taken is an error, not a second server
+    ]
+
+
+def _of_both_ends(max_message_bytes: int) -> Options:
+    return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", int(PING_EVERY_S * 1000)),
         ("grpc.keepalive_timeout_ms", int(PING_TIMEOUT_S * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", int(PING_EVERY_S * 500)),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.so_reuseport", 0),  # a port already taken is an error, not a second server
     ]

@@ -169,7 +169,7 @@ class InferenceServicer:
         names = ["label", "vote", "score", "exit_tier", "members"]
         if served.n_tiers > 1:
             names.append("tier_votes")
-        if any(decisions.reasons()):
+        if decisions.is_degraded:
             names.append("degraded")
         return names
 

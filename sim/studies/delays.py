@@ -58,13 +58,14 @@ def run_real(delays_s: Sequence[float], n: int, one_way: bool, progress: Progres
         recording = {
             system: run_live(system, Hop(server.port), n, progress, f"{system}, no delay", calm) for system in SYSTEMS
         }
+        deferral_rates = {system: sum(record.left_device for record in recording[system]) / n for system in SYSTEMS}
         for delay_s in delays_s:
+            delay = Delay(delay_s, one_way)
             for system in SYSTEMS:
                 hop = Hop(server.port, delay_s, one_way)
-                deferral_rate = sum(record.left_device for record in recording[system]) / n
-                pace = Pace.of(n, Delay(delay_s, one_way).round_trip_s, deferral_rate)
+                pace = Pace.of(n, delay.round_trip_s, deferral_rates[system])
                 records = run_live(system, hop, n, progress, f"{system} at {format_seconds(delay_s)}", pace)
-                predicted = _predict(system, recording[system], Delay(delay_s, one_way))
+                predicted = _mean_latency(_replayed(system, recording[system], delay))
                 rows.append(_row(system, delay_s, records, predicted, "real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
     about = f"{platform.machine()}, Python {platform.python_version()}, {n} examples"
@@ -83,8 +84,7 @@ def run_virtual(delays_s: Sequence[float], one_way: bool, path: Path | None) -> 
     for delay_s in delays_s:
         for system in SYSTEMS:
             records = _replayed(system, recording[system], Delay(delay_s, one_way))
-            mean = float(np.mean([record.latency_s for record in records]))
-            rows.append(_row(system, delay_s, records, mean, "virtual"))
+            rows.append(_row(system, delay_s, records, _mean_latency(records), "virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
     return DelayStudy(rows, latencies, recording, about, one_way)
 
@@ -94,8 +94,8 @@ def n_steps(delays_s: Sequence[float]) -> int:
     return 1 + len(SYSTEMS) * (1 + len(delays_s))
 
 
-def _predict(system: str, recording: Sequence[Record], delay: Delay) -> float:
-    return float(np.mean([record.latency_s for record in _replayed(system, recording, delay)]))
+def _mean_latency(records: Sequence[Record]) -> float:
+    return float(np.mean([record.latency_s for record in records]))
 
 
 def _replayed(system: str, recording: Sequence[Record], delay: Delay) -> list[Record]:

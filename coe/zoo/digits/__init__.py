@@ -8,6 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "manifest.yaml"
+N_TEST = 1000  # bundled
 
 
 def test_examples(limit: int | None = None) -> list[tuple[str, bytes, int]]:  # noqa: PT028

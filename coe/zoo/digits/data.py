@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-N_TRAIN, N_CALIBRATION, N_TEST = 3000, 1000, 1000
+from coe.zoo.digits import N_TEST
+
+N_TRAIN, N_CALIBRATION = 3000, 1000
 SPLIT_SEED = 20240702
 
 
