@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe import zoo
-from coe.assembly import CascadeConfig, read_cascade
+from coe.assembly import CascadeConfig, LocalTierConfig, read_cascade
 from coe.settings import Fields, Report, read_yaml
+
+from .engines.config import EngineConfig
+from .engines.config import read as read_engine
+from .limits import Limits, read_limits
+from .security.config import Security
+from .security.config import read as read_security
 
 GRPC_PORT = 8001  # 8000 is kept for HTTP, as the ecosystem's servers do
 
@@ -18,23 +24,24 @@ class ServerConfig:
 
     Args:
         model: name of the whole cascade; each tier is also served alone, as `model-tier`.
-        max_batch, max_delay_s, max_queued: of each local tier's batcher.
-        max_calls: calls under way at once; beyond it they are refused.
         grace_s: how long calls under way may finish after SIGTERM.
+        reload_s: how often the config's and the models' files are looked at for changes; 0: never.
+        model_control: whether callers may load and unload models.
+        source: the file it was read from.
     """
 
     cascade: CascadeConfig
     model: str
     host: str
     grpc_port: int
-    max_batch: int
-    max_delay_s: float
-    max_queued: int
-    max_calls: int
-    max_rows: int
-    max_message_bytes: int
+    limits: Limits
+    engine: EngineConfig
+    security: Security
     grace_s: float
     reflection: bool
+    reload_s: float
+    model_control: bool
+    source: Path | None
     warnings: tuple[str, ...]
 
 
@@ -53,23 +60,24 @@ def read_config(path: Path) -> ServerConfig:
     fields = Fields(read_yaml(path), report)
     cascade = read_cascade(fields, path.parent, parallel=True)
     server = fields.section("server", {})
-    limits = fields.section("limits", {})
     config = ServerConfig(
         cascade=cascade,
         model=fields.text("model", cascade.task.name),
         host=server.text("host", "127.0.0.1"),
         grpc_port=server.integer("grpc_port", GRPC_PORT, 0, 65535),
-        max_batch=limits.integer("max_batch", 64, 1, 65536),
-        max_delay_s=limits.number("max_queue_delay_ms", 0.0, high=10_000) / 1000,
-        max_queued=limits.integer("max_queued", 1024, 1),
-        max_calls=limits.integer("max_calls", 64, 1, 4096),
-        max_rows=limits.integer("max_rows", 1024, 1, 2**20),
-        max_message_bytes=int(limits.number("max_message_mb", 64, 0.01, 2047) * 2**20),
+        limits=read_limits(fields.section("limits", {})),
+        engine=read_engine(
+            fields.section("engine", {}), [tier.name for tier in cascade.tiers if isinstance(tier, LocalTierConfig)]
+        ),
+        security=read_security(fields.section("security", {}), path.parent),
         grace_s=server.number("grace_s", 10.0, high=3600),
         reflection=server.flag("reflection", False),
+        reload_s=server.number("reload_s", 5.0, high=86_400),
+        model_control=server.flag("model_control", False),
+        source=path,
         warnings=tuple(report.warnings),
     )
-    for section in (server, limits, fields):
+    for section in (server, fields):
         section.finish()
     report.check()
     return config

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coe import __version__
 from coe.assembly import LocalTierConfig
+from coe.cascade.errors import ConfigError
 from coe.models.base import import_runtime
 from coe.settings.programs import run_program
 
 from .config import ServerConfig, default_config, read_config
+from .security import certs
+from .security.config import check_exposure
+
+if TYPE_CHECKING:
+    from .server import Server
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if options.command == "certs":
+        return certs.run(options)
     path = options.config or default_config()
     config = read_config(path)
     changes = {key: getattr(options, key) for key in ("host", "grpc_port") if getattr(options, key, None) is not None}
@@ -44,11 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     serve = commands.add_parser("serve", help="serve until SIGTERM or ^C, then drain")
     models = commands.add_parser("models", help="list what would be served, and stop")
+    certs.add_parser(commands)
     for command in (serve, models):
         command.add_argument("--config", type=Path, help="YAML file; default: the bundled digits' cloud tiers")
     serve.add_argument("--host", help="address to listen on; default: the config's, or 127.0.0.1")
     port_help = "default: the config's, or 8001; 0 takes a free one"
     serve.add_argument("--grpc-port", type=_port, metavar="PORT", help=port_help)
+    serve.add_argument("--insecure", action="store_true", help="serve plaintext beyond this machine")
+    engine_help = "where tiers run: in this process (embedded, the default), or on a Ray cluster (docs/scale-out.md)"
+    serve.add_argument("--engine", choices=("embedded", "ray"), default="embedded", help=engine_help)
+    serve.add_argument("--address", help="of a running Ray cluster; default: one is started here, and stopped")
     serve.add_argument("--verbose", action="store_true", help="log more")
     return parser
 
@@ -79,25 +93,36 @@ def _list_models(config: ServerConfig) -> int:
 
 def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
     import_runtime("grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[cloud]'")
-    from .server import Server  # grpc and the runtimes are only loaded to serve
-
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    if options.engine == "ray":
+        from .engines import ray
+
+        return ray.serve(config, options)
+    if options.address is not None:
+        raise ConfigError(["--address: expected with --engine ray alone, got it without (a Ray cluster's address)"])
+    from .server import Server, run  # grpc and the runtimes are only loaded to serve
+
+    check_exposure(config.host, config.security, options.insecure)
     server = Server(config, say=lambda line: print(f"coe-cloud: {line}", flush=True))
-    if config.host not in ("127.0.0.1", "::1", "[::1]", "localhost"):
-        print(f"coe-cloud: warning: serving plaintext beyond this machine, on {config.host}", file=sys.stderr)
-    server.start()
-    names = ", ".join(server.models)
-    print(f"coe-cloud: ready on {config.host}:{server.port}: {names}", flush=True)
-    stop.wait()
-    print(f"coe-cloud: draining, at most {config.grace_s:g} s", flush=True)
-    server.stop()
-    print("coe-cloud: stopped", flush=True)
+    run(_until_stopped(server))
     return 0
+
+
+async def _until_stopped(server: Server) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await server.start()
+        names = ", ".join(server.models)
+        print(f"coe-cloud: ready on {server.config.host}:{server.port}: {names}", flush=True)
+        await stop.wait()
+        print(f"coe-cloud: draining, at most {server.config.grace_s:g} s", flush=True)
+    finally:
+        await server.stop()
+    print("coe-cloud: stopped", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ ROOMS = {  # third-party packages that only these may import
     "grpc_health": ("coe.wire", "cloud", "edge"),
     "grpc_reflection": ("cloud",),
     "google": ("coe.wire", "cloud"),
+    "cryptography": ("cloud.security",),
     "onnxruntime": ("coe.models.onnx", "coe.zoo"),
     "ai_edge_litert": ("coe.models.tflite", "coe.zoo"),
     "tflite_runtime": ("coe.models.tflite", "coe.zoo"),

@@ -1,7 +1,7 @@
 """From a config file to a running cascade: where models, wire and zoo come together."""
 
 from .config import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig, read_cascade
-from .open import open_cascade, open_tier
+from .open import open_cascade, open_tier, warm_up
 
 __all__ = [
     "CascadeConfig",
@@ -11,4 +11,5 @@ __all__ = [
     "open_cascade",
     "open_tier",
     "read_cascade",
+    "warm_up",
 ]

@@ -24,6 +24,10 @@ from coe.models.base import ModelSpec, RunOptions
 from coe.models.inputs import Contract
 from coe.models.manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
 from coe.settings import Fields
+from coe.wire.credentials import PLAINTEXT, ClientSecurity
+from coe.wire.target import is_address
+
+from .credentials import read as read_credentials
 
 UNKNOWN = Task("unknown", ("0", "1"), Contract("tensor", (1,)))  # stands in where `task` has findings
 
@@ -38,6 +42,7 @@ class LocalTierConfig:
     rule: DeferralRule
     parallel: bool
     early: bool
+    threads: int  # of the whole tier; `options.threads`, of one member, follow from it
     options: RunOptions
     delay: Delay | None
 
@@ -45,14 +50,21 @@ class LocalTierConfig:
 @dataclass(frozen=True)
 class RemoteTierConfig:
     name: str
-    address: str
+    addresses: tuple[str, ...]
     model: str
     rule: DeferralRule
     deadline_s: float
     send_captured: bool
     foreign: bool
     n_tiers: int
+    stream: bool
     delay: Delay | None
+    security: ClientSecurity = PLAINTEXT
+
+    @property
+    def address(self) -> str:
+        """Its address, or all of them, for people."""
+        return ", ".join(self.addresses)
 
 
 TierConfig = LocalTierConfig | RemoteTierConfig
@@ -133,8 +145,8 @@ class _TierReader:
         members = tuple(self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries))
         if not members:
             entry.wrong("members", "expected at least one model file, got none")
+        parallel, threads = self._threads(entry, max(len(members), 1))
         options = RunOptions(
-            threads=entry.integer("threads", 1, 1, 256),
             providers=entry.texts("providers", ["cpu"]),
             device=entry.text("device", "cpu"),
         )
@@ -142,27 +154,38 @@ class _TierReader:
             name=entry.text("name", "tier"),
             members=members,
             rule=_read_rule(entry, max(len(members), 1), is_last),
-            parallel=entry.flag("parallel", self.parallel),
+            parallel=parallel,
             early=entry.flag("early", True),
+            threads=threads,
             options=options,
             delay=_read_delay(entry),
         )
 
+    def _threads(self, entry: Fields, n_members: int) -> tuple[bool, int]:
+        """Whether members run side by side, and the whole tier's threads; unless stated, one for each that runs."""
+        parallel = entry.flag("parallel", self.parallel)
+        threads = entry.integer("threads", n_members if parallel else 1, 1, 256)
+        if parallel and threads == 1 and n_members > 1 and entry.has("parallel"):
+            entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
+        return parallel, threads
+
     def _remote(self, entry: Fields, is_last: bool) -> RemoteTierConfig:
-        address = entry.text("address")
-        host, _, port = address.rpartition(":")
-        if address and not (host and port.isdecimal() and 0 < int(port) < 65536):
-            entry.wrong("address", f'expected host:port, got "{address}" (coe-cloud serves on port 8001)')
+        addresses = _read_addresses(entry)
+        stream = entry.flag("stream", False)
+        if stream and len(addresses) > 1:
+            entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
         return RemoteTierConfig(
             name=entry.text("name", "cloud"),
-            address=address,
+            addresses=addresses,
             model=entry.text("model", self.task.name),
             rule=_read_rule(entry, None, is_last),
             deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
             send_captured=entry.choice("send", ("captured", "pixels"), "captured") == "captured",
             foreign=entry.flag("foreign", False),
             n_tiers=entry.integer("tiers", 1, 1, 64),
+            stream=stream,
             delay=_read_delay(entry),
+            security=read_credentials(entry, self.folder),
         )
 
     def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
@@ -214,6 +237,25 @@ def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
     if own.has("sha256"):
         stated.update(sha256=declared.sha256, pinned=True)
     return replace(manifest, **stated)
+
+
+def _read_addresses(entry: Fields) -> tuple[str, ...]:
+    """One "host:port", or a list of them, each of which must be good."""
+    if not isinstance(entry.content.get("address"), list):
+        one = entry.text("address")
+        if one and not is_address(one):
+            entry.wrong("address", f'expected host:port, got "{one}" (coe-cloud serves on port 8001)')
+        return (one,)
+    several = entry.texts("address")
+    whole: list[object] = entry.content["address"]
+    if not whole:
+        entry.wrong("address", "expected at least one host:port, got an empty list")
+    for number, value in enumerate(whole):
+        if isinstance(value, str) and not is_address(value):
+            entry.wrong(f"address[{number}]", f'expected host:port, got "{value}" (coe-cloud serves on port 8001)')
+        elif value in whole[:number]:
+            entry.wrong(f"address[{number}]", f'expected each host once, got "{value}" twice')
+    return several
 
 
 def _read_delay(entry: Fields) -> Delay | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from coe.cascade.cascade import Cascade
 from coe.cascade.delay import DelayedTier
 from coe.cascade.tier import LocalTier, Tier
+from coe.models.inputs import Contract
 from coe.models.loading import load
+from coe.models.threads import plan_threads
+from coe.wire.credentials import dial
 from coe.wire.remote import RemoteTier
+from coe.wire.trace import outgoing
 
 from .config import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig
 
@@ -42,29 +47,44 @@ def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: N
     return DelayedTier(opened, tier.delay)
 
 
+def warm_up(tier: Tier, contract: Contract, sizes: Iterable[int]) -> None:
+    """Ask a tier's members about blank examples, so that no caller is the first with a batch of such a size.
+
+    A remote tier is not asked.
+
+    Args:
+        contract: of the task.
+        sizes: rows; as a rule 1 and the largest batch there will be.
+    """
+    here = tier.tier if isinstance(tier, DelayedTier) else tier
+    if isinstance(here, LocalTier):
+        here.warm_up(contract.blank(), sizes)
+
+
 def _open_local(tier: LocalTierConfig, say: Say) -> Tier:
     if any(spec.architecture for spec in tier.members if spec.format == "torch"):
         _register_architectures()
+    plan = plan_threads(tier.members, tier.threads, side_by_side=tier.parallel)
     members = []
     try:
-        for spec in tier.members:
-            members.append(load(spec, tier.options))
+        for spec, threads in zip(tier.members, plan.each, strict=True):
+            members.append(load(spec, replace(tier.options, threads=threads)))
     except BaseException:
         for member in members:
             member.close()
         raise
-    how = "side by side" if tier.parallel else "in turn, stopping early" if tier.early else "in turn"
     for member in members:
         say(f"tier {tier.name}: {member.name} on {member.runs_on}")
     if len(members) > 1:
+        how = f"{plan.describe()}, stopping early" if tier.early else plan.describe()
         say(f"tier {tier.name}: {len(members)} members vote {how}")
-    return LocalTier(tier.name, members, tier.rule, parallel=tier.parallel, early=tier.early)
+    return LocalTier(tier.name, members, tier.rule, parallel=tier.parallel, early=tier.early, at_once=plan.at_once)
 
 
 def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tier:
     remote = RemoteTier(
         tier.name,
-        tier.address,
+        tier.addresses,
         tier.model,
         tier.rule,
         n_labels=len(config.task.labels),
@@ -74,6 +94,9 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         is_foreign=tier.foreign,
         prepare=config.task.contract.prepare,
         n_tiers=tier.n_tiers,
+        stream=tier.stream,
+        dial=partial(dial, security=tier.security),
+        headers=lambda: tuple(outgoing().items()),
     )
     say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
     return remote

@@ -236,20 +236,28 @@ class Run:
 
     def step(self) -> bool:
         """Ask the next tier; the rows whose answer stands leave. True while some are left and tiers are too."""
-        cascade, active = self.cascade, self.active
-        tier, rule = cascade.tiers[self.number], cascade.rules[self.number]
-        batch = self.batch if active is None else self.batch.take(active)
+        tier, rule, batch = self.question()
         started = time.perf_counter()
         try:
             vote = tier.vote(batch, rule)
         except TierError as error:
-            if not self.visits or not cascade.keep_last_answer:
+            if not self.falls_back:
                 raise
-            self._fall_back(error)
+            self.fall_back(error)
             return False
-        elapsed = time.perf_counter() - started
+        return self.take(batch, vote, time.perf_counter() - started)
+
+    def question(self) -> tuple[Tier, DeferralRule, Batch]:
+        """What `step` asks: the next tier, how its vote will be judged, and the rows that are still here."""
+        number, active = self.number, self.active
+        batch = self.batch if active is None else self.batch.take(active)
+        return self.cascade.tiers[number], self.cascade.rules[number], batch
+
+    def take(self, batch: Batch, vote: Vote, time_s: float) -> bool:
+        """The tier's vote on the rows asked about (`batch`), which took `time_s`. As `step`, True while any go on."""
+        active, rule = self.active, self.cascade.rules[self.number]
         first_tier = self.visits[-1].next_tier if self.visits else 1
-        self.visits.append(Visit(first_tier, active, vote, elapsed))
+        self.visits.append(Visit(first_tier, active, vote, time_s))
         self.number += 1
         exits = rule.exits(batch, vote)
         if len(exits) == 1:
@@ -261,10 +269,15 @@ class Run:
             self.active = stay if active is None else active[stay]
         return not self.is_done
 
+    @property
+    def falls_back(self) -> bool:
+        """Whether the tier before has the last word, should the next one give no answer."""
+        return bool(self.visits) and self.cascade.keep_last_answer
+
     def decisions(self) -> Decisions:
         return Decisions(self.batch, self.visits, self.degraded)
 
-    def _fall_back(self, error: TierError) -> None:
+    def fall_back(self, error: TierError) -> None:
         """The tier before has the last word on the rows still active, with all its members asked."""
         before = self.visits[-1]
         rows = np.arange(len(self.batch)) if self.active is None else self.active

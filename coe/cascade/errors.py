@@ -5,6 +5,8 @@
     ├── ModelError         a model file is missing, changed, or does not fit its manifest
     ├── RuntimeMissing     a package is not installed: the message names the pip install
     ├── InputError         this example cannot be read; other examples are not affected
+    ├── Unauthenticated    a server was not shown who calls
+    ├── NotAllowed         the caller is known, and may not do this
     └── TierError          a tier gave no answer; `tier` names it
         ├── TierUnavailable    it cannot be reached, or went away in the call
         ├── TierTimeout        no answer within the deadline
@@ -55,6 +57,14 @@ class InputError(CascadeError):
     """An example cannot be read as the task's input."""
 
 
+class Unauthenticated(CascadeError):
+    """The caller did not prove who it is."""
+
+
+class NotAllowed(CascadeError):
+    """The caller is known, and may not do this."""
+
+
 class TierError(CascadeError):
     """A tier gave no answer.
 
@@ -84,9 +94,16 @@ class TierTimeout(TierError):
 
 
 class TierOverloaded(TierError):
-    """The tier sheds load; the same request may succeed later."""
+    """The tier sheds load; the same request may succeed later.
+
+    `retry_after_s`: seconds after which trying again makes sense; None: not known.
+    """
 
     reason = "overloaded"
+
+    def __init__(self, tier: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(tier, message)
+        self.retry_after_s = retry_after_s
 
 
 class TierRejected(TierError):

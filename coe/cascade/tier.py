@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, ModelError
-from .rule import DeferralRule
+from .rule import Always, DeferralRule
+from .side_by_side import SideBySide
 from .types import NO_LABEL, Array, Batch, Labels, Vote
 from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one, pool
 
@@ -68,8 +70,20 @@ class Tier(Protocol):
 class LocalTier:
     """An ensemble of members in this process.
 
-    Members vote one after another and stop as soon as the outcome is settled (`early`), or side by side on
-    cores (`parallel`). Either way the label and the decision are those of asking everybody.
+    Members vote one after another, or side by side on threads of their own (`parallel`), and stop as soon as the
+    outcome is settled (`early`): in turn, row by row; side by side, once every row of the batch is settled by the
+    members that are through, without waiting for the others (stragglers).
+
+    Either way the decision is that of asking everybody, and so is the label wherever the tier answers. With `early`,
+    `asked`, `count` and `score` are over the members that were asked; side by side these are the first that came
+    back, so the three may differ from one time to the next, and the label of a row that goes on may too.
+
+    Side by side, a member that fails does not fail a vote that is settled without it: that is logged.
+
+    Args:
+        parallel: members side by side.
+        early: stop when the outcome is settled; False: everybody is asked.
+        at_once: members at work at the same time, at most, where side by side; None: all.
     """
 
     n_tiers = 1
@@ -83,6 +97,7 @@ class LocalTier:
         *,
         parallel: bool = False,
         early: bool = True,
+        at_once: int | None = None,
     ) -> None:
         if not members:
             raise ValueError(f"tier {name}: expected at least one member, got none")
@@ -94,15 +109,17 @@ class LocalTier:
         self.members = tuple(members)
         self.early = early
         self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
-        self._pool = ThreadPoolExecutor(len(members), f"coe-{name}") if parallel and len(members) > 1 else None
+        at_once = min(at_once or len(members), len(members))
+        names = [member.name for member in members]
+        self._side_by_side = SideBySide(name, names, at_once) if parallel and at_once > 1 else None
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         known, needed = self._plan
         if known is not rule:
-            needed = rule.needed(len(self.members)) if self.early else None
+            needed = rule.needed(len(self.members)) if self.early and not rule.pools_scores else None
             self._plan = (rule, needed)
-        if self._pool is not None:
-            return self._tally(self._ask_side_by_side(batch.x), None, rule.pools_scores)
+        if self._side_by_side is not None:
+            return self._vote_side_by_side(self._side_by_side, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
             return self._vote_on_one(batch.x, needed)
         probabilities, asked = self._ask_in_turn(batch.x, needed)
@@ -114,18 +131,39 @@ class LocalTier:
             return vote
         shape = (len(self.members), len(short), self.members[0].n_labels)
         probabilities = np.zeros(shape, dtype=np.float32)  # (M, S, L)
-        asked = vote.asked[short] if vote.probabilities else np.zeros_like(short)  # outputs let go: ask anew
-        for seat, known in enumerate(vote.probabilities):
+        missing: dict[int, NDArray[np.intp]] = dict.fromkeys(range(len(self.members)), np.arange(len(short)))
+        seats = range(len(self.members)) if vote.seats is None else vote.seats
+        for place, (seat, known) in enumerate(zip(seats, vote.probabilities, strict=False)):  # let go: ask anew
             probabilities[seat] = known[short]
-        for seat, member in enumerate(self.members):
-            rows = np.flatnonzero(asked <= seat)
-            if rows.size:
-                probabilities[seat, rows] = member.predict(member.prepare(batch.x[short[rows]]))
+            missing[seat] = np.flatnonzero(vote.asked[short] <= place)
+        calls = {
+            seat: partial(self._output, member, _Inputs(batch.x[short[missing[seat]]]))
+            for seat, member in enumerate(self.members)
+            if missing[seat].size
+        }
+        if self._side_by_side is not None:
+            outputs = self._side_by_side.run(calls)
+        else:
+            outputs = {seat: call() for seat, call in calls.items()}
+        for seat, output in outputs.items():
+            probabilities[seat, missing[seat]] = output
         return vote.replaced(short, self._tally(probabilities, None, pools_scores=False))
 
+    def warm_up(self, example: Array, sizes: Iterable[int]) -> None:
+        """Ask every member about that many copies of an example, where it would be asked: a runtime plans and
+        allocates for each batch size anew. Takes the memory of one such batch at a time.
+
+        Args:
+            example: (1, *S), as it comes through the door.
+        """
+        for n_rows in sizes:
+            x = np.repeat(example, n_rows, axis=0)
+            self.vote(Batch(("",) * n_rows, x), Always(self.rule.pools_scores, asks_all=True))
+
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        """Wait for stragglers, then let the members go."""
+        if self._side_by_side is not None:
+            self._side_by_side.close()
         for member in self.members:
             member.close()
 
@@ -170,23 +208,48 @@ class LocalTier:
         asked = np.zeros(len(x), dtype=np.int64)
         probabilities = np.zeros((n_members, len(x), self.members[0].n_labels), dtype=np.float32)
         active: NDArray[np.intp] = np.arange(len(x))
+        inputs = _Inputs(x)
         for seat, member in enumerate(self.members):
-            rows = x if active.size == len(x) else x[active]
-            output = member.predict(member.prepare(rows))  # (A, L)
+            output = member.predict(inputs.prepared_by(member))  # (A, L)
             probabilities[seat, active] = output
             ballots[seat, active] = output.argmax(axis=1)
             asked[active] = seat + 1
             if needed is not None:
                 top, runner_up = leaders(ballots[: seat + 1, active])
-                active = active[~is_settled(top, runner_up, n_members - seat - 1, needed)]
-                if not active.size:
+                stays = ~np.asarray(is_settled(top, runner_up, n_members - seat - 1, needed))
+                if not stays.any():
                     break
+                if not stays.all():
+                    active = active[stays]
+                    inputs = inputs.take(stays)
         return probabilities, asked
 
-    def _ask_side_by_side(self, x: Array) -> Array:
-        """Outputs (M, B, L) of all members, each on a thread of its own."""
-        assert self._pool is not None
-        return np.stack(list(self._pool.map(lambda member: member.predict(member.prepare(x)), self.members)))
+    def _vote_side_by_side(self, threads: SideBySide, x: Array, needed: int | None, pools_scores: bool) -> Vote:
+        inputs, n_members = _Inputs(x), len(self.members)
+
+        def is_enough(outputs: Mapping[int, Array]) -> bool:
+            assert needed is not None
+            left = n_members - len(outputs)
+            if len(x) == 1:
+                ballots = [int(output.argmax()) for output in outputs.values()]
+                return bool(is_settled(*leaders_of_one(ballots), left, needed))
+            top, runner_up = leaders(np.stack([output.argmax(axis=1) for output in outputs.values()]))
+            return bool(np.all(is_settled(top, runner_up, left, needed)))
+
+        calls = {seat: partial(self._output, member, inputs) for seat, member in enumerate(self.members)}
+        outputs = threads.run(calls, None if needed is None else is_enough)
+        seats = sorted(outputs)
+        vote = self._tally(np.stack([outputs[seat] for seat in seats]), None, pools_scores)
+        if len(seats) < n_members:
+            vote.seats = seats
+        return vote
+
+    def _output(self, member: Member, inputs: _Inputs) -> Array:
+        """(B, L) from one member, all of it numbers."""
+        output = member.predict(inputs.prepared_by(member))
+        if not np.isfinite(output).all():
+            raise self._not_a_number(member)
+        return output
 
     def _tally(self, probabilities: Array, asked: Labels | None, pools_scores: bool) -> Vote:
         """The vote over outputs (M, B, L), of which the first `asked` (B,) of each row count (None: all)."""
@@ -208,3 +271,29 @@ class LocalTier:
 
     def _not_a_number(self, member: Member) -> InputError:
         return InputError(f"tier {self.name}: the output of member {member.name} is not a number (NaN or infinity)")
+
+
+class _Inputs:
+    """A batch's x as each input contract prepares it: once, for all members that share the contract. Thread-safe."""
+
+    def __init__(self, x: Array) -> None:
+        self._x = x
+        self._lock = threading.Lock()  # over the two below
+        self._turns: dict[Prepare, threading.Lock] = {}
+        self._ready: dict[Prepare, Array] = {}
+
+    def take(self, rows: NDArray[np.bool_]) -> _Inputs:
+        """The rows where True alone."""
+        taken = _Inputs(self._x[rows])
+        taken._ready = {prepare: ready[rows] for prepare, ready in self._ready.items()}
+        return taken
+
+    def prepared_by(self, member: Member) -> Array:
+        """What `member.predict` takes. Whoever shares a contract with one who prepares waits for it."""
+        prepare = member.prepare
+        with self._lock:
+            turn = self._turns.setdefault(prepare, threading.Lock())
+        with turn:
+            if prepare not in self._ready:
+                self._ready[prepare] = prepare(self._x)
+            return self._ready[prepare]

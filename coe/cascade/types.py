@@ -57,11 +57,13 @@ class Vote:
     Args:
         labels: (B,) int64, the tier's label.
         count: (B,) int64, votes for that label.
-        asked: (B,) int64, members asked: the first `asked[b]` members voted on row b.
+        asked: (B,) int64, members asked: the first `asked[b]` of `seats` voted on row b.
         n_members: members the tier has.
         score: (B,) float32, mean probability that the members asked give the label; NaN where unknown.
-        probabilities: (B, L) of each member asked, in member order; rows at or after `asked` are
+        probabilities: (B, L) of each member asked, in the order of `seats`; rows at or after `asked` are
             undefined. Empty where a tier does not show its members (a remote one).
+        seats: the members asked, as positions in the tier; None: from the first on, in order. A tier whose members
+            vote side by side is content with those that came first.
         exit_tier: (B,) int64, for a tier that is a cascade itself: which of its tiers answered, from 1.
         tier_votes: (B, T) float32, then: the vote of each of its tiers, NaN where not visited.
         degraded: B reasons (None: not degraded), where the tier itself had to fall back.
@@ -74,6 +76,7 @@ class Vote:
     n_members: int
     score: NDArray[np.float32]
     probabilities: Sequence[Array] = ()
+    seats: Sequence[int] | None = None
     exit_tier: Labels | None = None
     tier_votes: NDArray[np.float32] | None = None
     degraded: tuple[str | None, ...] | None = None
@@ -106,7 +109,7 @@ class Vote:
         columns = {name: getattr(self, name).copy() for name in ("labels", "count", "asked", "score")}
         for name, column in columns.items():
             column[rows] = getattr(other, name)
-        return replace(self, **columns, probabilities=(), call=self.call if call is None else call)
+        return replace(self, **columns, probabilities=(), seats=None, call=self.call if call is None else call)
 
 
 def added_calls(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:

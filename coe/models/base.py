@@ -55,7 +55,7 @@ class RunOptions:
     """How members run.
 
     Args:
-        threads: of one member; members side by side take this many each.
+        threads: of one member; `coe.models.threads` splits a tier's budget.
         providers: ONNX Runtime execution providers by preference: "cpu", "cuda", "tensorrt".
         device: torch device.
     """

@@ -82,6 +82,12 @@ class Contract:
             x += self._offset
         return x.astype(self.dtype, copy=False)
 
+    def blank(self) -> Array:
+        """One example (1, *S) of zeros, as it comes through the door."""
+        if self.kind == "image":
+            return np.zeros((1, *self.shape), dtype=np.uint8)
+        return np.zeros((1, *self.shape), dtype=self.dtype)
+
     def takes(self, examples: Contract) -> bool:
         """Whether examples of a task with that contract can be prepared for this one: images of any size can."""
         if self.kind == "image":
@@ -93,7 +99,7 @@ class Contract:
 
         Args:
             x: (B, H, W, C) uint8 pixels of any size, (B,) objects where sizes differ, or (B, *model_shape)
-                floats that are prepared already.
+                floats that are prepared already; in the model's dtype these come back as they are, uncopied.
 
         Raises:
             InputError: prepared already, but for a model of another shape.
@@ -202,7 +208,7 @@ class Door:
         if x.shape[1:] != contract.model_shape:
             raise InputError(f"expected shape {list(contract.model_shape)}, got {list(x.shape[1:])}")
         if x.dtype.kind == "f":
-            if not (np.abs(x) <= contract.largest).all():
+            if not (-contract.largest <= x.min(initial=0) and x.max(initial=0) <= contract.largest):  # a NaN is neither
                 raise InputError(f"expected finite numbers in {contract.dtype}, got NaN, infinity or too large a one")
             return x
         if contract.kind == "image" or x.dtype.kind not in "iub":

@@ -21,7 +21,10 @@ DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint
 
 
 class OnnxMember:
-    """One session with one input and one (B, L) output. Safe to call from several threads."""
+    """One session with one input and one (B, L) output. Safe to call from several threads.
+
+    On the CPU the session reads an input where it lies, uncopied, if its rows are contiguous.
+    """
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
         ort = import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")

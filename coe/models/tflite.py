@@ -18,7 +18,10 @@ MEND = "pip install ai-edge-litert"
 
 
 class TfliteMember:
-    """One interpreter, one example at a time: files are converted for batch 1. Calls take turns."""
+    """One interpreter, one example at a time: files are converted for batch 1. Calls take turns.
+
+    An example is copied once, into the interpreter's own buffer: it takes no memory of others.
+    """
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
         interpreter, package = find_interpreter()

@@ -39,14 +39,21 @@ class TorchMember:
             raise ModelError(f"{spec.path}: torch cannot load it on {options.device}: {reason}") from None
         if spec.format != "torch-export":
             self._module.eval()
-        torch.set_num_threads(options.threads)  # torch has one pool for the whole process
+        self._threads = options.threads
+        self._take_threads()
         self.runs_on = f"torch {torch.__version__}, {self._device}, {options.threads} thread(s)"
 
     def predict(self, x: Array) -> Array:
+        self._take_threads()
         x = x if x.flags.writeable else x.copy()  # torch warns of memory it may not write, such as a message's
         with self._torch.inference_mode():
             output: Array = self._module(self._torch.from_numpy(x).to(self._device)).float().cpu().numpy()
         return softmax(output) if self._is_logits else output
+
+    def _take_threads(self) -> None:
+        """Each thread that calls torch has its own number of threads to compute with, and keeps them."""
+        if self._torch.get_num_threads() != self._threads:
+            self._torch.set_num_threads(self._threads)
 
     def close(self) -> None:
         self._module = None

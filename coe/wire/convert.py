@@ -36,8 +36,9 @@ DATATYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
 )
 _KNOWN = ", ".join(DATATYPES)
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
-_SIZES = {name: 4 if name == "BYTES" else dtype.itemsize for name, dtype in DATATYPES.items()}  # least, raw
-_FIELDS = (  # of typed contents; FP16 has none
+# The least a raw element takes. BF16, which NumPy has not, is read, as float32; it is never written.
+_SIZES = {name: 4 if name == "BYTES" else dtype.itemsize for name, dtype in DATATYPES.items()} | {"BF16": 2}
+_FIELDS = (  # of typed contents; FP16 and BF16 have none
     dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents")
     | dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents")
     | {name: f"{name.lower()}_contents" for name in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")}
@@ -118,7 +119,8 @@ def read_inputs(request: pb.ModelInferRequest, *, max_rows: int, max_bytes: int)
         max_rows: the most rows a tensor may have.
         max_bytes: the most bytes all tensors may have together, counted in raw form.
     Returns:
-        Read-only arrays of the shapes sent, (B, ...); BYTES is (B,), of `bytes`, for [B] and [B, 1] alike.
+        Read-only arrays of the shapes sent, (B, ...); BYTES is (B,), of `bytes`, for [B] and [B, 1] alike; BF16
+        is float32.
     Raises:
         WireError: the message contradicts itself, goes over a limit, or has several BYTES elements a row.
     """
@@ -137,6 +139,20 @@ def read_outputs(response: pb.ModelInferResponse) -> dict[str, Array]:
         WireError: the message contradicts itself.
     """
     return _read("output", response.outputs, response.raw_output_contents, _MAX_MESSAGE, _MAX_MESSAGE)
+
+
+def read_raw(where: str, datatype: str, dims: Sequence[int], raw: bytes, *, max_rows: int, max_bytes: int) -> Array:
+    """One tensor in raw form, described by something else than a protobuf message, such as JSON.
+
+    Args:
+        where: names it in errors.
+    Returns:
+        A read-only array of shape `dims`; BF16 is float32.
+    Raises:
+        WireError: what is said of it and `raw` contradict each other, or it goes over a limit.
+    """
+    shape, count = check_shape(where, datatype, dims, max_rows, max_bytes)
+    return _from_raw(where, datatype, count, raw).reshape(shape)
 
 
 def set_parameter(params: MessageMap[str, pb.InferParameter], key: str, value: bool | int | float | str) -> None:
@@ -180,7 +196,7 @@ def _read(
         if not name or name in arrays:
             got = "one used twice" if name else "none"
             raise WireError(where, "a name of its own", got, "name each tensor")
-        shape, count = _check_shape(where, datatype, tensor.shape, max_rows, max_bytes)
+        shape, count = check_shape(where, datatype, tensor.shape, max_rows, max_bytes)
         array: Array
         if raws:
             raw = raws[number]
@@ -191,6 +207,9 @@ def _read(
                 raise WireError(where, expected, "typed contents as well", mend)
             array = _from_raw(where, datatype, count, raw)
         else:
+            if "shared_memory_region" in tensor.parameters:
+                mend = "this server shares no memory: send them raw"
+                raise WireError(where, "its contents in the message", "a shared memory region", mend)
             values = _typed_values(where, datatype, count, tensor.contents)
             left -= _SIZES[datatype] * count + (sum(map(len, values)) if datatype == "BYTES" else 0)
             _check_budget(where, left)
@@ -201,13 +220,12 @@ def _read(
     return arrays
 
 
-def _check_shape(
+def check_shape(
     where: str, datatype: str, dims: Sequence[int], max_rows: int, max_bytes: int
 ) -> tuple[tuple[int, ...], int]:
     """The shape and its number of elements, once both are known to be plausible."""
     if datatype not in _SIZES:
-        mend = "NumPy has no BF16: send FP16 or FP32" if datatype == "BF16" else "convert the tensor"
-        raise WireError(where, f"a datatype of {_KNOWN}", _short(datatype), mend)
+        raise WireError(where, f"a datatype of {', '.join(_SIZES)}", _short(datatype), "convert the tensor")
     if not 1 <= len(dims) <= _MAX_DIMS:
         raise WireError(where, f"1 to {_MAX_DIMS} dimensions", str(len(dims)), "put the rows first")
     shape = tuple(dims)
@@ -237,7 +255,17 @@ def _from_raw(where: str, datatype: str, count: int, raw: bytes) -> Array:
         raise WireError(where, expected, str(len(raw)), "make shape, datatype and contents agree")
     if datatype == "BOOL" and raw.translate(None, b"\0\1"):
         raise WireError(where, "BOOL bytes of 0 or 1", "others", "send one byte, 0 or 1, for each element")
+    if datatype == "BF16":
+        return _widened(raw)
     return np.frombuffer(raw, DATATYPES[datatype])
+
+
+def _widened(raw: bytes) -> Array:
+    """BF16 as float32: the same number, whose lower half is zero."""
+    bits = np.frombuffer(raw, "<u2").astype("<u4")
+    bits <<= 16
+    bits.flags.writeable = False
+    return bits.view("<f4")
 
 
 def _typed_values(where: str, datatype: str, count: int, contents: pb.InferTensorContents) -> Any:

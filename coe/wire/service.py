@@ -19,10 +19,15 @@ METHODS: dict[str, tuple[Any, Any]] = {  # name -> (request, response)
     "ServerMetadata": (pb.ServerMetadataRequest, pb.ServerMetadataResponse),
     "ModelMetadata": (pb.ModelMetadataRequest, pb.ModelMetadataResponse),
     "ModelInfer": (pb.ModelInferRequest, pb.ModelInferResponse),
+    "RepositoryIndex": (pb.RepositoryIndexRequest, pb.RepositoryIndexResponse),
+    "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse),
+    "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse),
 }
 
 PLATFORM = "coe"  # what ModelMetadata says of a tier or a cascade served by this project
+STREAM = "ModelStreamInfer"  # many requests and answers on one call
 INPUT = "input"  # the one input of a tier: BYTES as captured, or a tensor
+PUSHBACK = "grpc-retry-pushback-ms"  # trailing metadata of a refusal: when to come again
 FRAME_BYTES = 5  # gRPC's own prefix to each message
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -36,8 +41,16 @@ def path(method: str) -> str:
     return f"/{SERVICE}/{method}"
 
 
-def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
-    """Settings of a channel: finite messages, keepalive, quick reconnects, retries of UNAVAILABLE alone."""
+def client_options(
+    max_message_bytes: int = MAX_MESSAGE_BYTES, *, is_balanced: bool = False, checks_health: bool = False
+) -> Options:
+    """Settings of a channel: finite messages, keepalive, quick reconnects, retries of UNAVAILABLE alone.
+
+    Args:
+        is_balanced: several hosts may answer: calls go to each in turn, and a retry to the next one.
+        checks_health: then, a host gets calls only while its `grpc.health.v1.Health/Watch` says that the service
+            is SERVING, or where it does not have that service.
+    """
     retry = {
         "maxAttempts": 3,
         "initialBackoff": "0.05s",
@@ -45,12 +58,21 @@ def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    config = {"methodConfig": [{"name": [{"service": SERVICE}], "retryPolicy": retry}]}
+    methods: list[dict[str, Any]] = [
+        {"name": [{"service": SERVICE}], "retryPolicy": retry},
+        {"name": [{"service": SERVICE, "method": STREAM}]},  # its calls are asked again one by one
+    ]
+    config: dict[str, Any] = {"methodConfig": methods}
+    if is_balanced:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+        if checks_health:
+            config["healthCheckConfig"] = {"serviceName": SERVICE}
     return [
         *_of_both_ends(max_message_bytes),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
         ("grpc.service_config", json.dumps(config)),
     ]
 

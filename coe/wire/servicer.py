@@ -1,119 +1,111 @@
-"""The servicer: convert in, decide, convert out. What is served behind it is any cascade."""
+"""The protocol's service: parse, ask the plane, lay out the answer. Asynchronous: one event loop serves every call."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from coe import __version__
-from coe.cascade.cascade import Decisions
-from coe.cascade.types import Array, Batch
+from coe.cascade.errors import CascadeError, TierOverloaded
 from coe.wire import inference_pb2 as pb
 
-from .convert import WireError, add_output, read_inputs, set_parameter
-from .service import INPUT, METHODS, PLATFORM, SERVICE
-from .status import UnknownModel, to_status
+from .convert import WireError, get_parameters, read_inputs, set_parameter
+from .form import Forms
+from .plane import OUTPUTS, Plane, Request
+from .service import INPUT, METHODS, PLATFORM, PUSHBACK, SERVICE, STREAM
+from .status import to_status
+from .stream import RETRY_AFTER, STATUS, TIMEOUT
+from .trace import HEADERS
 
-MAX_ROWS = 1024
-RESERVE = 0.05  # of a call's remaining time, kept to answer in where a tier or the next server does not
-
-
-class InputDoor(Protocol):
-    """Turns what was sent into a batch; raises InputError for what cannot be read."""
-
-    def batch(self, ids: Any, values: Any, deadline: float = ...) -> Batch: ...
+EXTENSIONS = ("model_repository", "binary_tensor_data")
+MOST_ON_A_STREAM = 256  # requests of one stream under way at once; the others are not read yet
 
 
-@dataclass(frozen=True)
-class Served:
-    """One "model" of the protocol: a tier, or a whole cascade.
+class Identify(Protocol):
+    """Who calls, by the certificate or token of the call; raises Unauthenticated or NotAllowed."""
 
-    Args:
-        version: the task's fingerprint.
-        input: datatype and shape it is offered with, -1 where free; an image may come in other forms too.
-        decide: answers a batch.
-        n_tiers: tiers behind `decide`.
-    """
-
-    name: str
-    version: str
-    labels: tuple[str, ...]
-    input: tuple[str, tuple[int, ...]]
-    door: InputDoor
-    decide: Callable[[Batch], Decisions]
-    n_tiers: int = 1
+    def __call__(self, context: Any) -> str: ...
 
 
-# What can be asked for by name: output -> (datatype, shape of one row; -1 where it depends).
-OUTPUTS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "label": ("INT32", ()),
-    "vote": ("FP32", ()),
-    "score": ("FP32", ()),
-    "exit_tier": ("INT32", ()),
-    "members": ("INT32", (2,)),  # asked, and how many there are, in the tier that answered
-    "tier_votes": ("FP32", (-1,)),  # the vote of each tier, NaN where not visited
-    "label_name": ("BYTES", ()),
-    "degraded": ("BYTES", ()),  # why an answer is not that of the tier that should have given it; empty: it is
-}
+class Indexed(Protocol):
+    """One model of a repository: state is READY, UNAVAILABLE or LOADING."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+class Repository(Protocol):
+    """The model repository extension's side below the door."""
+
+    def index(self) -> Sequence[Indexed]: ...
+
+    async def load(self, name: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
 
 
 class InferenceServicer:
-    """The Open Inference Protocol over what `models` serves.
+    """The Open Inference Protocol over `plane`.
 
     Args:
-        models: by name.
-        is_ready: whether every model is loaded and warm, and the server not draining.
+        identify: who a call is from; None: nobody is asked.
+        repository: answers the model repository extension; None: it is not offered.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Served],
-        is_ready: Callable[[], bool],
-        *,
-        max_rows: int = MAX_ROWS,
-        max_bytes: int = 2**28,
-    ) -> None:
-        self.models = models
-        self.is_ready = is_ready
-        self.max_rows = max_rows
-        self.max_bytes = max_bytes
+    def __init__(self, plane: Plane, *, identify: Identify | None = None, repository: Repository | None = None) -> None:
+        self.plane = plane
+        self.identify = identify
+        self.repository = repository
+        self._forms = Forms()
+        self._readings: set[asyncio.Task[None]] = set()
+        self._is_draining = False
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """To be added to a grpc.Server."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.unary_unary_rpc_method_handler(
-                    _guarded(getattr(self, name), request_type), response_serializer=response_type.SerializeToString
-                )
-                for name, (request_type, response_type) in METHODS.items()
-            },
-        )
+        """To be added to a grpc.aio.Server."""
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(getattr(self, name), request_type), response_serializer=response_type.SerializeToString
+            )
+            for name, (request_type, response_type) in METHODS.items()
+            if name != "ModelInfer" and hasattr(self, name)
+        }
+        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        methods[STREAM] = grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
+    def end_streams(self) -> None:
+        """No request of a stream is read any more; those that were are answered, and then each stream ends."""
+        self._is_draining = True
+        for reading in tuple(self._readings):
+            reading.cancel()
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, caller: str) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
-    def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.ServicerContext) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self.is_ready())
+    async def ServerReady(self, request: pb.ServerReadyRequest, caller: str) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self.plane.is_ready())
 
-    def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.ServicerContext) -> pb.ModelReadyResponse:
-        return pb.ModelReadyResponse(ready=request.name in self.models and self.is_ready())
+    async def ModelReady(self, request: pb.ModelReadyRequest, caller: str) -> pb.ModelReadyResponse:
+        served = self.plane.models.get(request.name)
+        is_its = served is not None and request.version in ("", served.version)
+        return pb.ModelReadyResponse(ready=is_its and self.plane.is_ready(request.name))
 
-    def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="coe-cloud", version=__version__, extensions=[])
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, caller: str) -> pb.ServerMetadataResponse:
+        extensions = EXTENSIONS if self.repository else EXTENSIONS[1:]
+        return pb.ServerMetadataResponse(name="coe-cloud", version=__version__, extensions=extensions)
 
-    def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ModelMetadataResponse:
-        served = self._find(request.name, request.version)
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, caller: str) -> pb.ModelMetadataResponse:
+        served = self.plane.find(request.name, request.version)
         told = pb.ModelMetadataResponse(name=served.name, versions=[served.version], platform=PLATFORM)
         datatype, shape = served.input
         told.inputs.add(name=INPUT, datatype=datatype, shape=shape)
@@ -122,108 +114,146 @@ class InferenceServicer:
             told.outputs.add(name=name, datatype=datatype, shape=[-1, *row])
         return told
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
-        started = time.perf_counter()
-        served = self._find(request.model_name, request.model_version)
-        batch = self._batch(request, served, context.time_remaining())
-        decisions = served.decide(batch)
-        response = pb.ModelInferResponse(model_name=served.name, model_version=served.version, id=request.id)
-        for name in self._wanted(request, served, decisions):
-            add_output(response, name, _column(name, decisions, served))
-        for key, seconds in _timings(decisions).items():
-            set_parameter(response.parameters, key, seconds)
-        set_parameter(response.parameters, "server_s", time.perf_counter() - started)
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, caller: str) -> pb.RepositoryIndexResponse:
+        response = pb.RepositoryIndexResponse()
+        for model in self._repository().index():
+            if not request.ready or model.state == "READY":
+                response.models.add(name=model.name, version=model.version, state=model.state, reason=model.reason)
         return response
 
-    def _find(self, name: str, version: str) -> Served:
-        served = self.models.get(name)
-        if served is None:
-            known = ", ".join(self.models)
-            raise UnknownModel(f"model: expected one of {known}, got {name!r} (coe-cloud models lists them)")
-        if version and version != served.version:
-            raise UnknownModel(
-                f"model {name}: expected version {served.version}, got {version!r} (the version is the task's "
-                f"fingerprint: labels and input of both ends must match; an empty version means any)"
-            )
-        return served
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, caller: str
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._repository().load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
 
-    def _batch(self, request: pb.ModelInferRequest, served: Served, remaining_s: float | None) -> Batch:
-        inputs = read_inputs(request, max_rows=self.max_rows, max_bytes=self.max_bytes)
-        if len(inputs) != 1:
-            raise WireError("inputs", "one tensor", f"{len(inputs)}", f'send one, named "{INPUT}"')
-        (values,) = inputs.values()
-        if not len(values):
-            raise WireError("input", "at least one row", "none", "leave the call out")
-        deadline = np.inf if remaining_s is None else time.monotonic() + remaining_s * (1 - RESERVE)
-        ids = [f"row {row}" for row in range(len(values))]
-        return served.door.batch(ids, values, deadline)
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, caller: str
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._repository().unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
-    def _wanted(self, request: pb.ModelInferRequest, served: Served, decisions: Decisions) -> list[str]:
-        """The outputs asked for by name; else those that every caller can use."""
-        if request.outputs:
-            names = [output.name for output in request.outputs]
-            for name in names:
-                if name not in OUTPUTS:
-                    raise WireError("outputs", f"one of {', '.join(OUTPUTS)}", repr(name), "leave it out")
-            return list(dict.fromkeys(names))
-        names = ["label", "vote", "score", "exit_tier", "members"]
-        if served.n_tiers > 1:
-            names.append("tier_votes")
-        if decisions.is_degraded:
-            names.append("degraded")
-        return names
-
-
-def _column(name: str, decisions: Decisions, served: Served) -> Array:
-    """One output (B, ...), in the datatype OUTPUTS gives it."""
-    if name == "label_name":
-        return _texts([served.labels[label] for label in decisions.labels.tolist()])
-    if name == "degraded":
-        return _texts([reason or "" for reason in decisions.reasons()])
-    if name == "members":
-        return np.stack([decisions.asked, decisions.n_members], axis=1).astype(np.int32)
-    if name == "tier_votes":
-        votes = decisions.tier_votes  # (B, T'), T' the furthest tier reached
-        padded = np.full((len(votes), max(served.n_tiers, votes.shape[1])), np.nan, dtype=np.float32)
-        padded[:, : votes.shape[1]] = votes
-        return padded
-    attribute = "labels" if name == "label" else name
-    column: Array = getattr(decisions, attribute)
-    return column.astype(np.int32 if OUTPUTS[name][0] == "INT32" else np.float32)
-
-
-def _texts(texts: list[str]) -> Array:
-    column = np.empty(len(texts), dtype=object)
-    column[:] = [text.encode() for text in texts]
-    return column
-
-
-def _timings(decisions: Decisions) -> dict[str, float]:
-    """Seconds for the whole request: each tier's, in queues, and between this server and those behind it."""
-    timings = {f"tier_{visit.first_tier}_s": visit.time_s for visit in decisions.visits}
-    timings["queue_s"] = sum(visit.vote.call.get("queue_s", 0.0) for visit in decisions.visits)
-    hops_s = sum(_between(visit.vote.call) for visit in decisions.visits)
-    return timings | {"hops_s": hops_s} if hops_s else timings
-
-
-def _between(call: Mapping[str, float]) -> float:
-    """Of a tier's call, the seconds on its way: the wire and injected delays, at this hop and the next ones."""
-    on_the_wire = call.get("call_s", 0.0) - call.get("server_s", 0.0)
-    return on_the_wire + call.get("delay_s", 0.0) + call.get("hops_s", 0.0)
-
-
-def _guarded(
-    method: Callable[[Any, grpc.ServicerContext], Any], request_type: Any
-) -> Callable[[bytes, grpc.ServicerContext], Any]:
-    """The boundary: bytes are parsed here, and any error leaves as a status, by the one table."""
-
-    def call(data: bytes, context: grpc.ServicerContext) -> Any:
+    async def _infer(self, data: bytes, context: Any) -> bytes:
         try:
-            return method(_parsed(data, request_type), context)
+            caller = "" if self.identify is None else self.identify(context)
+            message = _parsed(data, pb.ModelInferRequest)
+            trace = _trace(context) if self.plane.watchers else {}
+            request = self._request(message, len(data), context.time_remaining(), caller, trace)
+            return self._forms.fill(await self.plane.infer(request))
         except Exception as error:  # noqa: BLE001 - the boundary
-            context.abort(*to_status(error))
+            return await _refuse(context, error)  # type: ignore[no-any-return]
 
-    return call
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """Many requests on one call, side by side; each answer carries its request's id, and comes when it is ready.
+
+        A request that is refused is answered with its reason, its status as a number, and the others go on.
+        """
+        places, turn = asyncio.Semaphore(MOST_ON_A_STREAM), asyncio.Lock()  # gRPC takes one message at a time
+
+        async def answer(data: bytes) -> None:
+            try:
+                told = await self._answer(data, context)
+                async with turn:
+                    await context.write(told)
+            finally:
+                places.release()
+
+        async def read(tasks: asyncio.TaskGroup) -> None:
+            async for data in requests:
+                await places.acquire()
+                tasks.create_task(answer(data))
+
+        async with asyncio.TaskGroup() as tasks:  # ends once every request that was read has its answer
+            reading = tasks.create_task(read(tasks))
+            self._readings.add(reading)
+            reading.add_done_callback(self._readings.discard)
+            if self._is_draining:
+                reading.cancel()
+
+    async def _answer(self, data: bytes, context: Any) -> bytes:
+        """One answer on a stream. Who asks is looked at each time: a token may be revoked while the stream lives."""
+        name = ""
+        try:
+            message = _parsed(data, pb.ModelInferRequest)
+            name = message.id
+            caller = "" if self.identify is None else self.identify(context)
+            sent = get_parameters(message.parameters)
+            timeout_ms = sent.get(TIMEOUT)
+            remaining_s = timeout_ms / 1000 if isinstance(timeout_ms, int) else None
+            trace = {key: str(sent[key]) for key in HEADERS if key in sent}
+            request = self._request(message, len(data), remaining_s, caller, trace)
+            told = self._forms.fill(await self.plane.infer(request))
+            return b"".join((_INFER_RESPONSE, _varint(len(told)), told))
+        except Exception as error:  # noqa: BLE001 - the boundary
+            code, text = to_status(error)
+            refusal = pb.ModelStreamInferResponse(error_message=text)
+            refusal.infer_response.id = name
+            set_parameter(refusal.infer_response.parameters, STATUS, int(code.value[0]))
+            if isinstance(error, TierOverloaded) and error.retry_after_s is not None:
+                set_parameter(refusal.infer_response.parameters, RETRY_AFTER, _milliseconds(error.retry_after_s))
+            return refusal.SerializeToString()
+
+    def _request(
+        self,
+        message: pb.ModelInferRequest,
+        n_bytes: int,
+        remaining_s: float | None,
+        caller: str,
+        trace: Mapping[str, str],
+    ) -> Request:
+        plane = self.plane
+        return Request(
+            model=message.model_name,
+            version=message.model_version,
+            id=message.id,
+            inputs=read_inputs(message, max_rows=plane.max_rows, max_bytes=plane.max_bytes),
+            outputs=tuple(output.name for output in message.outputs) if message.outputs else (),
+            remaining_s=remaining_s,
+            caller=caller,
+            n_bytes=n_bytes,
+            trace=trace,
+        )
+
+    def _repository(self) -> Repository:
+        if self.repository is None:
+            raise NotOffered("the model repository extension is not offered by this server")
+        return self.repository
+
+    def _guarded(
+        self, method: Callable[[Any, str], Awaitable[Any]], request_type: Any
+    ) -> Callable[[bytes, Any], Awaitable[Any]]:
+        """The boundary: bytes are parsed here, and any error leaves as a status, by the one table."""
+
+        async def call(data: bytes, context: Any) -> Any:
+            try:
+                caller = "" if self.identify is None else self.identify(context)
+                return await method(_parsed(data, request_type), caller)
+            except Exception as error:  # noqa: BLE001 - the boundary
+                return await _refuse(context, error)
+
+        return call
+
+
+class NotOffered(CascadeError):
+    """An extension of the protocol that this server does not have."""
+
+
+async def _refuse(context: Any, error: Exception) -> Any:
+    """End the call with the status the one table gives the error, and a hint when to come again if there is one."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, NotOffered):
+        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
+    code, text = to_status(error)
+    hint: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, TierOverloaded) and error.retry_after_s is not None:
+        hint = ((PUSHBACK, str(_milliseconds(error.retry_after_s))),)
+    return await context.abort(code, text, hint)
+
+
+def _trace(context: Any) -> dict[str, str]:
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if key in HEADERS}
 
 
 def _parsed(data: bytes, request_type: Any) -> Any:
@@ -231,3 +261,20 @@ def _parsed(data: bytes, request_type: Any) -> Any:
         return request_type.FromString(data)
     except DecodeError:
         raise WireError("request", request_type.__name__, "bytes that are none", "see proto/inference.proto") from None
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+_INFER_RESPONSE = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse()).SerializeToString()[:-1]
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it."""
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)

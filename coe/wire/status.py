@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterable
 
 import grpc
 
@@ -14,14 +15,17 @@ from coe.cascade.errors import (
     CascadeError,
     ConfigError,
     InputError,
+    NotAllowed,
     TierError,
     TierOverloaded,
     TierRejected,
     TierTimeout,
     TierUnavailable,
+    Unauthenticated,
 )
 
 from .convert import WireError
+from .service import PUSHBACK
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ TABLE: tuple[tuple[type[CascadeError], grpc.StatusCode], ...] = (
     (WireError, grpc.StatusCode.INVALID_ARGUMENT),
     (InputError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnknownModel, grpc.StatusCode.NOT_FOUND),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (NotAllowed, grpc.StatusCode.PERMISSION_DENIED),
     (TierOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TierTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
     (TierUnavailable, grpc.StatusCode.UNAVAILABLE),
@@ -68,9 +74,27 @@ def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 def from_rpc_error(tier: str, error: grpc.RpcError) -> TierError:
     """What a failed call means to the cascade."""
-    code: grpc.StatusCode = error.code()
-    details = (error.details() or "").strip()
+    trailing: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
+    hint = next((value for key, value in trailing if key == PUSHBACK), None)
+    return from_status(tier, error.code(), error.details() or "", hint)
+
+
+def from_status(tier: str, code: grpc.StatusCode, details: str, retry_after_ms: str | bytes | None = None) -> TierError:
+    """What a status means to the cascade, and when the caller may come again, where the server said so."""
+    details = details.strip()
+    text = f"{code.name}: {details}" if details else code.name
     kind = FROM_CODE.get(code, TierRejected)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         kind = TierRejected  # gRPC's own word for a message over the limit: it will be as large next time
-    return kind(tier, f"{code.name}: {details}" if details else code.name)
+    if kind is TierOverloaded:
+        return TierOverloaded(tier, text, retry_after_s=_seconds(retry_after_ms))
+    return kind(tier, text)
+
+
+def _seconds(retry_after_ms: str | bytes | None) -> float | None:
+    """None for no hint, and for one that says not to come again (negative, or no number)."""
+    try:
+        seconds = int(retry_after_ms or "") / 1000
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds >= 0 else None

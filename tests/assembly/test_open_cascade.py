@@ -9,7 +9,7 @@ import pytest
 import yaml
 from strategies import LinearModel
 
-from coe.assembly import open_cascade, open_tier, read_cascade
+from coe.assembly import open_cascade, open_tier, read_cascade, warm_up
 from coe.cascade import Batch, ModelError
 from coe.models.onnx import OnnxMember
 from coe.settings import Fields, Report
@@ -66,13 +66,51 @@ def test_a_configured_cascade_decides(folder):
 
 @pytest.mark.parametrize(
     ("settings", "how"),
-    [({"parallel": True}, "side by side"), ({"early": False}, "in turn"), ({}, "in turn, stopping early")],
+    [
+        ({"parallel": True, "early": False}, "side by side on 2 threads: 1+1"),
+        ({"parallel": True}, "side by side on 2 threads: 1+1, stopping early"),
+        ({"parallel": True, "threads": 3}, "side by side on 3 threads: 2+1, stopping early"),
+        ({"parallel": True, "threads": 1}, "in turn, stopping early"),
+        ({"early": False}, "in turn"),
+        ({"early": False, "threads": 2}, "in turn, each on 2 threads"),
+        ({}, "in turn, stopping early"),
+    ],
 )
 def test_the_start_says_how_members_vote(folder, settings, how):
     said = []
     config = config_of(folder, {**DEVICE, **settings})
     open_tier(config.tiers[0], config, said.append).close()
     assert said[-1] == f"tier device: 2 members vote {how}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"), [({"parallel": True, "threads": 5}, (3, 2)), ({"threads": 5}, (5, 5)), ({}, (1, 1))]
+)
+def test_each_member_runs_on_its_share_of_the_tiers_threads(folder, settings, each):
+    said = []
+    config = config_of(folder, {**DEVICE, **settings})
+    open_tier(config.tiers[0], config, said.append).close()
+    assert [line.split(", ")[-1] for line in said[:2]] == [f"{n} thread(s)" for n in each]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_tier_is_warm_for_the_batches_it_will_be_asked_about(folder, monkeypatch, parallel):
+    sizes = []
+    config = config_of(folder, {**DEVICE, "parallel": parallel, "delay_ms": 0.001}, BEST)
+    cascade = open_cascade(config)
+    run = OnnxMember.predict
+    monkeypatch.setattr(OnnxMember, "predict", lambda self, x: sizes.append(len(x)) or run(self, x))
+    for tier in cascade.tiers:
+        warm_up(tier, config.task.contract, (1, 32))
+    assert sizes == [1, 1, 32, 32, 1, 32]  # two members, then one
+    cascade.close()
+
+
+def test_warming_up_asks_no_remote_tier(folder):
+    config = config_of(folder, {"name": "cloud", "address": "127.0.0.1:9"})
+    cascade = open_cascade(config)
+    warm_up(cascade.tiers[0], config.task.contract, (1, 32))
+    cascade.close()
 
 
 @pytest.mark.parametrize(("word", "keeps"), [("answer-local", True), ("fail", False)])

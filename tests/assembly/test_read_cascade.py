@@ -117,7 +117,7 @@ def test_every_setting_of_a_tier_is_read(folder):
     local, remote = config.tiers
     assert not config.keep_last_answer
     assert (local.parallel, local.early) == (True, False)
-    assert local.options == RunOptions(4, ("cuda", "cpu"), "cuda:1")
+    assert (local.threads, local.options) == (4, RunOptions(providers=("cuda", "cpu"), device="cuda:1"))
     assert (remote.model, remote.deadline_s, remote.send_captured) == ("digits-best", 0.3, False)
     assert (remote.foreign, remote.n_tiers, remote.delay) == (True, 2, Delay(0.1, one_way=True))
 
@@ -125,6 +125,26 @@ def test_every_setting_of_a_tier_is_read(folder):
 def test_a_tiers_own_word_on_parallel_comes_before_the_programs(folder):
     text = tiers({"name": "a", "members": TWO}, {"name": "b", "members": TWO, "parallel": False})
     assert [tier.parallel for tier in good(text, folder, parallel=True).tiers] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [({}, 1), ({"parallel": True}, 2), ({"parallel": True, "threads": 5}, 5), ({"threads": 3}, 3)],
+)
+def test_unless_stated_a_tier_has_a_thread_for_each_member_that_runs_at_a_time(folder, settings, threads):
+    config, report = read(tiers({"members": TWO, **settings}), folder)
+    assert config.tiers[0].threads == threads
+    assert report.warnings == []
+
+
+def test_members_side_by_side_on_one_thread_are_a_contradiction_and_a_warning(folder):
+    text = tiers({"name": "a", "members": TWO, "parallel": True, "threads": 1}, {"members": TWO, "threads": 1})
+    config, report = read(text, folder, parallel=True)
+    assert report.findings == []
+    assert report.warnings == [
+        "tiers[0].parallel: one thread runs one member at a time (threads: 2 runs all side by side)"
+    ]
+    assert [tier.threads for tier in config.tiers] == [1, 1]
 
 
 @pytest.mark.parametrize(

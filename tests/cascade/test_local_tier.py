@@ -110,7 +110,7 @@ def test_a_batch_is_answered_as_its_rows_one_by_one(members, theta, early, is_la
 @given(tables(), thetas())
 def test_side_by_side_gives_what_asking_everybody_in_turn_gives(members, theta):
     rule, batch = Agreement(theta), rows(len(members[0]))
-    tier = table_tier(members, theta, parallel=True)
+    tier = table_tier(members, theta, parallel=True, early=False)
     try:
         ours = tier.vote(batch, rule)
     finally:
@@ -189,7 +189,16 @@ def test_in_a_batch_each_row_leaves_as_soon_as_it_is_settled():
     assert vote.labels.tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("rule", [Confidence(0.9), Ideal({"x0": 0}), Always(pools_scores=True), Always(asks_all=True)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Confidence(0.9),
+        Ideal({"x0": 0}),
+        Always(pools_scores=True),
+        Always(asks_all=True),
+        Agreement(Fraction(2, 3), pools_scores=True),
+    ],
+)
 def test_a_rule_that_looks_beyond_the_count_has_every_member_asked(rule):
     tier = table_tier([one_hot([1])] * 3, rule)
     assert tier.vote(rows(1), rule).asked.tolist() == [3]

@@ -1,504 +1,252 @@
-"""The batcher: every caller its own rows, whatever the others do; and never a thread left waiting."""
+"""Requests decided together: each gets its own rows, as if it had been alone; and none waits for another's tier."""
 
 from __future__ import annotations
 
-import math
-import random
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import one_hot, rows, table_tier
+from strategies import Broken, one_hot, rows, table_tier
 
-from cloud import batcher
-from cloud.batcher import BatchedTier
-from coe.cascade import Agreement, Always, Batch, DeferralRule, TierOverloaded, TierTimeout, Vote
+from cloud.batcher import Batcher
+from cloud.flow import Flow
+from cloud.lane import Lane
+from coe.cascade import Agreement, Always, Batch, Cascade, InputError, LocalTier, Tier, TierOverloaded, TierTimeout
+from coe.wire.plane import Decided
 
-ALWAYS = Always()
-BOUND_S = 20.0  # no thread of these tests may need longer, on any machine
+TWO_OF_THREE = Agreement(Fraction(2, 3))
+N = 60
+RANDOM = np.random.default_rng(7)
+SMALL = [one_hot(RANDOM.integers(0, 4, N), 4) for _ in range(3)]
+BEST = [one_hot(RANDOM.integers(0, 4, N), 4)]
 
 
-class Echo:
-    """A tier whose label for an example is its own number; remembers what it was asked together.
+def two_tiers() -> Cascade:
+    return Cascade([table_tier(SMALL, TWO_OF_THREE, "small"), table_tier(BEST, Always(), "best")])
 
-    Args:
-        work: done in each call, before the answer; given the batch.
-    """
 
-    name, rule, n_tiers, waits = "echo", ALWAYS, 1, False
+def run(
+    work: Callable[[Batcher], Awaitable[Any]],
+    cascade: Cascade | None = None,
+    *,
+    quick_rows: int = 64,
+    max_queued: int = 1024,
+    **limits: int,
+) -> Any:
+    """What `work` returns, given a batcher over `cascade` on a fresh event loop."""
+    cascade = cascade or two_tiers()
 
-    def __init__(self, work: Callable[[Batch], object] = lambda batch: None) -> None:
-        self.work = work
-        self.calls: list[Batch] = []
-        self.rules: list[DeferralRule] = []
-        self.inside = 0
+    async def main() -> Any:
+        with ThreadPoolExecutor(4) as threads:
+            lanes = {tier.name: Lane(tier, quick_rows=quick_rows, max_queued=max_queued) for tier in cascade.tiers}
+            try:
+                return await asyncio.wait_for(work(Batcher(Flow(cascade, lanes, threads), **limits)), 20)
+            finally:
+                for lane in lanes.values():
+                    lane.close()
 
-    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        self.inside += 1
-        assert self.inside == 1, "two calls at once"
-        try:
-            self.calls.append(batch)
-            self.rules.append(rule)
-            self.work(batch)
-            labels = np.array([int(name) for name in batch.ids], dtype=np.int64)
-            ones = np.ones(len(batch), dtype=np.int64)
-            return Vote(labels, ones, ones, 1, (labels / 1000).astype(np.float32), call={"compute_s": 0.5})
-        finally:
-            self.inside -= 1
+    return asyncio.run(main())
 
-    def complete(self, batch: Batch, vote: Vote) -> Vote:
-        return vote
+
+def said(decided: Decided) -> list[list[float]]:
+    served: Any = SimpleNamespace(labels=("a", "b", "c", "d"), n_tiers=2)
+    names = ("label", "vote", "score", "exit_tier", "members", "tier_votes")
+    return [np.nan_to_num(decided.column(name, served), nan=-1.0).tolist() for name in names]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    max_batch=st.integers(1, 8),
+    quick_rows=st.sampled_from([0, 2, 64]),
+    pauses=st.lists(st.sampled_from([0, 0, 1, 2]), min_size=20, max_size=20),
+)
+@settings(max_examples=60)
+def test_every_request_gets_its_own_rows_in_order_whatever_the_interleaving(sizes, max_batch, quick_rows, pauses):
+    starts = [int(start) % (N - 9) for start in np.cumsum([0, *sizes[:-1]])]
+    batches = [rows(size, start) for start, size in zip(starts, sizes, strict=True)]
+
+    async def work(batcher: Batcher) -> Sequence[Decided]:
+        async def ask(batch: Batch, pause: int) -> Decided:
+            for _ in range(pause):
+                await asyncio.sleep(0)
+            return await batcher.decide(batch)
+
+        return await asyncio.gather(*(ask(batch, pause) for batch, pause in zip(batches, pauses, strict=False)))
+
+    answers = run(work, quick_rows=quick_rows, max_batch=max_batch)
+    alone = [Decided(two_tiers().decide(batch)) for batch in batches]
+    assert [said(one) for one in answers] == [said(one) for one in alone]
+
+
+def test_requests_that_arrive_together_are_decided_together():
+    async def work(batcher: Batcher) -> list[Decided]:
+        return list(await asyncio.gather(*(batcher.decide(rows(1, row)) for row in range(10))))
+
+    answers = run(work)
+    assert {len(answer.decisions) for answer in answers} == {10}
+
+
+def test_one_request_on_an_idle_server_is_decided_at_once():
+    async def work(batcher: Batcher) -> float:
+        await batcher.decide(rows(1))
+        took = []
+        for row in range(20):
+            await asyncio.sleep(0.02)
+            started = time.perf_counter()
+            await batcher.decide(rows(1, row))
+            took.append(time.perf_counter() - started)
+        return sorted(took)[10]
+
+    assert run(work) < 0.005
+
+
+class Held:
+    """A tier that answers when it is told to."""
+
+    def __init__(self, tier: Tier) -> None:
+        import threading
+
+        self.tier, self.name, self.rule, self.n_tiers, self.waits = tier, tier.name, tier.rule, 1, False
+        self.open = threading.Event()
+
+    def vote(self, batch, rule):
+        assert self.open.wait(20)
+        return self.tier.vote(batch, rule)
+
+    def complete(self, batch, vote):
+        return self.tier.complete(batch, vote)
+
+    def close(self) -> None:
+        self.tier.close()
+
+
+def test_a_request_that_left_at_tier_one_does_not_wait_for_those_that_go_on():
+    small = [one_hot([0, 0]), one_hot([0, 1]), one_hot([0, 2])]  # row 0 agrees, row 1 does not
+    held = Held(table_tier([one_hot([1, 1])], Always(), "best"))
+    cascade = Cascade([table_tier(small, TWO_OF_THREE, "small"), held])
+
+    async def work(batcher: Batcher) -> tuple[Decided, Decided]:
+        stays = asyncio.ensure_future(batcher.decide(rows(1, 0)))
+        goes_on = asyncio.ensure_future(batcher.decide(rows(1, 1)))
+        answered = await asyncio.wait_for(stays, 10)
+        assert not goes_on.done()
+        held.open.set()
+        return answered, await goes_on
+
+    answered, went_on = run(work, cascade, quick_rows=0)
+    served: Any = SimpleNamespace(n_tiers=2)
+    assert answered.column("exit_tier", served).tolist() == [1]
+    assert went_on.column("exit_tier", served).tolist() == [2]
+    assert len(answered.decisions) == 2  # they were decided together all the same
+
+
+class Picky:
+    """A member that cannot answer an example of -1."""
+
+    name, n_labels = "picky", 3
+
+    def prepare(self, x):
+        return x
+
+    def predict(self, x):
+        output = one_hot(np.abs(np.asarray(x).ravel()) % 3, 3)
+        output[np.asarray(x).ravel() < 0] = np.nan
+        return output
 
     def close(self) -> None:
         pass
 
-    @property
-    def sizes(self) -> list[int]:
-        return [len(batch) for batch in self.calls]
-
-
-class Gate(Echo):
-    """An Echo that holds its first call until `open` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(self._hold)
-        self.entered, self.open = threading.Event(), threading.Event()
-
-    def _hold(self, batch: Batch) -> None:
-        if len(self.calls) == 1:
-            self.entered.set()
-            assert self.open.wait(BOUND_S)
-
-
-def numbered(first: int, n: int = 1, deadline_s: float = math.inf, shape: tuple[int, ...] = (1,)) -> Batch:
-    names = tuple(str(number) for number in range(first, first + n))
-    return Batch(names, np.zeros((n, *shape), np.int64), deadline=time.monotonic() + deadline_s)
-
-
-class Caller(threading.Thread):
-    """One call of the tier, on a thread of its own; its vote or its error, and how long it took."""
-
-    def __init__(self, tier: BatchedTier, batch: Batch, rule: DeferralRule = ALWAYS) -> None:
-        super().__init__(daemon=True)
-        self.tier, self.batch, self.rule = tier, batch, rule
-        self.labels: list[int] | None = None
-        self.error: BaseException | None = None
-        self.took_s = math.nan
-        self.call: dict[str, float] = {}
-        self.start()
-
-    def run(self) -> None:
-        started = time.perf_counter()
-        try:
-            vote = self.tier.vote(self.batch, self.rule)
-            self.labels, self.call = vote.labels.tolist(), dict(vote.call)
-        except BaseException as error:  # noqa: BLE001 - told to the test
-            self.error = error
-        self.took_s = time.perf_counter() - started
-
-    @property
-    def wanted(self) -> list[int]:
-        return [int(name) for name in self.batch.ids]
-
-
-def finish(callers: Sequence[Caller]) -> None:
-    end = time.monotonic() + BOUND_S
-    for caller in callers:
-        caller.join(max(end - time.monotonic(), 0))
-    assert not any(caller.is_alive() for caller in callers), "a caller never came back"
-
-
-def until(claim: Callable[[], bool]) -> None:
-    end = time.monotonic() + BOUND_S
-    while not claim():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def is_idle(tier: BatchedTier) -> bool:
-    """Nobody leads and nothing is queued: the next caller would be asked at once."""
-    return not tier._is_led and not tier._queue and tier._n_queued == 0
-
-
-@given(
-    sizes=st.lists(st.integers(1, 11), min_size=1, max_size=24),
-    max_batch=st.integers(1, 8),
-    delay_ms=st.sampled_from([0, 0, 1]),
-    seed=st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=40)
-def test_every_caller_gets_its_own_rows_in_order_whatever_the_interleaving(sizes, max_batch, delay_ms, seed):
-    dice = random.Random(seed)
-    echo = Echo(lambda batch: time.sleep(dice.choice([0, 0, 0.0002, 0.001])))
-    tier = BatchedTier(echo, max_batch=max_batch, max_delay_s=delay_ms / 1000)
-    starts = [sum(sizes[:at]) for at in range(len(sizes))]
-    callers = []
-    for first, size in zip(starts, sizes, strict=True):
-        callers.append(Caller(tier, numbered(first, size)))
-        if dice.random() < 0.3:
-            time.sleep(dice.random() * 0.001)
-    finish(callers)
-    assert [caller.error for caller in callers] == [None] * len(callers)
-    assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
-    assert max(echo.sizes) <= max_batch
-    assert sum(echo.sizes) == sum(sizes)
-    assert is_idle(tier)
-
-
-def test_an_idle_tier_is_asked_at_once_on_the_callers_own_thread():
-    threads = []
-    tier = BatchedTier(Echo(lambda batch: threads.append(threading.current_thread())))
-    took = []
-    for number in range(50):
-        started = time.perf_counter()
-        tier.vote(numbered(number), ALWAYS)
-        took.append(time.perf_counter() - started)
-    assert set(threads) == {threading.current_thread()}
-    assert sorted(took)[len(took) // 2] < 0.002
-
-
-def test_what_arrives_during_one_call_makes_up_the_next():
-    gate = Gate()
-    tier = BatchedTier(gate, max_batch=64)
-    callers = [Caller(tier, numbered(0))]
-    assert gate.entered.wait(BOUND_S)
-    callers += [Caller(tier, numbered(number)) for number in range(1, 11)]
-    until(lambda: tier._n_queued == 10)
-    gate.open.set()
-    finish(callers)
-    assert gate.sizes == [1, 10]
-    assert list(tier.batch_sizes) == [1, 10]
-    assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
-
-
-def test_a_call_takes_whole_tickets_up_to_max_batch():
-    gate = Gate()
-    tier = BatchedTier(gate, max_batch=8)
-    callers = [Caller(tier, numbered(0))]
-    assert gate.entered.wait(BOUND_S)
-    for first, n in ((10, 5), (20, 3), (30, 4), (40, 7)):
-        callers.append(Caller(tier, numbered(first, n)))
-        until(lambda: tier._queue[-1].batch is callers[-1].batch)
-    gate.open.set()
-    finish(callers)
-    assert gate.sizes == [1, 8, 4, 7]
-    assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
-
-
-def test_a_leader_waits_max_queue_delay_for_more():
-    echo = Echo()
-    tier = BatchedTier(echo, max_batch=64, max_delay_s=0.25)
-    callers = [Caller(tier, numbered(number)) for number in range(5)]
-    finish(callers)
-    assert echo.sizes == [5]
-    assert max(caller.took_s for caller in callers) > 0.2
-
-
-def test_a_leader_with_a_full_batch_waits_no_longer():
-    echo = Echo()
-    tier = BatchedTier(echo, max_batch=4, max_delay_s=BOUND_S * 2)
-    callers = [Caller(tier, numbered(number)) for number in range(4)]
-    finish(callers)
-    assert sorted(echo.sizes) == [4]
-
-
-def test_beyond_the_bounded_queue_callers_are_refused_at_once_and_nothing_is_lost_for_the_others():
-    gate = Gate()
-    tier = BatchedTier(gate, max_batch=4, max_queued=6)
-    callers = [Caller(tier, numbered(0))]
-    assert gate.entered.wait(BOUND_S)
-    callers += [Caller(tier, numbered(10, 4)), Caller(tier, numbered(20, 2))]
-    until(lambda: tier._n_queued == 6)
-    started = time.perf_counter()
-    with pytest.raises(TierOverloaded, match="tier echo: 6 examples are waiting, at most 6 may"):
-        tier.vote(numbered(30), ALWAYS)
-    assert time.perf_counter() - started < 1
-    gate.open.set()
-    finish(callers)
-    assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
-    assert tier.vote(numbered(40), ALWAYS).labels.tolist() == [40]
-
-
-def test_a_deadline_that_passes_in_the_queue_is_a_timeout_and_the_tier_is_not_asked():
-    gate = Gate()
-    tier = BatchedTier(gate)
-    first = Caller(tier, numbered(0))
-    assert gate.entered.wait(BOUND_S)
-    late, patient = Caller(tier, numbered(1, deadline_s=0.05)), Caller(tier, numbered(2))
-    late.join(BOUND_S)
-    assert isinstance(late.error, TierTimeout)
-    assert "in the queue" in str(late.error)
-    assert late.took_s < 5
-    gate.open.set()
-    finish([first, patient])
-    assert [name for batch in gate.calls for name in batch.ids] == ["0", "2"]
-    assert is_idle(tier)
-
-
-def test_a_caller_whose_deadline_has_passed_before_is_not_voted_on():
-    echo = Echo()
-    tier = BatchedTier(echo)
-    with pytest.raises(TierTimeout):
-        tier.vote(numbered(0, deadline_s=-1), ALWAYS)
-    assert not echo.calls
-    assert tier.vote(numbered(1), ALWAYS).labels.tolist() == [1]
-    assert is_idle(tier)
-
-
-def test_a_deadline_that_passes_during_the_vote_still_gets_the_answer():
-    gate = Gate()
-    tier = BatchedTier(gate)
-    callers = [Caller(tier, numbered(0, deadline_s=0.05))]
-    assert gate.entered.wait(BOUND_S)
-    until(lambda: time.monotonic() > callers[0].batch.deadline)
-    gate.open.set()
-    finish(callers)
-    assert callers[0].labels == [0]
-
-
-def test_an_error_reaches_exactly_the_callers_of_its_group():
-    def work(batch: Batch) -> None:
-        if len(echo.calls) == 1:
-            entered.set()
-            assert opened.wait(BOUND_S)
-        if "13" in batch.ids:
-            raise ValueError("unlucky")
-
-    entered, opened = threading.Event(), threading.Event()
-    echo = Echo(work)
-    tier = BatchedTier(echo, max_batch=2)
-    callers = [Caller(tier, numbered(0))]
-    assert entered.wait(BOUND_S)
-    for number in (12, 13, 14, 15):
-        callers.append(Caller(tier, numbered(number)))
-        until(lambda: tier._queue[-1].batch is callers[-1].batch)
-    opened.set()
-    finish(callers)
-    assert echo.sizes == [1, 2, 2]
-    assert [caller.labels for caller in callers] == [[0], None, None, [14], [15]]
-    assert [type(caller.error) for caller in callers[1:3]] == [ValueError, ValueError]
-
-
-def test_the_lead_passes_on_when_the_leaders_own_group_fails():
-    class Failing(Gate):
-        def _hold(self, batch: Batch) -> None:
-            super()._hold(batch)
-            if "0" in batch.ids:
-                raise RuntimeError("broken")
-
-    gate = Failing()
-    tier = BatchedTier(gate)
-    leader = Caller(tier, numbered(0))
-    assert gate.entered.wait(BOUND_S)
-    follower = Caller(tier, numbered(1))
-    until(lambda: tier._n_queued == 1)
-    gate.open.set()
-    finish([leader, follower])
-    assert isinstance(leader.error, RuntimeError)
-    assert follower.labels == [1]
-    assert is_idle(tier)
-
-
-def test_other_shapes_dtypes_and_rules_are_never_merged():
-    gate = Gate()
-    tier = BatchedTier(gate)
-    callers = [Caller(tier, numbered(0))]
-    assert gate.entered.wait(BOUND_S)
-    floats = replace(numbered(20), x=np.zeros((1, 1), np.float32))
-    half, whole = Agreement(Fraction(1, 2)), Agreement(Fraction(1))
-    for batch, rule in (
-        (numbered(10), ALWAYS),
-        (numbered(11, shape=(2,)), ALWAYS),
-        (numbered(12, shape=(2,)), ALWAYS),
-        (floats, ALWAYS),
-        (numbered(30), half),
-        (numbered(31), Agreement(Fraction(2, 4))),
-        (numbered(32), whole),
-    ):
-        callers.append(Caller(tier, batch, rule))
-        until(lambda: tier._queue[-1].batch is callers[-1].batch)
-    gate.open.set()
-    finish(callers)
-    assert [batch.ids for batch in gate.calls] == [("0",), ("10",), ("11", "12"), ("20",), ("30", "31"), ("32",)]
-    assert gate.rules == [ALWAYS, ALWAYS, ALWAYS, ALWAYS, half, whole]
-    assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
-
-
-def test_images_of_several_sizes_are_merged_as_they_are():
-    class Sizes(Gate):
-        def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-            super().vote(batch, rule)
-            labels = np.array([row.size for row in batch.x], dtype=np.int64)
-            return Vote(labels, labels, labels, 1, labels.astype(np.float32))
-
-    def ragged(first: int, *sizes: int) -> Batch:
-        x = np.empty(len(sizes), dtype=object)
-        x[:] = [np.zeros((size, 1), np.uint8) for size in sizes]
-        return replace(numbered(first, len(sizes)), x=x)
-
-    gate = Sizes()
-    tier = BatchedTier(gate)
-    callers = [Caller(tier, ragged(0, 3, 4))]
-    assert gate.entered.wait(BOUND_S)
-    callers += [Caller(tier, ragged(10, 5, 6))]
-    until(lambda: tier._n_queued == 2)
-    callers += [Caller(tier, ragged(20, 7, 8))]
-    until(lambda: tier._n_queued == 4)
-    gate.open.set()
-    finish(callers)
-    assert gate.sizes == [2, 4]
-    assert [caller.labels for caller in callers] == [[3, 4], [5, 6], [7, 8]]
-
-
-def test_captured_bytes_travel_with_their_rows():
-    gate = Gate()
-    tier = BatchedTier(gate)
-    callers = [Caller(tier, numbered(0))]
-    assert gate.entered.wait(BOUND_S)
-    for number in (1, 2):
-        captured = np.array([b"png %d" % number], dtype=object)
-        callers.append(Caller(tier, replace(numbered(number), captured=captured)))
-        until(lambda: tier._queue[-1].batch is callers[-1].batch)
-    gate.open.set()
-    finish(callers)
-    assert gate.calls[1].captured.tolist() == [b"png 1", b"png 2"]
-
-
-def test_a_vote_tells_how_long_it_queued_and_what_the_call_cost():
-    gate = Gate()
-    tier = BatchedTier(gate)
-    first = Caller(tier, numbered(0))
-    assert gate.entered.wait(BOUND_S)
-    second = Caller(tier, numbered(1))
-    until(lambda: tier._n_queued == 1)
-    time.sleep(0.02)
-    gate.open.set()
-    finish([first, second])
-    assert set(first.call) == set(second.call) == {"compute_s", "queue_s"}
-    assert first.call["queue_s"] < second.call["queue_s"]
-    assert 0.02 <= second.call["queue_s"] <= second.took_s
-
-
-def test_a_request_over_max_batch_goes_in_pieces_and_lets_others_in_between():
-    gate = Gate()
-    tier = BatchedTier(gate, max_batch=4)
-    large = Caller(tier, numbered(0, 10))
-    assert gate.entered.wait(BOUND_S)
-    small = Caller(tier, numbered(100))
-    until(lambda: tier._n_queued == 1)
-    gate.open.set()
-    finish([large, small])
-    assert large.labels == list(range(10))
-    assert small.labels == [100]
-    names = [name for batch in gate.calls for name in batch.ids]
-    assert names.index("100") < names.index("9")
-
-
-def test_a_piece_past_its_deadline_fails_the_whole_request_and_nobody_else():
-    tier = BatchedTier(Echo(lambda batch: time.sleep(0.05)), max_batch=2)
-    large, small = Caller(tier, numbered(0, 40, deadline_s=0.12)), Caller(tier, numbered(100))
-    finish([large, small])
-    assert isinstance(large.error, TierTimeout)
-    assert small.labels == [100]
-    assert is_idle(tier)
-
-
-def test_the_answers_are_those_of_the_tier_behind_it():
-    outputs = [one_hot([0, 1, 2, 0]), one_hot([0, 1, 1, 2]), one_hot([0, 2, 0, 1])]
-    inner = table_tier(outputs, Fraction(2, 3))
-    tier = BatchedTier(inner, max_batch=3)
-    vote, wanted = tier.vote(rows(4), inner.rule), inner.vote(rows(4), inner.rule)
-    for name in ("labels", "count", "asked", "score"):
-        assert getattr(vote, name).tolist() == getattr(wanted, name).tolist()
-    assert (tier.name, tier.rule, tier.n_tiers, tier.waits) == ("tier", inner.rule, 1, False)
-
-
-# Deadlines, many at once: what deadlocks are made of.
-
-
-class TimesOutAsTheLeadComes:
-    """A ticket's wake whose wait ends, in vain, in the very moment the lead is given."""
-
-    def __init__(self, ticket: batcher._Ticket, lock: threading.Lock) -> None:
-        self.ticket, self.lock = ticket, lock
-
-    def acquire(self, timeout: float = -1) -> bool:
-        if timeout == -1:
-            return self.lock.acquire()
-        until(lambda: self.ticket.leads and time.monotonic() > self.ticket.batch.deadline)
-        return False
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def test_a_caller_that_inherits_the_lead_as_its_deadline_passes_times_out_and_leads_on(monkeypatch):
-    class Ticket(batcher._Ticket):
-        def __init__(self, batch: Batch, rule: DeferralRule) -> None:
-            super().__init__(batch, rule)
-            if batch.ids == ("1",):
-                self.wake = TimesOutAsTheLeadComes(self, self.wake)  # type: ignore[assignment]
-
-    monkeypatch.setattr(batcher, "_Ticket", Ticket)
-    gate = Gate()
-    tier = BatchedTier(gate)
-    first = Caller(tier, numbered(0))
-    assert gate.entered.wait(BOUND_S)
-    heir = Caller(tier, numbered(1, deadline_s=0.05))
-    until(lambda: tier._n_queued == 1)
-    others = [Caller(tier, numbered(2, deadline_s=0.05)), Caller(tier, numbered(3))]
-    until(lambda: tier._n_queued >= 2)
-    gate.open.set()
-    finish([first, heir, *others])
-    assert first.labels == [0]
-    assert isinstance(heir.error, TierTimeout)
-    assert others[1].labels == [3]
-    assert is_idle(tier)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_no_thread_hangs_when_many_deadlines_pass_at_once(seed):
-    dice = random.Random(seed)
-    tier = BatchedTier(
-        Echo(lambda batch: time.sleep(dice.choice([0, 0.001, 0.004]))),
-        max_batch=4,
-        max_delay_s=dice.choice([0, 0.001]),
-        max_queued=64,
-    )
-    outcomes: list[str] = []
-    together = time.monotonic() + 0.02
-
-    def client(own: random.Random, at: int) -> None:
-        for turn in range(12):
-            number = at * 1000 + turn * 10
-            batch = numbered(number, own.randint(1, 3))
-            wait = own.choice([0.0, 0.001, 0.004, 0.008])
-            deadline = together if turn == 0 else time.monotonic() + wait
-            try:
-                vote = tier.vote(replace(batch, deadline=deadline), ALWAYS)
-                right = vote.labels.tolist() == [int(name) for name in batch.ids]
-                outcomes.append("answered" if right else "WRONG ROWS")
-            except (TierTimeout, TierOverloaded) as error:
-                outcomes.append(error.reason)
-            except BaseException as error:  # noqa: BLE001 - told to the test
-                outcomes.append(repr(error))
-
-    threads = [
-        threading.Thread(target=client, args=(random.Random(seed * 100 + at), at), daemon=True) for at in range(24)
-    ]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + BOUND_S
-    for thread in threads:
-        thread.join(max(end - time.monotonic(), 0))
-    assert not any(thread.is_alive() for thread in threads), "a caller never came back"
-    assert len(outcomes) == 24 * 12
-    assert set(outcomes) <= {"answered", "timeout", "overloaded"}
-    assert is_idle(tier)
-    assert tier.vote(numbered(7), ALWAYS).labels.tolist() == [7]
+
+def test_a_row_that_cannot_be_answered_is_its_own_callers_and_nobody_elses():
+    cascade = Cascade([LocalTier("picky", [Picky()], Always())])
+    bad = replace(rows(1), x=np.array([[-1]], dtype=np.int64))
+
+    async def work(batcher: Batcher) -> list[Any]:
+        asks = [rows(1, 1), bad, rows(1, 2)]
+        return list(await asyncio.gather(*(batcher.decide(batch) for batch in asks), return_exceptions=True))
+
+    first, refused, last = run(work, cascade)
+    assert isinstance(refused, InputError)
+    served: Any = SimpleNamespace(n_tiers=1)
+    assert [first.column("label", served).tolist(), last.column("label", served).tolist()] == [[1], [2]]
+
+
+def test_an_error_of_the_tier_reaches_everybody_who_asked():
+    cascade = Cascade([Broken(TierTimeout("broken", "on fire"))])
+
+    async def work(batcher: Batcher) -> list[Any]:
+        return list(await asyncio.gather(*(batcher.decide(rows(1, row)) for row in range(3)), return_exceptions=True))
+
+    assert [str(error) for error in run(work, cascade)] == ["tier broken: on fire"] * 3
+
+
+def test_beyond_the_bounded_queue_requests_are_refused_with_a_hint_when_to_come_again():
+    held = Held(table_tier([one_hot([0] * 20)], Always(), "best"))
+
+    async def work(batcher: Batcher) -> tuple[list[Any], Exception]:
+        asked = []
+        for row in (0, 2, 4):  # one at the tier, two waiting for it
+            asked.append(asyncio.ensure_future(batcher.decide(rows(2, row))))
+            await asyncio.sleep(0.01)
+        with pytest.raises(TierOverloaded, match="4 examples are waiting, at most 5 may") as caught:
+            await batcher.decide(rows(2, 6))
+        held.open.set()
+        return [await answer for answer in asked], caught.value
+
+    answers, refusal = run(work, Cascade([held]), quick_rows=0, max_queued=5)
+    assert len(answers) == 3
+    assert refusal.retry_after_s > 0
+
+
+def test_an_idle_batcher_takes_a_request_larger_than_its_queue():
+    async def work(batcher: Batcher) -> Decided:
+        return await batcher.decide(rows(40))
+
+    assert len(run(work, max_queued=4, max_batch=8, quick_rows=0).decisions) == 40
+
+
+def test_a_deadline_that_has_passed_is_a_timeout_and_the_others_are_decided():
+    async def work(batcher: Batcher) -> list[Any]:
+        late = replace(rows(1, 1), deadline=time.monotonic() - 1)
+        asks = [rows(1, 0), late, rows(1, 2)]
+        return list(await asyncio.gather(*(batcher.decide(batch) for batch in asks), return_exceptions=True))
+
+    first, timeout, last = run(work)
+    assert isinstance(timeout, TierTimeout)
+    assert len(first.decisions) == len(last.decisions) == 2
+
+
+def test_a_caller_that_goes_away_takes_nobody_with_it():
+    async def work(batcher: Batcher) -> Decided:
+        gone = asyncio.ensure_future(batcher.decide(rows(1, 0)))
+        stays = asyncio.ensure_future(batcher.decide(rows(1, 1)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return await stays
+
+    assert run(work).column("exit_tier", SimpleNamespace(n_tiers=2)).shape == (1,)
+
+
+def test_where_a_later_tier_fails_the_answers_of_the_one_before_stand_and_say_so():
+    cascade = Cascade([table_tier(SMALL, TWO_OF_THREE, "small"), Broken(TierTimeout("best", "too late"))])
+
+    async def work(batcher: Batcher) -> list[Decided]:
+        return list(await asyncio.gather(*(batcher.decide(rows(1, row)) for row in range(8))))
+
+    answers = run(work, cascade)
+    alone = cascade.decide(rows(8))
+    served: Any = SimpleNamespace(n_tiers=2)
+    labels = [answer.column("label", served).tolist() for answer in answers]
+    assert labels == [[label] for label in alone.labels.tolist()]
+    reasons = [answer.column("degraded", served).tolist() for answer in answers]
+    assert reasons == [[(reason or "").encode()] for reason in alone.reasons()]
+    assert any(reason != [b""] for reason in reasons)

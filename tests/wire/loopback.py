@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,8 +16,9 @@ from coe.cascade.types import Array
 from coe.models.inputs import Contract, Door
 from coe.wire import inference_pb2 as pb
 from coe.wire.convert import add_input
+from coe.wire.plane import Decided, Plane, Served
 from coe.wire.service import MAX_MESSAGE_BYTES, SERVICE, server_options
-from coe.wire.servicer import InferenceServicer, Served
+from coe.wire.servicer import InferenceServicer
 
 VERSION = "fingerprint1"
 Infer = Callable[[bytes, grpc.ServicerContext], bytes]
@@ -26,20 +29,34 @@ def serving(
     handler: grpc.GenericRpcHandler, max_message_bytes: int = MAX_MESSAGE_BYTES, address: str = "127.0.0.1:0"
 ) -> Iterator[str]:
     """The address where `handler` answers while the block runs."""
-    with ThreadPoolExecutor(16) as pool:
-        server = grpc.server(pool, options=server_options(max_message_bytes))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="loopback")
+    thread.start()
+
+    async def start(pool: ThreadPoolExecutor) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(pool, options=server_options(max_message_bytes))  # the pool: for plain functions
         server.add_generic_rpc_handlers((handler,))
         port = server.add_insecure_port(address)
-        server.start()
+        await server.start()
+        return server, port
+
+    with ThreadPoolExecutor(16) as pool:
         try:
-            yield f"127.0.0.1:{port}"
+            server, port = asyncio.run_coroutine_threadsafe(start(pool), loop).result(10)
+            try:
+                yield f"127.0.0.1:{port}"
+            finally:
+                asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
         finally:
-            server.stop(0).wait()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(10)
+            loop.close()
 
 
 def servicer(*models: Served, max_rows: int = 1024, max_bytes: int = 2**24) -> InferenceServicer:
-    by_name = {model.name: model for model in models}
-    return InferenceServicer(by_name, lambda: True, max_rows=max_rows, max_bytes=max_bytes)
+    plane = Plane({model.name: model for model in models}, max_rows=max_rows, max_bytes=max_bytes)
+    plane.accepts = True
+    return InferenceServicer(plane)
 
 
 def served(
@@ -50,7 +67,11 @@ def served(
 ) -> Served:
     """A cascade, or what stands in for one, over examples that are row numbers of tables."""
     contract = contract or Contract("tensor", (1,), dtype="int64")
-    decide, n_tiers = (answers.decide, answers.n_tiers) if isinstance(answers, Cascade) else (answers, 1)
+    answer, n_tiers = (answers.decide, answers.n_tiers) if isinstance(answers, Cascade) else (answers, 1)
+
+    async def decide(batch: Batch) -> Decided:
+        return Decided(await asyncio.to_thread(answer, batch))
+
     labels = tuple(f"label {number}" for number in range(n_labels))
     return Served(name, VERSION, labels, ("FP32", (-1, *contract.shape)), Door(contract), decide, n_tiers)
 

@@ -255,7 +255,7 @@ def test_huge_dimensions_are_refused_before_anything_is_allocated(datatype, shap
         ("FP8", [1], b"1", "got 'FP8'"),
         ("fp32", [1], b"1234", "a datatype of BOOL, UINT8,"),
         ("", [1], b"1", "got ''"),
-        ("BF16", [1], b"12", "NumPy has no BF16: send FP16 or FP32"),
+        ("BF16", [1], b"123", "expected 2 bytes for 1 BF16, got 3"),
         ("X" * 9999, [1], b"12", "(9999 characters)"),
         ("BOOL", [1, 3], b"\0\1\2", "BOOL bytes of 0 or 1"),
         ("BYTES", [2], bytes(4), "got contents that end after 1"),
@@ -280,6 +280,7 @@ def test_a_bad_tensor_is_refused_in_words(datatype, shape, raw, words):
         ("FP32", [1], {"fp64_contents": [1.0]}, "expected FP32 in fp32_contents, got fp64_contents"),
         ("INT32", [1], {"int_contents": [1], "bool_contents": [True]}, "got bool_contents, int_contents"),
         ("FP16", [1], {"fp32_contents": [1.0]}, "FP16 has no typed form: send every tensor raw"),
+        ("BF16", [1], {"fp32_contents": [1.0]}, "BF16 has no typed form: send every tensor raw"),
         ("INT8", [2], {"int_contents": [1, 128]}, "expected INT8 values, -128 to 127, got 1 to 128"),
         ("INT16", [1], {"int_contents": [-32769]}, "got -32769 to -32769"),
         ("UINT8", [1], {"uint_contents": [256]}, "expected UINT8 values, 0 to 255"),
@@ -289,6 +290,25 @@ def test_a_bad_tensor_is_refused_in_words(datatype, shape, raw, words):
 )
 def test_bad_typed_contents_are_refused_in_words(datatype, shape, contents, words):
     assert words in refusal(typed_request(datatype, shape, **contents), max_bytes=100)
+
+
+@given(hnp.arrays(np.uint16, SHAPES))
+def test_bf16_is_read_as_the_same_numbers_in_float32(bits):
+    array = convert.read_inputs(raw_request("BF16", list(bits.shape), bits.astype("<u2").tobytes()), **ROOMY)["x"]
+    assert (array.dtype, array.shape, array.flags.writeable) == (np.dtype("<f4"), bits.shape, False)
+    np.testing.assert_array_equal(array.view("<u4"), bits.astype(np.uint32) << 16)
+
+
+def test_bf16_of_known_numbers_is_those_numbers():
+    raw = struct.pack("<4H", 0x3F80, 0xC000, 0x7F80, 0x3EAB)  # the upper halves of FP32's 1, -2, infinity and 1/3
+    array = convert.read_inputs(raw_request("BF16", [1, 4], raw), **ROOMY)["x"]
+    assert array.tolist() == [[1.0, -2.0, np.inf, 0.333984375]]
+
+
+def test_a_tensor_left_in_shared_memory_is_refused_as_such():
+    request = typed_request("UINT8", [4])
+    convert.set_parameter(request.inputs[0].parameters, "shared_memory_region", "region")
+    assert "got a shared memory region (this server shares no memory: send them raw)" in refusal(request)
 
 
 def test_the_size_limit_counts_all_tensors_together():
@@ -373,7 +393,7 @@ def test_any_message_at_all_is_read_as_it_says_or_refused(tensors, raws):
             continue
         assert list(arrays) == [tensor["name"] for tensor in tensors]
         for tensor, array in zip(tensors, arrays.values(), strict=True):
-            assert array.dtype == convert.DATATYPES[tensor["datatype"]]
+            assert array.dtype == convert.DATATYPES.get(tensor["datatype"], np.dtype("<f4"))  # BF16 is read as that
             assert len(array) == tensor["shape"][0]
             assert array.size == np.prod(tensor["shape"], dtype=object)
 

@@ -61,6 +61,7 @@ FIELDS = {
         "parameters": 4,
         "contents": 5,
     },
+    "ModelStreamInferResponse": {"error_message": 1, "infer_response": 2},
     "InferParameter": {
         "bool_param": 1,
         "int64_param": 2,
@@ -94,6 +95,7 @@ METHODS = [
     "ServerMetadata",
     "ModelMetadata",
     "ModelInfer",
+    "ModelStreamInfer",
     "RepositoryIndex",
     "RepositoryModelLoad",
     "RepositoryModelUnload",
@@ -121,10 +123,11 @@ def test_the_service_has_its_published_methods():
     assert service.full_name == "inference.GRPCInferenceService"
     assert [method.name for method in service.methods] == METHODS
     for method in service.methods:
-        assert method.input_type.full_name == f"inference.{method.name}Request"
+        is_stream = method.name == "ModelStreamInfer"
+        asks = "ModelInfer" if is_stream else method.name  # the same requests, many on one call
+        assert method.input_type.full_name == f"inference.{asks}Request"
         assert method.output_type.full_name == f"inference.{method.name}Response"
-        assert not method.client_streaming
-        assert not method.server_streaming
+        assert method.client_streaming is method.server_streaming is is_stream
 
 
 def test_a_request_has_the_bytes_the_protocol_says():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import math
+import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from loopback import VERSION, bytes_column, foreign, served, servicer, serving
 from strategies import one_hot, rows, table_tier
 
+from coe.assembly import open_tier, read_cascade
 from coe.cascade import (
     Agreement,
     Always,
@@ -34,9 +37,14 @@ from coe.cascade import (
 )
 from coe.cascade.types import Array
 from coe.models.inputs import Contract, Door
+from coe.settings import Fields, Report
 from coe.wire import inference_pb2 as pb
+from coe.wire import trace
+from coe.wire.answer import read_answer
 from coe.wire.convert import add_output, read_inputs, set_parameter
+from coe.wire.headers import OUTGOING
 from coe.wire.remote import RemoteTier
+from coe.wire.service import PUSHBACK
 from coe.zoo import digits
 
 RULE = Agreement(Fraction(1))
@@ -141,6 +149,127 @@ def test_a_status_becomes_what_the_cascade_can_do_about_it(code, kind):
     with pytest.raises(kind, match=f"tier cloud: {code.name}: because") as caught:
         asked(refuse)
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("hint", "seconds"), [("1500", 1.5), ("0", 0.0), ("-1", None), ("soon", None), ("9" * 400, None), (None, None)]
+)
+def test_an_overloaded_servers_word_when_to_come_again_is_in_the_error(hint, seconds):
+    def shed(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if hint is not None:
+            context.set_trailing_metadata(((PUSHBACK, hint),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+
+    with pytest.raises(TierOverloaded) as caught:
+        asked(shed, deadline_s=1.0)
+    assert caught.value.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("hint_ms", "deadline_s", "n_calls"),
+    [(30, 10.0, 2), (400, 0.5, 1), (1_500, 10.0, 1)],  # soon; with no time left for the answer; nobody waits that long
+)
+def test_an_overloaded_server_is_asked_once_more_where_that_fits_in_the_deadline(hint_ms, deadline_s, n_calls):
+    times: list[float] = []
+
+    def shed(request: bytes, context: grpc.ServicerContext) -> bytes:
+        times.append(time.monotonic())
+        context.set_trailing_metadata(((PUSHBACK, str(hint_ms)),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+
+    started = time.perf_counter()
+    with pytest.raises(TierOverloaded) as caught:
+        asked(shed, deadline_s=deadline_s)
+    assert time.perf_counter() - started < 2
+    assert len(times) == n_calls
+    assert caught.value.call["bytes_sent"] > 0
+    if n_calls == 2:
+        assert times[1] - times[0] >= hint_ms / 1000
+
+
+def test_an_overload_that_passes_costs_a_wait_and_no_answer():
+    calls: list[bytes] = []
+
+    def shed_once(request: bytes, context: grpc.ServicerContext) -> bytes:
+        calls.append(request)
+        if len(calls) == 1:
+            context.set_trailing_metadata(((PUSHBACK, "50"),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much")
+        return answer(probabilities=one_hot([2, 1]))
+
+    vote = asked(shed_once)
+    assert vote.labels.tolist() == [2, 1]
+    assert vote.call["call_s"] >= 0.05
+    assert vote.call["bytes_sent"] == sum(len(call) + 5 for call in calls)
+
+
+# What goes along
+
+
+def test_a_calls_headers_are_the_callers_own_and_those_of_its_context():
+    seen: list[dict[str, str]] = []
+
+    def look(request: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(dict(context.invocation_metadata()))
+        return answer(probabilities=one_hot([0]))
+
+    turns = iter(range(9))
+    own = lambda: [("x-turn", str(next(turns))), ("traceparent", "own")]  # noqa: E731
+    with serving(foreign(look)) as address, remote(address, headers=own) as tier:
+        tier.vote(rows(1), RULE)
+        context = contextvars.copy_context()
+        context.run(OUTGOING.set, (("traceparent", "00-a-b-01"), ("tracestate", "x=y")))
+        thread = threading.Thread(target=context.run, args=(tier.vote, rows(1), RULE))
+        thread.start()
+        thread.join(20)
+    with serving(foreign(look)) as address, remote(address) as tier:
+        tier.vote(rows(1), RULE)
+    with serving(foreign(look)) as address, remote(address) as tier:
+        context.run(tier.vote, rows(1), RULE)
+    names = ("x-turn", "traceparent", "tracestate")
+    assert [tuple(headers.get(name) for name in names) for headers in seen] == [
+        ("0", "own", None),
+        ("1", "own", "x=y"),
+        (None, None, None),
+        (None, "00-a-b-01", "x=y"),
+    ]
+
+
+def test_a_tier_from_a_config_goes_on_with_the_trace_it_is_asked_in():
+    seen: list[dict[str, str]] = []
+
+    def look(request: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(dict(context.invocation_metadata()))
+        return answer(label=np.array([1], "<i4"), vote=np.ones(1, "<f4"), score=np.ones(1, "<f4"))
+
+    task = {"task": "numbers", "labels": ["a", "b", "c"], "input": {"kind": "tensor", "shape": [1]}}
+    with serving(foreign(look)) as address:
+        report = Report("test")
+        config = read_cascade(Fields(task | {"tiers": [{"name": "cloud", "address": address}]}, report), pathlib.Path())
+        report.check()
+        tier = open_tier(config.tiers[0], config)
+        tier.vote(rows(1), RULE)
+        hop = contextvars.copy_context().run(lambda: (trace.begin(), tier.vote(rows(1), RULE))[0])
+        tier.close()
+    assert "traceparent" not in seen[0]
+    assert seen[1]["traceparent"] == f"00-{hop.trace_id}-{hop.calls[0]}-01"
+    assert len(hop.calls) == 1
+
+
+def test_a_channel_is_dialled_as_the_caller_says():
+    dialled: list[str] = []
+
+    def dial(target: str, options: object) -> grpc.Channel:
+        dialled.append(target)
+        return grpc.insecure_channel(where, options)
+
+    with serving(foreign(lambda request, context: answer(probabilities=one_hot([1])))) as where:
+        with remote("cloud.test:8001", dial=dial) as tier:
+            assert tier.vote(rows(1), RULE).labels.tolist() == [1]
+    assert dialled == ["cloud.test:8001"]
+
+
+# Calls that fail, in other ways
 
 
 def test_a_server_without_the_service_rejects():
@@ -346,7 +475,7 @@ def test_extra_outputs_and_parameters_do_no_harm():
     vote = asked(lambda request, context: response.SerializeToString())
     assert vote.labels.tolist() == [2, 0]
     assert vote.call["queue_s"] == 0.25
-    assert set(vote.call) == {"call_s", "bytes_sent", "bytes_received", "queue_s"}
+    assert set(vote.call) == {"call_s", "bytes_sent", "bytes_received", "queue_s", "hop_1_s"}
     assert vote.call["bytes_sent"] != 5.0
 
 
@@ -471,11 +600,9 @@ def test_a_damaged_answer_is_read_as_votes_of_the_task_or_rejected(data, how):
     at = data.draw(st.integers(0, len(whole) - 1))
     some = data.draw(st.binary(min_size=1, max_size=8))
     damaged = {"flip": whole[:at] + some + whole[at + len(some) :], "cut": whole[:at], "random": some}[how]
-    tier = RemoteTier.__new__(RemoteTier)  # reads an answer without a channel
-    tier.name, tier.n_labels, tier.n_tiers = "cloud", 3, 2
     try:
-        vote = tier._read(damaged, 2, {})
-    except TierRejected:
+        vote = read_answer(damaged, 2, 3, {})
+    except ValueError:
         return
     assert ((vote.labels >= 0) & (vote.labels < 3)).all()
     assert ((vote.count >= 0) & (vote.count <= vote.asked) & (vote.asked >= 1)).all()
@@ -533,7 +660,7 @@ def digit_request(tier: RemoteTier, n_rows: int) -> tuple[int, int]:
     """Bytes of the payload, and of the request that carries it."""
     examples = digits.test_examples(n_rows)
     batch = DIGITS.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
-    return sum(len(png) for _, png, _ in examples), len(tier._request(batch, timeout=1.0))
+    return sum(len(png) for _, png, _ in examples), tier._request(batch, timeout=1.0).ByteSize()
 
 
 @pytest.mark.parametrize("n_rows", [1, 100])

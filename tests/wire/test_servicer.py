@@ -26,8 +26,8 @@ from coe.cascade.types import Array
 from coe.models.inputs import Contract
 from coe.wire import inference_pb2 as pb
 from coe.wire.convert import add_input, get_parameters, read_outputs, set_parameter
+from coe.wire.plane import OUTPUTS
 from coe.wire.service import METHODS, path
-from coe.wire.servicer import OUTPUTS
 from coe.zoo import digits
 
 REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
@@ -155,7 +155,7 @@ def test_a_degraded_answer_says_why_without_being_asked(server):
 
 def test_the_timings_travel_as_parameters(server):
     told = get_parameters(call(server, request_of("table", rows(2).x)).parameters)
-    assert set(told) == {"tier_1_s", "tier_2_s", "queue_s", "server_s"}
+    assert set(told) == {"tier_1_s", "tier_2_s", "queue_s", "batch_rows", "server_s"}
     assert all(isinstance(value, float) and 0 <= value < 10 for value in told.values())
     assert told["tier_1_s"] + told["tier_2_s"] <= told["server_s"]
 
@@ -221,7 +221,7 @@ def test_the_server_says_that_it_lives_is_ready_and_who_it_is(server):
 
 def test_a_server_that_is_not_ready_says_so_but_lives():
     service = servicer(served("table", two_tiers(), 3))
-    service.is_ready = lambda: False
+    service.plane.accepts = False
     with serving(service.handler()) as address, grpc.insecure_channel(address) as channel:
         fake = SimpleNamespace(channel=channel)
         assert ask(fake, "ServerLive").live

@@ -1,0 +1,134 @@
+"""Tiers in this process: loaded, warm, batched."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from coe.assembly import TierConfig, open_tier
+from coe.cascade.cascade import Cascade
+from coe.cascade.errors import InputError, TierError
+from coe.cascade.rule import Always
+from coe.cascade.tier import Tier
+from coe.cascade.types import Batch
+from coe.models.inputs import Contract, Door
+from coe.wire.plane import Decided, Served
+from coe.wire.remote import remote_of
+
+from ..batcher import Batcher
+from ..config import ServerConfig
+from ..flow import Flow, Front
+from ..lane import Lane
+from ..limits import Limits
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+class Embedded:
+    """A config's cascade, and each of its local tiers, as models to serve.
+
+    Args:
+        say: told what is loaded and on what it runs.
+    Raises:
+        CascadeError: a model cannot be loaded, or the next server is of another task.
+    """
+
+    def __init__(self, config: ServerConfig, say: Say = log.info) -> None:
+        self.config = config
+        self.tiers: list[Tier] = []
+        self.lanes: dict[str, Front] = {}
+        self._n_inside = 0  # calls under way
+        self._threads = ThreadPoolExecutor(config.limits.max_calls, "coe-hop")
+        try:
+            for tier in config.cascade.tiers:
+                self.tiers.append(self._open(tier, say))
+            self._greet(say)
+            for opened in self.tiers:
+                if not opened.waits:
+                    self.lanes[opened.name] = self._lane(opened)
+            self.models = self._served()
+        except BaseException:
+            self.close()
+            raise
+
+    async def drained(self) -> None:
+        """Returns when no call is under way."""
+        while self._n_inside:
+            await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        """After the last call has ended."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for lane in self.lanes.values():
+            lane.close()
+        for tier in self.tiers:
+            tier.close()
+
+    def _greet(self, say: Say) -> None:
+        """Ask the next server who it is. One of another task is an error; one that is not there yet is not."""
+        for tier in self.tiers:
+            if remote := remote_of(tier):
+                try:
+                    remote.metadata()
+                except TierError as error:
+                    say(f"warning: {error}; the tier before it answers until it can be reached")
+
+    def _open(self, tier: TierConfig, say: Say) -> Tier:
+        return open_tier(tier, self.config.cascade, say)
+
+    def _lane(self, tier: Tier) -> Front:
+        return warm_lane(tier, self.config.cascade.task.contract, self.config.limits)
+
+    def _served(self) -> dict[str, Served]:
+        config = self.config
+        cascades = {config.model: self._cascade(self.tiers)}
+        for tier in self.tiers:
+            if tier.name in self.lanes:
+                cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
+        task = config.cascade.task
+        door = Door(task.contract, config.limits.max_pixels)
+        door.warm_up()
+        is_image = task.contract.kind == "image"
+        offered: tuple[str, tuple[int, ...]] = ("BYTES", (-1,)) if is_image else ("FP32", (-1, *task.contract.shape))
+        return {
+            name: Served(name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers)
+            for name, cascade in cascades.items()
+        }
+
+    def _cascade(self, tiers: Sequence[Tier]) -> Cascade:
+        """Its last tier asks every member, because a caller may want the vote itself."""
+        last_rule = Always(pools_scores=tiers[-1].rule.pools_scores, asks_all=True)
+        return Cascade(tiers, keep_last_answer=self.config.cascade.keep_last_answer, last_rule=last_rule)
+
+    def _decide(self, cascade: Cascade) -> Callable[[Batch], Awaitable[Decided]]:
+        """Requests go together where all tiers are here; where one is behind the network, each keeps its deadline."""
+        flow = Flow(cascade, self.lanes, self._threads)
+        batcher = Batcher(flow, max_batch=self.config.limits.max_batch) if flow.is_local else None
+
+        async def decide(batch: Batch) -> Decided:
+            self._n_inside += 1
+            try:
+                return Decided(await flow.decide(batch)) if batcher is None else await batcher.decide(batch)
+            finally:
+                self._n_inside -= 1
+
+        return decide
+
+
+def warm_lane(tier: Tier, contract: Contract, limits: Limits) -> Lane:
+    """A local tier's lane, warm: every member has seen the smallest and the largest batch."""
+    lane = Lane(tier, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued)
+    with contextlib.suppress(InputError):  # members were tried out as they loaded; empty examples may not suit them
+        lane.measure(_blank(contract, limits.max_batch), Always(asks_all=True))
+    return lane
+
+
+def _blank(contract: Contract, n_rows: int) -> Batch:
+    """A batch of empty examples, to warm up with."""
+    return Batch(tuple(f"blank {row}" for row in range(n_rows)), np.repeat(contract.blank(), n_rows, axis=0))

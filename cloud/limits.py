@@ -1,0 +1,83 @@
+"""What may come in at once. Beyond a limit a call is refused with a hint when to come again; memory never grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coe.cascade.errors import InputError, TierOverloaded
+from coe.models.inputs import MAX_PIXELS
+from coe.settings import Fields
+from coe.wire.plane import Request
+
+RETRY_S = 0.05  # a place is free again about as soon as one call has ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The server's limits.
+
+    Args:
+        max_batch, max_delay_s, max_queued: of each local tier: rows of one call, how long a call with fewer waits
+            for more, rows waiting.
+        max_calls: calls under way at once.
+        max_rows, max_message_bytes: of one request.
+        max_pixels: of one request's encoded images together, by their headers, before any is decoded.
+        max_text_bytes: of one text.
+        max_s: longest a call may take, whatever deadline it came with; 0: as long as it says.
+    """
+
+    max_batch: int = 64
+    max_delay_s: float = 0.0
+    max_queued: int = 1024
+    max_calls: int = 256
+    max_rows: int = 1024
+    max_message_bytes: int = 64 * 2**20
+    max_pixels: int = MAX_PIXELS
+    max_text_bytes: int = 2**16
+    max_s: float = 60.0
+
+
+def read_limits(fields: Fields) -> Limits:
+    """The `limits:` section."""
+    limits = Limits(
+        max_batch=fields.integer("max_batch", 64, 1, 65536),
+        max_delay_s=fields.number("max_queue_delay_ms", 0.0, high=10_000) / 1000,
+        max_queued=fields.integer("max_queued", 1024, 1),
+        max_calls=fields.integer("max_calls", 256, 1, 65536),
+        max_rows=fields.integer("max_rows", 1024, 1, 2**20),
+        max_message_bytes=int(fields.number("max_message_mb", 64, 0.01, 2047) * 2**20),
+        max_pixels=fields.integer("max_pixels", MAX_PIXELS, 1),
+        max_text_bytes=fields.integer("max_text_bytes", 2**16, 1),
+        max_s=fields.number("max_seconds", 60.0, 0.001, 86_400),
+    )
+    fields.finish()
+    return limits
+
+
+class Calls:
+    """The gate that counts calls under way."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.n_inside = 0
+
+    def enter(self, request: Request) -> None:
+        if self.n_inside >= self.limits.max_calls:
+            message = f"{self.n_inside} calls are under way, at most {self.limits.max_calls} may be"
+            raise TierOverloaded(request.model[:64], message, retry_after_s=RETRY_S)
+        self._check_texts(request)
+        if request.remaining_s is None or request.remaining_s > self.limits.max_s:
+            request.remaining_s = self.limits.max_s
+        self.n_inside += 1
+
+    def leave(self, request: Request) -> None:
+        self.n_inside -= 1
+
+    def _check_texts(self, request: Request) -> None:
+        """Of BYTES examples none may be longer than a text may be, unless it is an encoded image (see max_pixels)."""
+        most = self.limits.max_text_bytes
+        for values in request.inputs.values():
+            if values.dtype == object:
+                for row, value in enumerate(values):
+                    if len(value) > most and not value.startswith((b"\x89PNG", b"\xff\xd8")):
+                        raise InputError(f"row {row}: expected a text of at most {most} bytes, got {len(value)}")

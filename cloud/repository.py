@@ -1,0 +1,205 @@
+"""What is served, as files change: a new generation is loaded beside the old one, swapped in, the old one drained.
+
+The files that make up a server's models (config, manifests, model files) are looked at every so often. A change that
+reads well is loaded and warmed while the old generation answers; then new calls go to the new one, and the old one
+is closed after its last. A change that does not is refused with a line in the log, and the old one goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from coe.assembly import LocalTierConfig
+from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
+from coe.models.manifest import NAME
+from coe.wire.plane import Plane, Served
+from coe.wire.status import UnknownModel
+
+from .config import ServerConfig, read_config
+
+log = logging.getLogger(__name__)
+Signature = dict[Path, tuple[int, int]]  # path -> (mtime in ns, size)
+
+
+class Engine(Protocol):
+    """One generation of models, ready to be asked."""
+
+    models: dict[str, Served]
+
+    async def drained(self) -> None:
+        """Returns when no call is under way."""
+        ...
+
+    def close(self) -> None: ...
+
+
+MakeEngine = Callable[[ServerConfig], Engine]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model as the repository index tells it: state is READY or UNAVAILABLE."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class Repository:
+    """The models of `plane`, and how they change.
+
+    Args:
+        config: of the engine that serves now.
+        make: loads a config's models; called on a thread.
+        control: whether callers may load and unload models.
+    """
+
+    def __init__(
+        self, plane: Plane, config: ServerConfig, engine: Engine, make: MakeEngine, *, control: bool = False
+    ) -> None:
+        self.plane = plane
+        self.config = config
+        self.engine = engine
+        self.make = make
+        self.control = control
+        self.last_error = ""  # why the last change was refused; "": it was not
+        self.generation = 1
+        self._signature = _signature(config)
+        self._unloaded: dict[str, Served] = {}
+        self._change = asyncio.Lock()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def index(self) -> list[Entry]:
+        """Every model there is, loaded or not."""
+        ready = [Entry(name, served.version, "READY", "") for name, served in self.plane.models.items()]
+        gone = [
+            Entry(name, served.version, "UNAVAILABLE", "unloaded on request") for name, served in self._unloaded.items()
+        ]
+        return ready + gone
+
+    async def load(self, name: str) -> None:
+        """Load a model anew, or again: with it, all those of the same config, which share their tiers.
+
+        Raises:
+            NotAllowed: callers may not.
+            UnknownModel: the config has no such model.
+            CascadeError: it cannot be loaded; the old generation goes on.
+        """
+        self._check(name)
+        await self.reload(force=True)
+        if served := self._unloaded.pop(name, None):
+            self.plane.models[name] = self.engine.models.get(name, served)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more, until it is loaded again. Calls under way finish.
+
+        Raises:
+            NotAllowed, UnknownModel: as `load`.
+        """
+        self._check(name)
+        if name in self.plane.models:
+            self._unloaded[name] = self.plane.models.pop(name)
+            log.warning("model %s: unloaded on request", name)
+
+    async def watch(self, every_s: float) -> None:
+        """Look at the files for ever."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.reload()
+            except CascadeError as error:
+                log.error("the new models are refused, the old ones keep serving: %s", error)
+            except Exception:
+                log.exception("the new models cannot be loaded, the old ones keep serving")
+
+    async def reload(self, *, force: bool = False) -> bool:
+        """Load what changed since the last look; whether anything did.
+
+        Raises:
+            CascadeError: the change is refused; the old generation goes on. The same change is not tried twice.
+        """
+        async with self._change:
+            signature = await asyncio.to_thread(_signature, self.config)
+            if signature == self._signature and not force:
+                return False
+            old, self._signature = self._signature, signature
+            try:
+                config = await asyncio.to_thread(self._read)
+                if not force and config.cascade == self.config.cascade and not _models_changed(config, old, signature):
+                    return False
+                engine = await asyncio.to_thread(self.make, config)
+            except CascadeError as error:
+                self.last_error = str(error)
+                raise
+            self._swap(config, engine)
+            return True
+
+    async def close(self) -> None:
+        """After the last call has ended."""
+        for leaving in tuple(self._leaving):
+            await leaving
+        await asyncio.to_thread(self.engine.close)
+
+    def _read(self) -> ServerConfig:
+        """The config as its file is now; what is not of the models stays as it was started with."""
+        assert self.config.source is not None
+        fresh = read_config(self.config.source)
+        if fresh.model != self.config.model:
+            raise ConfigError([f"model: expected {self.config.model} as before, got {fresh.model} (restart for that)"])
+        return replace(self.config, cascade=fresh.cascade)
+
+    def _swap(self, config: ServerConfig, engine: Engine) -> None:
+        before, self.engine, self.config = self.engine, engine, config
+        self._signature = _signature(config)
+        self._unloaded = {name: engine.models[name] for name in self._unloaded if name in engine.models}
+        self.plane.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
+        self.last_error = ""
+        self.generation += 1
+        log.warning("models loaded anew: generation %d, %s", self.generation, ", ".join(self.plane.models))
+        leaving = asyncio.get_running_loop().create_task(_retire(before))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    def _check(self, name: str) -> None:
+        if not self.control:
+            raise NotAllowed("loading and unloading models is not allowed here (set `server.model_control: true`)")
+        if name not in self.plane.models and name not in self._unloaded:
+            known = ", ".join((*self.plane.models, *self._unloaded))
+            raise UnknownModel(f"model: expected one of {known}, got {name[:64]!r}")
+
+
+async def _retire(engine: Engine) -> None:
+    await engine.drained()
+    await asyncio.to_thread(engine.close)
+
+
+def _signature(config: ServerConfig) -> Signature:
+    """When each file the models come from was last changed; a missing one counts as (0, 0)."""
+    files = set() if config.source is None else {config.source}
+    for path in _model_files(config):
+        files |= {path, path.parent / NAME}
+    return {path: _stamp(path) for path in files}
+
+
+def _model_files(config: ServerConfig) -> list[Path]:
+    tiers = [tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
+    return [spec.path for tier in tiers for spec in tier.members]
+
+
+def _models_changed(config: ServerConfig, old: Signature, new: Signature) -> bool:
+    """Whether a model file itself changed, whatever its manifest says."""
+    return any(old.get(path) != new.get(path) for path in _model_files(config))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size

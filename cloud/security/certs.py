@@ -1,0 +1,131 @@
+"""`coe-cloud certs`: a development CA, certificates of servers and devices, bearer tokens."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from coe.cascade.errors import ConfigError
+from coe.models.base import import_runtime
+
+from .config import CLOUD
+from .tokens import add_token
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+TAKEN = ("ca", "server")  # their files stand in the same folder
+
+DESCRIPTION = """A CA, what it signs, and bearer tokens, in one folder. Keys are written for their owner alone and are
+never overwritten without --force. Keep ca.key where no server and no device can read it."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """The command `certs`, in a program's commands."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "certs", help="make a CA, certificates and tokens", description=DESCRIPTION
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="what")
+    init = actions.add_parser("init", help="a CA, and a server's certificate")
+    server = actions.add_parser("server", help="a server's certificate of the CA that is there, as to renew it")
+    device = actions.add_parser("device", help="a device's certificate")
+    token = actions.add_parser("token", help="a device's bearer token: printed once, kept as a hash in tokens.yaml")
+    for action in (init, server, device, token):
+        action.add_argument("folder", type=Path, metavar="DIR", help="where the files are")
+        action.add_argument("--force", action="store_true", help="replace what is there")
+    for action in (device, token):
+        action.add_argument("name", metavar="NAME", type=_device_name, help="of the device")
+    for action in (init, server):
+        action.add_argument(
+            "--host",
+            action="append",
+            default=[],
+            help="DNS name or IP address of the server, as clients call it; may be said again. Loopback is always in",
+        )
+    for action in (init, server, device):
+        action.add_argument("--days", type=_days, default=365, help="how long the certificate is valid; default: 365")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        ConfigError: something is there already, or missing.
+        RuntimeMissing: no `cryptography`.
+    """
+    folder: Path = options.folder
+    if options.action == "token":
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        print(add_token(folder / "tokens.yaml", options.name, force=options.force))
+        print(f"{options.name}: the line above is its token, shown once; {folder}/tokens.yaml has its hash", end="",
+              file=sys.stderr)  # fmt: skip
+        print(" (security.tokens)", file=sys.stderr)
+        return 0
+    import_runtime("cryptography", "certificates", CLOUD)
+    if options.action == "init":
+        _init(folder, options)
+    elif options.action == "server":
+        _server(folder, options)
+    else:
+        _device(folder, options)
+    return 0
+
+
+def _init(folder: Path, options: argparse.Namespace) -> None:
+    from . import issue
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in ("ca.key", "server.key"):
+        if (folder / name).exists() and not options.force:
+            mend = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
+            raise ConfigError([f"expected no key yet, got {folder / name} ({mend})"])
+    authority = issue.make_authority(days=max(issue.CA_DAYS, options.days))
+    server = issue.make_server(authority, [*options.host, *LOOPBACK], options.days)
+    authority.write(folder, "ca", force=options.force)
+    server.write(folder, "server", force=options.force)
+    until = authority.certificate.not_valid_after_utc
+    print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
+    _tell_server(folder, options, server)
+
+
+def _server(folder: Path, options: argparse.Namespace) -> None:
+    from . import issue
+
+    server = issue.make_server(issue.read_authority(folder), [*options.host, *LOOPBACK], options.days)
+    server.write(folder, "server", force=options.force)
+    _tell_server(folder, options, server)
+
+
+def _tell_server(folder: Path, options: argparse.Namespace, server: Any) -> None:
+    until = server.certificate.not_valid_after_utc
+    print(f"{folder}/server.pem, server.key: for {', '.join([*options.host, *LOOPBACK])}, until {until:%F}")
+    print("in the server's config (client_ca: devices must show a certificate, too):")
+    print("  security:")
+    files = (("certificate", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem"))
+    print(f"    tls: {{{', '.join(f'{key}: {folder.resolve() / name}' for key, name in files)}}}")
+
+
+def _device(folder: Path, options: argparse.Namespace) -> None:
+    from . import issue
+
+    name: str = options.name
+    device = issue.make_device(issue.read_authority(folder), name, options.days)
+    device.write(folder, name, force=options.force)
+    print(f"{folder}/{name}.pem, {name}.key: device {name}, until {device.certificate.not_valid_after_utc:%F}")
+    print("on the device, with ca.pem beside them (in its remote tier):")
+    print(f"  tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}")
+
+
+def _device_name(text: str) -> str:
+    if not NAME.fullmatch(text) or text in TAKEN:
+        expected = f"expected letters, digits, '.', '_' and '-', at most 63 of them, and none of {', '.join(TAKEN)}"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
+    return text
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 36_500:
+        raise argparse.ArgumentTypeError(f"expected 1 to 36500 days, got {text}")
+    return int(text)

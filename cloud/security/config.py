@@ -1,0 +1,160 @@
+"""The section `security:` of a server's config.
+
+security:
+  tls: {certificate: server.pem, key: server.key, client_ca: ca.pem}
+  tokens: tokens.yaml
+  allow: [pi-*, gateway-7]
+  quota: {examples_per_s: 50, burst: 200}
+  reload_s: 30
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe.assembly.config import resolve
+from coe.cascade.errors import ConfigError
+from coe.models.base import import_runtime
+from coe.settings import Fields
+from coe.wire.credentials import is_loopback
+
+from .quota import Rate, read_rate
+from .tokens import read_tokens
+
+CLOUD = "pip install 'coe-cascade[cloud]'"
+
+
+@dataclass(frozen=True)
+class Security:
+    """What is asked of callers. As it stands: nothing, which is for loopback alone.
+
+    Args:
+        certificate, key: PEM files of the server; None: plaintext.
+        client_ca: PEM file; clients must show a certificate of it (mutual TLS).
+        tokens: file of hashed bearer tokens; see `tokens.py`.
+        allow: patterns of device names; empty: every device that proves its name.
+        quota: of each device that has none of its own; None: no limit.
+        reload_s: how often the files are looked at.
+        insecure: plaintext beyond this machine is meant.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    tokens: Path | None = None
+    allow: tuple[str, ...] = ()
+    quota: Rate | None = None
+    reload_s: float = 30.0
+    insecure: bool = False
+
+    @property
+    def has_tls(self) -> bool:
+        return self.certificate is not None and self.key is not None
+
+    @property
+    def asks_who(self) -> bool:
+        """Callers have to prove who they are."""
+        return self.can_tell or bool(self.allow)
+
+    @property
+    def can_tell(self) -> bool:
+        """There is a way for callers to prove who they are."""
+        return self.client_ca is not None or self.tokens is not None
+
+
+def read(fields: Fields, folder: Path) -> Security:
+    """The section, its files opened and checked.
+
+    Args:
+        fields: of the section itself.
+        folder: relative paths start here.
+    Raises:
+        RuntimeMissing: `tls` is set and there is no `cryptography` to check its files.
+    """
+    tls = fields.section("tls", {})
+    certificate, key, client_ca = _read_tls(tls, folder) if fields.has("tls") else (None, None, None)
+    quota = fields.section("quota", {})
+    security = Security(
+        certificate=certificate,
+        key=key,
+        client_ca=client_ca,
+        tokens=_read_tokens(fields, folder),
+        allow=fields.texts("allow", ()),
+        quota=read_rate(quota) if fields.has("quota") else None,
+        reload_s=fields.number("reload_s", 30.0, 0.1, 86_400),
+        insecure=fields.flag("insecure", False),
+    )
+    fields.finish()
+    if fields.has("allow") and not security.allow:
+        fields.wrong("allow", "expected at least one pattern, got none (leave it out to allow every known device)")
+    if security.allow and not security.can_tell:
+        fields.wrong("allow", "expected devices with names, got none: add tls.client_ca or tokens")
+    if security.quota and not security.can_tell:
+        fields.warn("quota", "without tls.client_ca or tokens all callers share one quota (add one of them)")
+    return security
+
+
+def check_exposure(host: str, security: Security, insecure: bool) -> None:
+    """Plaintext is for this machine alone, unless it is said to be meant.
+
+    Args:
+        host: where it is going to listen.
+        insecure: as said on the command line; the config's own `insecure` counts as well.
+    Raises:
+        ConfigError: it would be served in plaintext to others, or bearer tokens would be asked for in plaintext.
+    """
+    if security.has_tls or is_loopback(host):
+        return
+    mend = "`coe-cloud certs init DIR` makes certificates for security.tls"
+    if security.tokens is not None:
+        raise ConfigError(
+            [
+                f"security.tokens: expected TLS beyond this machine, got plaintext on {host}, where tokens can be read "
+                f"by others ({mend})"
+            ]
+        )
+    if not (insecure or security.insecure):
+        raise ConfigError(
+            [
+                f"security: expected TLS beyond this machine, got plaintext on {host} ({mend}; --insecure or "
+                f"`security.insecure: true` serves plaintext all the same)"
+            ]
+        )
+
+
+def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path | None]:
+    certificate, key = _path(tls, "certificate", folder), _path(tls, "key", folder)
+    client_ca = _path(tls, "client_ca", folder, required=tls.has("client_ca"))
+    tls.finish()
+    if certificate is None or key is None:
+        return None, None, None  # a finding already
+    import_runtime("cryptography", "certificates", CLOUD)
+    from .material import inspect
+
+    _, remarks = inspect(certificate, key, client_ca)
+    for remark in remarks:
+        (tls.wrong if remark.is_fatal else tls.warn)(remark.about, remark.message)
+    return certificate, key, client_ca
+
+
+def _read_tokens(fields: Fields, folder: Path) -> Path | None:
+    path = _path(fields, "tokens", folder, required=fields.has("tokens"))
+    if path is not None:
+        try:
+            read_tokens(path)
+        except ConfigError as error:
+            fields.report.findings.extend(f"{fields.trail}.tokens: {line}" for line in str(error).splitlines())
+    return path
+
+
+def _path(fields: Fields, key: str, folder: Path, *, required: bool = True) -> Path | None:
+    """A file's path; a setting that is there and empty is a finding, since it was meant to close something."""
+    reference = fields.text(key) if required else fields.text(key, "")
+    if not reference:
+        return None
+    try:
+        return resolve(reference, folder)
+    except ConfigError as error:
+        fields.wrong(key, str(error))
+        return None

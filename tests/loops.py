@@ -1,0 +1,87 @@
+"""An event loop on a thread of its own, for tests that call from many threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from cloud.lane import Lane
+from cloud.server import Server
+from coe.cascade import Batch, DeferralRule, Tier, Vote
+
+T = TypeVar("T")
+BOUND_S = 20.0
+
+
+class Loop:
+    """Runs what it is given on its own event loop, and waits for it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="test-loop", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(BOUND_S * 2)
+
+    def call(self, work: Callable[[], T]) -> T:
+        async def called() -> T:
+            return work()
+
+        return self.run(called())
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(BOUND_S)
+        self.loop.close()
+
+
+class LoopedLane:
+    """A lane that threads can ask, as a tier. `n_queued` is the lane's; `fronts` the ids waiting, front first."""
+
+    n_tiers, waits = 1, False
+
+    def __init__(self, loop: Loop, tier: Tier, **limits: Any) -> None:
+        self.loop, self.tier = loop, tier
+        self.name, self.rule = tier.name, tier.rule
+        self.lane = Lane(tier, **limits)
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        return self.loop.run(self.lane.vote(batch, rule))
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        return self.loop.run(self.lane.alone(lambda: self.tier.complete(batch, vote)))
+
+    def close(self) -> None:
+        self.lane.close()
+        self.tier.close()
+
+    @property
+    def n_queued(self) -> int:
+        return self.lane.n_queued
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs and nothing is queued: the next caller would be asked at once."""
+        return self.loop.call(lambda: not self.lane._is_busy and not self.lane._queue and self.lane.n_queued == 0)
+
+    def waiting(self) -> list[tuple[str, ...]]:
+        return [ticket.batch.ids for ticket in tuple(self.lane._queue)]
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server, started on a loop of its own; stopped at the end."""
+    loop = Loop()
+    try:
+        loop.run(server.start())
+        server.loop = loop  # type: ignore[attr-defined]
+        yield server
+    finally:
+        try:
+            loop.run(server.stop())
+        finally:
+            loop.close()
