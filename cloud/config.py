@@ -14,6 +14,8 @@ from .engines.config import read as read_engine
 from .limits import Limits, read_limits
 from .security.config import Security
 from .security.config import read as read_security
+from .watch.config import Watch
+from .watch.config import read as read_watch
 
 GRPC_PORT = 8001  # 8000 is kept for HTTP, as the ecosystem's servers do
 
@@ -23,6 +25,8 @@ class ServerConfig:
     """Everything `coe-cloud serve` needs to know.
 
     Args:
+        http_port: of the HTTP door; None: there is none.
+        cors: origins whose pages may call the HTTP door.
         model: name of the whole cascade; each tier is also served alone, as `model-tier`.
         grace_s: how long calls under way may finish after SIGTERM.
         reload_s: how often the config's and the models' files are looked at for changes; 0: never.
@@ -34,9 +38,12 @@ class ServerConfig:
     model: str
     host: str
     grpc_port: int
+    http_port: int | None
+    cors: tuple[str, ...]
     limits: Limits
     engine: EngineConfig
     security: Security
+    watch: Watch
     grace_s: float
     reflection: bool
     reload_s: float
@@ -65,10 +72,13 @@ def read_config(path: Path) -> ServerConfig:
         model=fields.text("model", cascade.task.name),
         host=server.text("host", "127.0.0.1"),
         grpc_port=server.integer("grpc_port", GRPC_PORT, 0, 65535),
+        http_port=server.integer("http_port", None, 0, 65535),
+        cors=server.texts("cors", ()),
         limits=read_limits(fields.section("limits", {})),
         engine=read_engine(
             fields.section("engine", {}), [tier.name for tier in cascade.tiers if isinstance(tier, LocalTierConfig)]
         ),
+        watch=read_watch(fields),
         security=read_security(fields.section("security", {}), path.parent),
         grace_s=server.number("grace_s", 10.0, high=3600),
         reflection=server.flag("reflection", False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coe.cascade.errors import InputError, TierOverloaded
+from coe.cascade.errors import InputError, TooManyCalls
 from coe.models.inputs import MAX_PIXELS
 from coe.settings import Fields
 from coe.wire.plane import Request
@@ -64,7 +64,7 @@ class Calls:
     def enter(self, request: Request) -> None:
         if self.n_inside >= self.limits.max_calls:
             message = f"{self.n_inside} calls are under way, at most {self.limits.max_calls} may be"
-            raise TierOverloaded(request.model[:64], message, retry_after_s=RETRY_S)
+            raise TooManyCalls(request.model[:64], message, retry_after_s=RETRY_S)
         self._check_texts(request)
         if request.remaining_s is None or request.remaining_s > self.limits.max_s:
             request.remaining_s = self.limits.max_s

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from coe.settings.programs import run_program
 from .config import ServerConfig, default_config, read_config
 from .security import certs
 from .security.config import check_exposure
+from .watch import logs
 
 if TYPE_CHECKING:
     from .server import Server
@@ -36,7 +36,11 @@ def _run(arguments: Sequence[str]) -> int:
         return certs.run(options)
     path = options.config or default_config()
     config = read_config(path)
-    changes = {key: getattr(options, key) for key in ("host", "grpc_port") if getattr(options, key, None) is not None}
+    changes = {
+        key: getattr(options, key)
+        for key in ("host", "grpc_port", "http_port")
+        if getattr(options, key, None) is not None
+    }
     config = replace(config, **changes)
     for warning in config.warnings:
         print(f"coe-cloud: {path}: warning: {warning}", file=sys.stderr)
@@ -59,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on; default: the config's, or 127.0.0.1")
     port_help = "default: the config's, or 8001; 0 takes a free one"
     serve.add_argument("--grpc-port", type=_port, metavar="PORT", help=port_help)
+    serve.add_argument(
+        "--http-port", type=_port, metavar="PORT", help="default: the config's, or no HTTP; 0: a free one"
+    )
     serve.add_argument("--insecure", action="store_true", help="serve plaintext beyond this machine")
     engine_help = "where tiers run: in this process (embedded, the default), or on a Ray cluster (docs/scale-out.md)"
     serve.add_argument("--engine", choices=("embedded", "ray"), default="embedded", help=engine_help)
@@ -93,9 +100,7 @@ def _list_models(config: ServerConfig) -> int:
 
 def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
     import_runtime("grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[cloud]'")
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logs.configure(replace(config.watch, log_level="debug") if options.verbose else config.watch)
     if options.engine == "ray":
         from .engines import ray
 
@@ -116,8 +121,11 @@ async def _until_stopped(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await server.start()
-        names = ", ".join(server.models)
-        print(f"coe-cloud: ready on {server.config.host}:{server.port}: {names}", flush=True)
+        host, names = server.config.host, ", ".join(server.models)
+        if server.http_port:
+            scheme = "https" if server.config.security.has_tls else "http"
+            print(f"coe-cloud: HTTP and the status page on {scheme}://{host}:{server.http_port}/", flush=True)
+        print(f"coe-cloud: ready on {host}:{server.port}: {names}", flush=True)
         await stop.wait()
         print(f"coe-cloud: draining, at most {server.config.grace_s:g} s", flush=True)
     finally:

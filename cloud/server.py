@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from coe.wire.plane import Plane
+from coe.wire.credentials import is_loopback
+from coe.wire.plane import Plane, Served
 from coe.wire.servicer import Identify, InferenceServicer
 
 from .config import ServerConfig
 from .doors.grpc import GrpcDoor
+from .doors.rest import RestDoor
 from .engines.embedded import Embedded
 from .limits import Calls
 from .repository import Repository
 from .security.identity import Authenticator
 from .security.quota import Quota
-from .security.tls import grpc_credentials
+from .security.tls import grpc_credentials, http_context
+from .watch.facts import Watched, describe
+from .watch.observer import Observer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+LEAVING_S = 0.25
 
 
 class Server:
@@ -39,68 +43,123 @@ class Server:
         self.config = config
         self._say = say
         self.engine = Embedded(config, say)
-        self.repository: Repository | None = None
-        self._watch: asyncio.Task[None] | None = None
         self.calls = Calls(config.limits)
         self._authenticator = Authenticator(config.security)
+        self._facts = describe(config.cascade, config.model, self.engine.runs_on)
+        self.observer = Observer(config.watch, Watched(self._is_ready, lambda: self._facts, self._queued))
         self.plane = Plane(
             self.engine.models,
             max_rows=config.limits.max_rows,
             max_bytes=config.limits.max_message_bytes,
-            gates=(self.calls, Quota(config.security.quota, self._authenticator.rate_of)),
+            gates=(*self.observer.gates, self.calls, Quota(config.security.quota, self._authenticator.rate_of)),
+            watchers=self.observer.watchers,
         )
-        self.port = 0
-        self._door: GrpcDoor | None = None
+        self.repository: Repository | None = None
+        self.port = self.http_port = 0
+        self._grpc: GrpcDoor | None = None
+        self._http: RestDoor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._is_stopped = False
 
     @property
-    def models(self) -> dict[str, Any]:
+    def models(self) -> dict[str, Served]:
         return self.plane.models
 
     async def start(self) -> None:
         """Bind, and accept calls: every member was tried out as it loaded, so the server is warm.
 
         Raises:
-            ConfigError: the port cannot be bound.
+            ConfigError: a port cannot be bound.
         """
         config = self.config
-        self.repository = Repository(
-            self.plane, config, self.engine, partial(Embedded, say=self._say), control=config.model_control
+        self.repository = Repository(self.plane, config, self.engine, self._load, control=config.model_control)
+        self._grpc = self._grpc_door(self.repository)
+        self.port = self._grpc.bind(
+            config.host, config.grpc_port, grpc_credentials(config.security) if config.security.has_tls else None
         )
-        self._door = GrpcDoor(
-            InferenceServicer(self.plane, identify=self._identify(), repository=self.repository),
-            max_message_bytes=config.limits.max_message_bytes,
-            max_calls=config.limits.max_calls,
-            reflection=config.reflection,
-        )
-        credentials = grpc_credentials(config.security) if config.security.has_tls else None
-        self.port = self._door.bind(config.host, config.grpc_port, credentials)
-        await self._door.start()
+        if config.http_port is not None:
+            self._http = self._http_door(self.repository)
+            tls = http_context(config.security) if config.security.has_tls else None
+            self.http_port = self._http.bind(config.host, config.http_port, tls)
+        await self._grpc.start()
+        if self._http is not None:
+            await self._http.start()
         self.plane.accepts = True
-        await self._door.health.tell(self.models, True)
+        await self._grpc.health.tell(self.models, True)
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self.observer.run()))
         if config.reload_s > 0:
-            self._watch = asyncio.get_running_loop().create_task(self.repository.watch(config.reload_s))
+            self._tasks.append(loop.create_task(self.repository.watch(config.reload_s)))
+
+    async def stop(self) -> None:
+        """Not ready; no new calls; those under way may finish within `grace_s`; then close. Twice is fine.
+
+        Clients that watch the server's health have a moment to turn away before the doors close: a call that gRPC
+        holds while they do is cut off, and nobody retries that.
+        """
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        self.plane.is_leaving = True
+        for task in self._tasks:
+            task.cancel()
+        if self._grpc is not None:
+            await self._grpc.health.tell(self.models, False)
+            await asyncio.sleep(min(LEAVING_S, self.config.grace_s))
+        self.plane.accepts = False
+        doors = [door for door in (self._grpc, self._http) if door is not None]
+        await asyncio.gather(*(door.stop(self.config.grace_s) for door in doors))
+        if self.repository is not None:
+            await self.repository.close()  # a call that was cut off may still be computing
+        else:
+            await asyncio.to_thread(self.engine.close)
+        await asyncio.to_thread(self.observer.close)
+
+    def _grpc_door(self, repository: Repository) -> GrpcDoor:
+        limits = self.config.limits
+        return GrpcDoor(
+            InferenceServicer(
+                self.plane, identify=self._identify(), repository=repository, sent=self.observer.tally.sent
+            ),
+            max_message_bytes=limits.max_message_bytes,
+            max_calls=limits.max_calls,
+            reflection=self.config.reflection,
+        )
+
+    def _http_door(self, repository: Repository) -> RestDoor:
+        config = self.config
+        return RestDoor(
+            self.plane,
+            identify=self._identify_http(),
+            repository=repository,
+            pages=self.observer.pages,
+            watch_needs_identity=not is_loopback(config.host),
+            cors=config.cors,
+            sent=self.observer.tally.sent,
+            max_message_bytes=config.limits.max_message_bytes,
+        )
+
+    def _load(self, config: ServerConfig) -> Embedded:
+        """The next generation of models; on a thread."""
+        engine = Embedded(config, self._say)
+        self._facts = describe(config.cascade, config.model, engine.runs_on)
+        return engine
+
+    def _is_ready(self, name: str) -> bool:
+        return self.plane.is_ready(name)
+
+    def _queued(self) -> dict[str, int]:
+        engine = self.engine if self.repository is None else self.repository.engine
+        return engine.queued() if isinstance(engine, Embedded) else {}
 
     def _identify(self) -> Identify | None:
         """Who a gRPC call is from; None where nobody is asked."""
         authenticator = self._authenticator
         return (lambda context: authenticator.of_grpc(context).name) if self.config.security.asks_who else None
 
-    async def stop(self) -> None:
-        """Not ready; no new calls; those under way may finish within `grace_s`; then close. Twice is fine."""
-        if self._is_stopped:
-            return
-        self._is_stopped = True
-        self.plane.accepts = False
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._door is not None:
-            await self._door.health.tell(self.models, False)
-            await self._door.stop(self.config.grace_s)
-        if self.repository is not None:
-            await self.repository.close()  # a call that was cut off may still be computing
-        else:
-            await asyncio.to_thread(self.engine.close)
+    def _identify_http(self) -> Callable[[Sequence[str], str | None], str] | None:
+        who = self._authenticator
+        return (lambda names, token: who.identify(names, token).name) if self.config.security.asks_who else None
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -17,6 +17,7 @@ from coe.cascade.cascade import Cascade, Run
 from coe.cascade.delay import RealClock
 from coe.cascade.errors import InputError, TierError
 from coe.models.inputs import Door
+from coe.wire import trace
 
 from .sinks import Outcome, Reorder, Sink
 from .sources import Example, Source
@@ -115,7 +116,8 @@ class Agent:
             self._waiters.submit(self._wait, number, example, run, started)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
-        """The rest of an example's way, on a waiting thread."""
+        """The rest of an example's way, on a waiting thread, under a trace of its own that the servers go on with."""
+        hop = trace.begin()
         try:
             while not run.is_done:
                 run.step()
@@ -128,9 +130,10 @@ class Agent:
             self.give_up(error)
             outcome = self._failed(example, started, str(error))
         finally:
+            trace.end()
             self._slots.release()
         try:
-            self._done(number, outcome)
+            self._done(number, replace(outcome, trace=hop.trace_id))
         except OSError as error:
             self.give_up(error)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class RestDoor:
         folders: Mapping[str, Path] | None = None,
         watch_needs_identity: bool = True,
         cors: Sequence[str] = (),
+        sent: Callable[[int], None] = lambda n_bytes: None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_json_bytes: int = MAX_JSON_BYTES,
         max_connections: int = 1000,
@@ -80,6 +81,7 @@ class RestDoor:
             identify=identify,
             repository=repository,
             origins=cors,
+            sent=sent,
         )
         self.app: Any = routes.app(pages or {}, folders or {}, watch_needs_identity=watch_needs_identity)
         self._limits = ConnectionLimits(max_connections, head_s=head_s, max_dropped_bytes=max_message_bytes)

@@ -58,8 +58,10 @@ class Routes:
         identify: Identify | None = None,
         repository: Repository | None = None,
         origins: Sequence[str] = (),
+        sent: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
         self.plane = plane
+        self.sent = sent
         self.intake = intake
         self.limits = limits
         self.max_message_bytes = max_message_bytes
@@ -121,6 +123,7 @@ class Routes:
             request.remaining_s = _remaining(request.remaining_s, timeout_s, started)
             answer = await self._asked(request, http.scope["state"][PEER])
         content, length = write_answer(answer, asked)
+        self.sent(len(content))
         if length is None:
             return response(content)
         return response(content, {"content-type": BINARY, LENGTH: str(length)})

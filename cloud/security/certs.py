@@ -82,7 +82,7 @@ def _init(folder: Path, options: argparse.Namespace) -> None:
             mend = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
             raise ConfigError([f"expected no key yet, got {folder / name} ({mend})"])
     authority = issue.make_authority(days=max(issue.CA_DAYS, options.days))
-    server = issue.make_server(authority, [*options.host, *LOOPBACK], options.days)
+    server = issue.make_server(authority, _hosts(options), options.days)
     authority.write(folder, "ca", force=options.force)
     server.write(folder, "server", force=options.force)
     until = authority.certificate.not_valid_after_utc
@@ -93,14 +93,14 @@ def _init(folder: Path, options: argparse.Namespace) -> None:
 def _server(folder: Path, options: argparse.Namespace) -> None:
     from . import issue
 
-    server = issue.make_server(issue.read_authority(folder), [*options.host, *LOOPBACK], options.days)
+    server = issue.make_server(issue.read_authority(folder), _hosts(options), options.days)
     server.write(folder, "server", force=options.force)
     _tell_server(folder, options, server)
 
 
 def _tell_server(folder: Path, options: argparse.Namespace, server: Any) -> None:
     until = server.certificate.not_valid_after_utc
-    print(f"{folder}/server.pem, server.key: for {', '.join([*options.host, *LOOPBACK])}, until {until:%F}")
+    print(f"{folder}/server.pem, server.key: for {', '.join(_hosts(options))}, until {until:%F}")
     print("in the server's config (client_ca: devices must show a certificate, too):")
     print("  security:")
     files = (("certificate", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem"))
@@ -129,3 +129,8 @@ def _days(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 36_500:
         raise argparse.ArgumentTypeError(f"expected 1 to 36500 days, got {text}")
     return int(text)
+
+
+def _hosts(options: argparse.Namespace) -> list[str]:
+    """What the server is called: as asked for, and this machine's own names, each once."""
+    return list(dict.fromkeys([*options.host, *LOOPBACK]))

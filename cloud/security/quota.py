@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from coe.cascade.errors import TierOverloaded, TierRejected
+from coe.cascade.errors import OverQuota, TierRejected
 from coe.settings import Fields
 from coe.wire.plane import Request
 
@@ -101,7 +101,7 @@ class Quota:
             wait_s = (n_rows - bucket.level) / rate.examples_per_s
             allowed = f"{rate.examples_per_s:g} examples/s with a burst of {rate.burst}"
             message = f"the quota of {who} ({allowed}) is used up: try again in {wait_s:.3g} s"
-            raise TierOverloaded(tier, message, retry_after_s=wait_s)
+            raise OverQuota(tier, message, retry_after_s=wait_s)
         bucket.level = max(0.0, bucket.level - n_rows)
 
     def _bucket(self, caller: str, rate: Rate, now: float, tier: str) -> Bucket:
@@ -111,7 +111,7 @@ class Quota:
                 self._sweep(now)
             if len(self._buckets) >= self.n_devices:
                 message = f"{self.n_devices} devices are busy already: try again in {SWEEP_EVERY_S:g} s"
-                raise TierOverloaded(tier, message, retry_after_s=SWEEP_EVERY_S)
+                raise OverQuota(tier, message, retry_after_s=SWEEP_EVERY_S)
             bucket = self._buckets[caller] = Bucket(rate, now)
         bucket.refill(rate, now)
         return bucket

@@ -106,6 +106,18 @@ class TierOverloaded(TierError):
         self.retry_after_s = retry_after_s
 
 
+class TooManyCalls(TierOverloaded):
+    """More calls are under way at a server than it takes at once."""
+
+    reason = "calls"
+
+
+class OverQuota(TierOverloaded):
+    """This caller asked for more than its share."""
+
+    reason = "quota"
+
+
 class TierRejected(TierError):
     """The tier refused the request; the same request will be refused again."""
 

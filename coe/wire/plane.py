@@ -7,6 +7,7 @@ cascades; what is below knows nothing of doors. What may pass is a `Gate`'s to s
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class Watcher(Protocol):
 
     def answered(self, request: Request, served: Served, decided: Decided, seconds: float) -> None: ...
 
-    def failed(self, request: Request, error: Exception, seconds: float) -> None: ...
+    def failed(self, request: Request, error: BaseException, seconds: float) -> None: ...
 
 
 class Plane:
@@ -180,11 +181,12 @@ class Plane:
         self.max_bytes = max_bytes
         self.gates = tuple(gates)
         self.watchers = tuple(watchers)
-        self.accepts = False  # set once every model is loaded and warm; unset when draining begins
+        self.accepts = False  # set once every model is loaded and warm; unset as the doors close
+        self.is_leaving = False  # set as draining begins: not ready any more, though what comes is still answered
 
     def is_ready(self, name: str = "") -> bool:
         """Whether the server, or one of its models, can be asked."""
-        return self.accepts and (not name or name in self.models)
+        return self.accepts and not self.is_leaving and (not name or name in self.models)
 
     def find(self, name: str, version: str = "") -> Served:
         """The model of that name; an empty version means any.
@@ -218,7 +220,7 @@ class Plane:
                 entered += 1
             decided = await served.decide(self._batch(request, served))
             outputs = {name: decided.column(name, served) for name in _wanted(request, served, decided)}
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # a caller that went away is worth counting, too
             for watcher in self.watchers:
                 watcher.failed(request, error, time.perf_counter() - started)
             raise

@@ -60,9 +60,18 @@ class InferenceServicer:
     Args:
         identify: who a call is from; None: nobody is asked.
         repository: answers the model repository extension; None: it is not offered.
+        sent: told how many bytes each answer has.
     """
 
-    def __init__(self, plane: Plane, *, identify: Identify | None = None, repository: Repository | None = None) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        *,
+        identify: Identify | None = None,
+        repository: Repository | None = None,
+        sent: Callable[[int], None] = lambda n_bytes: None,
+    ) -> None:
+        self.sent = sent
         self.plane = plane
         self.identify = identify
         self.repository = repository
@@ -139,7 +148,9 @@ class InferenceServicer:
             message = _parsed(data, pb.ModelInferRequest)
             trace = _trace(context) if self.plane.watchers else {}
             request = self._request(message, len(data), context.time_remaining(), caller, trace)
-            return self._forms.fill(await self.plane.infer(request))
+            told = self._forms.fill(await self.plane.infer(request))
+            self.sent(len(told))
+            return told
         except Exception as error:  # noqa: BLE001 - the boundary
             return await _refuse(context, error)  # type: ignore[no-any-return]
 
@@ -183,6 +194,7 @@ class InferenceServicer:
             trace = {key: str(sent[key]) for key in HEADERS if key in sent}
             request = self._request(message, len(data), remaining_s, caller, trace)
             told = self._forms.fill(await self.plane.infer(request))
+            self.sent(len(told))
             return b"".join((_INFER_RESPONSE, _varint(len(told)), told))
         except Exception as error:  # noqa: BLE001 - the boundary
             code, text = to_status(error)

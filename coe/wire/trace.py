@@ -64,6 +64,12 @@ def begin(headers: Mapping[str, str] | None = None, *, share: float = 1.0) -> Ho
     return hop
 
 
+def id_of(headers: Mapping[str, str]) -> str:
+    """The trace id in `headers`; "" where there is none that can be read."""
+    match = _PARENT.fullmatch(headers.get("traceparent", ""))
+    return match[2] if match and _is_usable(match) else ""
+
+
 def relay(headers: Mapping[str, str]) -> None:
     """Hand the trace in `headers` on as it came, where nothing is recorded here."""
     if "traceparent" in headers:

@@ -20,6 +20,7 @@ class Outcome:
         latency_s: from taking the example up to its answer, waiting included.
         truth: its label, where the source knew it.
         call: what was spent on other machines where there is no decision.
+        trace: W3C trace id, where the example left the device: servers' logs and traces have it, too.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Outcome:
     truth: int | None = None
     error: str | None = None
     call: Mapping[str, float] = field(default_factory=dict)
+    trace: str = ""
 
 
 class Sink(Protocol):

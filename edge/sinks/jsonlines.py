@@ -54,5 +54,7 @@ def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
         record["error"] = outcome.error
     if outcome.truth is not None:
         record["truth"] = outcome.truth
+    if outcome.trace:
+        record["trace"] = outcome.trace
     record["latency_s"] = round(outcome.latency_s, 7)
     return record

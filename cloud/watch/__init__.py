@@ -1,0 +1,1 @@
+"""How the server is watched: metrics, the last hour, logs, traces, and the status page."""

@@ -1,0 +1,45 @@
+"""The status page: one HTML document that asks nobody but this server, and allows itself nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
+
+HERE = "cloud.watch"
+
+
+@cache
+def page() -> tuple[bytes, dict[str, str]]:
+    """The document and its headers. It fetches `status.json` from where it came, every few seconds."""
+    style, script = _text("page.css"), _text("page.js")
+    document = _text("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return document.encode(), headers
+
+
+def _text(name: str) -> str:
+    return resources.files(HERE).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
