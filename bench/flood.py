@@ -67,7 +67,8 @@ class Flood:
         self.n_due = 0
         self.counts: Counter[str] = Counter()
         self.words: dict[str, str] = {}  # of the first call that ended so
-        self.latencies_us: list[int] = []
+        self.latencies_us: list[int] = []  # from when a call was due,
+        self.accepted_us: list[int] = []  # and from when it was sent
         self.ok_by_second: Counter[int] = Counter()
         self.late_us: list[int] = []
 
@@ -131,9 +132,12 @@ class Flood:
             self._end("OK" if now <= call.deadline else "ok_too_late")
             if now <= call.deadline:
                 self.latencies_us.append(round((now - call.due) * 1e6))
+                self.accepted_us.append(round((now - call.sent) * 1e6))
                 self.ok_by_second[int(now - self._start)] += 1
             return
         known = "no_label" if end.status == 0 else CODES.get(end.status, "unreadable")
+        if end.words == "RST_STREAM with 7":
+            known = "refused_stream"  # HTTP/2's own word: not looked at, and any gRPC client tries again by itself
         self._end(known)
         self.words.setdefault(known, end.words)
         if end.push_back_s is not None:
@@ -168,6 +172,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         "counts": flood.counts,
         "words": flood.words,
         "latencies_us": flood.latencies_us,
+        "accepted_us": flood.accepted_us,
         "ok_by_second": [flood.ok_by_second[second] for second in range(int(seconds))],
         "sent_late_p99_s": late[len(late) * 99 // 100] / 1e6 if late else 0.0,
         "client_cores": own / took,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -39,12 +40,14 @@ class Call:
         due: when it was to be sent, by its schedule, on the monotonic clock.
         device: who it is of.
         message: the request; let go once sent.
+        sent: when it was, which is later than due where the server takes no more calls of this connection.
     """
 
     due: float
     deadline: float
     device: int
     message: bytes
+    sent: float = 0.0
     stream: int = 0
     has_label: bool = False
     is_over: bool = False
@@ -185,6 +188,7 @@ class Connection:
 
     def _write(self, call: Call) -> None:
         call.stream, self._next = self._next, self._next + 2
+        call.sent = time.monotonic()
         self._calls[call.stream] = call
         message = b"\0" + struct.pack(">I", len(call.message)) + call.message
         call.message = b""

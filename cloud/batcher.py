@@ -22,7 +22,7 @@ from coe.wire.plane import Decided
 from .flow import Flow
 from .lane import QUICK_S, merged
 
-PACE = 4.0  # the next batch is put off by this many times the last one's time on the event loop, at most
+PACE = 5.0  # the next batch is put off by this many times the last one's time, at most
 MOST_PACE_S = 0.002
 WORTH_IT = 2.0  # requests that must be due within that time
 SMOOTHING = 0.1

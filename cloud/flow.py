@@ -22,12 +22,7 @@ OnStep = Callable[[Run], None]
 
 
 class Front(Protocol):
-    """What stands in front of a tier: a `Lane` in this process, or the way to a tier of ours on a cluster.
-
-    `quick_s`: seconds its votes have kept the event loop so far.
-    """
-
-    quick_s: float
+    """What stands in front of a tier: a `Lane` in this process, or the way to a tier of ours on a cluster."""
 
     async def vote(self, batch: Batch, rule: DeferralRule) -> Vote: ...
 

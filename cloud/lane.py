@@ -24,6 +24,8 @@ from coe.cascade.tier import Tier
 from coe.cascade.types import Array, Batch, Vote, added_calls
 
 QUICK_S = 0.001  # a call expected to take less is made on the event loop itself
+SLOW_CALLS = 3  # in a row that took ten times that: it is not quick
+LOOK_EVERY = 32  # calls on the thread, of which the quickest tells whether it is
 
 
 class _Ticket:
@@ -74,7 +76,9 @@ class Lane:
         self.max_delay_s = max_delay_s
         self.max_queued = max_queued
         self.quick_rows = quick_rows
-        self.quick_s = 0.0  # seconds spent on the event loop so far
+        self._n_slow = 0  # calls in a row, on the event loop, that were not quick at all
+        self._n_looked = 0  # calls on the thread since the last look at how quick they are,
+        self._best = (math.inf, 0)  # and the quickest of them: its seconds, and its rows
         self.n_queued = 0  # rows waiting
         self._queue: deque[_Ticket] = deque()
         self._is_busy = False
@@ -138,10 +142,10 @@ class Lane:
         try:
             return self.tier.vote(batch, rule)
         finally:
-            took = time.perf_counter() - started
-            self.quick_s += took
-            if took > 10 * QUICK_S:  # not as measured: let the event loop have fewer of them
+            self._n_slow = self._n_slow + 1 if time.perf_counter() - started > 10 * QUICK_S else 0
+            if self._n_slow == SLOW_CALLS:  # not as measured, and no mere hiccup: the event loop gets fewer of them
                 self.quick_rows //= 2
+                self._n_slow = 0
 
     async def _queued(self, ticket: _Ticket) -> Any:
         left = ticket.batch.deadline - time.monotonic()
@@ -229,6 +233,7 @@ class Lane:
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
             return [error] * len(group)
         self._call_s = time.perf_counter() - started
+        self._best = min(self._best, (self._call_s, sum(len(ticket.batch) for ticket in group)))
         answers, start = [], 0
         for ticket in group:
             end = start + len(ticket.batch)
@@ -238,8 +243,19 @@ class Lane:
             start = end
         return answers
 
+    def _look_again(self) -> None:
+        """Every so often: a tier that was slow for a while, or when it was measured, may be quick."""
+        self._n_looked += 1
+        if self._n_looked < LOOK_EVERY:
+            return
+        seconds, n_rows = self._best
+        if seconds <= QUICK_S and n_rows > self.quick_rows:
+            self.quick_rows = n_rows
+        self._n_looked, self._best = 0, (math.inf, 0)
+
     def _finish(self, group: Sequence[_Ticket], call: asyncio.Future[list[Any]]) -> None:
         self._is_busy = False
+        self._look_again()
         answers = [call.exception()] * len(group) if call.cancelled() or call.exception() else call.result()
         for ticket, answer in zip(group, answers, strict=True):
             if ticket.answer.done():

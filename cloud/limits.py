@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from coe.cascade.errors import InputError, TooManyCalls
@@ -9,7 +12,9 @@ from coe.models.inputs import MAX_PIXELS
 from coe.settings import Fields
 from coe.wire.plane import Request
 
-RETRY_S = 0.05  # a place is free again about as soon as one call has ended
+LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # of the hint when to come again
+GROWS, SHRINKS = 1.5, 0.8  # each second, while more than MANY are refused, or fewer
+MANY = 0.05
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Limits:
         max_batch, max_delay_s, max_queued: of each local tier: rows of one call, how long a call with fewer waits
             for more, rows waiting.
         max_calls: calls under way at once.
+        max_calls_per_connection: of one connection; its client keeps the others back.
         max_rows, max_message_bytes: of one request.
         max_pixels: of one request's encoded images together, by their headers, before any is decoded.
         max_text_bytes: of one text.
@@ -30,6 +36,7 @@ class Limits:
     max_delay_s: float = 0.0
     max_queued: int = 1024
     max_calls: int = 256
+    max_calls_per_connection: int = 128
     max_rows: int = 1024
     max_message_bytes: int = 64 * 2**20
     max_pixels: int = MAX_PIXELS
@@ -44,6 +51,7 @@ def read_limits(fields: Fields) -> Limits:
         max_delay_s=fields.number("max_queue_delay_ms", 0.0, high=10_000) / 1000,
         max_queued=fields.integer("max_queued", 1024, 1),
         max_calls=fields.integer("max_calls", 256, 1, 65536),
+        max_calls_per_connection=fields.integer("max_calls_per_connection", 128, 1, 65536),
         max_rows=fields.integer("max_rows", 1024, 1, 2**20),
         max_message_bytes=int(fields.number("max_message_mb", 64, 0.01, 2047) * 2**20),
         max_pixels=fields.integer("max_pixels", MAX_PIXELS, 1),
@@ -55,20 +63,42 @@ def read_limits(fields: Fields) -> Limits:
 
 
 class Calls:
-    """The gate that counts calls under way."""
+    """The gate that counts calls under way.
 
-    def __init__(self, limits: Limits) -> None:
+    The hint when to come again grows while many are refused and shrinks again after, so that callers who keep to it
+    together ask for about as much as the server can do. It is spread, so that they do not come back all at once.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.n_inside = 0
+        self.retry_s = LEAST_RETRY_S
+        self._clock = clock
+        self._since = 0.0
+        self._n_taken = self._n_refused = 0  # since then
+        self._dice = random.Random(0)
 
     def enter(self, request: Request) -> None:
         if self.n_inside >= self.limits.max_calls:
             message = f"{self.n_inside} calls are under way, at most {self.limits.max_calls} may be"
-            raise TooManyCalls(request.model[:64], message, retry_after_s=RETRY_S)
+            raise TooManyCalls(request.model[:64], message, retry_after_s=self._hint())
         self._check_texts(request)
         if request.remaining_s is None or request.remaining_s > self.limits.max_s:
             request.remaining_s = self.limits.max_s
         self.n_inside += 1
+        self._n_taken += 1
+
+    def _hint(self) -> float:
+        """Seconds, anew for each caller."""
+        self._n_refused += 1
+        now = self._clock()
+        if now - self._since >= 1.0:
+            many = self._n_refused > MANY * (self._n_refused + self._n_taken)
+            quiet_s = now - self._since  # seconds without a refusal count as many looks that found few
+            factor = GROWS if many and quiet_s < 3.0 else SHRINKS ** min(quiet_s, 30.0)
+            self.retry_s = min(max(self.retry_s * factor, LEAST_RETRY_S), MOST_RETRY_S)
+            self._since, self._n_taken, self._n_refused = now, 0, 0
+        return self.retry_s * self._dice.uniform(0.5, 1.5)
 
     def leave(self, request: Request) -> None:
         self.n_inside -= 1

@@ -116,13 +116,11 @@ class Server:
         await asyncio.to_thread(self.observer.close)
 
     def _grpc_door(self, repository: Repository) -> GrpcDoor:
-        limits = self.config.limits
         return GrpcDoor(
             InferenceServicer(
                 self.plane, identify=self._identify(), repository=repository, sent=self.observer.tally.sent
             ),
-            max_message_bytes=limits.max_message_bytes,
-            max_calls=limits.max_calls,
+            limits=self.config.limits,
             reflection=self.config.reflection,
         )
 

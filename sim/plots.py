@@ -58,7 +58,7 @@ def latency_against_delay(rows: Sequence[Row]) -> str:
         _seconds_axis(axes, "y", [row.latency_mean_s for row in rows])
         axes.set_xlabel("delay injected between device and cloud, per round trip")
         axes.set_ylabel("mean end-to-end latency")
-        return _as_svg(figure)
+        return as_svg(figure)
 
 
 def exits(shares: Sequence[float], names: Sequence[str]) -> str:
@@ -89,7 +89,7 @@ def exits(shares: Sequence[float], names: Sequence[str]) -> str:
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("share of examples")
-        return _as_svg(figure)
+        return as_svg(figure)
 
 
 def distribution(latencies: Mapping[tuple[str, float], Sequence[float]], delay_s: float) -> str:
@@ -111,7 +111,7 @@ def distribution(latencies: Mapping[tuple[str, float], Sequence[float]], delay_s
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(f"end-to-end latency, with a delay of {format_seconds(delay_s)} a round trip")
         axes.set_ylabel("examples answered by then")
-        return _as_svg(figure)
+        return as_svg(figure)
 
 
 def _seconds_axis(axes: Any, which: str, values: Sequence[float]) -> None:
@@ -124,7 +124,8 @@ def _seconds_axis(axes: Any, which: str, values: Sequence[float]) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def _as_svg(figure: Any) -> str:
+def as_svg(figure: Any) -> str:
+    """The figure as SVG text, from its first tag on; the figure is closed."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

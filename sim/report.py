@@ -10,27 +10,13 @@ from coe import __version__
 from coe.settings import format_seconds
 
 from . import plots
+from .html import document, figure_html, table_html
 from .records import Row
 from .studies.delays import DelayStudy
 from .studies.digits import Profile
 from .systems import TITLES
 from .table import HEADER, cells
 from .verdict import verdict
-
-CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 60rem; margin: 2.5rem auto;
-       padding: 0 1.25rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .25rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-.lead { color: #555; margin-top: 0; } .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
-.card { flex: 1 1 10rem; border: 1px solid #ddd; border-radius: .6rem; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.6rem; line-height: 1.2; } .card span { color: #555; font-size: .9rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } th { border-bottom: 2px solid #999; }
-tr.cascade td { background: #eef6fb; } svg { width: 100%; height: auto; } figure { margin: 1rem 0; }
-figcaption, .note { color: #555; font-size: .9rem; }
-"""
 
 
 def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path:
@@ -44,7 +30,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
         f"{html.escape(study.about)}</p>",
         _cards(rows),
         *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),
-        _figure(
+        figure_html(
             "Latency against delay",
             latency,
             "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay.",
@@ -60,12 +46,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
     ]
     if profile is not None:
         parts += [_models(profile), _accountings(profile)]
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
-        f"content='width=device-width, initial-scale=1'><title>Cascade report</title><style>{CSS}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-    path.write_text(page, encoding="utf-8")
+    path.write_text(document("Cascade report", "".join(parts)), encoding="utf-8")
     return path
 
 
@@ -88,21 +69,17 @@ def _cards(rows: Sequence[Row]) -> str:
     )
 
 
-def _figure(title: str, svg: str, caption: str) -> str:
-    return f"<h2>{html.escape(title)}</h2><figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
 def _exits(rows: Sequence[Row]) -> str:
     shares = next(row for row in rows if row.system == "cascade").exits
     names = ["tier 1, on the device", *(f"tier {number}, cloud" for number in range(2, len(shares) + 1))]
-    return _figure("Where examples exit", plots.exits(shares, names), "The tier whose members agreed, or the last.")
+    return figure_html("Where examples exit", plots.exits(shares, names), "The tier whose members agreed, or the last.")
 
 
 def _distribution(study: DelayStudy) -> str:
     delays = sorted({row.delay_s for row in study.rows})
     middle = delays[-2] if len(delays) > 1 else delays[-1]
     caption = "The cascade is two kinds of example: most answered at once on the device, the others after the delay."
-    return _figure("Latency distribution", plots.distribution(study.latencies, middle), caption)
+    return figure_html("Latency distribution", plots.distribution(study.latencies, middle), caption)
 
 
 def _rows_table(rows: Sequence[Row]) -> str:
@@ -123,7 +100,7 @@ def _achieved(rows: Sequence[Row]) -> str:
         for row in rows
         if row.deferral_rate > 0
     ]
-    return _table(("target", "system", "achieved mean", "achieved p99"), lines)
+    return table_html(("target", "system", "achieved mean", "achieved p99"), lines)
 
 
 def _models(profile: Profile) -> str:
@@ -139,7 +116,7 @@ def _models(profile: Profile) -> str:
         for entry in profile.members
     ]
     head = ("model", "tier", "accuracy", "on calibration", "latency, batch 1", "FLOPs")
-    return "<h2>The models</h2>" + _table(head, lines)
+    return "<h2>The models</h2>" + table_html(head, lines)
 
 
 def _accountings(profile: Profile) -> str:
@@ -157,7 +134,7 @@ def _accountings(profile: Profile) -> str:
     head = ("accounting", "an example pays for", "latency", "against best", "FLOPs", "against best")
     return (
         "<h2>Compute in three accountings</h2>"
-        + _table(head, lines)
+        + table_html(head, lines)
         + f"<p class=note>best: {html.escape(profile.best_name)} alone, {format_seconds(profile.best_latency_s)} and "
         f"{profile.best_flops:.2g} FLOPs. Model time alone, on one machine; no network.</p>"
     )
@@ -168,11 +145,6 @@ _MEANING = {
     "reach": "every tier passed, members side by side",
     "reach-serial": "every member of every tier passed",
 }
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<div class=scroll><table><tr>{_head(head)}</tr>{body}</table></div>"
 
 
 def _head(names: Sequence[str]) -> str:

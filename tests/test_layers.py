@@ -46,6 +46,7 @@ ROOMS = {  # third-party packages that only these may import
     "matplotlib": ("sim",),
     "scipy": ("sim",),
     "pandas": ("sim",),
+    "pyarrow": ("sim.traces", "sim.cli", "coe.zoo"),
 }
 GENERATED = ("coe.wire.inference_pb2",)
 DYNAMIC = ("import_module", "import_runtime", "__import__")

@@ -14,7 +14,7 @@ from coe.cascade.errors import ConfigError
 from coe.wire.service import SERVICE, server_options
 from coe.wire.servicer import InferenceServicer
 
-MOST_STREAMS = 128  # calls of one connection; a client keeps the others back
+from ..limits import Limits
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
@@ -54,21 +54,20 @@ class GrpcDoor:
     """The server's gRPC side.
 
     Args:
-        max_message_bytes: largest message, in and out.
-        max_calls: calls under way at once, and as many that gRPC may hold before anybody looks at them.
+        limits: of calls, on the whole and of one connection, and of messages. gRPC itself holds as many again
+            before anybody looks at them; beyond that it turns calls away, which costs least.
         reflection: whether the service describes itself.
     """
 
-    def __init__(
-        self, servicer: InferenceServicer, *, max_message_bytes: int, max_calls: int, reflection: bool = False
-    ) -> None:
+    def __init__(self, servicer: InferenceServicer, *, limits: Limits, reflection: bool = False) -> None:
         self.servicer = servicer
         self.health = Health()
         options = [
-            *server_options(max_message_bytes),
-            ("grpc.max_concurrent_streams", MOST_STREAMS),
-            ("grpc.server.max_pending_requests", max_calls),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * max_calls),
+            *server_options(limits.max_message_bytes),
+            ("grpc.max_concurrent_streams", limits.max_calls_per_connection),
+            ("grpc.http.overload_protection", 0),  # would reset calls of clients that keep to that number
+            ("grpc.server.max_pending_requests", limits.max_calls),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_calls),
         ]
         self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((servicer.handler(),))

@@ -10,6 +10,7 @@ engine:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -45,6 +46,12 @@ class Placement:
     def at_first(self) -> int:
         """Replicas there must be before it is ready."""
         return self.replicas if self.autoscaling is None else self.autoscaling.min
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls under way that keep every replica busy: two each, or as many as must be seen for it to be scaled up."""
+        scale = self.autoscaling
+        return 2 * self.replicas if scale is None else scale.max * max(2, math.ceil(scale.target_ongoing_requests))
 
 
 DOOR = Placement(num_cpus=0.0)

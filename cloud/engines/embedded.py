@@ -57,6 +57,16 @@ class Embedded:
             self.close()
             raise
 
+    def queued(self) -> dict[str, int]:
+        """Rows that wait for each tier."""
+        return {name: lane.n_queued for name, lane in self.lanes.items() if isinstance(lane, Lane)}
+
+    @property
+    def runs_on(self) -> dict[str, str]:
+        """By member: what it runs on."""
+        members = [member for tier in self.tiers for member in getattr(tier, "members", ())]
+        return {member.name: getattr(member, "runs_on", "") for member in members}
+
     async def drained(self) -> None:
         """Returns when no call is under way."""
         while self._n_inside:

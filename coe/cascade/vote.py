@@ -98,20 +98,53 @@ def plurality(
     votes = votes_per_ballot(ballots)  # (M, B)
     count = votes.max(axis=0)  # (B,)
     leads = (votes == count) & (ballots != NO_LABEL)  # (M, B) ballots for a leading label
-    labels = np.where(leads, ballots, np.iinfo(np.int64).max).min(axis=0)  # (B,) the lowest leading label
-    for row in np.flatnonzero((leads & (ballots != labels)).any(axis=0)).tolist():  # ties: rare, row by row
-        units = _units_in_row(ballots, probabilities, top_scores, row)
-        labels[row] = break_tie(ballots[leads[:, row], row].tolist(), units)
+    labels = _lowest(ballots, leads)
+    tied = np.flatnonzero((leads & (ballots != labels)).any(axis=0))
+    if tied.size:
+        given, known = (None if scores is None else scores[:, tied] for scores in (probabilities, top_scores))
+        labels[tied] = break_ties(ballots[:, tied], leads[:, tied], given, known)
     units_of_label = _mean_units(labels, ballots, probabilities, top_scores)
     return labels, count, (units_of_label / SCORE_UNITS).astype(np.float32)
 
 
-def _units_in_row(
-    ballots: Labels, probabilities: Array | None, top_scores: Array | None, row: int
-) -> Callable[[int], float]:
-    """Mean score, in units, of any label in one row."""
-    probabilities, top_scores = (None if scores is None else scores[:, [row]] for scores in (probabilities, top_scores))
-    return lambda label: _mean_units(np.array([label]), ballots[:, [row]], probabilities, top_scores).item()
+def _lowest(ballots: Labels, among: NDArray[np.bool_]) -> Labels:
+    """(B,) the lowest label among the ballots marked."""
+    lowest: Labels = np.where(among, ballots, np.iinfo(np.int64).max).min(axis=0)
+    return lowest
+
+
+def break_ties(
+    ballots: Labels, leads: NDArray[np.bool_], probabilities: Array | None, top_scores: Array | None
+) -> Labels:
+    """(B,) `break_tie` on every row at once; `leads` (M, B) marks the ballots for a leading label.
+
+    Leading labels have equally many votes, so the order of their summed scores is that of their means.
+    """
+    units = np.where(leads, _units_behind(ballots, probabilities, top_scores), np.iinfo(np.int64).min)
+    return _lowest(ballots, units == units.max(axis=0))
+
+
+def _units_behind(ballots: Labels, probabilities: Array | None, top_scores: Array | None) -> Labels:
+    """(M, B) the summed score of each ballot's label, in units; 0 where no score is known."""
+    if probabilities is not None:
+        given = np.stack([np.take_along_axis(probabilities, cast[None, :, None], axis=2)[..., 0] for cast in ballots])
+        sums: Labels = _in_units(np.where(ballots != NO_LABEL, given, 0)).sum(axis=1)  # of (M, M, B), over those asked
+        return sums
+    if top_scores is None:
+        return np.zeros_like(ballots)
+    units = _in_units(np.where(ballots != NO_LABEL, top_scores, 0))
+    sums = units.copy()
+    for one in range(len(ballots)):
+        for other in range(one):
+            same = ballots[one] == ballots[other]
+            sums[one] += units[other] * same
+            sums[other] += units[one] * same
+    return sums
+
+
+def _in_units(scores: Array) -> Labels:
+    units: Labels = np.rint(scores.astype(np.float64) * SCORE_UNITS).astype(np.int64)
+    return units
 
 
 def _mean_units(
@@ -126,8 +159,7 @@ def _mean_units(
         counted = ballots == labels
     else:
         return np.full(labels.shape, np.nan)
-    units = np.where(counted, np.rint(given.astype(np.float64) * SCORE_UNITS), 0).astype(np.int64)
-    mean: NDArray[np.float64] = units.sum(axis=0) / counted.sum(axis=0)
+    mean: NDArray[np.float64] = _in_units(np.where(counted, given, 0)).sum(axis=0) / counted.sum(axis=0)
     return mean
 
 
@@ -141,7 +173,7 @@ def pool(probabilities: Array) -> tuple[Labels, NDArray[np.float32]]:
 
     Wang et al., "Wisdom of Committees", 2021. `probabilities` is (M, B, L).
     """
-    units = np.rint(probabilities.astype(np.float64) * SCORE_UNITS).astype(np.int64).sum(axis=0)  # (B, L)
+    units = _in_units(probabilities).sum(axis=0)  # (B, L)
     labels = units.argmax(axis=1)
     best = units[np.arange(len(labels)), labels] / len(probabilities) / SCORE_UNITS
     return labels, best.astype(np.float32)

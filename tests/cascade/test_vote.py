@@ -132,6 +132,21 @@ def test_recorded_top_scores_alone_give_the_mean_over_those_who_voted_so(members
         assert not any(mean == best and label < labels[row] for label, mean in means.items())
 
 
+@given(tables(), st.sampled_from([-1.0, 1.0, 100.0]))
+def test_ties_are_broken_on_many_rows_as_on_each_alone(members, scale):
+    ballots, probabilities = stacked(members)
+    ballots[len(members) // 2 :, ::2] = NO_LABEL  # in every other row only the first members were asked
+    ballots[0, ::2] = probabilities[0, ::2].argmax(axis=1)
+    top_scores = (probabilities.max(axis=2) * scale).astype(np.float32)  # scores may be of any scale and sign
+    for scores in ((probabilities, None), (None, top_scores), (None, None)):
+        whole = plurality(ballots, *scores)
+        for row in range(ballots.shape[1]):
+            cast = ballots[:, row] != NO_LABEL  # the members that were not asked are not there
+            alone = (None if one is None else one[cast][:, [row]] for one in scores)
+            for many, one in zip(whole, plurality(ballots[cast][:, [row]], *alone), strict=True):
+                assert many[row].tobytes() == one[0].tobytes()
+
+
 def test_without_any_scores_a_tie_goes_to_the_lower_label_and_the_score_is_unknown():
     labels, counts, scores = plurality(np.array([[2], [1]]), None)
     assert (labels[0], counts[0]) == (1, 1)

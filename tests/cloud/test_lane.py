@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from loops import Loop, LoopedLane
 from strategies import one_hot, rows, table_tier
 
-from cloud.lane import Lane
+from cloud.lane import LOOK_EVERY, Lane
 from coe.cascade import Agreement, Always, Batch, DeferralRule, Tier, TierOverloaded, TierTimeout, Vote
 
 ALWAYS = Always()
@@ -190,6 +190,24 @@ def test_how_many_rows_are_quick_is_measured(lane):
     assert lane_over(lambda batch: None) == 8
     assert lane_over(lambda batch: time.sleep(0.003)) == 0
     assert 1 <= lane_over(lambda batch: time.sleep(0.0004 * len(batch))) < 8
+
+
+def test_a_hiccup_does_not_make_a_tier_slow_but_a_slow_tier_leaves_the_event_loop(lane):
+    pauses = iter([0.02, 0, 0.02, 0, 0.02, 0.02, 0.02])
+    tier = lane(Echo(lambda batch: time.sleep(next(pauses))), quick_rows=64)
+    for number in range(4):
+        tier.vote(numbered(number), ALWAYS)
+    assert tier.lane.quick_rows == 64
+    for number in range(3):
+        tier.vote(numbered(number), ALWAYS)
+    assert tier.lane.quick_rows == 32
+
+
+def test_a_tier_that_turns_out_quick_comes_to_the_event_loop(lane):
+    tier = lane(Echo(), quick_rows=0)
+    for number in range(LOOK_EVERY):
+        tier.vote(numbered(number, 4), ALWAYS)
+    assert tier.lane.quick_rows == 4
 
 
 def test_work_alone_on_the_tier_waits_for_the_call_under_way_and_nothing_runs_beside_it(lane):

@@ -1,0 +1,1 @@
+"""The commands of coe-sim, one file each: `add` declares its arguments, `run` does it."""

@@ -1,0 +1,166 @@
+"""What a cascade's GPUs cost: each tier on its own, cheap for many examples, dear for few. Paper: Figure 4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coe.cascade import Accounting, ConfigError, average_cost
+from coe.settings import Fields, Report, read_yaml
+
+from ..parts import Figure, Part, Table
+
+PRICES = Path(__file__).parents[1] / "costs" / "gpus.yaml"
+COLOURS, GREY = ("#0072B2", "#56A0D3"), "#8a8a8a"
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars per hour by GPU, from a file a user edits."""
+
+    usd_per_hour: Mapping[str, float]
+    about: str
+
+
+def read_prices(path: Path) -> Prices:
+    """The prices in a YAML file.
+
+    Raises:
+        ConfigError: every finding at once.
+    """
+    report = Report(str(path))
+    fields = Fields(read_yaml(path), report)
+    section = fields.section("usd_per_hour")
+    prices = {str(name): section.number(str(name)) for name in section.content}
+    about = fields.text("about", "")
+    fields.finish()
+    if not prices:
+        fields.wrong("usd_per_hour", "expected at least one GPU, got none (add V100: 0.50, say)")
+    report.check()
+    return Prices(prices, about)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The cascade's average price beside the last tier's alone, by accounting.
+
+    Args:
+        seconds: of one example on each tier's GPU; None: not known, and nothing is said per million examples.
+        usd_per_hour, usd_per_million: accounting -> the cascade's average; `best_*`: the last tier alone.
+    """
+
+    gpus: Sequence[str]
+    exits: Sequence[float]
+    tier_usd_per_hour: Sequence[float]
+    seconds: Sequence[float] | None
+    usd_per_hour: Mapping[str, float]
+    best_usd_per_hour: float
+    usd_per_million: Mapping[str, float] | None
+    best_usd_per_million: float | None
+    about: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Sequence[float] | None) -> Study:
+    """Tier i on one GPU of kind `gpus[i]`, its members side by side there.
+
+    Raises:
+        ConfigError: not one GPU (or time) per tier, or a GPU without a price.
+    """
+    findings = []
+    for name, given in (("--gpus", gpus), ("--seconds", seconds)):
+        if given is not None and len(given) != len(exits):
+            findings.append(f"{name}: expected {len(exits)}, one per tier, got {len(given)}")
+    known = ", ".join(prices.usd_per_hour)
+    findings += [f'--gpus: no price of "{gpu}" (known: {known})' for gpu in gpus if gpu not in prices.usd_per_hour]
+    if findings:
+        raise ConfigError(findings)
+    hourly = [prices.usd_per_hour[gpu] for gpu in gpus]
+    charged = [[price] for price in hourly]
+    kinds = (Accounting.EXIT, Accounting.REACH)
+    million = None
+    if seconds is not None:
+        million = [[price / 3600 * time_s * 1e6] for price, time_s in zip(hourly, seconds, strict=True)]
+    return Study(
+        list(gpus),
+        list(exits),
+        hourly,
+        None if seconds is None else list(seconds),
+        {kind.value: average_cost(exits, charged, kind) for kind in kinds},
+        hourly[-1],
+        None if million is None else {kind.value: average_cost(exits, million, kind) for kind in kinds},
+        None if million is None else million[-1][0],
+        prices.about,
+    )
+
+
+def as_part(study: Study) -> Part:
+    tiers = [
+        [
+            str(number),
+            gpu,
+            f"{share:.1%}",
+            f"${price:.2f}",
+            "-" if study.seconds is None else _milliseconds(study, number),
+        ]
+        for number, (gpu, share, price) in enumerate(
+            zip(study.gpus, study.exits, study.tier_usd_per_hour, strict=True), start=1
+        )
+    ]
+    rows = _rows(study)
+    lines = [
+        [unit, kind, f"${value:.3g}", f"${best:.3g}", f"{value / best:.2f}x"]
+        for unit, values, best in rows
+        for kind, value in values.items()
+    ]
+    hourly = study.usd_per_hour
+    verdict = [
+        f"The average example is charged ${hourly['exit']:.2f} per GPU hour by exit (as the paper does), "
+        f"${hourly['reach']:.2f} by reach, against ${study.best_usd_per_hour:.2f} for the last tier's GPU alone.",
+        "Both suppose GPUs that are let while they have nothing to do: with each tier's GPU rented all the time the "
+        f"cascade costs ${sum(study.tier_usd_per_hour):.2f} per hour, whatever exits.",
+    ]
+    tables = [
+        Table("tiers", "tiers", ("tier", "GPU", "exits", "per hour", "time per example"), tiers, "", 2),
+        Table(
+            "prices", "average price", ("price", "accounting", "cascade", "last tier", "ratio"), lines, study.about, 2
+        ),
+    ]
+    return Part("cost", "What the GPUs cost", verdict, tables, study.as_json(), draw=lambda: _figures(study))
+
+
+def _milliseconds(study: Study, number: int) -> str:
+    assert study.seconds is not None
+    return f"{study.seconds[number - 1] * 1000:.3g} ms"
+
+
+def _rows(study: Study) -> list[tuple[str, Mapping[str, float], float]]:
+    """(unit, the cascade's average by accounting, the last tier's)."""
+    rows = [("per hour", study.usd_per_hour, study.best_usd_per_hour)]
+    if study.usd_per_million is not None and study.best_usd_per_million is not None:
+        rows.append(("per million examples", study.usd_per_million, study.best_usd_per_million))
+    return rows
+
+
+def _figures(study: Study) -> list[Figure]:
+    from ..charts.bars import plain
+
+    tiers = [f"tier {number}: {gpu}" for number, gpu in enumerate(study.gpus, start=1)]
+    each = {"per hour": list(study.tier_usd_per_hour)}
+    if study.seconds is not None:
+        pairs = zip(study.tier_usd_per_hour, study.seconds, strict=True)
+        each["per million examples"] = [price / 3600 * time_s * 1e6 for price, time_s in pairs]
+    return [
+        plain(
+            [*tiers, "cascade, by exit", "cascade, by reach"], [*each[unit], *values.values()],
+            lambda value: f"${value:.2f}" if value >= 0.1 else f"${value:.2g}",
+            name="per-hour" if unit == "per hour" else "per-million", title=f"Price {unit} (Figure 4)",
+            axis=f"US dollars {unit}", colours=[*[GREY] * len(tiers), *COLOURS],
+            caption="Grey: every example on that tier alone. Blue: the average example of the cascade.",
+        )
+        for unit, values, _ in _rows(study)
+    ]  # fmt: skip

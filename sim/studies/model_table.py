@@ -1,0 +1,184 @@
+"""The Pareto set of a table of single models: accuracy against each of several costs. Paper: Figure 6, at scale.
+
+Predictions are not known, so no cascade can be replayed; what is worked out is what the single models leave on the
+table, and how many examples a cascade must keep in a cheap first tier to cost less than the best of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import ConfigError
+from coe.settings import format_seconds
+
+from ..charts.series import Series
+from ..parts import Figure, Part, Table
+from ..traces.costs import with_prefix
+from ..traces.text import DELIMITERS, numbers_of, read_table
+from .pareto.choose import front
+
+POINTS_BELOW = (1.0, 2.0, 5.0)  # percentage points under the best model
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """One cost: the models it is known of, and which of them are in the Pareto set (by rising cost)."""
+
+    cost: str
+    rows: NDArray[np.intp]
+    costs: NDArray[np.float64]
+    front: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    source: str
+    names: Sequence[str]
+    accuracy: NDArray[np.float64]
+    against: Sequence[Against]
+
+    def as_json(self) -> dict[str, Any]:
+        sets = {
+            one.cost: [
+                {
+                    "model": self.names[one.rows[at]],
+                    "accuracy": float(self.accuracy[one.rows[at]]),
+                    "cost": float(one.costs[at]),
+                }
+                for at in one.front
+            ]
+            for one in self.against
+        }
+        return {"n": len(self.names), "sets": sets}
+
+
+def run(path: Path, accuracy: str, costs: Sequence[str]) -> Study:
+    """The study of a TSV or CSV table.
+
+    Args:
+        accuracy: the column of it, in percent or as a share.
+        costs: columns; "1/name" for one of which more is cheaper (examples per second).
+    Raises:
+        ConfigError: no such file or column.
+    """
+    if path.suffix not in DELIMITERS:
+        raise ConfigError(["expected a .tsv or .csv table"], str(path))
+    table = read_table(path)
+    wanted = [accuracy, *(cost.removeprefix("1/") for cost in costs), "model"]
+    missing = [f"no column {name} (known: {', '.join(table)})" for name in wanted if name not in table]
+    if missing:
+        raise ConfigError(missing, str(path))
+    values = numbers_of(path, accuracy, table[accuracy])
+    values = values / 100 if np.nanmax(values) > 1 else values
+    sizes = table.get("img_size")
+    names = [f"{name} @{sizes[row]}" if sizes else name for row, name in enumerate(table["model"])]
+    against = []
+    for cost in costs:
+        own = numbers_of(path, cost.removeprefix("1/"), table[cost.removeprefix("1/")])
+        own = 1 / own if cost.startswith("1/") else own
+        rows = np.flatnonzero(np.isfinite(own) & np.isfinite(values) & (own > 0))
+        against.append(Against(cost, rows, own[rows], front(own[rows], values[rows])))
+    return Study(path.name, names, values, against)
+
+
+def as_part(study: Study) -> Part:
+    tables, verdict = [], []
+    for one in study.against:
+        accuracy = study.accuracy[one.rows]
+        verdict.append(
+            f"{one.cost}: {len(one.front)} of {len(one.rows):,} models are in the Pareto set; the most accurate "
+            f"({accuracy[one.front[-1]]:.2%}) costs {_cheaper(one, accuracy)}."
+        )
+        tables.append(_headroom(study, one))
+    return Part(
+        "models",
+        f"Single models: {study.source}",
+        verdict,
+        tables,
+        study.as_json(),
+        _rows(study),
+        lambda: _figures(study),
+    )
+
+
+def _cheaper(one: Against, accuracy: NDArray[np.float64]) -> str:
+    best = one.front[-1]
+    parts = []
+    for points in POINTS_BELOW:
+        near = [at for at in one.front if accuracy[at] >= accuracy[best] - points / 100]
+        parts.append(
+            f"{one.costs[best] / one.costs[near[0]]:.3g}x as much as one {points:g} point{'s' * (points > 1)} below"
+        )
+    return ", ".join(parts)
+
+
+def _headroom(study: Study, one: Against) -> Table:
+    """What a first tier must keep: three members of the cost c of a cheap model, and the best for the rest."""
+    accuracy = study.accuracy[one.rows]
+    best = one.front[-1]
+    text = _unit(one.cost)[1]
+    lines = []
+    for points in (0.0, *POINTS_BELOW, 10.0):
+        at = next(at for at in one.front if accuracy[at] >= accuracy[best] - points / 100)
+        share = one.costs[at] / one.costs[best]
+        keep = [f"{min(share * members, 9.99):.1%}" if share * members < 1 else "cannot" for members in (1, 3)]
+        lines.append(
+            [study.names[one.rows[at]], f"{accuracy[at]:.2%}", text(float(one.costs[at])), f"{share:.3g}x", *keep]
+        )
+    header = ("model", "accuracy", one.cost, "of the best", "to break even: reach", "three, reach-serial")
+    note = (
+        "The cheapest models within 0, 1, 2, 5 and 10 points of the best. To break even: the share of examples that a "
+        "first tier of such models must answer so that tier and best model together cost what the best costs alone."
+    )
+    return Table(_slug(one.cost), f"against {one.cost}", header, lines, note)
+
+
+def _rows(study: Study) -> dict[str, list[list[object]]]:
+    return {
+        f"set-{_slug(one.cost)}": [
+            ["model", "accuracy", one.cost],
+            *(
+                [study.names[one.rows[at]], float(study.accuracy[one.rows[at]]), float(one.costs[at])]
+                for at in one.front
+            ),
+        ]
+        for one in study.against
+    }
+
+
+def _slug(cost: str) -> str:
+    return cost.replace("1/", "per-").replace("_", "-")
+
+
+def _unit(cost: str) -> tuple[str, Any]:
+    """What the axis says, and how one value is written."""
+    if cost.startswith("1/"):
+        return f"seconds per image ({cost})", format_seconds
+    if cost == "gmacs":
+        return "multiply-adds per image", lambda value: with_prefix(value * 1e9)
+    return cost, lambda value: f"{value:.3g}"
+
+
+def _figures(study: Study) -> list[Figure]:
+    from ..charts.frontier import frontier
+
+    figures = []
+    for one in study.against:
+        accuracy = study.accuracy[one.rows]
+        label, text = _unit(one.cost)
+        figures.append(
+            frontier(
+                [Series("Pareto set", one.costs[list(one.front)].tolist(), accuracy[list(one.front)].tolist())],
+                label, text, name=_slug(one.cost), title=f"Accuracy against {one.cost}",
+                cloud=(one.costs.tolist(), accuracy.tolist()), floor=0.6,
+                caption=f"{len(one.rows):,} models of {study.source}; the line joins those that no other model "
+                        "beats in both. Models under 60% are out of view.",
+            )
+        )  # fmt: skip
+    return figures

@@ -1,0 +1,135 @@
+"""Members side by side against members in turn, for ensembles of one to all members. Paper: Figure 8.
+
+From the latency of every member on every example: side by side an ensemble takes as long as its slowest member, in
+turn their sum, and in turn with an early end the sum until the vote is settled (a unanimous ensemble is settled by
+its first disagreement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import ConfigError
+from coe.cascade.vote import is_settled, leaders
+from coe.settings import format_seconds
+
+from ..parts import Figure, Part, Table
+from ..traces import Trace
+
+WAYS = ("side by side", "in turn", "in turn, ended early")
+COLOURS = ("#0072B2", "#D55E00", "#009E73")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Mean seconds of an example for the first members of the ensemble."""
+
+    members: tuple[str, ...]
+    side_by_side_s: float
+    in_turn_s: float
+    early_s: float
+    early_asked: float
+
+    @property
+    def times_s(self) -> tuple[float, float, float]:
+        return self.side_by_side_s, self.in_turn_s, self.early_s
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    trace: Trace
+    rows: Sequence[Row]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"trace": self.trace.name, "n": len(self.trace), "rows": [asdict(row) for row in self.rows]}
+
+
+def run(trace: Trace, members: Sequence[str]) -> Study:
+    """Ensembles of the first one, two .. of `members`.
+
+    Raises:
+        ConfigError: the trace has no latencies of one of them.
+    """
+    seconds = []
+    for name in members:
+        own = trace.models[name].latency_s
+        if own is None:
+            raise ConfigError([f"{trace.name}: expected latencies of {name}, got none (coe-sim record --latencies)"])
+        seconds.append(own.astype(np.float64))
+    times = np.stack(seconds)  # (M, B)
+    ballots = np.stack([trace.models[name].predictions for name in members]).astype(np.int64)
+    rows = []
+    for size in range(1, len(members) + 1):
+        asked = _asked(ballots[:size])
+        early = np.where(np.arange(size)[:, None] < asked, times[:size], 0.0).sum(axis=0)
+        rows.append(
+            Row(
+                tuple(members[:size]),
+                float(times[:size].max(axis=0).mean()),
+                float(times[:size].sum(axis=0).mean()),
+                float(early.mean()),
+                float(asked.mean()),
+            )
+        )
+    return Study(trace, rows)
+
+
+def _asked(ballots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B,) members asked in turn until a vote for unanimity is settled."""
+    size = len(ballots)
+    asked = np.full(ballots.shape[1], size, dtype=np.int64)
+    for seat in reversed(range(1, size)):
+        top, runner_up = leaders(ballots[:seat])
+        asked[np.asarray(is_settled(top, runner_up, size - seat, size))] = seat
+    return asked
+
+
+def as_part(study: Study) -> Part:
+    lines = [
+        [
+            str(len(row.members)),
+            " ".join(row.members),
+            *map(format_seconds, row.times_s),
+            f"{row.early_asked:.2f}",
+            f"{row.in_turn_s / row.side_by_side_s:.2f}x",
+        ]
+        for row in study.rows
+    ]
+    header = ("members", "which", *WAYS, "asked", "in turn / side by side")
+    last = study.rows[-1]
+    verdict = [
+        f"{len(last.members)} members in turn take {last.in_turn_s / last.side_by_side_s:.2f}x as long as side by side "
+        f"({format_seconds(last.in_turn_s)} against {format_seconds(last.side_by_side_s)}); ended early, "
+        f"{last.early_s / last.side_by_side_s:.2f}x. Side by side supposes a core, or a device, for every member."
+    ]
+    table = Table("times", "mean time of an example", header, lines, "", 2)
+    return Part(
+        f"{study.trace.name}-parallel",
+        f"Side by side or in turn: {study.trace.name}",
+        verdict,
+        [table],
+        study.as_json(),
+        draw=lambda: _figures(study),
+    )
+
+
+def _figures(study: Study) -> list[Figure]:
+    from ..charts.bars import paired
+
+    figure = paired(
+        [f"{len(row.members)} member{'s' * (len(row.members) > 1)}" for row in study.rows],
+        WAYS,
+        [row.times_s for row in study.rows],
+        lambda value: format_seconds(float(f"{value:.2g}")),
+        name="times",
+        title="Members side by side and in turn (Figure 8)",
+        axis="mean model time per example",
+        caption="From the recorded time of each member on each example; the vote is unanimity.",
+        colours=COLOURS,
+    )
+    return [figure]

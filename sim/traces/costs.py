@@ -1,0 +1,120 @@
+"""What each model costs on one example: FLOPs, seconds, dollars, from a YAML file or from the trace itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe.cascade import ConfigError
+from coe.settings import Fields, Report, format_seconds, read_yaml
+
+from .trace import Trace
+
+BUNDLED = Path(__file__).parents[1] / "costs"
+AXES = {
+    "flops": "FLOPs per example",
+    "latency_s": "model time per example",
+    "usd_per_million": "US dollars per million examples",
+    "layers": "transformer layers per example",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """One kind of cost: what each model takes for one example.
+
+    Args:
+        kind: "flops", "latency_s", "usd_per_million", or another name of the file's.
+        note: where the numbers are from.
+    """
+
+    kind: str
+    of: Mapping[str, float]
+    note: str = ""
+
+    @property
+    def axis(self) -> str:
+        return AXES.get(self.kind, f"{self.kind} per example")
+
+    def text(self, value: float) -> str:
+        """A value in its unit, short."""
+        if self.kind == "latency_s":
+            return format_seconds(value)
+        if self.kind == "usd_per_million":
+            return f"${value:,.0f}" if value >= 100 else f"${value:.3g}"
+        return with_prefix(value) if self.kind == "flops" else f"{value:.3g}"
+
+
+def with_prefix(value: float) -> str:
+    """12.4 G for 1.24e10."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"
+
+
+def bundled_names() -> list[str]:
+    return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
+
+
+def read_costs(reference: str | None, trace: Trace) -> list[Costs]:
+    """Every kind of cost that is known of all models in the trace; the file's first, in its order.
+
+    Args:
+        reference: a YAML file, or the name of a bundled one; None: what the trace itself has (latencies).
+    Raises:
+        ConfigError: a model of the trace is missing in the file, or a number is none.
+    """
+    found = [] if reference is None else _from_file(_resolved(reference), list(trace.models))
+    seconds = {name: trace.latency_s(name) for name in trace.models}
+    known = {name: value for name, value in seconds.items() if value is not None}
+    if len(known) == len(seconds) and not any(costs.kind == "latency_s" for costs in found):
+        found.append(Costs("latency_s", known, "medians of the trace, one example at a time"))
+    return found
+
+
+def _resolved(reference: str) -> Path:
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    bundled = BUNDLED / f"{reference}.yaml"
+    if not bundled.exists():
+        raise ConfigError(
+            [f'--costs: expected a YAML file or one of {", ".join(bundled_names())}, got "{reference}" (write a path)']
+        )
+    return bundled
+
+
+def _from_file(path: Path, models: Sequence[str]) -> list[Costs]:
+    report = Report(str(path))
+    fields = Fields(read_yaml(path), report)
+    note = fields.text("about", "")
+    found = []
+    for kind in fields.content:
+        if kind == "about":
+            continue
+        section = fields.section(str(kind))
+        of = {model: section.number(model, low=0.0, high=1e18) for model in models}
+        found.append(Costs(str(kind), of, note))
+    if not found:
+        report.findings.append("expected a section of costs, flops: {model: 1.0e9} say, got none (add one)")
+    report.check()
+    return found
+
+
+def pick(costs: Sequence[Costs], kind: str | None) -> Costs:
+    """The kind asked for, or the first.
+
+    Raises:
+        ConfigError: no costs are known, or not of that kind.
+    """
+    if not costs:
+        raise ConfigError(
+            ["--costs: expected costs of the models, got none and the trace has no latencies (write a YAML file: "
+             "flops: {model: 1.0e9, ..}, or usd_per_million:, or latency_s:)"]
+        )  # fmt: skip
+    for one in costs:
+        if kind in (None, one.kind):
+            return one
+    raise ConfigError([f'--by: expected one of {", ".join(one.kind for one in costs)}, got "{kind}"'])

@@ -1,0 +1,110 @@
+"""What every model said of the same examples: recorded once, replayed through any cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade.types import Array
+
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model said of each example; None where a column was not recorded.
+
+    Args:
+        predictions: (B,) int32 top-1 labels.
+        scores: (B,) float32, the model's score of its own prediction.
+        probabilities: (B, L) float.
+        latency_s: (B,) float32, of one example alone.
+    """
+
+    predictions: NDArray[np.int32]
+    scores: NDArray[np.float32] | None = None
+    probabilities: Array | None = None
+    latency_s: NDArray[np.float32] | None = None
+
+    def take(self, rows: Rows) -> Answers:
+        """The answers on `rows` (A,), in that order."""
+        columns: dict[str, Any] = {}
+        for name in self.__slots__:
+            column = getattr(self, name)
+            columns[name] = None if column is None else column[rows]
+        return Answers(**columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A table of predictions, one row per example and model.
+
+    Args:
+        name: of the file, for titles.
+        ids: B names of the examples.
+        labels: (B,) int32, the truth.
+        models: by name, in the order of the file.
+        payload_bytes: (B,) int32, of the example as a device would send it; None: not recorded.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    labels: NDArray[np.int32]
+    models: Mapping[str, Answers]
+    payload_bytes: NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether those of every model are known."""
+        return all(answers.probabilities is not None for answers in self.models.values())
+
+    @property
+    def has_scores(self) -> bool:
+        return all(answers.scores is not None for answers in self.models.values())
+
+    def right(self, model: str) -> NDArray[np.bool_]:
+        """(B,) where the model's prediction is the label."""
+        right: NDArray[np.bool_] = self.models[model].predictions == self.labels
+        return right
+
+    def accuracy(self, model: str) -> float:
+        return float(self.right(model).mean())
+
+    def latency_s(self, model: str) -> float | None:
+        """Median over the examples; None where it was not recorded."""
+        seconds = self.models[model].latency_s
+        return None if seconds is None else float(np.median(seconds))
+
+    def take(self, rows: Rows) -> Trace:
+        """The examples at `rows` (A,), in that order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows.tolist()),
+            labels=self.labels[rows],
+            models={name: answers.take(rows) for name, answers in self.models.items()},
+            payload_bytes=None if self.payload_bytes is None else self.payload_bytes[rows],
+        )
+
+    def only(self, models: Sequence[str]) -> Trace:
+        """The same examples with these models alone."""
+        return replace(self, models={name: self.models[name] for name in models})
+
+    def split(self, share: float, rng: np.random.Generator) -> tuple[Trace, Trace]:
+        """(calibration, report): a random `share` of the examples of each label, and the rest.
+
+        Rows are often grouped by label in their source, so a split is drawn label by label.
+        """
+        order = rng.permutation(len(self))
+        by_label = order[np.argsort(self.labels[order], kind="stable")]
+        counts = np.bincount(self.labels)
+        place = np.concatenate([np.arange(count) for count in counts])  # within its label
+        offset = np.repeat(rng.random(len(counts)), counts)  # small labels round up as often as down
+        chosen = np.floor(place * share + offset) != np.floor((place + 1) * share + offset)
+        return self.take(np.sort(by_label[chosen])), self.take(np.sort(by_label[~chosen]))

@@ -1,0 +1,220 @@
+"""The Pareto study: what is swept, that nothing is chosen on what is reported, and every baseline by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulator import Program
+from traces_of import trace_of
+
+from coe.cascade import Accounting, Agreement, Ideal
+from sim.progress import Progress
+from sim.studies import pareto
+from sim.studies.pareto import baselines
+from sim.studies.pareto.candidates import cascade, shapes
+from sim.studies.pareto.choose import Choices, drop_in, front, measure
+from sim.sweep import Panel
+from sim.traces import Costs, TierSpec, Trace, batches, to_cascade
+
+COST = {"a": 1.0, "b": 2.0, "c": 3.0, "best": 50.0}
+COSTS = Costs("flops", COST)
+METHODS = {
+    "single models", "ensembles alone", "cascade of ensembles", "confidence, same members", "random deferral",
+    "ideal rule", "confidence cascade", "IDK, max probability", "IDK, entropy", "committee cascade",
+}  # fmt: skip
+
+
+def study_of(trace: Trace, **changes: object) -> pareto.Study:
+    with open("/dev/null", "w") as nowhere:
+        return pareto.run(trace, replace(Choices([COSTS]), **changes), Progress(1, stream=nowhere))
+
+
+@pytest.fixture(scope="module")
+def study(synthetic: Trace) -> pareto.Study:
+    return study_of(synthetic)
+
+
+def test_every_cascade_has_different_models_in_tiers_no_cheaper_than_before():
+    found, is_complete = shapes(COST, 10_000, np.random.default_rng(0))
+    assert is_complete
+    assert len(found) == len(set(found))
+    for shape in found:
+        members = [name for own, _ in shape for name in own]
+        assert len(members) == len(set(members))
+        dearest = [max(COST[name] for name in own) for own, _ in shape]
+        assert dearest == sorted(dearest)
+        assert all(2 <= needed <= len(own) for own, needed in shape[:-1])
+        assert shape[-1][1] == 0
+    assert ((("a", "b"), 2), (("c", "best"), 0)) in found
+    assert ((("a", "b", "c"), 2), (("best",), 0)) in found
+    assert len(found) == 3 + 2 + 2 + 2  # after a,b; a,c; b,c; and a,b,c at two and at three votes
+
+
+def test_of_too_many_cascades_some_are_drawn_the_same_for_the_same_seed():
+    cost = {f"m{place}": float(place) for place in range(9)}
+    found, is_complete = shapes(cost, 300, np.random.default_rng(1))
+    assert not is_complete
+    assert len(found) == len(set(found)) == 300
+    assert found == shapes(cost, 300, np.random.default_rng(1))[0]
+    assert any(len(shape) == 3 for shape in found)
+    assert all(len(own) > 1 for shape in found for own, _ in shape[:-1])
+
+
+def test_the_front_is_what_no_other_beats_in_both():
+    costs, accuracy = np.array([1.0, 2, 2, 3, 4]), np.array([0.5, 0.4, 0.7, 0.7, 0.9])
+    assert front(costs, accuracy) == [0, 2, 4]
+
+
+def test_the_drop_in_is_the_cheapest_that_is_good_enough_or_else_the_best():
+    costs, accuracy = np.array([1.0, 2, 3]), np.array([0.5, 0.8, 0.9])
+    assert drop_in(costs, accuracy, 0.8) == 1
+    assert drop_in(costs, accuracy, 0.95) == 2
+
+
+def test_a_trace_with_probabilities_gets_every_method(study: pareto.Study):
+    assert {method.name for method in study.methods} == METHODS
+    assert study.left_out == []
+    assert len(study.method("confidence cascade").chosen.candidates) <= 4
+
+
+def test_what_the_report_split_says_changes_no_choice(synthetic: Trace, study: pareto.Study):
+    known = set(study.calibration.ids)
+    labels = synthetic.labels.copy()
+    scores_lie = np.array([example not in known for example in synthetic.ids])
+    models = {}
+    rng = np.random.default_rng(1)
+    for name, said in synthetic.models.items():
+        predictions = np.where(scores_lie, rng.permutation(said.predictions), said.predictions).astype(np.int32)
+        models[name] = replace(said, predictions=predictions)
+    other = study_of(replace(synthetic, models=models, labels=labels))
+    assert other.calibration.ids == study.calibration.ids
+    assert other.best_single == study.best_single
+    for mine, theirs in zip(study.methods, other.methods, strict=True):
+        assert [one.as_text() for one in mine.chosen.candidates] == [one.as_text() for one in theirs.chosen.candidates]
+        assert mine.pick == theirs.pick
+    assert other.method("cascade of ensembles").chosen.accuracy.max() < 0.6  # it did read the other half
+
+
+def test_the_splits_share_no_example(study: pareto.Study, synthetic: Trace):
+    assert not set(study.calibration.ids) & set(study.report.ids)
+    assert len(study.calibration) + len(study.report) == len(synthetic)
+
+
+def test_the_chosen_cascade_is_what_the_cascade_itself_says(study: pareto.Study):
+    ours = study.method("cascade of ensembles")
+    for row, candidate in enumerate(ours.chosen.candidates):
+        specs = [TierSpec(own, Agreement(max(needed, 1) * one_of(own))) for own, needed in candidate.shape]
+        told = [to_cascade(specs, study.report).decide(batch) for batch in batches(study.report)]
+        right = np.concatenate([one.labels for one in told]) == study.report.labels
+        assert ours.chosen.accuracy[row] == pytest.approx(right.mean())
+
+
+def one_of(members: tuple[str, ...]):
+    from fractions import Fraction
+
+    return Fraction(1, len(members))
+
+
+def test_the_ideal_line_is_the_cascade_with_the_ideal_rule(study: pareto.Study):
+    truth = dict(zip(study.report.ids, study.report.labels.tolist(), strict=True))
+    line = study.method("ideal rule").chosen
+    for row, candidate in enumerate(line.candidates):
+        specs = [TierSpec(own, Ideal(truth)) for own in candidate.charged]
+        told = [to_cascade(specs, study.report).decide(batch) for batch in batches(study.report)]
+        right = np.concatenate([one.labels for one in told]) == study.report.labels
+        assert line.accuracy[row] == pytest.approx(right.mean())
+
+
+def test_random_deferral_keeps_the_rate_and_loses_accuracy(study: pareto.Study):
+    ours, random = study.method("cascade of ensembles").chosen, study.method("random deferral").chosen
+    assert len(random.candidates) == len(ours.candidates)
+    assert random.accuracy.max() < ours.accuracy.max()
+
+
+def test_costs_are_the_accountings_of_the_exits():
+    trace = trace_of([0, 0, 0, 0], {"a": [0, 0, 1, 0], "b": [0, 1, 1, 1], "c": [0, 0, 0, 0]}, {})
+    own = cascade(((("a", "b"), 2), (("c",), 0)))
+    found = measure([own], Panel(trace), [Costs("flops", {"a": 1.0, "b": 2.0, "c": 10.0})])
+    assert found.outcomes.exits.tolist() == [[2, 2]]
+    assert found.outcomes.wrong.tolist() == [[1, 0]]
+    assert found.costs["flops", Accounting.EXIT][0] == pytest.approx(6.0)
+    assert found.costs["flops", Accounting.REACH][0] == pytest.approx(7.0)
+    assert found.costs["flops", Accounting.REACH_SERIAL][0] == pytest.approx(8.0)
+
+
+def test_a_committee_pays_for_its_new_member_alone_and_pools_all_before_it(synthetic: Trace):
+    found = [one for one in baselines.committees(COST) if one.charged == (("a",), ("b",), ("best",))]
+    tiers = found[0].make(Panel(synthetic))
+    assert [tier.members for tier in tiers] == [("a",), ("a", "b"), ("a", "b", "best")]
+    mean = np.mean([synthetic.models[name].probabilities.astype(float) for name in ("a", "b", "best")], axis=0)
+    measured = measure(found[:1], Panel(synthetic), [COSTS])
+    assert measured.outcomes.exits.sum() == len(synthetic)
+    pooled = Panel(synthetic).scored(("a", "b", "best"), pools=True)[0]
+    assert pooled.mean() == pytest.approx((mean.argmax(axis=1) == synthetic.labels).mean(), abs=0.01)
+
+
+def test_ladders_rise_in_cost():
+    assert set(baselines.ladders({"b": 2.0, "a": 1.0, "c": 3.0})) == {
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+        ("a", "b", "c"),
+    }
+
+
+def test_time_is_charged_side_by_side_and_money_for_everybody():
+    assert Choices([Costs("latency_s", COST)]).charged_by is Accounting.REACH
+    assert Choices([Costs("usd_per_million", COST)]).charged_by is Accounting.REACH_SERIAL
+    assert Choices([COSTS], Accounting.EXIT).charged_by is Accounting.EXIT
+
+
+def test_what_a_trace_lacks_is_said(synthetic: Trace):
+    models = {name: replace(said, probabilities=None, scores=None) for name, said in synthetic.models.items()}
+    study = study_of(replace(synthetic, models=models))
+    assert {method.name for method in study.methods} == METHODS - {
+        "confidence, same members", "confidence cascade", "IDK, max probability", "IDK, entropy", "committee cascade"
+    }  # fmt: skip
+    assert "no scores" in study.left_out[0]
+
+
+def test_the_command_prints_writes_and_gives_json(sim: Program, trace_path: Path, tmp_path: Path):
+    out, _ = sim("pareto", trace_path, "--json", "--out", tmp_path / "out", "--seed", 3)
+    told = json.loads(out)
+    assert told["methods"].keys() == METHODS
+    for method in told["methods"].values():
+        for point in method["points"]:
+            assert sum(point["exit"]) == pytest.approx(1)
+            assert point["costs"]["latency_s"].keys() == {"exit", "reach", "reach-serial"}
+    assert told["n_calibration"] + told["n_report"] == 600
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"synthetic-pareto-{name}.png" for name in ("methods", "ensembles", "set")} <= names
+    assert {"synthetic-pareto-points.csv", "synthetic-pareto-drop-in-latency_s.csv", "report.html"} <= names
+    assert json.loads((tmp_path / "out" / "synthetic-pareto.json").read_text()) == told
+
+
+def test_without_costs_the_error_says_how_to_give_them(sim: Program, plain_path: Path):
+    _, err = sim("pareto", plain_path, code=2)
+    assert "--costs: expected costs of the models" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--by", "flops"], '--by: expected one of latency_s, got "flops"'),
+        (["--calibration", "0.0001"], "leaves one split empty"),
+        (["--costs", "imagenet"], "flops.a: expected a number, got nothing"),
+    ],
+)
+def test_choices_that_cannot_be_are_told(sim: Program, trace_path: Path, arguments: list[str], words: str):
+    _, err = sim("pareto", trace_path, *arguments, code=2)
+    assert words in err
+
+
+def test_the_entropy_of_a_model_is_that_of_its_output(synthetic: Trace):
+    p = synthetic.models["a"].probabilities.astype(np.float64)
+    assert Panel(synthetic).entropies("a") == pytest.approx(-(p * np.log(p)).sum(axis=1))

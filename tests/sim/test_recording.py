@@ -1,0 +1,100 @@
+"""`coe-sim record`: bundled models over bundled digits, and over folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulator import Program
+
+from coe.zoo.digits import test_examples
+from sim.traces import read_trace
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("onnxruntime")
+
+CONFIG = """
+task: zoo:digits
+tiers:
+  - name: device
+    members: [zoo:digits/stroke.onnx, zoo:digits/loom.onnx]
+  - {name: cloud, address: "127.0.0.1:1", model: digits}
+source: {kind: digits}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "edge.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_recorded_trace_holds_what_the_models_say(sim: Program, config: Path, tmp_path: Path):
+    path = tmp_path / "t.parquet"
+    arguments = ("record", path, "--models", config, "--limit", 80, "--latencies", "--json")
+    told = json.loads(sim(*arguments)[0])
+    trace = read_trace(path)
+    assert list(trace.models) == ["stroke.onnx", "loom.onnx"]
+    assert len(trace) == told["n"] == 80
+    examples = test_examples(80)
+    assert trace.labels.tolist() == [label for _, _, label in examples]
+    assert trace.payload_bytes.tolist() == [len(png) for _, png, _ in examples]
+    for name, said in trace.models.items():
+        assert told["single"][name] == trace.accuracy(name) > 0.9
+        assert said.probabilities.shape == (80, 10)
+        assert np.array_equal(said.probabilities.argmax(axis=1), said.predictions)
+        assert said.probabilities.sum(axis=1) == pytest.approx(1, abs=5e-3)
+        assert 0 < trace.latency_s(name) < 1
+
+
+def test_a_folder_per_label_and_a_list_give_the_same_trace(sim: Program, config: Path, tmp_path: Path):
+    listed = tmp_path / "list"
+    listed.mkdir()
+    lines = ["file\tlabel"]
+    for name, png, label in test_examples(12):
+        (tmp_path / "folders" / str(label)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folders" / str(label) / f"{name}.png").write_bytes(png)
+        (listed / f"{name}.png").write_bytes(png)
+        lines.append(f"{name}.png\t{label}")
+    (listed / "labels.tsv").write_text("\n".join(lines) + "\n")
+    found = []
+    for folder in ("folders", "list"):
+        path = tmp_path / f"{folder}.parquet"
+        sim("record", path, "--models", config, "--data", tmp_path / folder)
+        trace = read_trace(path)
+        predictions = trace.models["loom.onnx"].predictions.tolist()
+        found.append({Path(name).name: answer for name, answer in zip(trace.ids, predictions, strict=True)})
+        assert trace.accuracy("loom.onnx") > 0.8
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["t.csv"], "expected a name that ends in .parquet"),
+        (["t.parquet", "--data", "nowhere"], 'expected "digits" or a folder, got "nowhere"'),
+        (["t.parquet", "--models", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_recorded_is_one_line(sim: Program, tmp_path: Path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    _, err = sim("record", *arguments, code=2)
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_labels_that_the_task_does_not_have_are_named(sim: Program, config: Path, tmp_path: Path):
+    (tmp_path / "data" / "eleven").mkdir(parents=True)
+    (tmp_path / "data" / "eleven" / "a.png").write_bytes(b"")
+    _, err = sim("record", tmp_path / "t.parquet", "--models", config, "--data", tmp_path / "data", code=2)
+    assert 'label "eleven" is none of the task\'s (0, 1, 2' in err
+
+
+def test_a_config_without_local_models_is_refused(sim: Program, tmp_path: Path):
+    path = tmp_path / "remote.yaml"
+    path.write_text('task: zoo:digits\ntiers:\n  - {name: cloud, address: "127.0.0.1:1", model: digits}\n')
+    _, err = sim("record", tmp_path / "t.parquet", "--models", path, code=2)
+    assert "expected local tiers, got none" in err

@@ -1,0 +1,159 @@
+"""`coe-sim replay` against a loop that shares no code with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulator import Program, shared
+
+Said = dict[str, dict[str, tuple[int, float]]]  # example -> model -> (prediction, score)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".tsv":
+        header, *lines = [line.split("\t") for line in path.read_text().splitlines()]
+        return [dict(zip(header, line, strict=True)) for line in lines]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return parquet.read_table(path, columns=["example_id", "label", "model", "prediction", "score"]).to_pylist()
+
+
+def loop(path: Path, tiers: Sequence[tuple[Sequence[str], Fraction | None]]) -> dict[str, Any]:
+    """Algorithm 1 on one example after the other, with dictionaries, from the table itself."""
+    said: Said = {}
+    truth: dict[str, int] = {}
+    for row in rows_of(path):
+        said.setdefault(row["example_id"], {})[row["model"]] = (int(row["prediction"]), float(row["score"]))
+        truth[row["example_id"]] = int(row["label"])
+    exits, wrong = [0] * len(tiers), [0] * len(tiers)
+    for example, answers in said.items():
+        for number, (members, theta) in enumerate(tiers):
+            votes: dict[int, list[float]] = {}
+            for member in members:
+                label, score = answers[member]
+                votes.setdefault(label, []).append(score)
+            best = sorted(votes, key=lambda label: (-len(votes[label]), -sum(votes[label]) / len(votes[label]), label))
+            if theta is None or Fraction(len(votes[best[0]]), len(members)) >= theta:
+                exits[number] += 1
+                wrong[number] += best[0] != truth[example]
+                break
+    n = len(said)
+    models = next(iter(said.values()))
+    return {
+        "n": n,
+        "accuracy": 1 - sum(wrong) / n,
+        "exit": [count / n for count in exits],
+        "wrong_exit": wrong,
+        "single": {name: sum(said[key][name][0] == truth[key] for key in said) / n for name in models},
+    }
+
+
+def assert_equal(told: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert told["n"] == expected["n"]
+    assert told["wrong_exit"] == expected["wrong_exit"]
+    assert [round(share * told["n"], 6) for share in told["exit"]] == [
+        round(share * told["n"], 6) for share in expected["exit"]
+    ]
+    assert round((1 - told["accuracy"]) * told["n"], 6) == sum(expected["wrong_exit"])
+    assert told["single"] == pytest.approx(expected["single"])
+
+
+def test_the_shared_imagenet_trace_is_replayed_to_the_last_example(sim: Program):
+    path = shared("traces_imagenet_val.parquet")
+    out, _ = sim("replay", path, "--tiers", "ResNet50,SimCLR,DINO@2/3", "ViT", "--json")
+    told = json.loads(out)
+    assert told.keys() == {"n", "accuracy", "exit", "wrong_exit", "single"}
+    assert_equal(told, loop(path, [(("ResNet50", "SimCLR", "DINO"), Fraction(2, 3)), (("ViT",), None)]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "tiers"),
+    [
+        (("a,b,c@2/3", "best"), [("abc", Fraction(2, 3)), (("best",), None)]),
+        (("a,b", "best"), [("ab", Fraction(1)), (("best",), None)]),
+        (
+            ("a,b@1/2", "c,best@2 of 2", "best"),
+            [("ab", Fraction(1, 2)), (("c", "best"), Fraction(1)), (("best",), None)],
+        ),
+        (("a,b,c",), [("abc", None)]),
+    ],
+)
+def test_a_trace_of_top_scores_is_replayed_to_the_last_example(sim: Program, plain_path: Path, texts, tiers):
+    out, _ = sim("replay", plain_path, "--tiers", *texts, "--json")
+    assert_equal(json.loads(out), loop(plain_path, tiers))
+
+
+def test_costs_are_charged_in_three_accountings(sim: Program, plain_path: Path, tmp_path: Path):
+    costs = tmp_path / "costs.yaml"
+    costs.write_text("flops: {a: 1, b: 2, c: 3, best: 100}\n")
+    out, _ = sim("replay", plain_path, "--tiers", "a,b,c", "best", "--costs", costs, "--json")
+    told = json.loads(out)
+    stays, goes = told["exit"]
+    assert told["costs"]["flops"]["exit"] == pytest.approx(3 * stays + 100 * goes)
+    assert told["costs"]["flops"]["reach"] == pytest.approx(3 + 100 * goes)
+    assert told["costs"]["flops"]["reach-serial"] == pytest.approx(6 + 100 * goes)
+
+
+def test_latencies_and_payloads_of_the_trace_are_used(sim: Program, trace_path: Path, synthetic):
+    out, _ = sim("replay", trace_path, "--tiers", "a,b,c", "best", "--json")
+    told = json.loads(out)
+    assert told["costs"]["latency_s"]["reach"] == pytest.approx(2e-3 + 2e-2 * told["exit"][1], rel=0.02)
+    assert told["sent_bytes"]["all"] == pytest.approx(synthetic.payload_bytes.mean())
+    assert told["sent_bytes"]["cascade"] == pytest.approx(told["sent_bytes"]["all"] * told["exit"][1], rel=0.1)
+
+
+def test_a_confidence_tier_defers_by_score(sim: Program, plain_path: Path):
+    out, _ = sim("replay", plain_path, "--tiers", "a@confidence>=0.8", "best", "--json")
+    rows = [row for row in rows_of(plain_path) if row["model"] == "a"]
+    sure = sum(float(row["score"]) >= 0.8 for row in rows)
+    assert json.loads(out)["exit"][0] == pytest.approx(sure / len(rows))
+
+
+def test_the_table_says_accuracy_and_margin(sim: Program, plain_path: Path):
+    out, err = sim("replay", plain_path, "--tiers", "a,b,c@0.67", "best@2/3")
+    assert "best single model (best)" in out
+    assert "+-" in out
+    assert "0.67 of 3 members needs 3 votes" in err
+    assert "the last tier always answers" in err
+
+
+@pytest.mark.parametrize(
+    ("tiers", "words"),
+    [
+        (["a,bb", "best"], 'no model "bb" in the trace (did you mean "b"?)'),
+        (["a,a", "best"], "expected each model once"),
+        (["a", "best"], "one member always agrees with itself"),
+        (["a,b@3/2", "best"], "expected a share in (0, 1]"),
+        (["a,b@often", "best"], "expected an agreement"),
+    ],
+)
+def test_a_wrong_tier_is_one_line_and_exit_code_two(sim: Program, plain_path: Path, tiers: list[str], words: str):
+    _, err = sim("replay", plain_path, "--tiers", *tiers, code=2)
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("coe-sim: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("flops: {a: 1, b: 2, c: 3}\n", "flops.best: expected a number, got nothing (add it)"),
+        ("flops: {a: 1, b: 2, c: 3, best: many}\n", 'flops.best: expected a number, got "many"'),
+        ("about: nothing\n", "expected a section of costs"),
+    ],
+)
+def test_wrong_costs_are_one_line(sim: Program, plain_path: Path, tmp_path: Path, content: str, words: str):
+    (tmp_path / "costs.yaml").write_text(content)
+    _, err = sim("replay", plain_path, "--tiers", "a,b", "best", "--costs", tmp_path / "costs.yaml", code=2)
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_name_of_costs_lists_the_bundled_ones(sim: Program, plain_path: Path):
+    _, err = sim("replay", plain_path, "--tiers", "a,b", "best", "--costs", "imagnet", code=2)
+    assert "frugalml-emotion" in err
+    assert "imagenet" in err

@@ -1,0 +1,74 @@
+"""docs/results.md says what its commands give; each is run where its trace is at hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from simulator import SHARED, Program, shared
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+STUDIES = re.findall(r"`(coe-sim pareto [^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
+ERRORS = re.findall(r"`(coe-sim errors DATA/traces_imagenet[^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
+
+pytestmark = pytest.mark.skipif(not TEXT, reason="the documentation is in the checkout, not in the wheel")
+
+
+def at_hand(command: str) -> list[str]:
+    """Its arguments, on the shared data."""
+    arguments = shlex.split(command)[1:]
+    for argument in arguments:
+        if argument.startswith("DATA/"):
+            shared(argument.removeprefix("DATA/"))
+    return [argument.replace("DATA", str(SHARED)) for argument in arguments]
+
+
+def test_every_trace_has_its_table():
+    assert len(STUDIES) == 8
+
+
+@pytest.mark.parametrize(("command", "table"), STUDIES)
+def test_a_table_is_what_its_command_gives(sim: Program, command: str, table: str):
+    told = json.loads(sim(*at_hand(command), "--json")[0])
+    kind, best = told["cost"], told["best_single"]
+    for name, method in told["methods"].items():
+        if name == "single models":
+            continue
+        point = method["points"][method["drop_in"]]
+        charged = [point["costs"][kind][by] / best["costs"][kind] for by in ("exit", "reach", "reach-serial")]
+        cells = [
+            name if method["is_drop_in"] else f"{name} *",
+            f"{point['accuracy']:.2%}",
+            f"{point['accuracy'] - best['accuracy']:+.2%}",
+            *(f"{ratio:.2f}x" for ratio in charged),
+        ]
+        assert f"| {' | '.join(cells)} |" in table
+
+
+def test_the_replay_of_the_page_is_what_its_command_gives(sim: Program):
+    (command, body) = re.search(r"\$ (coe-sim replay .+?)\n(.+?)```", TEXT, re.DOTALL).groups()
+    printed = " ".join(sim(*at_hand(command))[0].split())
+    for line in body.splitlines():
+        assert " ".join(line.split()) in printed
+
+
+@pytest.mark.parametrize(
+    "rows", re.findall(r"`(coe-sim errors DATA/traces_imagenet[^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
+)
+def test_the_wrong_agreements_of_the_page_are_what_its_command_gives(sim: Program, rows: tuple[str, str]):
+    command, table = rows
+    told = json.loads(sim(*at_hand(command), "--json")[0])
+    for row in told["rows"]:
+        cells = [
+            ", ".join(row["members"]),
+            f"{row['needed']} of {len(row['members'])}",
+            f"{row['agreed'] / told['n']:.1%}",
+            f"{row['wrong'] / row['agreed']:.1%}",
+            f"{row['shared'] / row['wrong']:.0%}",
+            f"{(row['wrong'] - row['shared']) / told['n']:.2%}",
+        ]
+        assert f"| {' | '.join(cells)} |" in table
