@@ -15,3 +15,5 @@ proto:
 
 bench:
 	.venv-test/bin/python bench/edge.py && .venv-test/bin/python bench/footprint.py
+	.venv-test/bin/python bench/cloud.py --rounds 3 && .venv-test/bin/python bench/overload.py
+	.venv-test/bin/python bench/watching.py && .venv-test/bin/python bench/replay.py

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from coe.cascade.tier import Tier
 from coe.cascade.types import Array, Batch, Vote, added_calls
 
 QUICK_S = 0.001  # a call expected to take less is made on the event loop itself
+TURNS = 8  # of the event loop, about what a small call needs from its arrival to its answer
 SLOW_CALLS = 3  # in a row that took ten times that: it is not quick
 LOOK_EVERY = 32  # calls on the thread, of which the quickest tells whether it is
 
@@ -134,7 +135,8 @@ class Lane:
         votes = []
         for start in range(0, len(batch), self.max_batch):
             votes.append(await self.vote(batch.take(np.arange(start, min(start + self.max_batch, len(batch)))), rule))
-            await asyncio.sleep(0)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
         return _joined(votes)
 
     def _ask_here(self, batch: Batch, rule: DeferralRule) -> Vote:
@@ -190,7 +192,8 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        group = self._next_group()
+        group, n_taken = front_group(self._queue, self.max_batch)
+        self.n_queued -= n_taken
         if not group:
             return
         self._is_busy = True
@@ -200,22 +203,6 @@ class Lane:
     def _after_delay(self) -> None:
         self._timer = None
         self._advance()
-
-    def _next_group(self) -> list[_Ticket]:
-        """The tickets at the front that may be voted on together."""
-        group: list[_Ticket] = []
-        n_rows = 0
-        while self._queue:
-            ticket = self._queue[0]
-            size = len(ticket.batch)
-            if group and (n_rows + size > self.max_batch or not ticket.merges_with(group[0])):
-                break
-            self._queue.popleft()
-            self.n_queued -= size
-            if not ticket.answer.done():
-                group.append(ticket)
-                n_rows += size
-        return group
 
     def _call(self, group: Sequence[_Ticket]) -> list[Any]:
         """On the lane's thread: one call of the tier for the whole group; for each ticket its vote, or the error."""
@@ -265,6 +252,35 @@ class Lane:
             else:
                 ticket.answer.set_result(answer)
         self._advance()
+
+
+class Waiting(Protocol):
+    """A caller's rows in a queue; `answer` is done once the caller has gone away."""
+
+    batch: Batch
+    answer: asyncio.Future[Any]
+
+    def merges_with(self, other: Any) -> bool: ...
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+def front_group(queue: deque[W], max_batch: int) -> tuple[list[W], int]:
+    """Those at the front that may be asked about together, taken off the queue; and how many rows were."""
+    group: list[W] = []
+    n_rows = n_taken = 0
+    while queue:
+        waiting = queue[0]
+        size = len(waiting.batch)
+        if group and (n_rows + size > max_batch or not waiting.merges_with(group[0])):
+            break
+        queue.popleft()
+        n_taken += size
+        if not waiting.answer.done():
+            group.append(waiting)
+            n_rows += size
+    return group, n_taken
 
 
 def merged(batches: Sequence[Batch]) -> Batch:

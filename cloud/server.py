@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.wire.credentials import is_loopback
@@ -46,7 +47,8 @@ class Server:
         self.calls = Calls(config.limits)
         self._authenticator = Authenticator(config.security)
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
-        self.observer = Observer(config.watch, Watched(self._is_ready, lambda: self._facts, self._queued))
+        watch = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
+        self.observer = Observer(watch, Watched(self._is_ready, lambda: self._facts, self._queued))
         self.plane = Plane(
             self.engine.models,
             max_rows=config.limits.max_rows,

@@ -113,3 +113,9 @@ def test_the_load_generator_counts_every_error_by_its_code(refusing):
     answer = ask("load.py", do="closed", **job)
     assert answer["errors"].keys() == {"RESOURCE_EXHAUSTED"}
     assert answer["latencies_us"] == []
+
+
+def test_a_server_that_is_watched_is_compared_with_one_that_is_not():
+    result = bench("watching.py", "--rounds", "1", "--seconds", "0.3")
+    assert 0.1 < result["throughput_watched_of_unwatched"] < 10
+    assert all(not told["errors"] for one in result["rounds"] for told in one.values())

@@ -17,7 +17,7 @@ from coe.cascade.rule import DeferralRule
 from coe.cascade.types import Batch, Vote, added_calls
 from coe.models.base import import_runtime
 
-from ..lane import merged
+from ..lane import front_group, merged
 from .ray_tier import INSTALL, Failure
 
 ATTEMPTS = 3  # replicas that may be lost under one call; a call that kills them must not kill them all
@@ -114,7 +114,8 @@ class FarLane:
 
     def _advance(self) -> None:
         while self._queue and len(self._calls) < self.at_once:
-            if group := self._next_group():
+            group, _ = front_group(self._queue, self.max_batch)
+            if group:
                 call = asyncio.get_running_loop().create_task(self._call(group))
                 self._calls.add(call)
                 call.add_done_callback(self._end)
@@ -122,21 +123,6 @@ class FarLane:
     def _end(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         self._advance()
-
-    def _next_group(self) -> list[_Ticket]:
-        """The tickets at the front that may be voted on together."""
-        group: list[_Ticket] = []
-        n_rows = 0
-        while self._queue:
-            ticket = self._queue[0]
-            size = len(ticket.batch)
-            if group and (n_rows + size > self.max_batch or not ticket.merges_with(group[0])):
-                break
-            self._queue.popleft()
-            if not ticket.answer.done():  # its caller is still there
-                group.append(ticket)
-                n_rows += size
-        return group
 
     async def _call(self, group: Sequence[_Ticket]) -> None:
         """One call for the whole group; each gets its rows of the vote, or the error."""

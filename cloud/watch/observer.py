@@ -39,8 +39,9 @@ class Observer:
         self._status = StatusJson(watched, self.tally, self.history) if settings.page else None
         self._tracer = Tracer(settings) if settings.traces else None
         tracing: tuple[Any, ...] = () if self._tracer is None else (self._tracer,)
-        self.gates: tuple[Gate, ...] = (self.tally, *(tracing or (Relay(),)))
-        self.watchers: tuple[Watcher, ...] = (self.tally, RequestLog(settings.log_requests), *tracing)
+        counting = (self.tally,) if settings.metrics or settings.page else ()  # nobody could see it otherwise
+        self.gates: tuple[Gate, ...] = (*counting, *(tracing or (Relay(),)))
+        self.watchers: tuple[Watcher, ...] = (*counting, RequestLog(settings.log_requests), *tracing)
 
     async def run(self) -> None:
         """Until cancelled: look at the queue, and close the history's slots."""
