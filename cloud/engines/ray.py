@@ -78,6 +78,10 @@ def check(config: ServerConfig, insecure: bool) -> None:
             findings.append(f"tiers: expected no delay_ms for {tier.name} with --engine ray (it is for studies)")
     if config.model_control:
         findings.append("server.model_control: expected false with --engine ray (start it again to load models anew)")
+    if config.http_port is not None:
+        findings.append("server.http_port: expected none with --engine ray, which has no HTTP door (leave it out)")
+    if config.watch.traces:
+        findings.append("traces: expected none with --engine ray (Ray has its own)")
     if findings:
         raise ConfigError(findings, str(config.source or ""))
     check_exposure(ALL_INTERFACES, security, insecure)

@@ -69,10 +69,17 @@ def test_rays_port_is_open_to_all_so_it_must_be_meant(tmp_path):
 
 def test_what_the_engine_has_not_is_said_before_anything_is_started(tmp_path):
     text = CONFIG.replace("members: [d.onnx]", "members: [d.onnx], delay_ms: 5")
-    config = config_with(tmp_path, "server: {model_control: true}\nsecurity: {quota: {examples_per_s: 5}}\n", text)
+    more = "server: {model_control: true, http_port: 8000}\nsecurity: {quota: {examples_per_s: 5}}\n"
+    config = config_with(tmp_path, more + 'traces: {endpoint: "http://127.0.0.1:4318"}\n', text)
     with pytest.raises(ConfigError) as caught:
         check(config, insecure=True)
-    assert [line.split(":")[0] for line in caught.value.findings] == ["security", "tiers", "server.model_control"]
+    assert [line.split(":")[0] for line in caught.value.findings] == [
+        "security",
+        "tiers",
+        "server.model_control",
+        "server.http_port",
+        "traces",
+    ]
 
 
 @pytest.mark.parametrize(
