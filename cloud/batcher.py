@@ -20,7 +20,7 @@ from coe.cascade.types import Batch
 from coe.wire.plane import Decided
 
 from .flow import Flow
-from .lane import QUICK_S, merged
+from .lane import QUICK_S, alike, front_group, merged
 
 PACE = 5.0  # the next batch is put off by this many times the last one's time, at most
 MOST_PACE_S = 0.002
@@ -37,6 +37,9 @@ class _Ticket:
         self.batch = batch
         self.answer: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
         self.queued_at = time.perf_counter()
+
+    def merges_with(self, other: _Ticket) -> bool:
+        return alike(self.batch, other.batch)
 
 
 class _Group:
@@ -142,21 +145,11 @@ class Batcher:
 
     def _next_group(self) -> list[_Ticket]:
         """The requests at the front that may be decided together; those past their deadline are turned away."""
-        group: list[_Ticket] = []
-        n_rows = 0
         now = time.monotonic()
-        while self._queue:
-            ticket = self._queue[0]
-            size = len(ticket.batch)
-            if ticket.answer.done() or ticket.batch.deadline < now:
+        for ticket in self._queue:
+            if ticket.batch.deadline < now:
                 self._turn_away(ticket)
-            elif group and (n_rows + size > self.max_batch or not _alike(ticket.batch, group[0].batch)):
-                break
-            else:
-                group.append(ticket)
-                n_rows += size
-            self._queue.popleft()
-        return group
+        return front_group(self._queue, self.max_batch)[0]
 
     def _turn_away(self, ticket: _Ticket) -> None:
         if not ticket.answer.done():
@@ -179,8 +172,3 @@ class Batcher:
             group.finish(decisions)
         self._ended = time.perf_counter()
         self._took = self._ended - group.started
-
-
-def _alike(one: Batch, other: Batch) -> bool:
-    """Only rows of one shape and dtype go together."""
-    return one.x.shape[1:] == other.x.shape[1:] and one.x.dtype == other.x.dtype

@@ -44,13 +44,7 @@ class _Ticket:
 
     def merges_with(self, other: _Ticket) -> bool:
         """Only rows of one shape, dtype and rule go together."""
-        return (
-            self.work is None
-            and other.work is None
-            and self.rule == other.rule
-            and self.batch.x.shape[1:] == other.batch.x.shape[1:]
-            and self.batch.x.dtype == other.batch.x.dtype
-        )
+        return self.work is None and other.work is None and self.rule == other.rule and alike(self.batch, other.batch)
 
 
 class Lane:
@@ -60,7 +54,7 @@ class Lane:
         max_batch: most rows in one call of the tier.
         max_delay_s: how long a call with fewer rows waits for more, where the tier is not quick; 0: not at all.
         max_queued: most rows waiting; beyond it callers are refused at once.
-        quick_rows: most rows of a call that is made on the event loop; None: measured with `measure`.
+        quick_rows: most rows of a call that is made on the event loop; `measure` finds out.
     """
 
     def __init__(
@@ -281,6 +275,11 @@ def front_group(queue: deque[W], max_batch: int) -> tuple[list[W], int]:
             group.append(waiting)
             n_rows += size
     return group, n_taken
+
+
+def alike(one: Batch, other: Batch) -> bool:
+    """Only rows of one shape and dtype go together."""
+    return one.x.shape[1:] == other.x.shape[1:] and one.x.dtype == other.x.dtype
 
 
 def merged(batches: Sequence[Batch]) -> Batch:

@@ -29,7 +29,7 @@ class Limits:
         max_rows, max_message_bytes: of one request.
         max_pixels: of one request's encoded images together, by their headers, before any is decoded.
         max_text_bytes: of one text.
-        max_s: longest a call may take, whatever deadline it came with; 0: as long as it says.
+        max_s: longest a call may take, whatever deadline it came with.
     """
 
     max_batch: int = 64

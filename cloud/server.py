@@ -26,7 +26,7 @@ from .watch.observer import Observer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-LEAVING_S = 0.25
+LEAVING_S = 0.25  # between telling that the server drains and closing its doors
 
 
 class Server:

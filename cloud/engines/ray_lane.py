@@ -17,7 +17,7 @@ from coe.cascade.rule import DeferralRule
 from coe.cascade.types import Batch, Vote, added_calls
 from coe.models.base import import_runtime
 
-from ..lane import front_group, merged
+from ..lane import alike, front_group, merged
 from .ray_tier import INSTALL, Failure
 
 ATTEMPTS = 3  # replicas that may be lost under one call; a call that kills them must not kill them all
@@ -55,8 +55,7 @@ class _Ticket:
     answer: asyncio.Future[Vote]
 
     def merges_with(self, other: _Ticket) -> bool:
-        one, two = self.batch.x, other.batch.x
-        return self.rule == other.rule and one.shape[1:] == two.shape[1:] and one.dtype == two.dtype
+        return self.rule == other.rule and alike(self.batch, other.batch)
 
 
 class FarLane:

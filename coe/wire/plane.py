@@ -152,7 +152,7 @@ class Gate(Protocol):
 
 
 class Watcher(Protocol):
-    """Told of every request that found its model, and what came of it."""
+    """Told of every request that a door could read, and what came of it."""
 
     def answered(self, request: Request, served: Served, decided: Decided, seconds: float) -> None: ...
 
