@@ -10,8 +10,10 @@ import itertools
 import math
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Protocol
 
 from coe.cascade.cascade import Cascade, Run
 from coe.cascade.delay import RealClock
@@ -19,11 +21,34 @@ from coe.cascade.errors import InputError, TierError
 from coe.models.inputs import Door
 from coe.wire import trace
 
-from .sinks import Outcome, Reorder, Sink
+from .sinks import Event, Outcome, Reorder, Sink
 from .sources import Example, Source
 from .tally import Tally
 
 PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, and cannot be interrupted
+
+
+class Watcher(Protocol):
+    """Told of every example's outcome once it is in the sink; must be quick, and not raise."""
+
+    def saw(self, example: Example, outcome: Outcome) -> None: ...
+
+
+class Keeper(Protocol):
+    """Keeps examples that had no answer from the tier that should have given it, to be asked about later."""
+
+    def keep(self, example: Example, outcome: Outcome) -> str:
+        """A key, once the example is on the disk; "" where it is not kept."""
+        ...
+
+
+class HeldBack(TierError):
+    """The example may not leave the device."""
+
+    reason = "held-back"
+
+
+HoldBack = Callable[[Example, Run], str | None]  # why an example that would go on may not; None: it may
 
 
 class Agent:
@@ -37,6 +62,9 @@ class Agent:
         ordered: outcomes reach the sink in the source's order.
         deadline_s: of one example in all.
         interval_s: least time between two examples.
+        hold_back: asked about each example that would leave the device.
+        keeper: given each example that a server should have answered and did not, before its outcome is written.
+        watchers: told of each outcome.
     """
 
     def __init__(
@@ -49,20 +77,29 @@ class Agent:
         ordered: bool = False,
         deadline_s: float = math.inf,
         interval_s: float = 0.0,
+        hold_back: HoldBack | None = None,
+        keeper: Keeper | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.cascade = cascade
         self.door = door
         self.sink = sink
         self.deadline_s = deadline_s
         self.interval_s = interval_s
+        self.hold_back = hold_back
+        self.keeper = keeper
+        self.watchers = list(watchers)
         self.tally = Tally()
         self.failure: BaseException | None = None
         self.stop = threading.Event()
+        self.n_waiting = 0  # examples under way at a server
+        self.busy_since: float | None = None  # `time.monotonic()` second it took its example; None: idle
         self._reorder = Reorder(sink) if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
         self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
         self._clock = RealClock()
         self._writing = threading.Lock()
+        self._counting = threading.Lock()
 
     def run(self, source: Source, limit: int | None = None) -> Tally:
         """Every example of the source, or the first `limit`, has its outcome in the sink when this returns.
@@ -85,6 +122,24 @@ class Agent:
             raise self.failure
         return self.tally
 
+    def correct(self, outcome: Outcome) -> None:
+        """Write the late answer to an example that was kept.
+
+        Raises:
+            OSError: the sink cannot be written.
+        """
+        with self._writing:
+            self.tally.correct(outcome)
+            self.sink.write(outcome)
+
+    def tell(self, event: Event) -> None:
+        """Write an event to the sink."""
+        try:
+            with self._writing:
+                self.sink.tell(event)
+        except OSError as error:
+            self.give_up(error)
+
     def _pace(self, start_at: float) -> None:
         wait = start_at - time.perf_counter()
         if self.interval_s and wait > PRECISE_S:
@@ -95,25 +150,43 @@ class Agent:
     def _take(self, number: int, example: Example) -> None:
         """Decide one example as far as this machine can."""
         started = time.perf_counter()
-        deadline = time.monotonic() + self.deadline_s
+        now = self.busy_since = time.monotonic()
         if example.value is None:
-            self._done(number, Outcome(example.id, None, 0.0, example.truth, example.error))
+            self._done(number, example, Outcome(example.id, None, 0.0, example.truth, example.error))
             return
         try:
-            run = self.cascade.start(self.door.batch([example.id], [example.value], deadline))
+            run = self.cascade.start(self.door.batch([example.id], [example.value], now + self.deadline_s))
             while not run.is_done and not run.next_tier.waits:
                 run.step()
+            if not run.is_done and self.hold_back is not None:
+                self._hold_back(example, run)
         except InputError as error:
-            self._done(number, self._failed(example, started, str(error)))
+            self._done(number, example, self._failed(example, started, str(error)))
+            return
+        except HeldBack as error:  # and the device has no answer of its own
+            self._done(number, example, self._failed(example, started, f"{error.reason}: {error}"))
             return
         if run.is_done:
-            self._done(number, self._decided(example, run, started))
+            self._done(number, example, self._decided(example, run, started))
             return
+        self.busy_since = None
         self._slots.acquire()  # all waiters busy: the source waits too
+        with self._counting:
+            self.n_waiting += 1
         if self._waiters is None:
             self._wait(number, example, run, started)
         else:
             self._waiters.submit(self._wait, number, example, run, started)
+
+    def _hold_back(self, example: Example, run: Run) -> None:
+        assert self.hold_back is not None
+        why = self.hold_back(example, run)
+        if why is None:
+            return
+        error = HeldBack(run.next_tier.name, why)
+        if not run.falls_back:
+            raise error
+        run.fall_back(error)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
         """The rest of an example's way, on a waiting thread, under a trace of its own that the servers go on with."""
@@ -131,9 +204,14 @@ class Agent:
             outcome = self._failed(example, started, str(error))
         finally:
             trace.end()
+            with self._counting:
+                self.n_waiting -= 1
             self._slots.release()
+        outcome = replace(outcome, trace=hop.trace_id)
         try:
-            self._done(number, replace(outcome, trace=hop.trace_id))
+            if self.keeper is not None and outcome.reason:
+                outcome = replace(outcome, spooled=self.keeper.keep(example, outcome))
+            self._done(number, example, outcome)
         except OSError as error:
             self.give_up(error)
 
@@ -144,13 +222,18 @@ class Agent:
     def _failed(self, example: Example, started: float, reason: str) -> Outcome:
         return Outcome(example.id, None, time.perf_counter() - started, example.truth, reason)
 
-    def _done(self, number: int, outcome: Outcome) -> None:
+    def _done(self, number: int, example: Example, outcome: Outcome) -> None:
         with self._writing:
             self.tally.add(outcome)
             if self._reorder is None:
                 self.sink.write(outcome)
             else:
                 self._reorder.write(number, outcome)
+        self.busy_since = None
+        for watcher in self.watchers:
+            watcher.saw(example, outcome)
+        if example.answered is not None:
+            example.answered(outcome)
 
     def give_up(self, error: BaseException) -> None:
         """Stop, and let `run` raise this."""

@@ -1,4 +1,4 @@
-"""The agent's config: a cascade, where examples come from, where decisions go."""
+"""The agent's config: a cascade, where examples come from, where decisions go, and how it lives with its link."""
 
 from __future__ import annotations
 
@@ -9,26 +9,10 @@ from coe import zoo
 from coe.assembly import CascadeConfig, read_cascade
 from coe.settings import Fields, Report, read_yaml
 
+from .sinks import SinkConfig, read_sinks
+from .sources import SourceConfig, read_source
 
-@dataclass(frozen=True)
-class SourceConfig:
-    """kind "digits" (bundled), "folder" (`path`, `watch`) or "stdin" (JSON lines).
-
-    `interval_s`: least time between two examples.
-    """
-
-    kind: str
-    path: Path | None = None
-    watch: bool = False
-    repeat: int = 1
-    interval_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class SinkConfig:
-    """JSON lines to `path`; None: standard output."""
-
-    path: Path | None = None
+FALLBACKS = ("answer-local", "spool", "fail")
 
 
 @dataclass(frozen=True)
@@ -36,18 +20,21 @@ class AgentConfig:
     """Everything `coe-edge` needs to know.
 
     Args:
+        sinks: at least one.
         max_in_flight: deferred examples under way at once; at that many, the source waits; 0: one at a time.
         ordered: write decisions in the source's order.
         deadline_s: of one example in all; inf: each call's own deadline alone counts.
+        path: the file it was read from.
     """
 
     cascade: CascadeConfig
     source: SourceConfig
-    sink: SinkConfig
+    sinks: tuple[SinkConfig, ...]
     max_in_flight: int
     ordered: bool
     deadline_s: float
     warnings: tuple[str, ...]
+    path: Path
 
 
 def default_config() -> Path:
@@ -63,40 +50,20 @@ def read_config(path: Path) -> AgentConfig:
     """
     report = Report(str(path))
     fields = Fields(read_yaml(path), report)
-    cascade = read_cascade(fields, path.parent)
-    source = _read_source(fields.section("source", {"kind": "stdin"}), path.parent)
-    sink = _read_sink(fields.section("sink", {}), path.parent)
+    cascade = read_cascade(fields, path.parent, fallbacks=FALLBACKS)
+    source = read_source(fields.section("source", {"kind": "stdin"}), path.parent)
+    sinks = read_sinks(fields, path.parent)
     deadline_ms = fields.number("deadline_ms", None, 1, 3_600_000)
     config = AgentConfig(
         cascade=cascade,
         source=source,
-        sink=sink,
+        sinks=sinks,
         max_in_flight=fields.integer("max_in_flight", 16, 0, 1024),
         ordered=fields.flag("ordered", False),
         deadline_s=float("inf") if deadline_ms is None else deadline_ms / 1000,
         warnings=tuple(report.warnings),
+        path=path,
     )
     fields.finish()
     report.check()
     return config
-
-
-def _read_source(fields: Fields, folder: Path) -> SourceConfig:
-    kind = fields.choice("kind", ("digits", "folder", "stdin"))
-    path = folder / Path(fields.text("path")).expanduser() if kind == "folder" else None
-    source = SourceConfig(
-        kind=kind,
-        path=path,
-        watch=fields.flag("watch", False),
-        repeat=fields.integer("repeat", 1, 1) if kind == "digits" else 1,
-        interval_s=fields.number("interval_ms", 0.0, high=86_400_000) / 1000,
-    )
-    fields.finish()
-    return source
-
-
-def _read_sink(fields: Fields, folder: Path) -> SinkConfig:
-    fields.choice("kind", ("jsonlines",), "jsonlines")
-    path = fields.text("path", "-")
-    fields.finish()
-    return SinkConfig(None if path == "-" else folder / Path(path).expanduser())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coe import __version__
@@ -14,7 +15,9 @@ from coe.settings.programs import run_program
 
 from .config import AgentConfig, default_config, read_config
 
-GREET_S = 0.5  # how long a start waits to hear from the cloud before it goes on without
+Command = Callable[[Sequence[str]], int]
+
+COMMANDS: dict[str, tuple[str, str]] = {}  # name -> where its function is, what it does
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        where, _ = COMMANDS[arguments[0]]
+        module, _, function = where.partition(":")
+        command: Command = getattr(importlib.import_module(module), function)
+        return command(arguments[1:])
     options = _parser().parse_args(arguments)
     path = options.config or default_config()
     config = read_config(path)
@@ -35,9 +43,15 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    width = max((len(name) for name in COMMANDS), default=0)
     parser = argparse.ArgumentParser(
         prog="coe-edge",
         description="Decide examples on this device where its models agree; send only the others to the cloud.",
+        epilog="\n".join(
+            ["other commands (coe-edge COMMAND --help):"]
+            + [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument("--once", action="store_true", help="what the source has now, then stop (no watching)")
@@ -55,41 +69,20 @@ def _positive(text: str) -> int:
 
 
 def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
-    from coe.assembly import open_cascade
-    from coe.models.inputs import Door
-
-    from .agent import Agent
-    from .greet import Greeting
     from .live import LiveLine
-    from .sinks import open_sink
+    from .running import Running
     from .sources import open_source
 
     talks = options.verbose or sys.stderr.isatty()
     source = open_source(config.source, options.once)
-    sink = open_sink(config.sink, config.cascade.task.labels)
-    cascade = open_cascade(config.cascade, _tell if talks else lambda line: None)
-    door = Door(config.cascade.task.contract)
-    door.warm_up()
-    agent = Agent(
-        cascade,
-        door,
-        sink,
-        max_in_flight=config.max_in_flight,
-        ordered=config.ordered,
-        deadline_s=config.deadline_s,
-        interval_s=config.source.interval_s,
-    )
     interrupted = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop.set())
-    signal.signal(signal.SIGINT, lambda *_: _interrupt(interrupted, agent.stop))
-    greeting = Greeting(cascade, agent, _tell)
-    greeting.wait(GREET_S)
-    try:
-        with LiveLine(agent.tally.line, sys.stderr, hidden=config.sink.path is None and sys.stdout.isatty()):
-            tally = agent.run(source, options.limit)
-    finally:
-        sink.close()
-        cascade.close()
+    with Running(config, _tell, _tell if talks else lambda line: None) as running:
+        agent = running.agent
+        signal.signal(signal.SIGTERM, lambda *_: agent.stop.set())
+        signal.signal(signal.SIGINT, lambda *_: _interrupt(interrupted, agent.stop))
+        prints = any(sink.path is None for sink in config.sinks)
+        with LiveLine(agent.tally.line, sys.stderr, hidden=prints and sys.stdout.isatty()):
+            tally = running.run(source, options.limit)
     if talks:
         for line in tally.summary():
             _tell(line)

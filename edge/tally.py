@@ -25,10 +25,13 @@ class Tally:
     latency_s: float = 0.0
     n_known: int = 0
     n_right: int = 0
+    n_spooled: int = 0
+    n_corrected: int = 0
     cloud: str = "not asked yet"
 
     def add(self, outcome: Outcome) -> None:
         self.n += 1
+        self.n_spooled += bool(outcome.spooled)
         decision = outcome.decision
         call = outcome.call if decision is None else decision.call
         if call.get("bytes_sent"):
@@ -50,6 +53,15 @@ class Tally:
             self.cloud = decision.degraded.split(":")[0]
         elif left:
             self.cloud = "ok"
+
+    def correct(self, outcome: Outcome) -> None:
+        """A late answer to an example that was counted before."""
+        self.n_corrected += 1
+        call = {} if outcome.decision is None else outcome.decision.call
+        if call.get("bytes_sent"):
+            self.n_calls += 1
+            self.bytes_sent += call["bytes_sent"]
+            self.bytes_received += call["bytes_received"]
 
     @property
     def n_decided(self) -> int:
@@ -86,6 +98,8 @@ class Tally:
             lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
         if self.n_degraded:
             lines.append(f"{self.n_degraded:,} degraded: a tier gave no answer, so the one before it had the last word")
+        if self.n_spooled or self.n_corrected:
+            lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")
         if self.n_failed:
             lines.append(f"{self.n_failed:,} without a decision: their lines say why")
         return lines

@@ -12,6 +12,7 @@ tiers:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,23 @@ class CascadeConfig:
 
     task: Task
     tiers: tuple[TierConfig, ...]
-    keep_last_answer: bool
+    when_unavailable: str
+
+    @property
+    def keep_last_answer(self) -> bool:
+        """Whether the tier before has the last word where one gives no answer."""
+        return self.when_unavailable != "fail"
 
 
-def read_cascade(fields: Fields, folder: Path, *, parallel: bool = False) -> CascadeConfig:
+def read_cascade(
+    fields: Fields, folder: Path, *, parallel: bool = False, fallbacks: Sequence[str] = ("answer-local", "fail")
+) -> CascadeConfig:
     """`task`, `tiers` and `when_unavailable` of a config file.
 
     Args:
         folder: relative paths start here.
         parallel: the default of a tier's own `parallel:`.
+        fallbacks: what a program can do where a tier gives no answer; the first is the default.
     """
     task = _read_task(fields, folder)
     entries = fields.sections("tiers")
@@ -95,8 +104,7 @@ def read_cascade(fields: Fields, folder: Path, *, parallel: bool = False) -> Cas
     names = [tier.name for tier in tiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
         fields.wrong("tiers", f'expected each tier to have its own name, got "{name}" twice')
-    fallback = fields.choice("when_unavailable", ("answer-local", "fail"), "answer-local")
-    return CascadeConfig(task, tiers, fallback == "answer-local")
+    return CascadeConfig(task, tiers, fields.choice("when_unavailable", fallbacks, fallbacks[0]))
 
 
 def resolve(reference: str, folder: Path) -> Path:

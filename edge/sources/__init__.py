@@ -1,6 +1,7 @@
 """Where examples come from."""
 
 from .base import Example, Source
+from .config import SourceConfig, read_source
 from .open import open_source
 
-__all__ = ["Example", "Source", "open_source"]
+__all__ = ["Example", "Source", "SourceConfig", "open_source", "read_source"]

@@ -6,9 +6,9 @@ To add a source: one module with a class that fits `Source`, and its name in `op
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from coe.cascade.types import Array
 
@@ -22,15 +22,21 @@ class Example:
         value: encoded image bytes, or an array; None where it could not be read.
         truth: its label, where the source knows it.
         error: why it could not be read.
+        answered: called once with the example's `Outcome`, after it is in the sink; for a source whose callers wait.
     """
 
     id: str
     value: bytes | Array | None
     truth: int | None = None
     error: str | None = None
+    answered: Callable[[Any], None] | None = None
 
 
 class Source(Protocol):
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        """Examples until the source ends; soon after `stop` is set it ends early."""
+        """Examples until the source ends; soon after `stop` is set it ends early.
+
+        The agent asks for the next example when the outcome of the last one is in the sink, or when it waits for a
+        server: what a source remembers of examples before the last may be written down.
+        """
         ...

@@ -6,8 +6,8 @@ import sys
 
 from coe.cascade.errors import ConfigError
 
-from ..config import SourceConfig
 from .base import Source
+from .config import SourceConfig
 
 
 def open_source(config: SourceConfig, once: bool = False) -> Source:

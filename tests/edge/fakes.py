@@ -11,7 +11,7 @@ import numpy as np
 
 from coe.cascade import Agreement, Always, Batch, DeferralRule, Vote
 from coe.models.inputs import Contract, Door
-from edge.sinks import Outcome
+from edge.sinks import Event, Outcome
 from edge.sources import Example
 
 BOUND_S = 20.0
@@ -41,6 +41,7 @@ class ListSink:
 
     def __init__(self, fails: Callable[[Outcome], OSError | None] = lambda outcome: None) -> None:
         self.outcomes: list[Outcome] = []
+        self.events: list[Event] = []
         self.fails = fails
 
     def write(self, outcome: Outcome) -> None:
@@ -48,6 +49,9 @@ class ListSink:
         if error is not None:
             raise error
         self.outcomes.append(outcome)
+
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
 
     def close(self) -> None:
         pass

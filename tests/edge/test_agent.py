@@ -11,6 +11,9 @@ from fakes import BOUND_S, DOOR, UNANIMOUS, Far, ListSink, Numbers, Seat, until
 
 from coe.cascade import Cascade, InputError, LocalTier, ModelError, TierTimeout, TierUnavailable
 from edge.agent import Agent
+from edge.onward import Onward
+from edge.sinks import Event, Outcome
+from edge.sources import Example
 
 
 def device() -> LocalTier:
@@ -237,3 +240,130 @@ def test_a_degraded_answer_from_the_server_is_counted_once():
     tally = agent_of(FallsBack(), sink).run(Numbers(10))
     assert (tally.n_calls, tally.n_degraded, tally.kept_share) == (5, 5, 0.5)
     assert {outcome.decision.degraded for outcome in sink.outcomes} == {None, "unavailable: tier best: gone"}
+
+
+def fail_with(error: Exception):
+    def fail(batch):
+        raise error
+
+    return fail
+
+
+class Shelf:
+    """A keeper that remembers what it was given, and whether the sink had it by then."""
+
+    def __init__(self, sink: ListSink) -> None:
+        self.sink = sink
+        self.kept: list[tuple[str, str]] = []
+        self.early = True
+
+    def keep(self, example: Example, outcome: Outcome) -> str:
+        self.early = self.early and example.id not in self.sink.ids
+        self.kept.append((example.id, outcome.reason))
+        return f"key-{example.id}"
+
+
+@pytest.mark.parametrize("keeps_answer", [True, False])
+def test_an_example_that_missed_its_answer_is_kept_before_its_outcome_is_written(keeps_answer):
+    sink = ListSink()
+    shelf = Shelf(sink)
+    far = Far(fail_with(TierTimeout("cloud", "late")))
+    tally = agent_of(far, sink, keeps_answer, keeper=shelf).run(Numbers(20))
+    assert sorted(shelf.kept) == sorted((f"x{number}", "timeout") for number in range(1, 20, 2))
+    assert shelf.early
+    assert tally.n_spooled == 10
+    for outcome in sink.outcomes:
+        assert outcome.spooled == (f"key-{outcome.id}" if int(outcome.id[1:]) % 2 else "")
+        assert (outcome.decision is None) is (not keeps_answer and outcome.spooled != "")
+
+
+def test_an_example_with_its_answer_is_not_kept():
+    sink = ListSink()
+    shelf = Shelf(sink)
+    agent_of(Far(), sink, keeper=shelf).run(Numbers(20))
+    assert shelf.kept == []
+
+
+def test_an_example_that_is_held_back_never_leaves_and_is_answered_by_all_the_members_here():
+    sink = ListSink()
+    far = Far()
+    shelf = Shelf(sink)
+    seen = []
+
+    def hold_back(example, run):
+        seen.append((example.id, run.visits[-1].vote.asked.tolist()))
+        return "its class is never sent" if example.id in ("x3", "x7") else None
+
+    agent = agent_of(far, sink, hold_back=hold_back, keeper=shelf)
+    tally = agent.run(Numbers(10))
+    held = {outcome.id: outcome for outcome in sink.outcomes if outcome.reason == "held-back"}
+    assert sorted(held) == ["x3", "x7"]
+    assert all(outcome.decision.asked == 3 and outcome.decision.exit_tier == 1 for outcome in held.values())
+    assert held["x3"].decision.degraded == "held-back: tier cloud: its class is never sent"
+    assert [name for name, _ in seen] == ["x1", "x3", "x5", "x7", "x9"]  # those that agreed stay anyway
+    assert (len(far.deadlines), tally.n_calls, shelf.kept) == (3, 3, [])
+
+
+def test_an_example_that_is_held_back_where_no_local_answer_is_wanted_has_none():
+    sink = ListSink()
+    agent_of(Far(), sink, keep_last_answer=False, hold_back=lambda example, run: "no").run(Numbers(4))
+    assert [outcome.error for outcome in sink.outcomes if int(outcome.id[1:]) % 2] == ["held-back: tier cloud: no"] * 2
+
+
+def test_watchers_and_whoever_waits_for_an_example_are_told_once_it_is_in_the_sink():
+    sink = ListSink()
+    told: list[tuple[str, str, bool]] = []
+
+    class Numbered(Numbers):
+        def examples(self, stop):
+            for example in super().examples(stop):
+                answered = lambda outcome: told.append(("caller", outcome.id, outcome.id in sink.ids))  # noqa: E731
+                yield Example(example.id, example.value, example.truth, answered=answered)
+
+    class Watching:
+        def saw(self, example, outcome):
+            assert example.id == outcome.id
+            told.append(("watcher", outcome.id, outcome.id in sink.ids))
+
+    agent_of(Far(), sink, watchers=[Watching()]).run(Numbered(6, bad=[2]))
+    assert sorted(told) == [(who, f"x{number}", True) for who in ("caller", "watcher") for number in range(6)]
+
+
+def test_a_correction_is_written_and_counted_apart_from_the_examples():
+    sink = ListSink()
+    agent = agent_of(Far(), sink)
+    agent.run(Numbers(4))
+    decision = sink.outcomes[1].decision
+    agent.correct(Outcome("x1", decision, 60.0, corrects="key-x1"))
+    agent.tell(Event("drift", {"what": "deferral"}))
+    assert sink.outcomes[-1].corrects == "key-x1"
+    assert [event.kind for event in sink.events] == ["drift"]
+    assert (agent.tally.n, agent.tally.n_corrected, agent.tally.n_calls) == (4, 1, 3)
+
+
+def test_the_agent_says_how_many_wait_for_a_server_and_since_when_it_is_busy():
+    opened, sink = threading.Event(), ListSink()
+    far = Far(lambda batch: opened.wait(BOUND_S))
+    agent = agent_of(far, sink, max_in_flight=4)
+    busy = []
+    agent.watchers.append(type("Watching", (), {"saw": lambda self, example, outcome: busy.append(agent.busy_since)})())
+    thread = running(agent, Numbers(6))
+    until(lambda: agent.n_waiting == 3)
+    assert agent.busy_since is None
+    opened.set()
+    thread.join(BOUND_S)
+    assert agent.n_waiting == 0
+    assert agent.busy_since is None
+
+
+def test_the_tiers_beyond_the_device_answer_alone_and_count_from_its_first():
+    cascade = Cascade([device(), Far()])
+    onward = Onward(cascade, DOOR)
+    (example,) = Numbers(1).examples(threading.Event())
+    decision = onward.ask(example)
+    assert (decision.label, decision.exit_tier, decision.id) == (0, 2, "x0")
+    assert onward.first_tier == 2
+    broken = Onward(Cascade([device(), Far(fail_with(TierUnavailable("cloud", "gone")))]), DOOR)
+    with pytest.raises(TierUnavailable):
+        broken.ask(example)
+    assert not Onward(Cascade([device()]), DOOR).is_there

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.cascade import ConfigError, Decision
-from edge.config import SinkConfig
 from edge.live import LiveLine
-from edge.sinks import Outcome, Reorder, open_sink
-from edge.sinks.jsonlines import JsonLinesSink, as_record
+from edge.sinks import Outcome, Reorder, SinkConfig, Sinks, as_record, open_sinks
+from edge.sinks.jsonlines import JsonLines
 from edge.tally import Tally, format_bytes
 
 LABELS = ("zero", "one", "two")
@@ -39,7 +38,7 @@ def decision(**changes: object) -> Decision:
 
 
 def outcome(name: str = "x", **changes: object) -> Outcome:
-    return Outcome(name, decision(id=name, **changes), 0.002, 1)
+    return Outcome(name, decision(id=name, **changes), 0.002, 1, at=1700000000.0)
 
 
 def test_a_record_says_all_there_is_to_say():
@@ -59,17 +58,18 @@ def test_a_record_says_all_there_is_to_say():
         "call": {"bytes_sent": 100.0},
         "truth": 1,
         "latency_s": 0.002,
+        "at": 1700000000.0,
     }
 
 
 def test_an_outcome_without_a_decision_has_its_error_in_place():
-    record = as_record(Outcome("x", None, 0.0, None, "cannot be read"), LABELS)
-    assert record == {"id": "x", "error": "cannot be read", "latency_s": 0.0}
+    record = as_record(Outcome("x", None, 0.0, None, "cannot be read", at=17.0), LABELS)
+    assert record == {"id": "x", "error": "cannot be read", "latency_s": 0.0, "at": 17.0}
 
 
 def test_a_score_that_is_not_known_is_null_so_that_every_line_is_json():
     stream = io.StringIO()
-    JsonLinesSink(stream, LABELS, owns_stream=False).write(outcome(score=math.nan))
+    Sinks([JsonLines(stream, owns_stream=False)], LABELS).write(outcome(score=math.nan))
     assert json.loads(stream.getvalue(), parse_constant=pytest.fail)["score"] is None
 
 
@@ -80,7 +80,7 @@ def test_each_line_is_flushed_as_it_is_written():
         def flush(self) -> None:
             flushed.append(self.getvalue().count("\n"))
 
-    sink = JsonLinesSink(Stream(), LABELS, owns_stream=False)
+    sink = Sinks([JsonLines(Stream(), owns_stream=False)], LABELS)
     sink.write(outcome("a"))
     sink.write(Outcome("b \u2028\n", None, 0.0, error="né\ud800"))
     assert flushed[:2] == [1, 2]
@@ -89,7 +89,7 @@ def test_each_line_is_flushed_as_it_is_written():
 def test_a_sink_on_a_file_appends_and_closes_it(tmp_path):
     path = tmp_path / "decisions.jsonl"
     for name in ("a", "b"):
-        sink = open_sink(SinkConfig(path), LABELS)
+        sink = open_sinks([SinkConfig(path=path)], LABELS)
         sink.write(outcome(name))
         sink.close()
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
@@ -97,7 +97,7 @@ def test_a_sink_on_a_file_appends_and_closes_it(tmp_path):
 
 def test_a_sink_that_cannot_be_opened_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match=r"sink\.path: .* cannot be written: No such file or directory"):
-        open_sink(SinkConfig(tmp_path / "nowhere" / "decisions.jsonl"), LABELS)
+        open_sinks([SinkConfig(path=tmp_path / "nowhere" / "decisions.jsonl")], LABELS)
 
 
 @given(order=st.permutations(range(7)))
