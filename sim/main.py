@@ -11,9 +11,9 @@ from coe import __version__
 from coe.cascade import ConfigError
 from coe.settings.programs import run_program
 
-from .cli import arguments, cost, delays, digits, errors, exits, models, parallel, pareto, record, replay, report
+from .cli import arguments, cost, delays, digits, errors, exits, models, paper, parallel, pareto, record, replay, report
 
-STUDIES = (digits, record, replay, pareto, errors, exits, parallel, cost, models, report)
+STUDIES = (digits, paper, record, replay, pareto, errors, exits, parallel, cost, models, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

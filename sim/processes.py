@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -98,8 +99,13 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def run_agent(config: Path, arguments: Sequence[str], watch: Callable[[], None], every_s: float = 0.1) -> None:
+def run_agent(
+    config: Path, arguments: Sequence[str], watch: Callable[[], None], every_s: float = 0.1, stdin: Path | None = None
+) -> None:
     """`coe-edge --config`, to its end; `watch` is called every `every_s` meanwhile.
+
+    Args:
+        stdin: a file for its standard input; None: it has none.
 
     Raises:
         TierUnavailable: it failed; the message has its last words.
@@ -107,9 +113,9 @@ def run_agent(config: Path, arguments: Sequence[str], watch: Callable[[], None],
     command = [sys.executable, "-m", "edge.main", "--config", str(config), *arguments]
     process = None
     try:
-        with _uninterrupted():
+        with open(stdin or os.devnull, "rb") as given, _uninterrupted():
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+                command, stdin=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
             )
         while True:
             try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,10 @@ from coe.cascade.types import Array
 from coe.models import Door, ModelSpec, Task, load
 from coe.settings import Fields, Report, read_yaml
 from coe.zoo import digits
+from coe.zoo.cifar10 import data as cifar10
+from coe.zoo.readers.imagenet import read_imagenet
+from coe.zoo.readers.swag import read_swag
+from coe.zoo.text import data as texts
 
 from .progress import Progress
 from .traces import Answers, Trace
@@ -25,7 +32,11 @@ from .traces.text import read_table
 BATCH = 64
 REPEATS = 3  # of each timing: the best counts
 SUFFIXES = (".png", ".jpg", ".jpeg")
+DIGITS = tuple(map(str, range(10)))  # labels of the bundled examples
+TEXT_COLUMNS = ("text", "sentence")
 LISTS = ("labels.tsv", "labels.csv")
+READERS = {"imagenet": read_imagenet, "swag": read_swag}  # PREFIX:PATH
+PUBLISHED = {"cifar10": cifar10.test_examples}  # the test split, of the data set as it is published
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,12 @@ def read_models(references: Sequence[str]) -> Models:
         paths = [zoo.find(f"{reference}/{name}.yaml") for name in ("edge", "cloud")] if bundled else [Path(reference)]
         configs += [_read(path) for path in paths]
     tiers = [tier for config in configs for tier in config.tiers if isinstance(tier, LocalTierConfig)]
-    specs = {spec.name: spec for tier in tiers for spec in tier.members}
+    specs: dict[str, ModelSpec] = {}
+    for spec in (spec for tier in tiers for spec in tier.members):
+        if specs.setdefault(spec.name, spec).path != spec.path:
+            raise ConfigError(
+                [f"--models: expected one file of each name, got {specs[spec.name].path} and {spec.path}"]
+            )
     if not specs:
         raise ConfigError(
             [f"--models: expected local tiers, got none in {', '.join(references)} (name their server's)"]
@@ -76,17 +92,28 @@ def _read(path: Path) -> CascadeConfig:
 
 
 def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
-    """The bundled digits by their name, or a folder: one sub-folder per label, or files and a labels.tsv.
+    """The bundled digits by their name, or a folder: one sub-folder per label, or files and a labels.tsv, or the
+    data set of a bundled task in the form that its recipe reads; or imagenet:FOLDER, swag:FILE.csv, as published;
+    of texts, a table (.tsv, .csv, .parquet) with the columns label and text or sentence.
 
     Raises:
         ConfigError: no such folder, or a label that the task does not have.
     """
     if reference == "digits":
+        if task.labels != DIGITS:
+            raise ConfigError([f"--data: expected examples of {task.name}, got the bundled digits (name a folder)"])
         ids, values, labels = zip(*digits.test_examples(limit), strict=True)
         return DataSet(ids, values, labels)
+    kind, _, place = reference.partition(":")
+    if kind in READERS and place:
+        return _read_as(kind, Path(place), task, limit)
     folder = Path(reference)
+    if task.contract.kind == "text" and folder.is_file():
+        return _read_texts(folder, task, limit)
     if not folder.is_dir():
         raise ConfigError([f'--data: expected "digits" or a folder, got "{reference}" (create it, or mend the path)'])
+    if (found := _published(folder, task, limit)) is not None:
+        return found
     listed = next((folder / name for name in LISTS if (folder / name).exists()), None)
     pairs = _by_list(listed) if listed else _by_folder(folder)
     if not pairs:
@@ -102,6 +129,54 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
         [path.read_bytes() for path, _ in pairs],
         [numbers[label] if label in numbers else int(label) for _, label in pairs],
     )
+
+
+def _read_as(kind: str, path: Path, task: Task, limit: int | None) -> DataSet:
+    """A data set as it is published; its labels are numbered as the task's are."""
+    found = READERS[kind](path, limit)
+    if len(found.names) != len(task.labels):
+        raise ConfigError([f"--data: {path}: expected {len(task.labels)} labels as the task, got {len(found.names)}"])
+    return DataSet(found.ids, found.values, found.labels)
+
+
+def _read_texts(path: Path, task: Task, limit: int | None) -> DataSet:
+    """A table of texts; the first of TEXT_COLUMNS that it has."""
+    reasons: list[ConfigError] = []
+    for column in TEXT_COLUMNS:
+        table = texts.Task(task.name, task.name, task.labels, path.name, path.name, column, 0, 0, "")
+        try:
+            found = texts.read(table, path)
+        except ConfigError as error:
+            reasons.append(error)
+        except ValueError as error:
+            raise ConfigError([f"expected labels as numbers: {error}"], str(path)) from None
+        else:
+            values = [text.encode() for text in found.texts[:limit]]
+            return DataSet(found.ids[:limit], values, found.labels[:limit].tolist())
+    raise reasons[0]
+
+
+def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
+    """The test split of a bundled task; None where the folder does not hold its data set."""
+    if task.name not in PUBLISHED:
+        return None
+    try:
+        ids, values, labels = zip(*PUBLISHED[task.name](folder, limit), strict=True)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError([f"--data: {error}"]) from None
+    return DataSet(ids, values, labels)
+
+
+def write_lines(data: DataSet, task: Task, path: Path) -> Path:
+    """The examples as JSON lines, as `coe-edge` reads them from standard input."""
+    is_text = task.contract.kind == "text"
+    with path.open("w", encoding="utf-8") as file:
+        for name, value, label in zip(data.ids, data.values, data.labels, strict=True):
+            content = {"text": value.decode()} if is_text else {"image": base64.b64encode(value).decode()}
+            file.write(json.dumps({"id": name, **content, "label": label}) + "\n")
+    return path
 
 
 def _is_number(label: str, n_labels: int) -> bool:
@@ -126,28 +201,42 @@ def _by_list(path: Path) -> list[tuple[Path, str]]:
 def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool, name: str) -> Trace:
     """Every model's prediction, score and probabilities, and the bytes of every example.
 
+    The data set is read in pieces, each once, and need not fit into memory.
+
     Args:
         latencies: time each example alone, preparation included, one thread: the best of three.
     """
-    batch = Door(models.task.contract).batch(data.ids, data.values)
-    answers = {}
-    for spec in models.specs:
-        member = load(spec)
-        progress.start(spec.name, len(batch) * (1 + REPEATS * latencies))
-        try:
-            outputs = []
-            for start in range(0, len(batch), BATCH):
-                outputs.append(member.predict(member.prepare(batch.x[start : start + BATCH])))
-                progress.show(start)
-            told = _answers(np.concatenate(outputs))
-            if latencies:
-                told = replace(told, latency_s=_timed(member, batch, progress))
-        finally:
-            member.close()
+    door = Door(models.task.contract)
+    members: list[Member] = []
+    try:
+        members += map(load, models.specs)
+        progress.start(f"{len(members)} models", len(data.ids))
+        told: list[list[Answers]] = [[] for _ in members]
+        sizes: list[int] = []
+        for start in range(0, len(data.ids), BATCH):
+            values = data.values[start : start + BATCH]
+            batch = door.batch(data.ids[start : start + BATCH], list(values))
+            sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
+            for member, pieces in zip(members, told, strict=True):
+                pieces.append(_answers(member.predict(member.prepare(batch.x))))
+                if latencies:
+                    pieces[-1] = replace(pieces[-1], latency_s=_timed(member, batch))
+            progress.show(start + len(batch))
         progress.end()
-        answers[spec.name] = told
-    sizes = np.array([len(value) for value in data.values], dtype=np.int32)
-    return Trace(name, tuple(data.ids), np.array(data.labels, dtype=np.int32), answers, sizes)
+    finally:
+        for member in members:
+            member.close()
+    answers = {spec.name: _joined(pieces) for spec, pieces in zip(models.specs, told, strict=True)}
+    labels = np.array(data.labels, dtype=np.int32)
+    return Trace(name, tuple(data.ids), labels, answers, np.array(sizes, dtype=np.int32))
+
+
+def _joined(pieces: Sequence[Answers]) -> Answers:
+    columns: dict[str, Any] = {}
+    for name in Answers.__slots__:
+        parts = [getattr(piece, name) for piece in pieces]
+        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return Answers(**columns)
 
 
 def _answers(outputs: Array) -> Answers:
@@ -156,7 +245,7 @@ def _answers(outputs: Array) -> Answers:
     return Answers(predictions.astype(np.int32), scores.astype(np.float32), outputs.astype(np.float16))
 
 
-def _timed(member: Member, batch: Batch, progress: Progress) -> NDArray[np.float32]:
+def _timed(member: Member, batch: Batch) -> NDArray[np.float32]:
     """(B,) seconds."""
     times = np.empty((REPEATS, len(batch)), dtype=np.float32)
     for repeat in range(REPEATS):
@@ -164,6 +253,5 @@ def _timed(member: Member, batch: Batch, progress: Progress) -> NDArray[np.float
             started = time.perf_counter()
             member.predict(member.prepare(batch.x[row : row + 1]))
             times[repeat, row] = time.perf_counter() - started
-        progress.show(len(batch) * (2 + repeat))
     best: NDArray[np.float32] = times.min(axis=0)
     return best

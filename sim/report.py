@@ -26,7 +26,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
     path.with_name("latency.svg").write_text(latency, encoding="utf-8")
     parts = [
         f"<h1>Where a cascade answers, and what that saves</h1><p class=lead>coe-sim {__version__}; "
-        f"{rows[0].n:,} scanned digits; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
+        f"{rows[0].n:,} examples; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
         f"{html.escape(study.about)}</p>",
         _cards(rows),
         *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),

@@ -1,10 +1,11 @@
 """The systems a delay study compares, each as the configs of real programs.
 
-The cascade is read from the bundled configs, so that what is studied is what `coe-edge` and `coe-cloud` run.
+The cascade is read from the configs of a bundled task, so that what is studied is what `coe-edge` and `coe-cloud` run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import yaml
 
 from coe import zoo
-from coe.settings import read_yaml
+from coe.assembly import LocalTierConfig, read_cascade
+from coe.cascade import ConfigError
+from coe.settings import Fields, Report, read_yaml
 
 SYSTEMS = ("cascade", "cloud-only", "edge-only")
 TITLES = {
@@ -40,10 +43,80 @@ class Hop:
     device_delay_s: float | None = None
 
 
-def edge_config(system: str, hop: Hop, sink: Path, *, interval_s: float, max_in_flight: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundled task as its device and its cloud are configured: one ensemble there, and the tiers of a server here.
+
+    Args:
+        edge, cloud: contents of its edge.yaml and cloud.yaml.
+    """
+
+    task: str
+    edge: Mapping[str, Any]
+    cloud: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, task: str) -> Bundle:
+        """Raises ConfigError where the task is not bundled."""
+        folder = zoo.find(task)
+        return cls(task, *(_placed(read_yaml(folder / f"{name}.yaml"), folder) for name in ("edge", "cloud")))
+
+    @property
+    def cloud_config(self) -> Path:
+        """The cloud tiers, all on one server."""
+        return zoo.find(f"{self.task}/cloud.yaml")
+
+    @property
+    def best_model(self) -> str:
+        """What the server calls its last tier alone."""
+        return f"{self.cloud['model']}-{self.cloud['tiers'][-1]['name']}"
+
+    @property
+    def is_self_sourced(self) -> bool:
+        """Whether the agent finds labelled examples of the task by itself: else they come as JSON lines."""
+        return str(self.edge["source"]["kind"]) == "digits"
+
+    def tiers(self, system: str) -> tuple[list[LocalTierConfig], list[LocalTierConfig]]:
+        """A system's ensembles: (on the device, in the cloud).
+
+        Raises:
+            ConfigError: every finding of its configs.
+        """
+        device, cloud = self._local("edge"), self._local("cloud")
+        asked = self.edge["tiers"][-1]["model"]
+        behind = cloud if asked == self.cloud["model"] else [one for one in cloud if asked.endswith(f"-{one.name}")]
+        return {"cascade": (device, behind), "cloud-only": ([], cloud[-1:]), "edge-only": (device, [])}[system]
+
+    def n_tiers(self, system: str) -> int:
+        return sum(map(len, self.tiers(system)))
+
+    def _local(self, name: str) -> list[LocalTierConfig]:
+        path = zoo.find(f"{self.task}/{name}.yaml")
+        report = Report(str(path))
+        config = read_cascade(Fields(read_yaml(path), report), path.parent)
+        report.check()
+        return [tier for tier in config.tiers if isinstance(tier, LocalTierConfig)]
+
+
+def _placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config as it may stand anywhere: its own files by their full paths."""
+
+    def at(reference: Any) -> Any:
+        here = isinstance(reference, str) and not reference.startswith("zoo:") and (folder / reference).is_file()
+        return str(folder / reference) if here else reference
+
+    tiers = [
+        tier | {"members": [at(member) for member in tier["members"]]} if "members" in tier else tier
+        for tier in config["tiers"]
+    ]
+    return {**config, "task": at(config["task"]), "tiers": tiers}
+
+
+def edge_config(
+    bundle: Bundle, system: str, hop: Hop, sink: Path, *, interval_s: float, max_in_flight: int
+) -> dict[str, Any]:
     """The agent's config for one system."""
-    config = read_yaml(zoo.find("digits/edge.yaml"))
-    device, cloud = config["tiers"]
+    device, cloud = bundle.edge["tiers"]
     cloud = {**cloud, "address": f"127.0.0.1:{hop.port}", "deadline_ms": CALL_DEADLINE_MS}
     if hop.delay_s is not None:
         cloud |= {"delay_ms": hop.delay_s * 1000, "delay_one_way": hop.one_way}
@@ -51,38 +124,41 @@ def edge_config(system: str, hop: Hop, sink: Path, *, interval_s: float, max_in_
         device = {**device, "delay_ms": hop.device_delay_s * 1000, "delay_one_way": hop.one_way}
     tiers = {
         "cascade": [device, cloud],
-        "cloud-only": [{**cloud, "model": f"{cloud['model']}-best"}],
+        "cloud-only": [{**cloud, "model": bundle.best_model}],
         "edge-only": [{key: value for key, value in device.items() if key != "agreement"}],
     }[system]
+    kind = bundle.edge["source"]["kind"] if bundle.is_self_sourced else "stdin"
     return {
-        "task": config["task"],
+        "task": bundle.edge["task"],
         "tiers": tiers,
-        "source": {"kind": "digits", "interval_ms": interval_s * 1000},
+        "source": {"kind": kind, "interval_ms": interval_s * 1000},
         "sink": {"path": str(sink)},
         "max_in_flight": max_in_flight,
     }
 
 
-def cloud_config() -> Path:
-    """The bundled cloud tiers, all on one server."""
-    return zoo.find("digits/cloud.yaml")
+def chain_config(bundle: Bundle, next_port: int | None, delay_s: float, one_way: bool) -> dict[str, Any]:
+    """One cloud tier on a server of its own: the last (`next_port` None), or those before it.
 
-
-def chain_config(next_port: int | None, delay_s: float, one_way: bool) -> dict[str, Any]:
-    """One cloud tier on a server of its own: the last (`next_port` None), or the one before it."""
-    config = read_yaml(cloud_config())
-    *first, best = config["tiers"]
+    Raises:
+        ConfigError: the device asks no chain of tiers but one of them.
+    """
+    if bundle.edge["tiers"][-1]["model"] != bundle.cloud["model"]:
+        raise ConfigError(
+            [f"--schedule: the device of {bundle.task} asks the best model itself, and no chain (leave --task out)"]
+        )
+    *first, best = bundle.cloud["tiers"]
     if next_port is None:
-        return {**config, "tiers": [best]}
+        return {**bundle.cloud, "tiers": [best]}
     remote = {
         "name": best["name"],
         "address": f"127.0.0.1:{next_port}",
-        "model": config["model"],
+        "model": bundle.cloud["model"],
         "deadline_ms": CALL_DEADLINE_MS,
         "delay_ms": delay_s * 1000,
         "delay_one_way": one_way,
     }
-    return {**config, "tiers": [*first, remote]}
+    return {**bundle.cloud, "tiers": [*first, remote]}
 
 
 def write(config: dict[str, Any], path: Path) -> Path:

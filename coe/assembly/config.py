@@ -24,6 +24,7 @@ from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
 from coe.models.base import ModelSpec, RunOptions
 from coe.models.inputs import Contract
 from coe.models.manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
+from coe.models.payload import KINDS, Payload
 from coe.settings import Fields
 from coe.wire.credentials import PLAINTEXT, ClientSecurity
 from coe.wire.target import is_address
@@ -46,6 +47,7 @@ class LocalTierConfig:
     threads: int  # of the whole tier; `options.threads`, of one member, follow from it
     options: RunOptions
     delay: Delay | None
+    order: str = "fixed"  # of members asked in turn: as listed; or "measured", at the start: the cheapest first
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class RemoteTierConfig:
     model: str
     rule: DeferralRule
     deadline_s: float
-    send_captured: bool
+    send: Payload
     foreign: bool
     n_tiers: int
     stream: bool
@@ -154,6 +156,7 @@ class _TierReader:
         if not members:
             entry.wrong("members", "expected at least one model file, got none")
         parallel, threads = self._threads(entry, max(len(members), 1))
+        early = entry.flag("early", True)
         options = RunOptions(
             providers=entry.texts("providers", ["cpu"]),
             device=entry.text("device", "cpu"),
@@ -163,10 +166,11 @@ class _TierReader:
             members=members,
             rule=_read_rule(entry, max(len(members), 1), is_last),
             parallel=parallel,
-            early=entry.flag("early", True),
+            early=early,
             threads=threads,
             options=options,
             delay=_read_delay(entry),
+            order=_read_order(entry, has_no_effect=parallel or not early),
         )
 
     def _threads(self, entry: Fields, n_members: int) -> tuple[bool, int]:
@@ -188,7 +192,7 @@ class _TierReader:
             model=entry.text("model", self.task.name),
             rule=_read_rule(entry, None, is_last),
             deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
-            send_captured=entry.choice("send", ("captured", "pixels"), "captured") == "captured",
+            send=_read_payload(entry, self.task),
             foreign=entry.flag("foreign", False),
             n_tiers=entry.integer("tiers", 1, 1, 64),
             stream=stream,
@@ -264,6 +268,31 @@ def _read_addresses(entry: Fields) -> tuple[str, ...]:
         elif value in whole[:number]:
             entry.wrong(f"address[{number}]", f'expected each host once, got "{value}" twice')
     return several
+
+
+def _read_order(entry: Fields, has_no_effect: bool) -> str:
+    """In which order members are asked."""
+    order = entry.choice("order", ("fixed", "measured"), "fixed")
+    if order == "measured" and has_no_effect:
+        entry.warn("order", "it matters only where members are asked in turn and the vote stops early (leave it out)")
+    return order
+
+
+def _read_payload(entry: Fields, task: Task) -> Payload:
+    """`send: png`, or `send: {jpeg: 85}`."""
+    if isinstance(entry.content.get("send"), dict):
+        own = entry.section("send")
+        payload = Payload("jpeg", own.integer("jpeg", low=1, high=100))
+        own.finish()
+    else:
+        payload = Payload(entry.choice("send", KINDS, "captured"))
+    if entry.has("send") and entry.content.get("foreign") is True:
+        entry.warn("send", "a foreign server is sent what its metadata asks for, so this has no effect (leave it out)")
+    fits = {"image": KINDS, "tensor": ("captured", "pixels")}.get(task.contract.kind, ("captured",))
+    if payload.kind not in fits and task is not UNKNOWN:
+        kind = task.contract.kind
+        entry.wrong("send", f"expected {' or '.join(fits)} for a task whose examples are of kind {kind}, got {payload}")
+    return payload
 
 
 def _read_delay(entry: Fields) -> Delay | None:

@@ -9,9 +9,12 @@ from functools import partial
 from coe.cascade.cascade import Cascade
 from coe.cascade.delay import DelayedTier
 from coe.cascade.tier import LocalTier, Tier
+from coe.models.base import LoadedMember
 from coe.models.inputs import Contract
 from coe.models.loading import load
 from coe.models.threads import plan_threads
+from coe.models.timing import cheapest_first, seconds_each
+from coe.settings import format_seconds
 from coe.wire.credentials import dial
 from coe.wire.remote import RemoteTier
 from coe.wire.trace import outgoing
@@ -40,7 +43,11 @@ def open_cascade(config: CascadeConfig, say: Say = lambda line: None) -> Cascade
 
 def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: None) -> Tier:
     """One tier, ready to vote."""
-    opened = _open_local(tier, say) if isinstance(tier, LocalTierConfig) else _open_remote(tier, config, say)
+    opened: Tier
+    if isinstance(tier, LocalTierConfig):
+        opened = _open_local(tier, config.task.contract, say)
+    else:
+        opened = _open_remote(tier, config, say)
     if tier.delay is None:
         return opened
     say(f"tier {tier.name}: an injected delay of {tier.delay.round_trip_s * 1000:g} ms a round trip")
@@ -61,14 +68,20 @@ def warm_up(tier: Tier, contract: Contract, sizes: Iterable[int]) -> None:
         here.warm_up(contract.blank(), sizes)
 
 
-def _open_local(tier: LocalTierConfig, say: Say) -> Tier:
+def _open_local(tier: LocalTierConfig, contract: Contract, say: Say) -> Tier:
     if any(spec.architecture for spec in tier.members if spec.format == "torch"):
         _register_architectures()
     plan = plan_threads(tier.members, tier.threads, side_by_side=tier.parallel)
-    members = []
+    members: list[LoadedMember] = []
+    how = plan.describe()
     try:
         for spec, threads in zip(tier.members, plan.each, strict=True):
             members.append(load(spec, replace(tier.options, threads=threads)))
+        if tier.early and len(members) > 1:
+            how += ", stopping early"
+            if plan.at_once == 1:
+                members, order = _in_order(members, tier.order, contract)
+                how += f", {order}"
     except BaseException:
         for member in members:
             member.close()
@@ -76,9 +89,18 @@ def _open_local(tier: LocalTierConfig, say: Say) -> Tier:
     for member in members:
         say(f"tier {tier.name}: {member.name} on {member.runs_on}")
     if len(members) > 1:
-        how = f"{plan.describe()}, stopping early" if tier.early else plan.describe()
         say(f"tier {tier.name}: {len(members)} members vote {how}")
     return LocalTier(tier.name, members, tier.rule, parallel=tier.parallel, early=tier.early, at_once=plan.at_once)
+
+
+def _in_order(members: list[LoadedMember], order: str, contract: Contract) -> tuple[list[LoadedMember], str]:
+    """The members as they are asked, and that order for people. No result depends on it, only who is spared."""
+    if order == "fixed":
+        return members, "as listed"
+    seconds = seconds_each(members, contract.blank())
+    seats = cheapest_first(seconds)
+    costs = ", ".join(f"{members[seat].name} {format_seconds(seconds[seat], 2)}" for seat in seats)
+    return [members[seat] for seat in seats], f"cheapest first: {costs}"
 
 
 def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tier:
@@ -90,7 +112,7 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         n_labels=len(config.task.labels),
         fingerprint="" if tier.foreign else config.task.fingerprint,
         deadline_s=tier.deadline_s,
-        send_captured=tier.send_captured,
+        encode=tier.send.encoder(config.task.contract),
         is_foreign=tier.foreign,
         prepare=config.task.contract.prepare,
         n_tiers=tier.n_tiers,

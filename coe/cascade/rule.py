@@ -53,6 +53,9 @@ class Agreement:
         return math.ceil(self.theta * n_members)
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
+        if len(vote.count) == 1:  # the device's hot path: plain integers
+            stands_alone = vote.count.item() * self.theta.denominator >= vote.asked.item() * self.theta.numerator
+            return np.array((stands_alone,), dtype=np.bool_)
         stands: NDArray[np.bool_] = vote.count * self.theta.denominator >= vote.asked * self.theta.numerator
         return stands
 

@@ -109,6 +109,8 @@ class LocalTier:
         self.members = tuple(members)
         self.early = early
         self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
+        self._numbers: Labels = np.arange(max(len(members), members[0].n_labels) + 1, dtype=np.int64)  # of votes on one
+        self._numbers.flags.writeable = False
         at_once = min(at_once or len(members), len(members))
         names = [member.name for member in members]
         self._side_by_side = SideBySide(name, names, at_once) if parallel and at_once > 1 else None
@@ -184,18 +186,18 @@ class LocalTier:
             outputs.append(output)
             ballots.append(ballot)
             left -= 1
-            top, runner_up = leaders_of_one(ballots)
-            if needed is not None and is_settled(top, runner_up, left, needed):
+            if left and needed is not None and is_settled(*leaders_of_one(ballots), left, needed):
                 break
+        top, _ = leaders_of_one(ballots)
         try:
             label, score = plurality_of_one(ballots, top, outputs)
         except (OverflowError, ValueError):  # an infinity that was no member's highest
             raise self._not_a_number(self.members[0]) from None
-        facts = np.array(((label,), (top,), (len(ballots),)), dtype=np.int64)  # (3, 1)
+        numbers = self._numbers
         return Vote(
-            labels=facts[0],
-            count=facts[1],
-            asked=facts[2],
+            labels=numbers[label : label + 1],
+            count=numbers[top : top + 1],
+            asked=numbers[len(ballots) : len(ballots) + 1],
             n_members=len(self.members),
             score=np.array((score,), dtype=np.float32),
             probabilities=outputs,

@@ -26,8 +26,8 @@ class Batch:
     Args:
         ids: B names, the caller's own.
         x: (B, *S) the examples as local members take them in (uint8 pixels (B, H, W, C), or a tensor);
-            (B,) objects where the images differ in size.
-        captured: (B,) `bytes` objects as the device captured them (JPEG, PNG), sent on to remote tiers
+            (B,) objects: texts, or images that differ in size.
+        captured: (B,) `bytes` objects as the device captured them (JPEG, PNG, UTF-8), sent on to remote tiers
             in place of `x`; None where an example never had such a form.
         deadline: `time.monotonic()` second by which the answer is wanted.
     """

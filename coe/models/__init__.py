@@ -5,6 +5,7 @@ from .inputs import Contract, Door, decode_image
 from .loading import load
 from .manifest import Manifest, Task, read_manifest
 from .table import TableMember
+from .text import TextContract
 
 __all__ = [
     "Contract",
@@ -15,6 +16,7 @@ __all__ = [
     "RunOptions",
     "TableMember",
     "Task",
+    "TextContract",
     "decode_image",
     "load",
     "read_manifest",

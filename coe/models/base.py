@@ -34,6 +34,7 @@ class ModelSpec:
         pinned: the digest comes from the operator's own config, not from a manifest that travels with the file.
         output: "probabilities" or "logits".
         flops: operations for one example (a multiply-add counts as two); None: not known.
+        made_by: the command that makes the file, where a manifest names one that is not bundled.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ModelSpec:
     parameters: int | None = None
     calibration_accuracy: float | None = None
     architecture: str | None = None
+    made_by: str | None = None
 
 
 @dataclass(frozen=True)

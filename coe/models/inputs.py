@@ -20,6 +20,7 @@ from coe.cascade.errors import InputError
 from coe.cascade.types import Array, Batch
 
 MAX_PIXELS = 50_000_000  # of a batch; headers that claim more are refused before their image is decoded
+MAX_TEXT_BYTES = 2**16  # of one text
 FORMATS = ("PNG", "JPEG")
 
 
@@ -28,12 +29,14 @@ class Contract:
     """What a model takes in.
 
     Args:
-        kind: "image", or "tensor" (the caller's numbers as they are).
+        kind: "image", "tensor" (the caller's numbers as they are), or "text" (a TextContract).
         shape: image: (height, width, channels) with 1 or 3 channels; tensor: the shape S of one example.
         layout: image: "NCHW" or "NHWC".
         dtype: what the model's input takes: "float32", "float16" or "uint8".
         scale, mean, std: image: (pixel * scale - mean) / std, per channel.
         fit: image of another size: "stretch" it, or "crop" its middle at the right aspect.
+        crop_share: how much of that middle "crop" takes, along each side.
+        resample: how pixels are scaled: "bilinear" or "bicubic".
     """
 
     kind: str
@@ -44,6 +47,8 @@ class Contract:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     fit: str = "stretch"
+    crop_share: float = 1.0
+    resample: str = "bilinear"
 
     @cached_property
     def model_shape(self) -> tuple[int, ...]:
@@ -52,6 +57,10 @@ class Contract:
             height, width, channels = self.shape
             return channels, height, width
         return self.shape
+
+    @cached_property
+    def _rows_shape(self) -> tuple[int, ...]:
+        return -1, *self.model_shape
 
     @cached_property
     def largest(self) -> np.float64:
@@ -88,6 +97,10 @@ class Contract:
             return np.zeros((1, *self.shape), dtype=np.uint8)
         return np.zeros((1, *self.shape), dtype=self.dtype)
 
+    def trial(self, n_rows: int) -> Array:
+        """(n_rows, *model_shape) of zeros, as a model takes them."""
+        return np.zeros((n_rows, *self.model_shape), dtype=self.dtype)
+
     def takes(self, examples: Contract) -> bool:
         """Whether examples of a task with that contract can be prepared for this one: images of any size can."""
         if self.kind == "image":
@@ -105,15 +118,14 @@ class Contract:
             InputError: prepared already, but for a model of another shape.
         """
         if x.dtype == np.uint8 and self._grey_values is not None and x.shape[1:] == self.shape:
-            return self._grey_values.take(x).reshape(-1, *self.model_shape)
+            return self._grey_values.take(x, mode="wrap").reshape(self._rows_shape)  # no index is out of bounds
         if x.dtype == object:
             return np.concatenate([self.prepare(row[None]) for row in x])
         if x.dtype.kind == "f" or self.kind == "tensor":
             if x.shape[1:] != self.model_shape:
                 raise InputError(f"expected shape {list(self.model_shape)}, got {list(x.shape[1:])} (or send pixels)")
             return x.astype(self.dtype, copy=False)
-        if x.shape[1:3] != self.shape[:2]:
-            x = np.stack([self._resized(image) for image in x])
+        x = self.resized(x)
         if self.dtype != "uint8":
             x = self._normalised(x)  # (B, H, W, C)
         if self.layout == "NCHW":
@@ -122,15 +134,23 @@ class Contract:
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
         return x
 
+    def resized(self, x: Array) -> Array:
+        """(B, H, W, C) uint8 pixels at this contract's size, from (B, ...) of any, or (B,) objects of several."""
+        if x.dtype != object and x.shape[1:3] == self.shape[:2]:
+            return x
+        return np.stack([self._resized(image) for image in x])
+
     def _resized(self, image: Array) -> Array:
-        """(H, W, C) uint8 at this contract's size, from another size."""
+        """(H, W, C) uint8 at this contract's size."""
+        if image.shape[:2] == self.shape[:2]:
+            return image
         from PIL import Image, ImageOps
 
         height, width, channels = self.shape
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        method = Image.Resampling.BILINEAR
+        method = Image.Resampling[self.resample.upper()]
         if self.fit == "crop":
-            picture = ImageOps.fit(picture, (width, height), method)
+            picture = ImageOps.fit(picture, (width, height), method, bleed=(1 - self.crop_share) / 2)
         else:
             picture = picture.resize((width, height), method)
         return np.asarray(picture).reshape(height, width, channels)
@@ -143,17 +163,24 @@ class Door:
     Args:
         contract: of the task; a tier's members may each have another size.
         max_pixels: of a batch's encoded images together, by their headers.
+        max_text_bytes: of one text.
     """
 
     contract: Contract
     max_pixels: int = MAX_PIXELS
+    max_text_bytes: int = MAX_TEXT_BYTES
 
     def batch(self, ids: Sequence[str], values: Sequence[bytes | Array] | Array, deadline: float = math.inf) -> Batch:
-        """A batch from one value per example: encoded bytes, or arrays.
+        """A batch from one value per example: encoded bytes, or arrays; of a task of texts, UTF-8 bytes.
 
         Raises:
             InputError: names the first example that cannot be read.
         """
+        if self.contract.kind == "text":
+            from .text import TextContract, read_texts
+
+            contract = self.contract if isinstance(self.contract, TextContract) else None
+            return read_texts(ids, values, self.max_text_bytes, deadline, contract)
         if isinstance(values, np.ndarray) and values.dtype != object:
             return Batch(tuple(ids), self._tensor(values), None, deadline)
         rows = []

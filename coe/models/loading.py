@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable
-
-import numpy as np
+from pathlib import Path
 
 from coe.cascade.errors import ModelError
 from coe.cascade.tier import Member
@@ -48,28 +47,42 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
 
 
 def read_verified(spec: ModelSpec) -> bytes:
-    """The bytes of a model file, which are then what is loaded: nothing can change in between.
+    """The bytes of a model file.
 
     Raises:
         ModelError: missing, unreadable, or another checksum than declared.
     """
+    return read_file(spec.path, spec.sha256, "the model file", spec.made_by)
+
+
+def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = None) -> bytes:
+    """The bytes of a file, which are then what is loaded: nothing can change in between.
+
+    Args:
+        sha256: hex digest it must have; None: not checked.
+        what: what it is, for errors.
+        made_by: the command that makes it, where it is not there to begin with.
+    Raises:
+        ModelError: missing, unreadable, or another checksum than declared.
+    """
     try:
-        data = spec.path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{spec.path}: the model file cannot be read: {error.strerror}") from None
-    if spec.sha256 is not None:
+        mend = "" if made_by is None else f" (it is not bundled; {made_by} makes it)"
+        raise ModelError(f"{path}: {what} cannot be read: {error.strerror}{mend}") from None
+    if sha256 is not None:
         found = hashlib.sha256(data).hexdigest()
-        if found != spec.sha256:
+        if found != sha256:
             raise ModelError(
-                f"{spec.path}: expected sha256 {spec.sha256[:16]}.., got {found[:16]}.. "
+                f"{path}: expected sha256 {sha256[:16]}.., got {found[:16]}.. "
                 f"(the file changed: fetch it again, or declare its new checksum)"
             )
     return data
 
 
 def try_out(member: Member, spec: ModelSpec) -> None:
-    """Two examples of zeros: the shapes fit, the numbers are probabilities, and the model is warm."""
-    x = np.zeros((2, *spec.contract.model_shape), dtype=spec.contract.dtype)
+    """Two blank examples: the shapes fit, the numbers are probabilities, and the model is warm."""
+    x = spec.contract.trial(2)
     try:
         output = member.predict(x)
         member.predict(x[:1])  # a runtime plans each batch size anew; one example at a time is what devices do

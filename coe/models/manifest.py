@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from coe.cascade.errors import ModelError
 from coe.settings import Fields, Report, read_yaml
 
 from .base import ModelSpec, format_of
+from .choices import ChoicesContract
 from .inputs import Contract
+from .text import PADDINGS, TextContract
 
 NAME = "manifest.yaml"
 OUTPUTS = ("probabilities", "logits")
@@ -78,11 +81,16 @@ def read_task(fields: Fields) -> Task:
 def read_contract(fields: Fields) -> Contract:
     """An `input:` section.
 
-    image: `size: [height, width]`, `channels`, `layout`, `dtype`, `scale`, `mean`, `std`, `fit`;
-    tensor: `shape: [...]`, `dtype`.
+    image: `size: [height, width]`, `channels`, `layout`, `dtype`, `scale`, `mean`, `std`, `fit`,
+    `crop_share`, `resample`;
+    tensor: `shape: [...]`, `dtype`;
+    text: `tokenizer`, `tokenizer_sha256`, `max_length`, `padding`; `choices`: of multiple choice, how many endings.
     """
-    kind = fields.choice("kind", ("image", "tensor"))
-    if kind == "tensor":
+    kind = fields.choice("kind", ("image", "tensor", "text"))
+    contract: Contract
+    if kind == "text":
+        contract = _read_text(fields)
+    elif kind == "tensor":
         shape = fields.integers("shape")
         if shape and min(shape) < 1:
             fields.wrong("shape", f"expected whole numbers from 1, got {list(shape)}")
@@ -104,6 +112,8 @@ def read_contract(fields: Fields) -> Contract:
             _per_channel(fields, "mean", 0.0, channels),
             _per_channel(fields, "std", 1.0, channels),
             fields.choice("fit", ("stretch", "crop"), "stretch"),
+            fields.number("crop_share", 1.0, 0.1, 1.0),
+            fields.choice("resample", ("bilinear", "bicubic"), "bilinear"),
         )
     fields.finish()
     return contract
@@ -113,15 +123,15 @@ def read_model(
     entry: Fields, path: Path, task: Task, pinned: bool = False, known_format: str | None = None
 ) -> ModelSpec:
     """One model's entry in a manifest, or in a config (`pinned`), where the manifest may have told its format."""
-    sha256 = entry.text("sha256", None)
-    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        entry.wrong("sha256", f'expected 64 hex digits, got "{sha256}" (sha256sum {path.name})')
+    sha256 = _read_sha256(entry, "sha256", path.name)
     try:
         kind = format_of(path, entry.text("format", known_format))
     except ModelError as error:
         entry.wrong("format", str(error))
         kind = "onnx"
     contract = read_contract(entry.section("input")) if entry.has("input") else task.contract
+    if isinstance(contract, TextContract):
+        contract = _of_texts(entry, contract, path, kind)
     return ModelSpec(
         name=path.name,
         path=path,
@@ -135,7 +145,37 @@ def read_model(
         parameters=entry.integer("parameters", None, high=2**50),
         calibration_accuracy=entry.number("calibration_accuracy", None, high=1.0),
         architecture=entry.text("architecture", None),
+        made_by=entry.text("made_by", None),
     )
+
+
+def _read_text(fields: Fields) -> TextContract:
+    tokenizer = fields.text("tokenizer", None)
+    n_choices = fields.integer("choices", 0, 0, 64)
+    kind = TextContract if n_choices == 0 else partial(ChoicesContract, shape=(n_choices,))
+    return kind(
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        tokenizer_sha256=_read_sha256(fields, "tokenizer_sha256", tokenizer or "FILE"),
+        max_length=fields.integer("max_length", 128, 1, 2**16),
+        padding=fields.choice("padding", PADDINGS, "longest"),
+    )
+
+
+def _of_texts(entry: Fields, contract: TextContract, path: Path, kind: str) -> TextContract:
+    """The contract of the model at `path`, in whose folder its tokenizer is."""
+    if kind != "onnx":
+        entry.wrong("format", f"expected onnx for a model of texts, got {kind} (export it)")
+    if contract.tokenizer is None:
+        entry.wrong("input.tokenizer", "expected the model's tokenizer.json, got nothing (add it)")
+        return contract
+    return replace(contract, tokenizer=path.parent / contract.tokenizer)
+
+
+def _read_sha256(fields: Fields, key: str, file: str) -> str | None:
+    sha256 = fields.text(key, None)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        fields.wrong(key, f'expected 64 hex digits, got "{sha256}" (sha256sum {file})')
+    return sha256
 
 
 def _per_channel(fields: Fields, key: str, default: float, channels: int) -> tuple[float, ...]:

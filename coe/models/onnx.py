@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,14 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+LARGEST_BOUND = 1 << 18  # bytes of an input: above it, copying one costs more than binding it saves
 
 
 class OnnxMember:
     """One session with one input and one (B, L) output. Safe to call from several threads.
 
-    On the CPU the session reads an input where it lies, uncopied, if its rows are contiguous.
+    On the CPU the session reads an input where it lies, uncopied, if its rows are contiguous. One example alone goes
+    through memory that is bound once, unless another thread is using it.
     """
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
@@ -44,14 +48,22 @@ class OnnxMember:
         except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
             hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
             raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
-        self._input, self._rows = _check_input(self._session, spec)
+        self._rows = self._take_inputs(spec)
         self._output = _pick_output(self._session, spec)
         running = self._session.get_providers()
         for provider in wanted:
             if provider not in running:  # listed as available, but its libraries are not
                 raise ModelError(f"providers: {provider} was asked for and could not start (is its driver installed?)")
         used = running[0]
+        self._ort = ort
+        self._can_bind = used == PROVIDERS["cpu"]
+        self._bound: _Bound | None = None
         self.runs_on = f"onnxruntime {ort.__version__}, {used}, {options.threads} thread(s)"
+
+    def _take_inputs(self, spec: ModelSpec) -> int | None:
+        """What the session is fed by name; the number of rows where that is fixed."""
+        self._input, rows = _check_input(self._session, spec)
+        return rows
 
     def predict(self, x: Array) -> Array:
         if self._rows is not None and len(x) != self._rows:
@@ -61,14 +73,53 @@ class OnnxMember:
         return softmax(output) if self._is_logits else output
 
     def _run(self, x: Array) -> Array:
+        bound = self._bound
+        if bound is not None and x.shape == bound.shape and x.dtype == bound.dtype and bound.take_turn(blocking=False):
+            return bound.run(x)
         output: Array = self._session.run([self._output], {self._input: x})[0]
+        if bound is None and self._can_bind and len(x) == 1 and x.nbytes <= LARGEST_BOUND:
+            bound = _Bound(self, x, output)
+            self._can_bind = bound.take_turn() and np.array_equal(bound.run(x), output)  # else this runtime copied
+            self._bound = bound if self._can_bind else None
         return output
 
+    def bind(self, x: Array, output: Array) -> Any:
+        """A call that reads `x` and writes `output`, both (1, ...), where they lie."""
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, self._ort.OrtValue.ortvalue_from_numpy(x))
+        binding.bind_ortvalue_output(self._output, self._ort.OrtValue.ortvalue_from_numpy(output))
+        return partial(self._session.run_with_iobinding, binding)
+
     def close(self) -> None:
+        self._bound = None
         self._session = None
 
 
+class _Bound:
+    """One example's input and output, bound once: a run then makes no value and looks up no name."""
+
+    def __init__(self, member: OnnxMember, x: Array, output: Array) -> None:
+        self.shape, self.dtype = x.shape, x.dtype
+        self._x, self._output = np.empty_like(x), np.empty_like(output)
+        self._call = member.bind(self._x, self._output)
+        turn = threading.Lock()
+        self.take_turn, self._end_turn = turn.acquire, turn.release
+
+    def run(self, x: Array) -> Array:
+        """(1, L), the caller's own. Call it with the turn taken; it ends the turn."""
+        try:
+            self._x[...] = x
+            self._call()
+            return self._output.copy()
+        finally:
+            self._end_turn()
+
+
 def load(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxMember:
+    if spec.contract.kind == "text":
+        from .onnx_text import OnnxTextMember
+
+        return OnnxTextMember(data, spec, options)
     return OnnxMember(data, spec, options)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
-from coe.cascade.delay import DelayedTier
 from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Prepare, Tier
@@ -20,13 +20,14 @@ from coe.wire import inference_pb2 as pb
 from .answer import read_answer
 from .convert import WireError, add_input
 from .headers import Header, Headers, headers_of
+from .line import Line, Lines
 from .offer import OURS, Offer, read_offer
-from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, PLATFORM, Options, client_options, path
+from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, METHODS, PLATFORM, Options, client_options, path
 from .status import from_rpc_error
-from .stream import InferStream
-from .target import target_of
+from .target import Target, target_of
 
 Dial = Callable[[str, Options], grpc.Channel]
+Encode = Callable[[Batch], Array]
 
 MOST_WAIT = 0.5  # of the time left, and
 MOST_WAIT_S = 0.5  # in all, that a call waits where an overloaded server says when to come again
@@ -45,6 +46,7 @@ class RemoteTier:
         is_foreign: the server is not ours: it is sent what its metadata asks for.
         deadline_s: of one call; less where the batch's own deadline is nearer.
         send_captured: send examples as captured where they have such a form, else as tensors (ours takes either).
+        encode: makes what is sent to a server of ours from a batch, in place of that: (B,) `bytes`, or a tensor.
         prepare: makes a foreign server's floats from a batch's x.
         n_tiers: how many tiers the server holds; learnt from its answers where it says.
         dial: opens a channel to a target, with options; by itself in plaintext.
@@ -67,6 +69,7 @@ class RemoteTier:
         fingerprint: str = "",
         deadline_s: float = 2.0,
         send_captured: bool = True,
+        encode: Encode | None = None,
         is_foreign: bool = False,
         prepare: Prepare | None = None,
         n_tiers: int = 1,
@@ -84,19 +87,17 @@ class RemoteTier:
         self.n_tiers = n_tiers
         self.deadline_s = deadline_s
         self._fingerprint = fingerprint
-        self._send_captured = send_captured
+        self._encode = encode or (_as_captured if send_captured else _as_tensor)
         self._prepare = prepare
         self._is_foreign = is_foreign
         self._offer: Offer | None = None if is_foreign else OURS  # None: not asked yet
         self._headers = headers
-        try:
-            target = target_of(addresses)
-        except ConfigError as error:
-            raise ConfigError([f"tier {name}: {error}"]) from None
-        options = client_options(max_message_bytes, is_balanced=target.is_balanced, checks_health=not is_foreign)
-        self._channel = dial(target.uri, options)
-        self._infer = self._channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
-        self._stream = InferStream(name, self._channel) if stream else None
+        self._addresses = addresses
+        self._target: Target | None = None  # where they were found last
+        self._max_message_bytes = max_message_bytes
+        self._open_channel = dial
+        self._streams = stream
+        self._lines = Lines(name, self._dial)
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         """The server's answers to a batch.
@@ -123,6 +124,14 @@ class RemoteTier:
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return vote
 
+    def bytes_of(self, batch: Batch) -> int:
+        """What one call for this batch sends, as `bytes_sent` counts it. A foreign server may be asked what it takes.
+
+        Raises:
+            TierRejected: the batch has no form to be sent in.
+        """
+        return self._request(batch, self.deadline_s).ByteSize() + FRAME_BYTES
+
     def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
         """What the server says of the model.
 
@@ -131,14 +140,9 @@ class RemoteTier:
             ConfigError: it has no such model, serves another task (other labels or another input), or takes what
                 no example of ours is.
         """
-        ask = self._channel.unary_unary(
-            path("ModelMetadata"),
-            request_serializer=pb.ModelMetadataRequest.SerializeToString,
-            response_deserializer=pb.ModelMetadataResponse.FromString,
-        )
         try:
             request = pb.ModelMetadataRequest(name=self.model)
-            told: pb.ModelMetadataResponse = ask(request, timeout=timeout_s)
+            told: pb.ModelMetadataResponse = self._told("ModelMetadata", request, timeout_s)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise ConfigError([f"tier {self.name}: {self.address} has no such model: {error.details()}"]) from None
@@ -164,10 +168,60 @@ class RemoteTier:
             )
         return told
 
+    def is_ready(self, timeout_s: float = 2.0) -> bool:
+        """Whether the server takes calls for the model; False: it answers, but is draining or still loading.
+
+        Raises:
+            TierError: it cannot be asked, or will not say.
+        """
+        request = pb.ModelReadyRequest(name=self.model, version=self._fingerprint)
+        try:
+            told: pb.ModelReadyResponse = self._told("ModelReady", request, timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # by a foreign server that is there
+                return True
+            raise from_rpc_error(self.name, error) from None
+        return told.ready
+
+    def redial(self) -> None:
+        """Call on a new channel from here on; calls under way on the old one finish or fail there by themselves.
+
+        The names of a list of addresses are looked up anew; while that fails, where they were found last stands.
+
+        Raises:
+            ConfigError: what proves who we are, or whom to believe, cannot be read; the old channel stays.
+        """
+        self._lines.redial()
+
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._channel.close()
+        self._lines.close()
+
+    def _dial(self) -> Line:
+        try:
+            self._target = target_of(self._addresses)
+        except ConfigError as error:
+            if self._target is None:
+                raise ConfigError([f"tier {self.name}: {error}"]) from None
+        target = self._target
+        options = client_options(
+            self._max_message_bytes, is_balanced=target.is_balanced, checks_health=not self._is_foreign
+        )
+        return Line(self.name, self._open_channel(target.uri, options), stream=self._streams)
+
+    def _told(self, method: str, request: Any, timeout_s: float) -> Any:
+        """The answer to a question about the model.
+
+        Raises:
+            grpc.RpcError
+        """
+        request_type, response_type = METHODS[method]
+        with self._lines.use() as line:
+            ask = line.channel.unary_unary(
+                path(method),
+                request_serializer=request_type.SerializeToString,
+                response_deserializer=response_type.FromString,
+            )
+            return ask(request, timeout=timeout_s)
 
     def _request(self, batch: Batch, timeout: float) -> pb.ModelInferRequest:
         request = pb.ModelInferRequest(model_name=self.model, model_version=self._fingerprint)
@@ -176,8 +230,8 @@ class RemoteTier:
                 self.metadata(timeout)
             offer = self._offer or OURS
             if offer is OURS:
-                captured = batch.captured if self._send_captured else None
-                add_input(request, INPUT, _tensor(batch.x) if captured is None else captured)
+                sent = self._encode(batch)
+                add_input(request, INPUT, _as_tensor(batch) if sent is batch.x else sent)
             else:
                 add_input(request, offer.name, offer.tensor(batch, self._prepare))
         except (WireError, ConfigError) as error:
@@ -200,9 +254,15 @@ class RemoteTier:
     def _ask_once(
         self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
     ) -> bytes | pb.ModelInferResponse:
-        if self._stream is not None and self._stream.is_offered:
+        with self._lines.use() as line:
+            return self._ask_on(line, request, end, headers, call)
+
+    def _ask_on(
+        self, line: Line, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
+    ) -> bytes | pb.ModelInferResponse:
+        if line.stream is not None and line.stream.is_offered:
             try:
-                return self._stream.ask(request, end, headers, call)
+                return line.stream.ask(request, end, headers, call)
             except TierUnavailable:
                 pass  # asked once more by itself, below: with retries, on another host where there is one
         data = request.SerializeToString()
@@ -210,7 +270,7 @@ class RemoteTier:
             left = end - time.monotonic()
             if left <= 0:
                 raise TierTimeout(self.name, "the deadline has passed before the call")
-            answer: bytes = self._infer(data, timeout=left, metadata=headers or None)
+            answer: bytes = line.infer(data, timeout=left, metadata=headers or None)
         except grpc.RpcError as error:
             failure = from_rpc_error(self.name, error)
             if not isinstance(failure, TierUnavailable):  # then how much arrived is not known
@@ -230,14 +290,21 @@ class RemoteTier:
         return vote
 
 
-def _tensor(x: Array) -> Array:
+def _as_captured(batch: Batch) -> Array:
+    return batch.x if batch.captured is None else batch.captured
+
+
+def _as_tensor(batch: Batch) -> Array:
     """x as one tensor; images of several sizes have no such form."""
-    if x.dtype == object:
+    if batch.x.dtype == object:
         raise WireError("input", "examples of one size", "several sizes", "send them as captured, or one by one")
-    return x
+    return batch.x
 
 
 def remote_of(tier: Tier) -> RemoteTier | None:
-    """The remote tier behind an injected delay, or as it is; None for a local one."""
-    inner = tier.tier if isinstance(tier, DelayedTier) else tier
+    """The remote tier, as it is or behind what wraps it as its `tier` (an injected delay, a watched link); None for a
+    local one."""
+    inner: object = tier
+    while not isinstance(inner, RemoteTier) and hasattr(inner, "tier"):
+        inner = inner.tier
     return inner if isinstance(inner, RemoteTier) else None

@@ -70,6 +70,7 @@ def client_options(
     return [
         *_of_both_ends(max_message_bytes),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),  # else a new channel takes over an old one's connection, though dead
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.dns_min_time_between_resolutions_ms", 5000),

@@ -7,7 +7,7 @@ from pathlib import Path
 from coe.cascade.errors import ConfigError
 
 FOLDER = Path(__file__).parent
-TASKS = ("digits",)
+TASKS = ("digits", "cifar10", "sst2", "tfns")
 
 
 def find(reference: str) -> Path:

@@ -13,6 +13,8 @@ from ..parts import Figure
 from .canvas import GREY, INK, canvas, drawn, spread
 from .series import OURS, Series
 
+SUFFIX = ".onnx"  # models of files are named without it
+NEAR = (45.0, 12.0)  # points, across and up: closer ones share a label
 LOG_FROM = 12.0  # a wider range of most costs gets a logarithmic axis
 
 
@@ -110,9 +112,12 @@ def _point_names(axes: Any, series: Sequence[Series]) -> None:
             "below: " + ", ".join(under), (0.01, 0.015), xycoords="axes fraction", ha="left", fontsize=9, color=INK
         )
     for one in series:
-        for name, cost, accuracy in zip(one.names, one.costs, one.accuracies, strict=False):
-            if accuracy < floor:
-                continue
+        points = [
+            (name.removesuffix(SUFFIX), cost, accuracy)
+            for name, cost, accuracy in zip(one.names, one.costs, one.accuracies, strict=False)
+            if accuracy >= floor
+        ]
+        for name, cost, accuracy in _gathered(axes, points):
             share = (
                 (np.log(cost / low) / np.log(high / low)) if axes.get_xscale() == "log" else (cost - low) / (high - low)
             )
@@ -122,6 +127,22 @@ def _point_names(axes: Any, series: Sequence[Series]) -> None:
                 ha="right" if left else "left", fontsize=9, color=LOOKS.get(one.method, OTHER).colour,
                 annotation_clip=True, clip_on=True,
             )  # fmt: skip
+
+
+def _gathered(axes: Any, points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """(name, cost, accuracy) with the names of points that lie close together in one label, at the rightmost."""
+    places = axes.transData.transform([(cost, accuracy) for _, cost, accuracy in points]) if points else []
+    unit = axes.figure.dpi / 72
+    groups: list[list[int]] = []
+    for at in sorted(range(len(points)), key=lambda at: points[at][1]):
+        for group in groups:
+            near = np.abs(places[group[-1]] - places[at]) / unit
+            if near[0] < NEAR[0] and near[1] < NEAR[1]:
+                group.append(at)
+                break
+        else:
+            groups.append([at])
+    return [(", ".join(points[at][0] for at in group), *points[group[-1]][1:]) for group in groups]
 
 
 def _line_names(axes: Any, series: Sequence[Series]) -> None:

@@ -13,6 +13,7 @@ from coe.settings import parse_seconds
 from ..traces import Costs, Trace, read_costs, read_trace
 from .output import tell
 
+TRACES = "a table of predictions: .parquet, .tsv or .csv; or a bundled one: cifar10, zoo:cifar10/calibration.parquet"
 Studies = Any  # argparse gives its type no public name
 
 
@@ -22,7 +23,7 @@ def add_output(parser: argparse.ArgumentParser, what: str = "PNG, CSV and a chap
 
 
 def add_trace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="a table of predictions: .parquet, .tsv or .csv")
+    parser.add_argument("trace", type=Path, metavar="TRACE", help=TRACES)
     parser.add_argument("--models", type=names, metavar="M1,M2", help="these models of the trace alone")
 
 
@@ -31,13 +32,19 @@ def add_costs(parser: argparse.ArgumentParser) -> None:
         "--costs",
         metavar="FILE",
         help="YAML of what each model costs (flops, latency_s, usd_per_million), or the name of a bundled one; "
-        "the trace's own latencies are used besides",
+        "the trace's own latencies, and the FLOPs of a bundled one, are used besides",
     )
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """How systems are chosen."""
-    parser.add_argument("--calibration", type=share, default=0.5, metavar="SHARE", help="to choose on; default 0.5")
+    parser.add_argument(
+        "--calibration",
+        type=share_or_trace,
+        metavar="SHARE|TRACE",
+        help="to choose on: a share of TRACE, or another trace of the same models; default: that of a bundled test "
+        "trace, else 0.5",
+    )
     parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
     parser.add_argument(
         "--accounting",
@@ -90,6 +97,15 @@ def share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text}")
     return value
+
+
+def share_or_trace(text: str) -> float | Path:
+    """A share where it is a number, else the path of a trace."""
+    try:
+        float(text)
+    except ValueError:
+        return Path(text)
+    return share(text)
 
 
 def shares(text: str) -> list[float]:

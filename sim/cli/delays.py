@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from coe import zoo
 from coe.cascade import ConfigError
 from coe.settings import parse_seconds
 from coe.zoo.digits import N_TEST
 
+from .arguments import count
 from .output import finish, require_plots, say, write_json
 
+if TYPE_CHECKING:
+    from ..studies.delays import DelayStudy
+    from ..studies.digits import Profile
+
+DIGITS = "digits"
 DEFAULT = "1us,10ms,100ms,1000ms"  # the paper's
 
 
@@ -32,7 +41,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
     parser.add_argument("--recording", type=Path, help="what the virtual clock replays; default: the bundled one")
-    parser.add_argument("--limit", type=_limit, metavar="N", help="examples, at most and by default 1000")
+    parser.add_argument("--limit", type=count, metavar="N", help="examples; default 1000")
+    parser.add_argument("--task", choices=zoo.TASKS, default=DIGITS, help=f"default: {DIGITS}")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="labelled examples of another task, for the real clock; as of record"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,22 +54,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    limit = options.limit or N_TEST
     require_plots(options)
-    from ..progress import Progress
     from ..records import save_recording
     from ..studies import delays as study
     from ..studies import digits as models
+    from ..systems import Bundle
     from ..table import achieved_table, delay_table
     from ..verdict import savings, verdict
 
     if options.clock == "virtual":
-        result = study.run_virtual(options.delays, options.one_way, options.recording)
+        result = study.run_virtual(Bundle.of(options.task), options.delays, options.one_way, options.recording)
         profile = None
     else:
-        progress = Progress(study.n_steps(options.delays) + 1)
-        profile = models.profile(limit, progress)
-        result = study.run_real(options.delays, limit, options.one_way, progress)
+        result, profile = _measured(options)
     content = {
         "rows": [row.as_json() for row in result.rows],
         "clock": options.clock,
@@ -79,6 +89,30 @@ def _study(options: argparse.Namespace) -> int:
     return say(options, content, "\n".join(text))
 
 
+def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
+    """The study on real programs; of the digits, what each bundled model does besides."""
+    from ..live import Stage
+    from ..progress import Progress
+    from ..recording import read_data, read_models, write_lines
+    from ..studies import delays as study
+    from ..studies import digits as models
+    from ..systems import Bundle
+
+    bundle = Bundle.of(options.task)
+    n_steps = study.n_steps(options.delays)
+    if bundle.is_self_sourced:
+        limit = options.limit or N_TEST
+        progress = Progress(n_steps + 1)
+        profile = models.profile(limit, progress)
+        return study.run_real(Stage(bundle), options.delays, limit, options.one_way, progress), profile
+    task = read_models([options.task]).task
+    data = read_data(str(options.data), task, options.limit or N_TEST)
+    with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
+        stage = Stage(bundle, write_lines(data, task, Path(folder) / "examples.jsonl"))
+        progress = Progress(n_steps)
+        return study.run_real(stage, options.delays, len(data.ids), options.one_way, progress), None
+
+
 def _schedule(options: argparse.Namespace) -> int:
     from ..progress import Progress
     from ..studies import schedule as study
@@ -96,6 +130,19 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
         findings.append("--schedule: it is measured on the real clock only (leave --clock virtual out)")
     if options.limit is not None and options.clock == "virtual":
         findings.append("--limit: the virtual clock replays the whole recording (leave it out)")
+    if options.task == DIGITS and options.limit is not None and options.limit > N_TEST:
+        findings.append(f"--limit: expected a whole number from 1 to {N_TEST}, got {options.limit}")
+    if options.task == DIGITS and options.data:
+        findings.append("--data: the digits are bundled (leave it out, or name another task with --task)")
+    if options.task != DIGITS and options.schedule:
+        findings.append("--schedule: it is measured on the digits only (leave --task out)")
+    if options.task != DIGITS and options.clock == "real" and not options.data and not options.schedule:
+        findings.append(
+            f"--data: expected a folder of labelled examples of {options.task}, got none "
+            "(they are not bundled; or replay the trace: --clock virtual)"
+        )
+    if options.data and options.clock == "virtual":
+        findings.append("--data: the virtual clock decides no examples anew (leave it out)")
     if findings:
         raise ConfigError(findings)
 
@@ -108,9 +155,3 @@ def _delays(text: str) -> list[float]:
     if not all(0 < delay_s <= 60 for delay_s in found):
         raise argparse.ArgumentTypeError("expected delays above 0 and up to 60s")
     return found
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= N_TEST:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {N_TEST}, got {text}")
-    return int(text)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coe.cascade import Accounting, ConfigError
 
-from ..traces import Trace, pick
+from ..traces import CALIBRATION, TEST, Trace, pick, read_trace
 from . import arguments
 from .output import finish_part, require_plots
 
@@ -48,12 +49,30 @@ def choices(options: argparse.Namespace, trace: Trace) -> Choices:
 
     known = arguments.open_costs(options, trace)
     first = pick(known, options.by)
-    if not 1 <= round(options.calibration * len(trace)) < len(trace):
-        raise ConfigError([f"--calibration: {options.calibration:g} of {len(trace)} examples leaves one split empty"])
     return Choices(
         costs=[first, *(one for one in known if one is not first)],
         accounting=None if options.accounting is None else Accounting(options.accounting),
-        calibration=options.calibration,
+        calibration=_calibration(options.calibration, trace),
         most=options.most,
         seed=options.seed,
     )
+
+
+def _calibration(given: float | Path | None, trace: Trace) -> float | Trace:
+    """A share, or the trace to choose on; that of a bundled test trace is known."""
+    if given is None and trace.task is not None and trace.name == f"{trace.task}-{Path(TEST).stem}":
+        given = Path(f"zoo:{trace.task}/{CALIBRATION}")
+    if isinstance(given, Path):
+        other = read_trace(given)
+        arguments.check_models("--calibration", list(trace.models), other)
+        shared = set(other.ids) & set(trace.ids)
+        if shared:
+            raise ConfigError(
+                [f"--calibration: expected other examples than those reported on, got {len(shared)} of them, "
+                 f"{min(shared)} first (give a share of one trace instead)"]
+            )  # fmt: skip
+        return other.only(list(trace.models))
+    share = 0.5 if given is None else given
+    if not 1 <= round(share * len(trace)) < len(trace):
+        raise ConfigError([f"--calibration: {share:g} of {len(trace)} examples leaves one split empty"])
+    return share

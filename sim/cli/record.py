@@ -23,7 +23,10 @@ def add(studies: arguments.Studies) -> None:
         "--models", nargs="+", default=["digits"], metavar="CONFIG", help="edge or cloud YAMLs, or digits (default)"
     )
     parser.add_argument(
-        "--data", default="digits", metavar="DIR", help="a folder with one per label, or a labels.tsv; default: digits"
+        "--data",
+        default="digits",
+        metavar="DIR",
+        help="a folder with one per label or a labels.tsv; a table of texts; imagenet:DIR; swag:FILE; default: digits",
     )
     parser.add_argument("--latencies", action="store_true", help="time every example alone: best of three, one thread")
     parser.add_argument("--limit", type=arguments.count, metavar="N", help="the first N examples")
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     import_runtime("pyarrow", "Parquet", MEND)  # not after minutes of recording
     models = recording.read_models(options.models)
     data = recording.read_data(options.data, models.task, options.limit)
-    progress = Progress(len(models.specs))
+    progress = Progress(1)
     name = options.trace.stem
     trace = recording.record(models, data, progress, latencies=options.latencies, name=name)
     write_parquet(trace, options.trace)

@@ -9,8 +9,6 @@ from pathlib import Path
 from coe.cascade import ConfigError
 from coe.settings import Fields, Report, format_seconds, read_yaml
 
-from .trace import Trace
-
 BUNDLED = Path(__file__).parents[1] / "costs"
 AXES = {
     "flops": "FLOPs per example",
@@ -58,20 +56,13 @@ def bundled_names() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
-def read_costs(reference: str | None, trace: Trace) -> list[Costs]:
-    """Every kind of cost that is known of all models in the trace; the file's first, in its order.
+def costs_in(reference: str, models: Sequence[str]) -> list[Costs]:
+    """What a file says of these models: a YAML file, or the name of a bundled one.
 
-    Args:
-        reference: a YAML file, or the name of a bundled one; None: what the trace itself has (latencies).
     Raises:
-        ConfigError: a model of the trace is missing in the file, or a number is none.
+        ConfigError: a model is missing in the file, or a number is none.
     """
-    found = [] if reference is None else _from_file(_resolved(reference), list(trace.models))
-    seconds = {name: trace.latency_s(name) for name in trace.models}
-    known = {name: value for name, value in seconds.items() if value is not None}
-    if len(known) == len(seconds) and not any(costs.kind == "latency_s" for costs in found):
-        found.append(Costs("latency_s", known, "medians of the trace, one example at a time"))
-    return found
+    return _from_file(_resolved(reference), models)
 
 
 def _resolved(reference: str) -> Path:

@@ -49,6 +49,7 @@ class Trace:
         labels: (B,) int32, the truth.
         models: by name, in the order of the file.
         payload_bytes: (B,) int32, of the example as a device would send it; None: not recorded.
+        task: the bundled task it was recorded of; None: it is a file of the user's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Trace:
     labels: NDArray[np.int32]
     models: Mapping[str, Answers]
     payload_bytes: NDArray[np.int32] | None = None
+    task: str | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_a_configured_cascade_decides(folder):
     assert decisions.labels.tolist() == wanted.tolist()
     assert decisions.exit_tier.tolist() == [1] * 4  # twins agree
     assert said[0].startswith("tier device: a.onnx on onnxruntime ")
-    assert "tier device: 2 members vote in turn, stopping early" in said
+    assert "tier device: 2 members vote in turn, stopping early, as listed" in said
     assert said[-1].startswith("tier best: a.onnx on ")
     cascade.close()
 
@@ -70,10 +72,13 @@ def test_a_configured_cascade_decides(folder):
         ({"parallel": True, "early": False}, "side by side on 2 threads: 1+1"),
         ({"parallel": True}, "side by side on 2 threads: 1+1, stopping early"),
         ({"parallel": True, "threads": 3}, "side by side on 3 threads: 2+1, stopping early"),
-        ({"parallel": True, "threads": 1}, "in turn, stopping early"),
+        ({"parallel": True, "threads": 1}, "in turn, stopping early, as listed"),
         ({"early": False}, "in turn"),
         ({"early": False, "threads": 2}, "in turn, each on 2 threads"),
-        ({}, "in turn, stopping early"),
+        ({}, "in turn, stopping early, as listed"),
+        ({"threads": 2}, "in turn, each on 2 threads, stopping early, as listed"),
+        ({"order": "fixed"}, "in turn, stopping early, as listed"),
+        ({"parallel": True, "order": "measured"}, "side by side on 2 threads: 1+1, stopping early"),
     ],
 )
 def test_the_start_says_how_members_vote(folder, settings, how):
@@ -81,6 +86,52 @@ def test_the_start_says_how_members_vote(folder, settings, how):
     config = config_of(folder, {**DEVICE, **settings})
     open_tier(config.tiers[0], config, said.append).close()
     assert said[-1] == f"tier device: 2 members vote {how}"
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Each member's prediction takes so long, by its name; the names are noted as they are asked."""
+    seconds = {}
+    asked = []
+    run = OnnxMember.predict
+
+    def predict(self, x):
+        asked.append(self.name)
+        time.sleep(seconds.get(self.name, 0))
+        return run(self, x)
+
+    monkeypatch.setattr(OnnxMember, "predict", predict)
+    return seconds, asked
+
+
+def test_in_the_measured_order_the_cheapest_is_asked_first_whatever_the_list(folder, costs):
+    seconds, asked = costs
+    seconds["a.onnx"] = 0.01
+    said = []
+    config = config_of(folder, DEVICE | {"order": "measured"}, BEST)
+    cascade = open_cascade(config, said.append)
+    assert [line.split()[2] for line in said[:2]] == ["b.onnx", "a.onnx"]
+    assert re.fullmatch(
+        r"tier device: 2 members vote in turn, stopping early, cheapest first: b\.onnx \S+ us, a\.onnx \S+ ms", said[2]
+    )
+    asked.clear()
+    batch = examples()
+    decisions = cascade.decide(batch.take(np.array([0])))
+    assert asked == ["b.onnx", "a.onnx"]
+    listed = open_cascade(config_of(folder, DEVICE, BEST))
+    assert decisions.labels.tolist() == listed.decide(batch).labels[:1].tolist()
+    cascade.close()
+    listed.close()
+
+
+def test_in_the_listed_order_nobody_is_timed_and_the_first_is_asked_first(folder, costs):
+    _, asked = costs
+    cascade = open_cascade(config_of(folder, DEVICE, BEST))
+    assert len(asked) == 3 * 2  # each tried on two and on one
+    asked.clear()
+    cascade.decide(examples(1))
+    assert asked == ["a.onnx", "b.onnx"]
+    cascade.close()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from coe.assembly import LocalTierConfig, RemoteTierConfig, read_cascade
 from coe.assembly.config import resolve
 from coe.cascade import Agreement, Always, Confidence, ConfigError, Delay
 from coe.models import Contract, RunOptions
+from coe.models.payload import Payload
 from coe.settings import Fields, Report
 
 SHA = "ab" * 32
@@ -88,7 +89,7 @@ def test_a_good_config_is_read_in_full(folder):
         folder / "models" / name for name in ("a.onnx", "b.bin", "c.onnx")
     ]
     assert (cloud.name, cloud.address, cloud.model, cloud.rule) == ("cloud", "10.0.0.7:8001", "shapes", Always())
-    assert (cloud.deadline_s, cloud.send_captured, cloud.n_tiers, cloud.delay) == (2.0, True, 1, None)
+    assert (cloud.deadline_s, cloud.send, cloud.n_tiers, cloud.delay) == (2.0, Payload("captured"), 1, None)
 
 
 def test_every_setting_of_a_tier_is_read(folder):
@@ -118,7 +119,7 @@ def test_every_setting_of_a_tier_is_read(folder):
     assert not config.keep_last_answer
     assert (local.parallel, local.early) == (True, False)
     assert (local.threads, local.options) == (4, RunOptions(providers=("cuda", "cpu"), device="cuda:1"))
-    assert (remote.model, remote.deadline_s, remote.send_captured) == ("digits-best", 0.3, False)
+    assert (remote.model, remote.deadline_s, remote.send) == ("digits-best", 0.3, Payload("pixels"))
     assert (remote.foreign, remote.n_tiers, remote.delay) == (True, 2, Delay(0.1, one_way=True))
 
 
@@ -204,7 +205,7 @@ def test_paths_start_at_the_configs_folder_and_home_is_known(folder, monkeypatch
 def test_zoo_references_are_bundled_files(folder):
     assert resolve("zoo:digits", folder) == zoo.FOLDER / "digits"
     assert resolve("zoo:digits/stroke.onnx", folder) == zoo.FOLDER / "digits" / "stroke.onnx"
-    with pytest.raises(ConfigError, match=r'expected a bundled task \(digits\), got "zoo:cifar/a.onnx"'):
+    with pytest.raises(ConfigError, match=r'expected a bundled task \(digits.*\), got "zoo:cifar/a.onnx"'):
         resolve("zoo:cifar/a.onnx", folder)
 
 
@@ -316,7 +317,8 @@ def test_a_task_that_is_not_there_is_one_finding_with_its_path(folder):
     (finding,) = findings(tiers({"members": ["models/a.onnx"]}, task="elsewhere"), folder)
     assert finding == f"task: {folder / 'elsewhere'}: cannot be read: No such file or directory"
     (finding,) = findings(tiers({"members": ["models/a.onnx"]}, task="zoo:cifar"), folder)
-    assert finding == 'task: expected a bundled task (digits), got "zoo:cifar"'
+    assert finding.startswith("task: expected a bundled task (digits")
+    assert finding.endswith('got "zoo:cifar"')
 
 
 def test_every_finding_of_a_broken_manifest_is_passed_on(folder):
@@ -334,7 +336,7 @@ def test_every_finding_of_a_broken_manifest_is_passed_on(folder):
         (["models/a.onnx", None], "members[1]", "expected a mapping, got nothing"),
         ([3], "members[0]", "expected a mapping, got 3"),
         (["models/d.h5"], "members[0].format", "expected a model format"),
-        (["zoo:cifar/a.onnx"], "members[0].file", 'expected a bundled task (digits), got "zoo:cifar/a.onnx"'),
+        (["zoo:cifar/a.onnx"], "members[0].file", 'got "zoo:cifar/a.onnx"'),
         (["~nobody-of-this-name/a.onnx"], "members[0].file", "no such user"),
         ([{"file": "models/a.onnx", "sh256": SHA}], "members[0].sh256", 'did you mean "sha256"?'),
         (

@@ -105,7 +105,7 @@ def test_a_tensor_task_is_read(tmp_path):
         ({"input": None}, "input: expected a section, got nothing (add it)"),
         ({"models": None}, "models: expected a section, got nothing (add it)"),
         ({"models": ["a.onnx"]}, "models: expected a mapping, got a list"),
-        ({"input__kind": "img"}, 'input.kind: expected one of image, tensor, got "img"; did you mean "image"?'),
+        ({"input__kind": "img"}, 'input.kind: expected one of image, tensor, text, got "img"; did you mean "image"?'),
         ({"input__size": None}, "input.size: expected a list of whole numbers, got nothing (add it)"),
         ({"input__size": [28]}, "input.size: expected [height, width], got [28]"),
         ({"input__size": [28, 0]}, "input.size: expected [height, width], got [28, 0]"),

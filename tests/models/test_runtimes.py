@@ -11,6 +11,7 @@ from strategies import LinearModel
 
 from coe.cascade import Agreement, Batch, LocalTier
 from coe.models import load
+from coe.models.onnx import OnnxMember
 
 # torch would rather read exported programs; where a user has a TorchScript file, it is read.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
@@ -127,3 +128,40 @@ def test_of_several_outputs_the_one_with_a_place_per_label_counts(shelf):
     member = load(shelf.put("a.onnx", LinearModel().onnx(extra_output=True)))
     x = np.zeros((2, 1, 4, 4), dtype=np.float32)
     assert member.predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["onnx", "onnx-batch-1", "onnx-float16", "onnx-uint8"], indirect=True)
+def test_one_example_through_bound_memory_is_answered_bit_for_bit_as_in_the_plain_way(case, member):
+    ready = member.prepare(case.examples)
+    bound = member._bound
+    assert bound is not None, "one example was tried at the start, so its memory is bound"
+    through = [member.predict(ready[row : row + 1]) for row in range(len(ready))]
+    assert bound.take_turn(blocking=False)  # somebody else is using it
+    plain = [member.predict(ready[row : row + 1]) for row in range(len(ready))]
+    assert [output.tobytes() for output in through] == [output.tobytes() for output in plain]
+
+
+@pytest.mark.parametrize("case", ["onnx"], indirect=True)
+def test_an_example_of_another_shape_or_kind_is_refused_and_not_stretched_to_the_bound_memory(case, member):
+    for x in (np.zeros((1, 1, 1, 4), dtype=np.float32), np.zeros((1, 1, 4, 4), dtype=np.float64)):
+        with pytest.raises(Exception, match=r"INVALID_ARGUMENT|Unexpected input data type|invalid dimensions"):
+            member.predict(x)
+    ready = member.prepare(case.examples[:1])
+    assert member.predict(ready) == pytest.approx(LinearModel()(ready), abs=1e-5)  # and the next is fine
+
+
+def test_memory_that_the_runtime_does_not_read_and_write_in_place_is_not_used(shelf, monkeypatch):
+    bind = OnnxMember.bind
+    monkeypatch.setattr(OnnxMember, "bind", lambda self, x, output: bind(self, x.copy(), output.copy()))
+    member = load(shelf.put("a.onnx", LinearModel().onnx()))
+    x = np.ones((1, 1, 4, 4), dtype=np.float32)
+    assert member.predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
+    assert member._bound is None
+
+
+def test_a_large_example_is_read_where_it_lies(shelf, monkeypatch):
+    monkeypatch.setattr("coe.models.onnx.LARGEST_BOUND", 63)  # the model takes 64 bytes
+    member = load(shelf.put("a.onnx", LinearModel().onnx()))
+    x = np.ones((1, 1, 4, 4), dtype=np.float32)
+    assert member.predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
+    assert member._bound is None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +117,48 @@ def test_a_tier_in_turn_on_one_thread_brings_none_to_life():
     tier.vote(Batch(("x",), pixels(1, 28, 28)), tier.rule)
     assert live() <= before
     tier.close()
+
+
+def cpu_ns() -> dict[str, int]:
+    """CPU time of each thread of this process so far."""
+    return {thread: int((TASKS / thread / "schedstat").read_text().split()[0]) for thread in live()}
+
+
+def at_work(run, seconds=0.1) -> tuple[float, set[str]]:
+    """Cores that calling `run` over and over takes, and the threads that do the work."""
+    run()
+    before, started = cpu_ns(), time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        run()
+    taken_s = time.perf_counter() - started
+    spent_s = {thread: (ns - before.get(thread, 0)) / 1e9 for thread, ns in cpu_ns().items()}
+    total_s = sum(spent_s.values())
+    return total_s / taken_s, {thread for thread, s in spent_s.items() if s > 0.02 * total_s}
+
+
+@pytest.mark.skipif(not (TASKS.parent / "schedstat").is_file(), reason="a thread's CPU time is read from /proc")
+@pytest.mark.parametrize(
+    "files", [("loom.onnx", "stroke.onnx", "mosaic.onnx"), ("loom.tflite", "stroke.tflite", "mosaic.tflite")]
+)
+@pytest.mark.parametrize(("budget", "side_by_side"), [(1, False), (1, True), (2, False), (2, True)])
+def test_no_more_threads_compute_than_a_tier_was_given(files, budget, side_by_side):
+    models = [bundled(name) for name in files]
+    batch = Batch(tuple(f"x{row}" for row in range(64)), pixels(64, 28, 28))
+    plan = plan_threads(models, budget, side_by_side=side_by_side)
+    members = [load(spec, RunOptions(threads=n)) for spec, n in zip(models, plan.each, strict=True)]
+    at_once = plan.at_once > 1
+    tier = LocalTier("tier", members, Agreement(Fraction(1)), parallel=at_once, early=False, at_once=plan.at_once)
+    ready = members[0].prepare(batch.x)
+    in_turn = [partial(member.predict, ready) for member in members]  # each has threads of its own, which then sleep
+    try:
+        for run in [partial(tier.vote, batch, tier.rule)] if at_once else in_turn:
+            cores, computing = at_work(run)
+            assert cores <= budget * 1.1
+            if at_once:  # then the caller computes no model: it prepares, waits and counts the votes
+                computing.discard(str(threading.get_native_id()))
+            assert 1 <= len(computing) <= budget
+    finally:
+        tier.close()
 
 
 def test_a_torch_member_computes_with_its_own_threads_whichever_was_loaded_last(shelf, monkeypatch):

@@ -218,3 +218,15 @@ def test_choices_that_cannot_be_are_told(sim: Program, trace_path: Path, argumen
 def test_the_entropy_of_a_model_is_that_of_its_output(synthetic: Trace):
     p = synthetic.models["a"].probabilities.astype(np.float64)
     assert Panel(synthetic).entropies("a") == pytest.approx(-(p * np.log(p)).sum(axis=1))
+
+
+def test_names_of_points_that_lie_close_share_a_label():
+    pytest.importorskip("matplotlib")
+    from sim.charts.canvas import canvas
+    from sim.charts.frontier import _gathered
+
+    with canvas(5.0) as (_, axes):
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 1)
+        points = [("b", 51.0, 0.5), ("a", 50.0, 0.5), ("far", 90.0, 0.5), ("above", 50.0, 0.9)]
+        assert _gathered(axes, points) == [("a, b", 51.0, 0.5), ("above", 50.0, 0.9), ("far", 90.0, 0.5)]

@@ -75,6 +75,7 @@ def test_a_folder_per_label_and_a_list_give_the_same_trace(sim: Program, config:
     ("arguments", "words"),
     [
         (["t.csv"], "expected a name that ends in .parquet"),
+        (["t.parquet", "--models", "cifar10"], "expected examples of cifar10, got the bundled digits"),
         (["t.parquet", "--data", "nowhere"], 'expected "digits" or a folder, got "nowhere"'),
         (["t.parquet", "--models", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
@@ -98,3 +99,37 @@ def test_a_config_without_local_models_is_refused(sim: Program, tmp_path: Path):
     path.write_text('task: zoo:digits\ntiers:\n  - {name: cloud, address: "127.0.0.1:1", model: digits}\n')
     _, err = sim("record", tmp_path / "t.parquet", "--models", path, code=2)
     assert "expected local tiers, got none" in err
+
+
+def test_two_models_of_one_name_are_not_taken_for_one(sim: Program, config: Path, tmp_path: Path):
+    (tmp_path / "stroke.onnx").write_bytes(b"another")
+    other = CONFIG.replace("zoo:digits/stroke.onnx", "stroke.onnx")
+    (tmp_path / "other.yaml").write_text(other)
+    _, err = sim("record", tmp_path / "t.parquet", "--models", config, tmp_path / "other.yaml", code=2)
+    assert "expected one file of each name, got" in err
+
+
+TEXTS = """
+task: zoo:sst2/manifest.yaml
+tiers:
+  - name: device
+    members: [zoo:sst2/bag.onnx, zoo:sst2/filters.onnx]
+"""
+
+
+def test_a_table_of_texts_is_recorded(sim: Program, tmp_path: Path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "films.yaml").write_text(TEXTS)
+    rows = [("a stirring , funny and finally transporting film", 1), ('an "endless" and dull mess', 0)] * 40
+    (tmp_path / "films.tsv").write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    path = tmp_path / "t.parquet"
+    record = ("record", path, "--models", tmp_path / "films.yaml", "--data")
+    sim(*record, tmp_path / "films.tsv", "--limit", 70)
+    trace = read_trace(path)
+    assert (len(trace), trace.labels.tolist()[:3]) == (70, [1, 0, 1])
+    assert trace.payload_bytes.tolist()[:2] == [len(text) for text, _ in rows[:2]]
+    assert trace.accuracy("filters.onnx") == 1.0
+    (tmp_path / "films.tsv").write_text("sentence\tlabel\nx\tgood\n")
+    assert "expected labels as numbers" in sim(*record, tmp_path / "films.tsv", code=2)[1]
+    (tmp_path / "films.tsv").write_text("words\tlabel\nx\t1\n")
+    assert "expected the columns text and label" in sim(*record, tmp_path / "films.tsv", code=2)[1]

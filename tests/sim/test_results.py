@@ -28,10 +28,18 @@ def at_hand(command: str) -> list[str]:
 
 
 def test_every_trace_has_its_table():
-    assert len(STUDIES) == 8
+    assert {command.split()[2] for command, _ in STUDIES} >= {"cifar10", "DATA/traces_imagenet_val.parquet"}
+    assert len(STUDIES) == 11
+    assert len(REPLAYS) == 5
 
 
-@pytest.mark.parametrize(("command", "table"), STUDIES)
+SLOW = "coe-sim pareto cifar10"  # ten models: seconds
+
+
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [pytest.param(*study, marks=pytest.mark.slow if study[0] == SLOW else ()) for study in STUDIES],
+)
 def test_a_table_is_what_its_command_gives(sim: Program, command: str, table: str):
     told = json.loads(sim(*at_hand(command), "--json")[0])
     kind, best = told["cost"], told["best_single"]
@@ -49,8 +57,11 @@ def test_a_table_is_what_its_command_gives(sim: Program, command: str, table: st
         assert f"| {' | '.join(cells)} |" in table
 
 
-def test_the_replay_of_the_page_is_what_its_command_gives(sim: Program):
-    (command, body) = re.search(r"\$ (coe-sim replay .+?)\n(.+?)```", TEXT, re.DOTALL).groups()
+REPLAYS = re.findall(r"\$ (coe-sim replay .+?)\n(.+?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "body"), REPLAYS)
+def test_the_replay_of_the_page_is_what_its_command_gives(sim: Program, command: str, body: str):
     printed = " ".join(sim(*at_hand(command))[0].split())
     for line in body.splitlines():
         assert " ".join(line.split()) in printed

@@ -1,22 +1,25 @@
-"""python -m coe.zoo.digits [--out DIR] [--only NAME]: trains and exports the bundled models again.
+"""python -m coe.zoo.digits [--out DIR] [--only NAME] [--extra HARVEST]: trains and exports the bundled models again.
 
 Six to ten minutes on two cores; the same files each time on the same machine and versions. `--only NAME`
 trains one network and replaces its files and their lines in the manifest; its teacher is then the best.pt in
-DIR.
+DIR. `--extra HARVEST` adds the examples that a device deferred, with the labels the cloud gave them.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.multiprocessing import get_context  # shares tensors between processes instead of copying them
 
-from coe.zoo.digits import FOLDER, augment, data, export, measure, report
-from coe.zoo.digits.bundle import Entry, write_manifest, write_test_digits
-from coe.zoo.digits.networks import Network, build
+from coe.zoo import export
+from coe.zoo.bundle import Entry
+from coe.zoo.digits import FOLDER, augment, data, measure, report
+from coe.zoo.digits.bundle import SHAPE, write_manifest, write_test_digits
+from coe.zoo.digits.networks import build
 from coe.zoo.digits.progress import epoch_done, say
 from coe.zoo.digits.train import (
     BEST_COPIES,
@@ -29,6 +32,8 @@ from coe.zoo.digits.train import (
     settle,
     train,
 )
+from coe.zoo.measure import flops, parameters
+from coe.zoo.network import Network
 
 TIERS = {"stroke": 1, "loom": 1, "mosaic": 1, "pyramid": 2, "lattice": 2, "ripple": 2, "resnet": 3}
 BEST_FILE = "best.pt"
@@ -38,11 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m coe.zoo.digits", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write into (default: this one)")
     parser.add_argument("--only", choices=[*TIERS], help="train this network alone")
+    parser.add_argument("--extra", type=Path, metavar="HARVEST", help="train on what a device harvested, too")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     folder: Path = options.out
     folder.mkdir(parents=True, exist_ok=True)
     digits = data.load()
+    if options.extra:
+        digits = replace(digits, train=data.with_harvest(digits.train, options.extra))
     settle(0, N_THREADS)
     if not options.only:
         write_test_digits(folder, digits.test)
@@ -88,11 +96,11 @@ def kept_teacher(folder: Path) -> Network:
 
 def exported(name: str, network: Network, folder: Path, calibration: data.Split) -> list[Entry]:
     """Writes the network's files and measures each of them on calibration."""
-    export.to_onnx(network, folder / f"{name}.onnx")
+    export.to_onnx(network, folder / f"{name}.onnx", SHAPE, "coe.zoo.digits")
     files = [f"{name}.onnx"]
     if TIERS[name] == 1:
-        export.to_tflite(network, folder / f"{name}.tflite")
-        export.to_tflite(network, folder / f"{name}.int8.tflite", int8=True)
+        export.to_tflite(network, folder / f"{name}.tflite", SHAPE)
+        export.to_tflite(network, folder / f"{name}.int8.tflite", SHAPE, int8=True)
         files += [f"{name}.tflite", f"{name}.int8.tflite"]
     if name == TEACHER:
         files.append(BEST_FILE)
@@ -100,9 +108,8 @@ def exported(name: str, network: Network, folder: Path, calibration: data.Split)
     for file in files:
         outputs = measure.opened(folder / file, name)(calibration.x())  # (B, 10)
         accuracy = report.accuracy(outputs, calibration)
-        parameters = sum(weights.numel() for weights in export.folded(network).parameters())
         say(f"{file}: {accuracy:.1%} on calibration, {(folder / file).stat().st_size:,} bytes")
-        entries.append(Entry(file, name, TIERS[name], measure.flops(network), parameters, accuracy))
+        entries.append(Entry(file, name, TIERS[name], flops(network, SHAPE), parameters(network), accuracy))
     return entries
 
 

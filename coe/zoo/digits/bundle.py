@@ -1,14 +1,12 @@
 """What lies beside the code: the model files and their manifest, the test digits, the notice."""
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from coe.zoo import bundle
+from coe.zoo.bundle import Entry
 from coe.zoo.digits.data import Split
 
+SHAPE = (1, 28, 28)  # of one digit, as models take it
 INPUT = {
     "kind": "image",
     "size": [28, 28],
@@ -40,44 +38,10 @@ The models in this folder were trained on another 3,000 digits of the same subse
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One model file's line in the manifest."""
-
-    file: str
-    architecture: str
-    tier: int
-    flops: int
-    parameters: int
-    calibration_accuracy: float
-
-    def as_yaml(self, folder: Path) -> dict[str, Any]:
-        formats = {".onnx": "onnx", ".tflite": "tflite", ".pt": "torch"}
-        return {
-            "tier": self.tier,
-            "sha256": hashlib.sha256((folder / self.file).read_bytes()).hexdigest(),
-            "output": "probabilities",
-            "flops": self.flops,
-            "parameters": self.parameters,
-            "calibration_accuracy": round(self.calibration_accuracy, 4),
-            "architecture": self.architecture,
-            "format": formats[Path(self.file).suffix],
-        }
-
-
 def write_manifest(folder: Path, entries: list[Entry]) -> None:
     """Writes manifest.yaml; files that `entries` leaves out keep the lines they had."""
-    path = folder / "manifest.yaml"
-    models: dict[str, Any] = {}
-    if path.exists():
-        models.update(yaml.safe_load(path.read_text(encoding="utf-8"))["models"])
-    models.update({entry.file: entry.as_yaml(folder) for entry in entries})
-    models = {name: models[name] for name in sorted(models, key=lambda name: (models[name]["tier"], name))}
-    labels = [str(digit) for digit in range(10)]
-    contract = {"task": "digits", "labels": labels, "input": INPUT}
-    text = yaml.safe_dump(contract, sort_keys=False, default_flow_style=None, width=100)
-    text += yaml.safe_dump({"models": models}, sort_keys=False, default_flow_style=False)
-    path.write_text(HEADER + text, encoding="utf-8")
+    contract = {"task": "digits", "labels": [str(digit) for digit in range(10)], "input": INPUT}
+    bundle.write_manifest(folder, HEADER, contract, entries)
 
 
 def write_test_digits(folder: Path, test: Split) -> None:

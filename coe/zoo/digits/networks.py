@@ -8,20 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-
-class Network(nn.Module):
-    """A classifier: `logits` while training, probabilities (softmax inside the graph) once exported."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def logits(self, x: Tensor) -> Tensor:
-        out: Tensor = self.body(x)
-        return out  # (B, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x).softmax(dim=1)
+from coe.zoo.network import Network, Residual
 
 
 class Transpose(nn.Module):
@@ -40,19 +27,6 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.channels, self.places)
-
-
-class Residual(nn.Module):
-    """x + body(x), with an optional activation after the sum."""
-
-    def __init__(self, body: nn.Module, after: nn.Module | None = None) -> None:
-        super().__init__()
-        self.body = body
-        self.after = after if after is not None else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.after(x + self.body(x))
-        return out
 
 
 def conv(c_in: int, c_out: int, size: int, stride: int = 1, *, dilation: int = 1, groups: int = 1) -> nn.Sequential:

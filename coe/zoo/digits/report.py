@@ -5,36 +5,15 @@ The rules of the cascade are chosen on calibration; test is looked at once, here
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.cascade import Agreement, Always, Batch, Cascade, Decisions, DeferralRule, LocalTier
+from coe.cascade import Decisions
 from coe.zoo.digits.data import Split
+from coe.zoo.recorded import AGREEMENTS, decide
 
-AGREEMENTS = {"2/3": Agreement(Fraction(2, 3)), "unanimous": Agreement(Fraction(1))}
 Probabilities = NDArray[np.float32]  # (B, 10)
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A member that answers from its recorded outputs; an example is its row number."""
-
-    name: str
-    outputs: Probabilities
-    n_labels: int = 10
-
-    def prepare(self, x: NDArray[Any]) -> NDArray[Any]:
-        return x
-
-    def predict(self, x: NDArray[Any]) -> Probabilities:
-        rows: Probabilities = self.outputs[x]
-        return rows
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +31,6 @@ class Measured:
 
 def accuracy(outputs: Probabilities, split: Split) -> float:
     return float((outputs.argmax(axis=1) == split.labels).mean())
-
-
-def decide(tiers: Sequence[Mapping[str, Probabilities]], agreements: Sequence[str]) -> Decisions:
-    """The cascade over recorded outputs; the last tier always answers."""
-    rules: list[DeferralRule] = [*(AGREEMENTS[name] for name in agreements), Always()]
-    seats = [
-        LocalTier(str(number), [Recorded(name, outputs) for name, outputs in tier.items()], rule)
-        for number, (tier, rule) in enumerate(zip(tiers, rules, strict=True), start=1)
-    ]
-    rows = np.arange(len(next(iter(tiers[0].values()))))  # (B,)
-    return Cascade(seats).decide(Batch(tuple(map(str, rows)), rows))
 
 
 def shares(run: Decisions) -> list[float]:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coe.zoo.digits.networks import Network, build
+from coe.zoo.digits.networks import build
+from coe.zoo.network import Network
 
 BATCH = 100
 N_THREADS = 2  # fixed, because the order of a sum, and so its last bit, depends on it

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coe.cascade import Accounting, tier_charges
 
 from ...sweep import Outcomes, Panel, sweep
-from ...traces import Costs
+from ...traces import Costs, Trace
 from .candidates import Candidate
 
 Values = NDArray[np.float64]
@@ -25,15 +25,19 @@ class Choices:
         costs: every kind known; the first is the one chosen by.
         accounting: by which the choice is charged; None: `reach` for time, in which members side by side cost no more
             than the slowest, and `reach-serial` for all else, where every member asked is paid for.
-        calibration: share of the examples to choose on.
+        calibration: share of the examples to choose on, or a trace of other examples.
         most: systems tried per method, at most; more are drawn at random.
     """
 
     costs: Sequence[Costs]
     accounting: Accounting | None = None
-    calibration: float = 0.5
+    calibration: float | Trace = 0.5
     most: int = 20_000
     seed: int = 0
+
+    def splits(self, trace: Trace, rng: np.random.Generator) -> tuple[Trace, Trace]:
+        """(to choose on, to report on)."""
+        return trace.split(self.calibration, rng) if isinstance(self.calibration, float) else (self.calibration, trace)
 
     @property
     def charged_by(self) -> Accounting:

@@ -77,7 +77,7 @@ def _picks(study: Study, costs: Costs) -> Table:
         )
     header = ("method", "accuracy", "difference", *(kind.value for kind in Accounting), "exits", "system")
     note = (
-        f"Chosen on {len(study.calibration):,} examples, reported on the other {len(study.report):,}. Each method: the "
+        f"Chosen on {len(study.calibration):,} examples, reported on {len(study.report):,} others. Each method: the "
         f"cheapest by {study.choices.charged_by.value} that is at least as accurate as the best single model on "
         f"calibration; *: none is, the most accurate instead. Costs against {study.best_single} "
         f"({costs.text(best)}). {costs.note}"
@@ -184,7 +184,7 @@ def _figures(study: Study, costs: Costs) -> list[Figure]:
     ]
     floor = _floor([_series(study.methods[0], key), *series])
     n_chosen, n_told = len(study.calibration), len(study.report)
-    chosen = f"{paid}. All choices on {n_chosen:,} examples, accuracy and cost on the other {n_told:,}."
+    chosen = f"{paid}. All choices on {n_chosen:,} examples, accuracy and cost on {n_told:,} others."
     figures = [
         frontier([singles, *series], axis, costs.text, name="methods", title="All methods (Figure 3)", floor=floor,
                  caption=f"Each line is what a method would choose, cheap to dear. {chosen}"),

@@ -79,9 +79,9 @@ class Study:
 
 
 def run(trace: Trace, choices: Choices, progress: Progress) -> Study:
-    """Choose on calibration, report on the rest. A method whose data the trace lacks is left out, and said."""
+    """Choose on calibration, report on other examples. A method whose data the trace lacks is left out, and said."""
     rng = np.random.default_rng(choices.seed)
-    calibration, report = trace.split(choices.calibration, rng)
+    calibration, report = choices.splits(trace, rng)
     progress.start("sweeping methods", N_METHODS)
     chooser = _Chooser(choices, Panel(calibration), Panel(report), progress)
     cost = dict(choices.costs[0].of)

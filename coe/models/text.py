@@ -1,0 +1,181 @@
+"""Texts as examples: how one comes through the door, and how a member's own tokenizer makes token ids of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe.cascade.errors import InputError, ModelError
+from coe.cascade.types import Array, Batch
+
+from .base import import_runtime
+from .inputs import Contract
+from .loading import read_file
+
+MEND = "pip install 'coe-cascade[text]'"
+PADDINGS = ("longest", "max_length")
+PAD_TOKENS = ("[PAD]", "<pad>")  # where a tokenizer's file does not say what it pads with
+IDS, MASK, TYPES = range(3)  # the rows of a prepared text
+BLANK = "blank"
+
+
+@dataclass(frozen=True)
+class TextContract(Contract):
+    """What a model of texts takes in; of a task, that its examples are texts.
+
+    Args:
+        tokenizer: the file, as the `tokenizers` library writes it (tokenizer.json); None: a task's contract has none.
+        tokenizer_sha256: hex digest it must have; None: not checked.
+        max_length: tokens, special ones included; longer texts are cut.
+        padding: a batch's rows are filled up to its "longest", or each to "max_length".
+    """
+
+    kind: str = "text"
+    shape: tuple[int, ...] = ()
+    dtype: str = "int64"
+    tokenizer: Path | None = None
+    tokenizer_sha256: str | None = None
+    max_length: int = 128
+    padding: str = "longest"
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokenizer, verified and read once.
+
+        Raises:
+            ModelError: none is declared, or its file is missing, changed or none.
+            RuntimeMissing: the `tokenizers` library is not installed.
+        """
+        if self.tokenizer is None:
+            raise ModelError("expected `tokenizer:` in the model's `input:`, got none (name its tokenizer.json)")
+        data = read_file(self.tokenizer, self.tokenizer_sha256, "the tokenizer file")
+        return Tokens(data, self.tokenizer, self.max_length, self.padding)
+
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        """(3, T) of one prepared text; T is the longest there may be."""
+        return 3, self.max_length
+
+    def blank(self) -> Array:
+        """(1,) a short text."""
+        blank = np.empty(1, dtype=object)
+        blank[0] = BLANK
+        return blank
+
+    def trial(self, n_rows: int) -> Array:
+        """(n_rows, 3, T) as a model takes them."""
+        return self.prepare(np.repeat(self.blank(), n_rows))
+
+    def takes(self, examples: Contract) -> bool:
+        return (examples.kind, examples.shape) == ("text", self.shape)
+
+    def check(self, text: str) -> None:
+        """Raises InputError where a text is no example of this kind; any text is one here."""
+
+    def prepare(self, x: Array) -> Array:
+        """(B, 3, T) int64 from a batch's x, (B,) texts: token ids, 1 where there is a token, and segments (all 0).
+
+        Raises:
+            InputError: x is no texts.
+        """
+        if x.dtype != object:
+            raise InputError(f"expected texts, got {x.dtype} {list(x.shape[1:])}")
+        return self.tokens.of(x.tolist())
+
+
+class Tokens:
+    """A tokenizer: texts to token ids. Safe to call from several threads, and takes none of its own.
+
+    Args:
+        data: a tokenizer.json. What it says of cutting and filling up does not count: the contract does.
+    """
+
+    def __init__(self, data: bytes, path: Path, max_length: int, padding: str = "longest") -> None:
+        library = import_runtime("tokenizers", "text", MEND)
+        try:
+            self._tokenizer: Any = library.Tokenizer.from_buffer(data)
+        except Exception as error:  # noqa: BLE001 - the library raises plain Exception and ValueError
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"{path}: expected a tokenizer.json, got {len(data)} bytes: {reason}") from None
+        self.pad = _pad_id(self._tokenizer)
+        self._tokenizer.no_padding()
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if max_length <= special:
+            raise ModelError(f"{path}: expected max_length above its {special} special tokens, got {max_length}")
+        self._tokenizer.enable_truncation(max_length)
+        self._least = max_length if padding == "max_length" else 1
+
+    def of(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> Array:
+        """(B, 3, T): T is that of the longest, or max_length; a text without any token has one of padding.
+
+        Args:
+            texts: each alone, or pairs of them.
+        """
+        # One by one: a batch would be spread over threads that nobody gave to this member.
+        rows = [self._tokenizer.encode(*((text,) if isinstance(text, str) else text)) for text in texts]
+        longest = max((len(row.ids) for row in rows), default=0)
+        out = np.zeros((len(rows), 3, max(longest, self._least)), dtype=np.int64)
+        out[:, IDS] = self.pad
+        out[:, MASK, 0] = 1
+        for place, row in enumerate(rows):
+            size = len(row.ids)
+            out[place, IDS, :size] = row.ids
+            out[place, MASK, :size] = 1
+            out[place, TYPES, :size] = row.type_ids
+        return out
+
+
+def _pad_id(tokenizer: Any) -> int:
+    padding = tokenizer.padding
+    if padding is not None:
+        return int(padding["pad_id"])
+    known = (tokenizer.token_to_id(token) for token in PAD_TOKENS)
+    return next((number for number in known if number is not None), 0)
+
+
+def read_texts(
+    ids: Sequence[str], values: Any, max_bytes: int, deadline: float, contract: TextContract | None = None
+) -> Batch:
+    """A batch from one text per example, as UTF-8 bytes or str; the bytes stay with it, as captured.
+
+    Args:
+        contract: of the task; None: any text is an example.
+
+    Raises:
+        InputError: names the first example that is no text, empty, or longer than `max_bytes`.
+    """
+    if isinstance(values, np.ndarray) and (values.dtype != object or values.ndim != 1):
+        raise InputError(f"expected one text (BYTES) for each row, got {values.dtype} {list(values.shape[1:])}")
+    x, captured = np.empty(len(ids), dtype=object), np.empty(len(ids), dtype=object)
+    for row, (name, value) in enumerate(zip(ids, values, strict=True)):
+        try:
+            x[row], captured[row] = read_text(value, max_bytes)
+            if contract is not None:
+                contract.check(x[row])
+        except InputError as error:
+            raise InputError(f"example {name}: {error}") from None
+    return Batch(tuple(ids), x, captured, deadline)
+
+
+def read_text(value: Any, max_bytes: int) -> tuple[str, bytes]:
+    """A text and its UTF-8 bytes, from either.
+
+    Raises:
+        InputError: what was expected, what came.
+    """
+    if not isinstance(value, bytes | str):
+        raise InputError(f"expected a text, got {getattr(value, 'dtype', type(value).__name__)}")
+    try:
+        text, data = (value, value.encode()) if isinstance(value, str) else (value.decode(), value)
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:  # half a surrogate pair, or bytes of another encoding
+        raise InputError(f"expected UTF-8 text, got {len(value)} that are none: {error.reason}") from None
+    if len(data) > max_bytes:
+        raise InputError(f"expected a text of at most {max_bytes} bytes, got {len(data)}")
+    if not text.strip():
+        raise InputError("expected a text, got an empty one")
+    return text, data
