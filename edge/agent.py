@@ -21,6 +21,7 @@ from coe.cascade.errors import InputError, TierError
 from coe.models.inputs import Door
 from coe.wire import trace
 
+from .link import Smoothed
 from .sinks import Event, Outcome, Reorder, Sink
 from .sources import Example, Source
 from .tally import Tally
@@ -29,7 +30,7 @@ PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, 
 
 
 class Watcher(Protocol):
-    """Told of every example's outcome once it is in the sink; must be quick, and not raise."""
+    """Told of every example's outcome once it is in the sink, and of corrections; must be quick, and not raise."""
 
     def saw(self, example: Example, outcome: Outcome) -> None: ...
 
@@ -93,6 +94,7 @@ class Agent:
         self.failure: BaseException | None = None
         self.stop = threading.Event()
         self.n_waiting = 0  # examples under way at a server
+        self.local_s = Smoothed()  # the device's own part of an example that waits for a server
         self.busy_since: float | None = None  # `time.monotonic()` second it took its example; None: idle
         self._reorder = Reorder(sink) if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
@@ -122,8 +124,8 @@ class Agent:
             raise self.failure
         return self.tally
 
-    def correct(self, outcome: Outcome) -> None:
-        """Write the late answer to an example that was kept.
+    def correct(self, outcome: Outcome, example: Example | None = None) -> None:
+        """Write the late answer to an example that was kept; watchers are told if they can be given the example.
 
         Raises:
             OSError: the sink cannot be written.
@@ -131,6 +133,9 @@ class Agent:
         with self._writing:
             self.tally.correct(outcome)
             self.sink.write(outcome)
+        if example is not None:
+            for watcher in self.watchers:
+                watcher.saw(example, outcome)
 
     def tell(self, event: Event) -> None:
         """Write an event to the sink."""
@@ -155,7 +160,9 @@ class Agent:
             self._done(number, example, Outcome(example.id, None, 0.0, example.truth, example.error))
             return
         try:
-            run = self.cascade.start(self.door.batch([example.id], [example.value], now + self.deadline_s))
+            run = self.cascade.start(
+                self.door.batch([example.id], [example.value], min(now + self.deadline_s, example.deadline))
+            )
             while not run.is_done and not run.next_tier.waits:
                 run.step()
             if not run.is_done and self.hold_back is not None:
@@ -164,12 +171,15 @@ class Agent:
             self._done(number, example, self._failed(example, started, str(error)))
             return
         except HeldBack as error:  # and the device has no answer of its own
-            self._done(number, example, self._failed(example, started, f"{error.reason}: {error}"))
+            failed = self._failed(example, started, f"{error.reason}: {error}")
+            self._done(number, example, replace(failed, deferred=True))
             return
         if run.is_done:
-            self._done(number, example, self._decided(example, run, started))
+            outcome = self._decided(example, run, started)
+            self._done(number, example, replace(outcome, deferred=True) if outcome.reason else outcome)
             return
         self.busy_since = None
+        self.local_s.add(time.perf_counter() - started)
         self._slots.acquire()  # all waiters busy: the source waits too
         with self._counting:
             self.n_waiting += 1
@@ -207,7 +217,7 @@ class Agent:
             with self._counting:
                 self.n_waiting -= 1
             self._slots.release()
-        outcome = replace(outcome, trace=hop.trace_id)
+        outcome = replace(outcome, trace=hop.trace_id, deferred=True)
         try:
             if self.keeper is not None and outcome.reason:
                 outcome = replace(outcome, spooled=self.keeper.keep(example, outcome))

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe import zoo
-from coe.assembly import CascadeConfig, read_cascade
+from coe.assembly import CascadeConfig, RemoteTierConfig, read_cascade
 from coe.settings import Fields, Report, read_yaml
 
+from .field.config import FieldConfig, read_field
+from .link import LinkConfig, read_link
 from .sinks import SinkConfig, read_sinks
-from .sources import SourceConfig, read_source
+from .sources import SourceConfig, read_sources
+from .spool import SpoolConfig, read_spool, read_state
+from .watch.config import WatchConfig, read_watch
 
 FALLBACKS = ("answer-local", "spool", "fail")
 
@@ -24,6 +28,12 @@ class AgentConfig:
         max_in_flight: deferred examples under way at once; at that many, the source waits; 0: one at a time.
         ordered: write decisions in the source's order.
         deadline_s: of one example in all; inf: each call's own deadline alone counts.
+        grace_s: what examples that wait for a server have to end, when the agent is stopped.
+        link: how calls to other machines are watched over.
+        field: what may not leave, and how the agent watches itself.
+        watch: where the agent can be watched; None: nowhere.
+        state: folder for what survives a restart; it need not be there yet.
+        spool: where examples that no server answers in time wait for a later answer; None: they do not.
         path: the file it was read from.
     """
 
@@ -33,6 +43,12 @@ class AgentConfig:
     max_in_flight: int
     ordered: bool
     deadline_s: float
+    grace_s: float
+    link: LinkConfig
+    field: FieldConfig
+    watch: WatchConfig | None
+    state: Path
+    spool: SpoolConfig | None
     warnings: tuple[str, ...]
     path: Path
 
@@ -51,9 +67,11 @@ def read_config(path: Path) -> AgentConfig:
     report = Report(str(path))
     fields = Fields(read_yaml(path), report)
     cascade = read_cascade(fields, path.parent, fallbacks=FALLBACKS)
-    source = read_source(fields.section("source", {"kind": "stdin"}), path.parent)
+    n_tiers = sum(tier.n_tiers if isinstance(tier, RemoteTierConfig) else 1 for tier in cascade.tiers)
+    source = read_sources(fields, path.parent, cascade.task, n_tiers)
     sinks = read_sinks(fields, path.parent)
     deadline_ms = fields.number("deadline_ms", None, 1, 3_600_000)
+    state = read_state(fields, path)
     config = AgentConfig(
         cascade=cascade,
         source=source,
@@ -61,6 +79,12 @@ def read_config(path: Path) -> AgentConfig:
         max_in_flight=fields.integer("max_in_flight", 16, 0, 1024),
         ordered=fields.flag("ordered", False),
         deadline_s=float("inf") if deadline_ms is None else deadline_ms / 1000,
+        grace_s=fields.number("grace_s", 10.0, 0, 3600),
+        link=read_link(fields.section("link", {})),
+        field=read_field(fields, path.parent, cascade.task),
+        watch=None if fields.raw("watch", None) is None else read_watch(fields.section("watch")),
+        state=state,
+        spool=read_spool(fields, state, path.parent),
         warnings=tuple(report.warnings),
         path=path,
     )

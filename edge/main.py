@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from .config import AgentConfig, default_config, read_config
 
 Command = Callable[[Sequence[str]], int]
 
-COMMANDS: dict[str, tuple[str, str]] = {}  # name -> where its function is, what it does
+COMMANDS: dict[str, tuple[str, str]] = {  # name -> where its function is, what it does
+    "init": ("edge.setup.init:init_command", "write a first config"),
+    "doctor": ("edge.setup.doctor:doctor_command", "look for what is wrong, and say what mends it"),
+    "bench": ("edge.bench.command:bench_command", "time members and thread plans here, weigh what is sent"),
+    "explain": ("edge.setup.explain:explain_command", "say what leaves this device, and what it keeps"),
+    "install-service": ("edge.setup.install_service:install_service_command", "run it as a systemd service"),
+    "spool": ("edge.spool.command:spool_command", "what waits for a later answer: status, export, clear"),
+    "calibrate": ("edge.field.command:calibrate_command", "measure what drift is told by"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,30 +78,30 @@ def _positive(text: str) -> int:
 
 def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     from .live import LiveLine
-    from .running import Running
-    from .sources import open_source
+    from .service import GaveUp, Life
 
     talks = options.verbose or sys.stderr.isatty()
-    source = open_source(config.source, options.once)
-    interrupted = threading.Event()
-    with Running(config, _tell, _tell if talks else lambda line: None) as running:
-        agent = running.agent
-        signal.signal(signal.SIGTERM, lambda *_: agent.stop.set())
-        signal.signal(signal.SIGINT, lambda *_: _interrupt(interrupted, agent.stop))
-        prints = any(sink.path is None for sink in config.sinks)
-        with LiveLine(agent.tally.line, sys.stderr, hidden=prints and sys.stdout.isatty()):
-            tally = running.run(source, options.limit)
+    life = Life(
+        config,
+        lambda: read_config(config.path),
+        tell=_tell,
+        say=_tell if talks else lambda line: None,
+        once=options.once,
+        limit=options.limit,
+    )
+    prints = any(sink.prints for sink in config.sinks)
+    try:
+        with LiveLine(life.tally.line, sys.stderr, hidden=prints and sys.stdout.isatty()):
+            tally = life.run()
+    except GaveUp as error:
+        _tell(str(error))
+        os._exit(1)  # its threads would be waited for
     if talks:
         for line in tally.summary():
             _tell(line)
-    if interrupted.is_set():
+    if life.stopped_by == signal.SIGINT:
         return 130
     return 1 if tally.n and not tally.n_decided else 0  # nothing could be decided: that is no success
-
-
-def _interrupt(*events: threading.Event) -> None:
-    for event in events:
-        event.set()
 
 
 def _tell(line: str) -> None:

@@ -24,7 +24,7 @@ class Onward:
         n_local = next((at for at, tier in enumerate(cascade.tiers) if tier.waits), len(cascade.tiers))
         self.tiers = cascade.tiers[n_local:]
         self.first_tier = 1 + sum(tier.n_tiers for tier in cascade.tiers[:n_local])
-        self._door = door
+        self.door = door
         self._rest = Cascade(self.tiers, keep_last_answer=False) if self.tiers else None
 
     @property
@@ -43,5 +43,5 @@ class Onward:
         """
         assert self._rest is not None, "a cascade with no tier beyond the device has nobody to ask"
         assert example.value is not None
-        decision = self._rest.decide(self._door.batch([example.id], [example.value], deadline))[0]
+        decision = self._rest.decide(self.door.batch([example.id], [example.value], deadline))[0]
         return replace(decision, exit_tier=decision.exit_tier + self.first_tier - 1)

@@ -33,7 +33,7 @@ ROOMS = {  # third-party packages that only these may import
     "starlette": ("cloud.doors",),
     "uvicorn": ("cloud.doors",),
     "httptools": ("cloud.doors",),
-    "prometheus_client": ("cloud.watch",),
+    "prometheus_client": ("cloud.watch", "edge.watch"),
     "opentelemetry": ("cloud.watch",),
     "uvloop": ("cloud.server",),
     "onnxruntime": ("coe.models.onnx", "coe.zoo"),
@@ -46,6 +46,11 @@ ROOMS = {  # third-party packages that only these may import
     "matplotlib": ("sim",),
     "scipy": ("sim",),
     "pandas": ("sim",),
+    "tokenizers": ("coe.models.text", "coe.zoo"),
+    "safetensors": ("coe.zoo",),
+    "cv2": ("edge.sources",),
+    "watchdog": ("edge.sources",),
+    "paho": ("edge.sinks",),
     "pyarrow": ("sim.traces", "sim.cli", "coe.zoo"),
 }
 GENERATED = ("coe.wire.inference_pb2",)

@@ -75,12 +75,15 @@ def test_a_package_says_what_it_is(package):
     [
         ("coe.cascade", ["grpc", "PIL", "onnxruntime", "torch", "yaml", "coe.settings", "coe.models", "coe.wire"]),
         ("coe.settings", ["grpc", "PIL", "onnxruntime", "torch"]),
-        ("coe.models", ["grpc", "PIL", "onnxruntime", "torch", "ai_edge_litert"]),
+        ("coe.models", ["grpc", "PIL", "onnxruntime", "torch", "ai_edge_litert", "tokenizers"]),
         ("coe.wire.convert", ["grpc", "PIL", "onnxruntime", "torch", "yaml"]),
         ("coe.zoo.digits", ["grpc", "PIL", "onnxruntime", "torch", "mlxtend"]),
-        ("coe.assembly", ["PIL", "onnxruntime", "torch", "matplotlib"]),
-        ("edge.main", ["torch", "matplotlib", "scipy", "pandas", "cloud", "sim"]),
-        ("cloud.main", ["torch", "matplotlib", "scipy", "pandas", "edge", "sim"]),
+        ("coe.assembly", ["PIL", "onnxruntime", "torch", "matplotlib", "tokenizers"]),
+        (
+            "edge.main",
+            ["torch", "matplotlib", "scipy", "pandas", "cloud", "sim", "tokenizers", "cv2", "paho", "sqlite3"],
+        ),
+        ("cloud.main", ["torch", "matplotlib", "scipy", "pandas", "edge", "sim", "tokenizers"]),
     ],
 )
 def test_importing_a_module_does_not_drag_in_what_it_does_not_need(module, absent):

@@ -23,6 +23,7 @@ class Outcome:
         latency_s: from taking the example up to its answer, waiting included.
         truth: its label, where the source knew it.
         call: what was spent on other machines where there is no decision.
+        deferred: the local tiers did not settle it: it left the device, or was held back.
         trace: W3C trace id, where the example left the device: servers' logs and traces have it, too.
         at: wall-clock second of the answer.
         spooled: key under which the example waits for a later answer; "" where it does not.
@@ -35,6 +36,7 @@ class Outcome:
     truth: int | None = None
     error: str | None = None
     call: Mapping[str, float] = field(default_factory=dict)
+    deferred: bool = False
     trace: str = ""
     at: float = field(default_factory=time.time)
     spooled: str = ""

@@ -1,7 +1,7 @@
 """Where examples come from."""
 
 from .base import Example, Source
-from .config import SourceConfig, read_source
+from .config import SourceConfig, read_sources
 from .open import open_source
 
-__all__ = ["Example", "Source", "SourceConfig", "open_source", "read_source"]
+__all__ = ["Example", "Source", "SourceConfig", "open_source", "read_sources"]

@@ -5,9 +5,11 @@ To add a source: one module with a class that fits `Source`, and its name in `op
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from coe.cascade.types import Array
@@ -22,6 +24,7 @@ class Example:
         value: encoded image bytes, or an array; None where it could not be read.
         truth: its label, where the source knows it.
         error: why it could not be read.
+        deadline: `time.monotonic()` second by which whoever asked wants the answer.
         answered: called once with the example's `Outcome`, after it is in the sink; for a source whose callers wait.
     """
 
@@ -29,7 +32,34 @@ class Example:
     value: bytes | Array | None
     truth: int | None = None
     error: str | None = None
+    deadline: float = math.inf
     answered: Callable[[Any], None] | None = None
+
+
+class FolderMemory(Protocol):
+    """What was done of a watched folder, over restarts. A stamp is a file's size and its time of change in ns."""
+
+    def done(self) -> dict[str, tuple[int, int]]:
+        """Files that were decided, as they were then. Asked once, before any is taken."""
+        ...
+
+    def take(self, stamps: Mapping[str, tuple[int, int]]) -> None:
+        """These are about to be decided."""
+        ...
+
+    def finish(self, name: str, stamp: tuple[int, int]) -> None:
+        """Its outcome is in the sink. On any thread."""
+        ...
+
+    def forget(self, names: Collection[str]) -> None:
+        """They are gone."""
+        ...
+
+
+class Memory(Protocol):
+    """Of all watched folders."""
+
+    def of(self, folder: Path) -> FolderMemory: ...
 
 
 class Source(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 
@@ -19,7 +18,8 @@ class DigitsSource:
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
         bundled = digits.test_examples()
-        for turn, (name, png, label) in itertools.product(range(self.repeat), bundled):
-            if stop.is_set():
-                return
-            yield Example(name if turn == 0 else f"{name}#{turn + 1}", png, label)
+        for turn in range(1, self.repeat + 1):
+            for name, png, label in bundled:
+                if stop.is_set():
+                    return
+                yield Example(name if turn == 1 else f"{name}#{turn}", png, label)

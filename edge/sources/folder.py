@@ -1,19 +1,30 @@
-"""A folder of PNG and JPEG files: those there now, or watched for new ones."""
+"""A folder of PNG and JPEG files: those there now, or watched for new ones.
+
+Where the system tells of new files, each is taken as soon as it is closed, or moved in; now and then the folder is
+looked through all the same. Where it does not, a file is taken once two looks in a row found it the same.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
 
-from .base import Example
+from .base import Example, FolderMemory
+from .landings import Landings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
+MOST_GONE = 10_000  # names of files that are gone which are remembered all the same
+LOOK_S = 1.0  # between two looks at a folder of which the system tells
+
+Tell = Callable[[str], None]
 Stamp = tuple[int, int]  # size in bytes, time of change in ns
 
 
@@ -23,31 +34,86 @@ class FolderSource:
     Args:
         path: the folder; files directly in it.
         watch: go on looking every `poll_s` seconds after the first pass.
+        is_told: the system tells of new files; False: looking alone.
+        tell: told where it cannot.
+        memory: of what was done of a watched folder before; None: nothing was.
     Raises:
         ConfigError: there is no such folder.
     """
 
-    def __init__(self, path: Path, watch: bool = False, poll_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        path: Path,
+        watch: bool = False,
+        poll_s: float = 0.5,
+        *,
+        is_told: bool = False,
+        tell: Tell = lambda line: None,
+        memory: FolderMemory | None = None,
+    ) -> None:
         if not path.is_dir():
             raise ConfigError([f"source.path: expected a folder, got {path} (create it, or mend the path)"])
         self.path = path
         self.watch = watch
         self.poll_s = poll_s
+        self.is_told = is_told
+        self.tell = tell
+        self.memory = memory
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        done: dict[str, Stamp] = {}
+        landings = self._landings()  # before the first look, so that nothing falls between the two
         seen = self._scan()
         if not self.watch:
-            yield from self._read(sorted(seen), stop)
+            yield from self._read(seen, stop)
             return
+        done: dict[str, Stamp] = {} if self.memory is None else self.memory.done()
         before: dict[str, Stamp] = {}
-        while not stop.is_set():
-            settled = [name for name, stamp in seen.items() if done.get(name) != stamp and before.get(name) == stamp]
-            for name in settled:
-                done[name] = seen[name]
-            yield from self._read(sorted(settled), stop)
-            stop.wait(self.poll_s)
-            before, seen = seen, self._scan()
+        try:
+            while not stop.is_set():
+                fresh = {name: stamp for name, stamp in seen.items() if done.get(name) != stamp}
+                settled = {name: stamp for name, stamp in fresh.items() if before.get(name) == stamp}
+                self._forget(done, seen)
+                yield from self._take(settled, done, stop)
+                if landings is None:
+                    stop.wait(self.poll_s)
+                else:
+                    look_s = self.poll_s if len(fresh) > len(settled) or not self.path.is_dir() else LOOK_S
+                    yield from self._landed(landings, look_s, done, stop)
+                    landings.look_again()
+                before, seen = seen, self._scan()
+        finally:
+            if landings is not None:
+                landings.close()
+
+    def _landings(self) -> Landings | None:
+        if not self.is_told:
+            return None
+        try:
+            return Landings(self.path)
+        except OSError as error:  # too many folders are watched on this device, say
+            self.tell(f"warning: {self.path}: the system does not tell of new files ({error.strerror}): looked through")
+            return None
+
+    def _landed(
+        self, landings: Landings, seconds: float, done: dict[str, Stamp], stop: threading.Event
+    ) -> Iterator[Example]:
+        """Files that the system tells of, for so long."""
+        end = time.monotonic() + seconds
+        while not stop.is_set() and (left := end - time.monotonic()) > 0:
+            for name in sorted(landings.wait(stop, left)):
+                stamp = self._stamp(name)
+                if stamp is not None and stamp[0] > 0 and done.get(name) != stamp:  # an empty one may yet be filled
+                    yield from self._take({name: stamp}, done, stop)
+
+    def _stamp(self, name: str) -> Stamp | None:
+        """Of one file; None where it is not an image, or is gone."""
+        path = self.path / name
+        if name.lower().endswith(SUFFIXES):
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    status = path.stat()
+                    return status.st_size, status.st_mtime_ns
+        return None
 
     def _scan(self) -> dict[str, Stamp]:
         found = {}
@@ -59,11 +125,34 @@ class FolderSource:
                         found[entry.name] = (status.st_size, status.st_mtime_ns)
         return found
 
-    def _read(self, names: list[str], stop: threading.Event) -> Iterator[Example]:
-        for name in names:
+    def _take(self, stamps: dict[str, Stamp], done: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
+        """Files that are whole, as they are now."""
+        done.update(stamps)
+        if self.memory is not None and stamps:
+            self.memory.take(stamps)
+        yield from self._read(stamps, stop)
+
+    def _forget(self, done: dict[str, Stamp], seen: dict[str, Stamp]) -> None:
+        """Files that are gone, once they are many; an empty folder may be one whose disk is not mounted."""
+        if not seen or len(done) < 2 * len(seen) + MOST_GONE:
+            return
+        gone = done.keys() - seen.keys()
+        for name in gone:
+            del done[name]
+        if self.memory is not None:
+            self.memory.forget(gone)
+
+    def _read(self, stamps: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
+        for name in sorted(stamps):
             if stop.is_set():
                 return
+            answered = None if self.memory is None else partial(self._finish, self.memory, name, stamps[name])
             try:
-                yield Example(name, (self.path / name).read_bytes())
-            except OSError as error:
-                yield Example(name, None, error=f"cannot be read: {error.strerror}")
+                value, error = (self.path / name).read_bytes(), None
+            except OSError as failure:
+                value, error = None, f"cannot be read: {failure.strerror}"
+            yield Example(name, value, error=error, answered=answered)
+
+    @staticmethod
+    def _finish(memory: FolderMemory, name: str, stamp: Stamp, outcome: object) -> None:
+        memory.finish(name, stamp)

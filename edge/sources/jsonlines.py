@@ -4,6 +4,7 @@
 {"id": "b", "image": "<base64 of a PNG or JPEG>"}
 {"id": "c", "pixels": [[0, 17, ...], ...], "label": 3}
 {"id": "d", "tensor": [0.1, ...]}
+{"id": "e", "text": "a stirring , funny film"}
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from coe.cascade.types import Array
 
 from .base import Example
 
-KINDS = ("file", "image", "pixels", "tensor")
+KINDS = ("file", "image", "pixels", "tensor", "text")
 MOST_LINE_BYTES = 64 * 2**20
 
 
@@ -82,6 +83,10 @@ def _value(content: dict[str, Any]) -> bytes | Array:
     kind, value = kinds[0], content[kinds[0]]
     if kind == "file":
         return _read_file(Path(str(value)))
+    if kind == "text":
+        if not isinstance(value, str):
+            raise ValueError(f"text: expected a string, got {value!r}")
+        return value.encode()
     if kind == "image":
         try:
             return base64.b64decode(value, validate=True)

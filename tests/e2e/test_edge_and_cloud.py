@@ -387,4 +387,4 @@ def test_a_full_disk_is_one_line_and_exit_1(tmp_path):
     with edge(tmp_path, edge_config(tmp_path, closed_port(), sink="/dev/full")) as agent:
         assert agent.end() == 1
     assert "Traceback" not in agent.complained
-    assert agent.complained.splitlines()[-1] == "coe-edge: No space left on device"
+    assert agent.complained.splitlines()[-1] == "coe-edge: /dev/full: No space left on device"

@@ -96,6 +96,7 @@ class Far:
         self.answer = answer
         self.most_at_once = self.n_at_once = 0
         self.deadlines: list[float] = []
+        self.asked: list[str] = []
         self._lock = threading.Lock()
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
@@ -103,6 +104,7 @@ class Far:
             self.n_at_once += 1
             self.most_at_once = max(self.most_at_once, self.n_at_once)
             self.deadlines.append(batch.deadline)
+            self.asked += batch.ids
         try:
             self.answer(batch)
         finally:

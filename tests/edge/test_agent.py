@@ -184,7 +184,7 @@ def test_the_deadline_of_an_example_starts_when_it_is_taken():
     after = time.monotonic()
     assert len(far.deadlines) == 3
     assert all(before + 5 <= deadline <= after + 5 for deadline in far.deadlines)
-    assert far.deadlines == sorted(far.deadlines)
+    assert len(set(far.deadlines)) == 3
 
 
 @pytest.mark.parametrize("limit", [1, 5, 20, 50])
@@ -333,7 +333,7 @@ def test_a_correction_is_written_and_counted_apart_from_the_examples():
     sink = ListSink()
     agent = agent_of(Far(), sink)
     agent.run(Numbers(4))
-    decision = sink.outcomes[1].decision
+    decision = next(outcome.decision for outcome in sink.outcomes if outcome.id == "x1")
     agent.correct(Outcome("x1", decision, 60.0, corrects="key-x1"))
     agent.tell(Event("drift", {"what": "deferral"}))
     assert sink.outcomes[-1].corrects == "key-x1"

@@ -69,7 +69,7 @@ def test_an_outcome_without_a_decision_has_its_error_in_place():
 
 def test_a_score_that_is_not_known_is_null_so_that_every_line_is_json():
     stream = io.StringIO()
-    Sinks([JsonLines(stream, owns_stream=False)], LABELS).write(outcome(score=math.nan))
+    Sinks([JsonLines(stream)], LABELS).write(outcome(score=math.nan))
     assert json.loads(stream.getvalue(), parse_constant=pytest.fail)["score"] is None
 
 
@@ -80,7 +80,7 @@ def test_each_line_is_flushed_as_it_is_written():
         def flush(self) -> None:
             flushed.append(self.getvalue().count("\n"))
 
-    sink = Sinks([JsonLines(Stream(), owns_stream=False)], LABELS)
+    sink = Sinks([JsonLines(Stream())], LABELS)
     sink.write(outcome("a"))
     sink.write(Outcome("b \u2028\n", None, 0.0, error="né\ud800"))
     assert flushed[:2] == [1, 2]

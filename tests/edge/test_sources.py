@@ -215,16 +215,18 @@ def line_of(**content: object) -> bytes:
     return json.dumps(content).encode()
 
 
-def test_the_four_kinds_of_a_line(tmp_path):
+def test_the_five_kinds_of_a_line(tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     file = parse_line(line_of(id="a", file=str(tmp_path / "a.png"), label=3), "line-1")
     image = parse_line(line_of(image=base64.b64encode(PNG).decode()), "line-2")
     pixels = parse_line(line_of(id=7, pixels=[[0, 255], [17, 4]]), "line-3")
     tensor = parse_line(line_of(id="d", tensor=[0.5, -1, 1e3]), "line-4")
+    text = parse_line(line_of(id="e", text="a café"), "line-5")
     assert (file.id, file.value, file.truth, file.error) == ("a", PNG, 3, None)
     assert (image.id, image.value, image.truth) == ("line-2", PNG, None)
     assert (pixels.id, pixels.value.tolist(), pixels.value.dtype) == ("7", [[0, 255], [17, 4]], np.uint8)
     assert (tensor.value.tolist(), tensor.value.dtype) == ([0.5, -1.0, 1000.0], np.float32)
+    assert (text.id, text.value) == ("e", "a café".encode())
 
 
 BAD = {
@@ -233,7 +235,7 @@ BAD = {
     b"\xff\xfe": "",
     b"[1, 2]": "expected an object",
     b"3": "expected an object",
-    b'{"id": "a"}': "expected one of file, image, pixels, tensor, got none",
+    b'{"id": "a"}': "expected one of file, image, pixels, tensor, text, got none",
     b'{"file": "a", "image": "b"}': "got file, image",
     b'{"file": "no/such/file.png"}': "No such file or directory",
     b'{"file": "/"}': "directory",
@@ -254,6 +256,8 @@ BAD = {
     b'{"tensor": ["1.5"]}': "tensor: expected",
     b'{"tensor": [[1], 2]}': "tensor: expected",
     b'{"tensor": [null]}': "tensor: expected",
+    b'{"text": 3}': "text: expected a string, got 3",
+    b'{"text": "\\ud800"}': "surrogates not allowed",
     b'{"tensor": [1], "label": "three"}': "label: expected a whole number",
     b'{"tensor": [1], "label": true}': "label: expected a whole number",
     b"[" * 100_000: "",

@@ -248,8 +248,9 @@ def test_a_server_without_streams_is_asked_by_itself_from_then_on():
 
     with serving(foreign(infer)) as address, remote(address) as tier:
         assert [ask(tier, number) for number in range(3)] == [1, 1, 1]
-        assert tier._stream is not None
-        assert not tier._stream.is_offered
+        with tier._lines.use() as line:
+            assert line.stream is not None
+            assert not line.stream.is_offered
     assert len(calls) == 3
 
 

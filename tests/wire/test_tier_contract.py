@@ -32,6 +32,7 @@ from coe.cascade import (
 )
 from coe.cascade.types import Array
 from coe.wire.remote import RemoteTier
+from edge.link import LinkedTier
 
 KINDS = (
     "local",
@@ -41,6 +42,7 @@ KINDS = (
     "remote, on a stream",
     "delayed local",
     "delayed remote",
+    "linked remote",
     "batched local",
     "batched local, in pieces",
 )
@@ -90,6 +92,8 @@ def make_tier(kind: str, cloud: SimpleNamespace, outputs: list[Array], rule: obj
     tier = inner
     if "delayed" in kind:
         tier = DelayedTier(inner, Delay(0.1, one_way=True), VirtualClock())
+    if "linked" in kind:
+        tier = LinkedTier(inner)
     if "batched" in kind:
         tier = LoopedLane(cloud.loop, inner, max_batch=2 if "pieces" in kind else 64)
     stack.callback(tier.close)

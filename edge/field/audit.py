@@ -1,0 +1,266 @@
+"""How often agreement is wrong: a few examples on which the device agreed are asked about anyway, in the background.
+
+Paper: A.3, where wrong agreements are counted against labels. In the field there are none: "wrong" is where the tiers
+beyond the device, asked about the same example, answer another label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coe.cascade.errors import InputError, TierError, TierRejected
+
+from ..onward import Onward
+from ..sinks import Event, Outcome
+from ..sources import Example
+from .config import AuditConfig
+from .estimate import Estimate
+
+HOUR_S = 3600.0
+MOST_QUEUED = 64
+ASK_S = 10.0  # at most, for one example: nobody waits for it
+PAUSE_S = 5.0  # after a call without an answer
+MOST_AGE_S = HOUR_S  # an example that is not answered by then counts as not answered
+SAVE_EVERY = 20  # answers
+
+
+@dataclass
+class Findings:
+    """What the audit has found: over all examples, and by the label that the device gave."""
+
+    whole: Estimate = field(default_factory=Estimate)
+    by_label: dict[int, Estimate] = field(default_factory=dict)
+
+    def of(self, label: int) -> tuple[Estimate, Estimate]:
+        return self.whole, self.by_label.setdefault(label, Estimate())
+
+
+class Audit:
+    """A watcher that draws examples and asks about them on a thread of its own.
+
+    Each example that the device decided by itself is drawn with a chance that depends on the past alone, never on the
+    example: at most `share`, less where the budget would not last. Drawn examples wait in a short queue; fresh ones go
+    first: nothing is asked while a live example waits for a server, and the audit takes at most `link_share` of the
+    time. What it cannot ask is counted: examples drawn less examples answered; and examples that may not leave are not
+    asked about.
+
+    Args:
+        onward: the tiers beyond the device.
+        is_busy: whether a live example waits for a server.
+        held_back: why an example may not leave the device; None: it may. Asked before each call.
+        told: given an event now and then, and whether each answer differed.
+        state: findings are kept there over restarts; None: they are not.
+    """
+
+    def __init__(
+        self,
+        config: AuditConfig,
+        onward: Onward,
+        labels: tuple[str, ...],
+        *,
+        is_busy: Callable[[], bool] = lambda: False,
+        held_back: Callable[[Example], str | None] = lambda example: None,
+        told: Callable[[Event], None] = lambda event: None,
+        found: Callable[[bool], None] = lambda differs: None,
+        state: Path | None = None,
+        dice: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.labels = labels
+        self.findings = _load(state)
+        self._onward = onward
+        self._is_busy, self._told, self._found = is_busy, told, found
+        self._held_back = held_back
+        self._state = state
+        self._dice = dice or random.Random()
+        self._clock = clock
+        self._pace = Pace(config, clock)
+        self._queue: deque[Drawn] = deque()
+        self._ready = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="coe-audit", daemon=True)
+        self._thread.start()
+
+    def saw(self, example: Example, outcome: Outcome) -> None:
+        decision = outcome.decision
+        if decision is None or outcome.deferred or outcome.corrects or decision.exit_tier >= self._onward.first_tier:
+            return
+        size = len(example.value) if isinstance(example.value, bytes) else getattr(example.value, "nbytes", 0)
+        chance = self._pace.chance()
+        is_drawn = self._dice.random() < chance
+        with self._ready:
+            for estimate in self.findings.of(decision.label):
+                estimate.n += 1
+                estimate.n_drawn += is_drawn
+            if not is_drawn or not self._pace.spend(size):
+                return
+            if len(self._queue) >= MOST_QUEUED:
+                self._queue.popleft()
+            self._queue.append(Drawn(example, decision.label, chance, self._clock()))
+            self._ready.notify()
+
+    def report(self) -> dict[str, Any]:
+        """What is known, as plain data: shares with their 95% intervals."""
+        with self._ready:
+            facts = _facts(self.findings.whole)
+            facts["by_label"] = {
+                self.labels[label]: _facts(estimate) for label, estimate in sorted(self.findings.by_label.items())
+            }
+            return facts | {"queued": len(self._queue)}
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until every drawn example has been asked about, at most so long. Whether it has."""
+        end = time.monotonic() + timeout_s
+        with self._ready:
+            return self._ready.wait_for(lambda: not self._queue, max(0.0, end - time.monotonic()))
+
+    def close(self) -> None:
+        self._stop.set()
+        with self._ready:
+            self._ready.notify_all()
+        self._thread.join(ASK_S)
+        self._save()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._ready:
+                self._ready.wait_for(lambda: self._queue or self._stop.is_set())
+                if self._stop.is_set():
+                    return
+                drawn = self._queue[0]
+            if self._is_busy():
+                self._stop.wait(0.01)
+                continue
+            started = time.monotonic()
+            is_over = self._ask(drawn)
+            took = time.monotonic() - started
+            if is_over:
+                with self._ready:
+                    if self._queue and self._queue[0] is drawn:
+                        self._queue.popleft()
+                    self._ready.notify_all()
+            rest = took * (1 - self.config.link_share) / self.config.link_share
+            self._stop.wait(rest if is_over else max(rest, PAUSE_S))
+
+    def _ask(self, drawn: Drawn) -> bool:
+        """Whether the example is over: answered, or never to be."""
+        try:
+            if self._held_back(drawn.example) is not None:
+                return True
+            answer = self._onward.ask(drawn.example, time.monotonic() + ASK_S)
+        except (TierRejected, InputError):
+            return True
+        except TierError:
+            return self._clock() - drawn.at > MOST_AGE_S
+        except Exception as error:  # noqa: BLE001 - a bug here must not end the audit unheard
+            self._told(Event("audit", {"error": f"{type(error).__name__}: {error}"}))
+            return True
+        if answer.degraded:  # not the best tier's word
+            return self._clock() - drawn.at > MOST_AGE_S
+        differs = answer.label != drawn.label
+        with self._ready:
+            for estimate in self.findings.of(drawn.label):
+                estimate.add(drawn.chance, differs)
+            n_answered = self.findings.whole.n_answered
+        self._found(differs)
+        if n_answered % self.config.report_every == 0:
+            self._told(Event("audit", self.report()))
+        if n_answered % SAVE_EVERY == 0:
+            self._save()
+        return True
+
+    def _save(self) -> None:
+        if self._state is None:
+            return
+        with self._ready:
+            content = {
+                "whole": asdict(self.findings.whole),
+                "by_label": {str(label): asdict(estimate) for label, estimate in self.findings.by_label.items()},
+            }
+        beside = self._state.with_suffix(".new")
+        with contextlib.suppress(OSError):  # a full disk: the findings are in memory
+            self._state.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(content), encoding="utf-8")
+            os.replace(beside, self._state)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    example: Example
+    label: int
+    chance: float
+    at: float
+
+
+class Pace:
+    """The chance with which the next example is drawn, so that the budget lasts.
+
+    It follows the number of examples per hour (an exponential mean over about a hundred of them), and what the examples
+    drawn so far weighed.
+    """
+
+    def __init__(self, config: AuditConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        self._last = clock()
+        self._gap_s: float | None = None  # between examples, mean
+        self._n_left = float(config.max_per_hour)
+        self._bytes_left = config.max_bytes_per_day
+        self._spent_at = self._last
+
+    def chance(self) -> float:
+        """Asked once for each example that could be drawn. Above 0."""
+        now = self._clock()
+        gap, self._last = now - self._last, now
+        self._gap_s = gap if self._gap_s is None else self._gap_s + 0.01 * (gap - self._gap_s)
+        per_hour = HOUR_S / max(self._gap_s, 1e-6)
+        return min(self._config.share, 0.9 * self._config.max_per_hour / per_hour)
+
+    def spend(self, n_bytes: int) -> bool:
+        """Take one example from the budget; False where it is used up."""
+        now = self._clock()
+        hours, self._spent_at = (now - self._spent_at) / HOUR_S, now
+        most, most_bytes = self._config.max_per_hour, self._config.max_bytes_per_day
+        self._n_left = min(most, self._n_left + hours * most)
+        self._bytes_left = min(most_bytes, self._bytes_left + hours / 24 * most_bytes)
+        if self._n_left < 1 or self._bytes_left < n_bytes:
+            return False
+        self._n_left -= 1
+        self._bytes_left -= n_bytes
+        return True
+
+
+def _facts(estimate: Estimate) -> dict[str, Any]:
+    low, high = estimate.interval()
+    share = estimate.share
+    return {
+        "examples": estimate.n,
+        "drawn": estimate.n_drawn,
+        "answered": estimate.n_answered,
+        "differ": estimate.n_hits,
+        "error": None if share is None else round(share, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+    }
+
+
+def _load(state: Path | None) -> Findings:
+    if state is None or not state.is_file():
+        return Findings()
+    try:
+        content = json.loads(state.read_text(encoding="utf-8"))
+        by_label = {int(label): Estimate(**values) for label, values in content["by_label"].items()}
+        return Findings(Estimate(**content["whole"]), by_label)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Findings()

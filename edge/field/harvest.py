@@ -1,0 +1,139 @@
+"""Deferred examples and the cloud's answers, kept as a labelled set for the next models. `coe.zoo.harvest` reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from coe.cascade.types import Array
+from coe.zoo.harvest import EXAMPLES, INDEX
+
+from ..sinks import Event, Outcome
+from ..sources import Example
+from .config import HarvestConfig
+
+MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
+
+
+class Harvest:
+    """A watcher that writes files; the example first, then its line, so that a crash leaves no line without a file.
+
+    Kept are examples that the device deferred and a larger tier answered, at once or later; not those answered
+    degraded, and not those held back. The same example again is one file.
+
+    Raises:
+        OSError: its folder cannot be made.
+    """
+
+    def __init__(
+        self, config: HarvestConfig, labels: tuple[str, ...], told: Callable[[Event], None] = lambda event: None
+    ) -> None:
+        self.config = config
+        self.labels = labels
+        self.n_dropped = 0
+        self._told = told
+        self._is_failing = False
+        self._lock = threading.Lock()
+        self._folder = config.path / EXAMPLES
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (config.path / INDEX).touch()
+        here = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        self._files = deque((path.name, path.stat().st_size) for path in here)
+        self._names = {name for name, _ in self._files}
+        self._bytes = sum(size for _, size in self._files)
+        self._mend()
+
+    def saw(self, example: Example, outcome: Outcome) -> None:
+        decision = outcome.decision
+        is_late = bool(outcome.corrects)
+        if decision is None or decision.degraded or not (outcome.deferred or is_late) or example.value is None:
+            return
+        data, suffix = as_file(example.value)
+        name = hashlib.sha256(data).hexdigest()[:24] + suffix
+        record = {
+            "file": f"{EXAMPLES}/{name}",
+            "id": outcome.id,
+            "label": decision.label,
+            "name": self.labels[decision.label],
+            "vote": round(decision.vote, 6),
+            "score": None if math.isnan(decision.score) else round(decision.score, 6),
+            "tier": decision.exit_tier,
+            "device_votes": [round(vote, 6) for vote in decision.tier_votes[: decision.exit_tier - 1]],
+            "at": round(outcome.at, 3),
+        }
+        with self._lock:
+            try:
+                if name not in self._names and self._makes_room(len(data)):
+                    self._write(name, data, record)
+                self._is_failing = False
+            except OSError as error:
+                self.n_dropped += 1
+                if not self._is_failing:
+                    self._told(Event("harvest", {"error": f"{self.config.path}: {error.strerror}"}))
+                self._is_failing = True
+
+    def report(self) -> dict[str, Any]:
+        return {"examples": len(self._files), "bytes": self._bytes, "dropped": self.n_dropped}
+
+    def close(self) -> None:
+        pass  # every line is on its way to the disk already
+
+    def _makes_room(self, n_bytes: int) -> bool:
+        while len(self._files) >= self.config.max_count or self._bytes + n_bytes > self.config.max_bytes:
+            self.n_dropped += 1
+            if not self.config.drop_oldest or not self._files:
+                return False
+            name, size = self._files.popleft()
+            self._names.discard(name)
+            self._bytes -= size
+            (self._folder / name).unlink(missing_ok=True)
+        return True
+
+    def _write(self, name: str, data: bytes, record: dict[str, Any]) -> None:
+        path, beside = self._folder / name, self._folder / f".{name}"
+        try:
+            beside.write_bytes(data)
+            os.replace(beside, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        with (self.config.path / INDEX).open("a", encoding="utf-8") as index:
+            index.write(json.dumps(record) + "\n")
+        self._files.append((name, len(data)))
+        self._names.add(name)
+        self._bytes += len(data)
+
+    def _mend(self) -> None:
+        """After a crash: a torn last line goes, and so does a file that has no line."""
+        index = self.config.path / INDEX
+        data = index.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            with index.open("r+b") as stream:
+                stream.truncate(len(whole))
+        named = {json.loads(line)["file"].rpartition("/")[2] for line in whole.splitlines()}
+        for name, size in [entry for entry in self._files if entry[0] not in named]:
+            self._files.remove((name, size))
+            self._names.discard(name)
+            self._bytes -= size
+            (self._folder / name).unlink(missing_ok=True)
+
+
+def as_file(value: bytes | Array) -> tuple[bytes, str]:
+    """What is written for an example, and the suffix of its file."""
+    if isinstance(value, bytes):
+        return value, next((suffix for magic, suffix in MAGIC if value.startswith(magic)), ".bin")
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=False)
+    return buffer.getvalue(), ".npy"

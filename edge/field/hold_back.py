@@ -1,0 +1,112 @@
+"""Examples that never leave the device: of classes that are never sent, or that a hook holds back."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe.cascade.cascade import Cascade, Run
+from coe.cascade.errors import ConfigError
+from coe.cascade.rule import Always
+from coe.cascade.types import Array
+from coe.models.inputs import Door
+
+from ..sources import Example
+
+# (bytes as captured or an array, {label name: votes}) -> True or a reason to hold it back, False or None to let it go
+Hook = Callable[[bytes | Array, Mapping[str, int]], Any]
+
+
+class HoldBack:
+    """Why an example that the device's members disagree on may not be sent; None where it may.
+
+    An example is of a class that is never sent if any member of any local tier votes for that class: its members
+    disagree, so the plurality alone would let through just those in doubt. All members are asked for that.
+
+    Args:
+        labels: of the task.
+        never_send: labels of the classes.
+        hook: asked last. One that raises holds the example back.
+    """
+
+    def __init__(self, labels: tuple[str, ...], never_send: frozenset[int], hook: Hook | None = None) -> None:
+        self.labels = labels
+        self.never_send = never_send
+        self.hook = hook
+
+    def __call__(self, example: Example, run: Run) -> str | None:
+        votes = Counter(label for number in range(run.number) for label in _ballots(run, number))
+        for label in sorted(self.never_send):
+            if votes[label]:
+                return f'class "{self.labels[label]}" is never sent'
+        if self.hook is None or example.value is None:
+            return None
+        try:
+            told = self.hook(example.value, {self.labels[label]: n for label, n in votes.items()})
+        except Exception as error:  # noqa: BLE001 - whatever a user's code raises must not send the example
+            return f"its hook failed: {type(error).__name__}: {error}"
+        if not told:
+            return None
+        return told if isinstance(told, str) else "its hook holds it back"
+
+
+def held_back_of(hold_back: HoldBack, cascade: Cascade, door: Door) -> Callable[[Example], str | None]:
+    """The same question about an example that the device has decided by itself, and that may be sent all the same."""
+
+    def held_back(example: Example) -> str | None:
+        assert example.value is not None
+        run = cascade.start(door.batch([example.id], [example.value]))
+        while not run.is_done and not run.next_tier.waits:
+            run.step()
+        return hold_back(example, run)
+
+    return held_back
+
+
+def _ballots(run: Run, number: int) -> list[int]:
+    """What each member of a tier that was visited votes for."""
+    vote, tier = run.visits[number].vote, run.cascade.tiers[number]
+    if len(vote.probabilities) < vote.n_members:  # the vote was settled without some of them
+        vote = tier.vote(run.batch, Always(asks_all=True))
+    return [int(np.argmax(output[0])) for output in vote.probabilities]
+
+
+def load_hook(reference: str, folder: Path) -> Hook:
+    """The function at "module:function" or "file.py:function".
+
+    Args:
+        folder: where a file's path starts.
+    Raises:
+        ConfigError: there is none.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        raise ConfigError([f'expected "module:function" or "file.py:function", got "{reference}"'])
+    try:
+        module = (
+            _from_file(folder / Path(place).expanduser()) if place.endswith(".py") else importlib.import_module(place)
+        )
+        hook = getattr(module, name)
+    except Exception as error:  # noqa: BLE001 - importing runs the user's code
+        raise ConfigError([f'"{reference}" cannot be loaded: {type(error).__name__}: {error}']) from None
+    if not callable(hook):
+        raise ConfigError([f'expected a function, got "{reference}" which is {type(hook).__name__}'])
+    found: Hook = hook
+    return found
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"coe_edge_hook_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,153 @@
+"""Decisions to an MQTT broker, through paho-mqtt."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from coe.cascade.errors import ConfigError
+from coe.models.base import import_runtime
+
+from .base import Record
+from .config import MqttConfig
+from .queued import Refused
+from .topics import filled
+
+TOGETHER = 20  # records under way at once, as many as paho has in flight
+ANSWER_S = 5.0  # for the broker's word
+CONNECT_S = 3.0
+FIRST_WAIT_S, MOST_WAIT_S = 1.0, 30.0  # before it is dialled again
+MOST_TOPIC_BYTES = 65535
+
+
+class Broker:
+    """Publishes each record, and has it once the broker says so (with qos 0: once it is sent).
+
+    What was under way when the broker went away paho sends again by itself when it is back; so a record may arrive
+    twice, and with qos 1 or 2 none is lost on the way.
+
+    Args:
+        first_wait_s: before it is dialled again; each further time it waits twice as long.
+    Raises:
+        ConfigError: the password or a certificate cannot be read.
+        RuntimeMissing: paho-mqtt is not installed.
+    """
+
+    kind = "mqtt"
+    most = TOGETHER
+    gather_s = 0.0
+
+    def __init__(self, config: MqttConfig, *, first_wait_s: float = FIRST_WAIT_S) -> None:
+        self.config = config
+        self.name = f"{config.host}:{config.port}"
+        self._paho: Any = import_runtime("paho.mqtt.client", "MQTT", "pip install 'coe-cascade[mqtt]'")
+        self._turn = threading.Condition()
+        self._is_connected = False
+        self._reason = "cannot be reached"
+        self._n_failures = self._n_told = 0  # of dialling, and how many of them `send` told of
+        self._batch: Sequence[Record] = ()  # under way
+        self._numbers: list[int] = []  # of its messages
+        self._arrived: set[int] = set()
+        self._client = self._dial(first_wait_s)
+
+    def send(self, records: Sequence[Record]) -> None:
+        end = time.monotonic() + ANSWER_S
+        with self._turn:
+            self._turn.wait_for(lambda: self._is_connected or self._n_failures > self._n_told, CONNECT_S)
+            if not self._is_connected:
+                self._n_told = self._n_failures
+                raise OSError(f"{self.name} {self._reason}")
+        if records is not self._batch:
+            self._batch, self._numbers = records, []
+        while len(self._numbers) < len(records):
+            self._numbers.append(self._publish(records[len(self._numbers)]))
+        with self._turn:
+            if not self._turn.wait_for(self._has_all, end - time.monotonic()):
+                if self.config.qos == 0:
+                    self._batch = ()  # paho sends only what has to be acknowledged again by itself
+                raise OSError(f"{self.name} does not acknowledge" if self._is_connected else f"{self.name} went away")
+            self._arrived.clear()
+            self._batch = ()
+
+    def close(self) -> None:
+        """Say goodbye, so that the broker does not tell of a loss."""
+        client = self._client
+        if self._is_connected:
+            client.publish(self.config.status_topic, "offline", qos=1, retain=True)
+        client.disconnect()
+        client.loop_stop()
+
+    def _has_all(self) -> bool:
+        return self._arrived.issuperset(self._numbers)
+
+    def _publish(self, record: Record) -> int:
+        """The message's number, once it is paho's to deliver."""
+        config = self.config
+        topic = topic_of(config, record)
+        if len(topic.encode()) > MOST_TOPIC_BYTES:
+            raise Refused(f"topic: expected at most {MOST_TOPIC_BYTES} bytes, got {len(topic.encode())}")
+        told = self._client.publish(topic, json.dumps(record), qos=config.qos, retain=config.retain)
+        if told.rc == self._paho.MQTT_ERR_QUEUE_SIZE or (config.qos == 0 and told.rc != self._paho.MQTT_ERR_SUCCESS):
+            raise OSError(f"{self.name}: {self._paho.error_string(told.rc)}")
+        number: int = told.mid
+        return number
+
+    def _dial(self, first_wait_s: float) -> Any:
+        config, paho = self.config, self._paho
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=config.client_id, protocol=paho.MQTTv311)
+        client.connect_timeout = CONNECT_S
+        client.on_connect, client.on_disconnect = self._connected, self._disconnected
+        client.on_connect_fail, client.on_publish = self._unreachable, self._published
+        client.reconnect_delay_set(first_wait_s, MOST_WAIT_S)
+        if config.username is not None:
+            client.username_pw_set(config.username, _password(config))
+        if config.tls is not None:
+            try:
+                client.tls_set(*(None if path is None else str(path) for path in config.tls))
+            except OSError as error:  # ssl.SSLError is one
+                raise ConfigError([f"sink.tls: a certificate or key cannot be used: {error}"]) from None
+        client.will_set(config.status_topic, "offline", qos=1, retain=True)
+        client.connect_async(config.host, config.port, config.keepalive_s)
+        client.loop_start()
+        return client
+
+    def _connected(self, client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
+        if not reason.is_failure:
+            client.publish(self.config.status_topic, "online", qos=1, retain=True)
+        self._changed(not reason.is_failure, f"refuses: {reason}")
+
+    def _disconnected(self, _client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
+        if self._is_connected:
+            self._changed(False, f"went away: {reason}")
+
+    def _unreachable(self, _client: Any, _data: object) -> None:
+        self._changed(False, "cannot be reached")
+
+    def _published(self, _client: Any, _data: object, number: int, _reason: Any, _properties: object) -> None:
+        with self._turn:
+            self._arrived.add(number)
+            self._turn.notify_all()
+
+    def _changed(self, is_connected: bool, reason: str) -> None:
+        with self._turn:
+            self._is_connected, self._reason = is_connected, reason
+            self._n_failures += not is_connected
+            self._turn.notify_all()
+
+
+def topic_of(config: MqttConfig, record: Record) -> str:
+    """Where a record goes: an event, a decision, or a correction, which goes where a decision of its answer would."""
+    return config.event_topic if "event" in record else filled(config.topic, record)
+
+
+def _password(config: MqttConfig) -> str | None:
+    if config.password_file is None:
+        return None
+    try:
+        return config.password_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError([f"sink.password_file: {config.password_file} cannot be read: {reason}"]) from None

@@ -1,0 +1,165 @@
+"""Decisions in an SQLite database that others may read while the agent runs.
+
+`decisions` has a row for each example, in the order they were decided. A late answer replaces the columns of the row
+it corrects; `first` keeps the record as it was. `record` is the whole record as JSON. `events` is about the agent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from .base import Record
+
+VERSION = 1
+WAIT_S = 0.2  # for somebody else who writes; readers hold nobody up
+PRUNE_EVERY = 256  # rows
+COLUMNS = ("label", "name", "exit_tier", "vote", "score", "degraded", "error", "truth", "latency_s", "trace")
+MARK_LEN = 20
+PAGE = 1000  # rows read at once
+
+SCHEMA = """
+CREATE TABLE decisions (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, at REAL,
+    label INTEGER, name TEXT, exit_tier INTEGER, vote REAL, score REAL, degraded TEXT, error TEXT, truth INTEGER,
+    latency_s REAL, trace TEXT, spooled TEXT, corrects TEXT UNIQUE, corrected_at REAL,
+    record TEXT NOT NULL, first TEXT);
+CREATE INDEX decisions_by_id ON decisions (id);
+CREATE INDEX decisions_that_wait ON decisions (spooled) WHERE spooled IS NOT NULL;
+CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, at REAL, record TEXT NOT NULL);
+"""
+
+
+class Database:
+    """A writer; each record is committed by itself.
+
+    Args:
+        max_rows: of each table; the oldest go. None: it grows.
+    Raises:
+        OSError: it cannot be opened, or is another program's.
+    """
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path, max_rows: int | None = None) -> None:
+        self.path = path
+        self.name = str(path)
+        self.max_rows = max_rows
+        self._n_since_prune = 0
+        try:
+            self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _as_os_error(error, self.name) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def write(self, record: Record) -> None:
+        try:
+            with self._db:  # all of it or nothing
+                self._db.execute("BEGIN IMMEDIATE")
+                self._put(record)
+                self._n_since_prune += 1
+                if self._n_since_prune >= PRUNE_EVERY:
+                    self._prune()
+        except sqlite3.Error as error:
+            raise _as_os_error(error, self.name) from None
+
+    def missing(self, keys: Collection[str]) -> Collection[str]:
+        query = "SELECT 1 FROM decisions WHERE corrects = ?"
+        return {key for key in keys if not self._all(query, key)}
+
+    def mark(self) -> str:
+        """The number of the last row."""
+        return str(self._all("SELECT coalesce(max(seq), 0) FROM decisions")[0][0])
+
+    def since(self, mark: str) -> Iterator[Record]:
+        last = int(mark) if mark.isdecimal() and len(mark) < MARK_LEN else 0
+        while rows := self._all(
+            f"SELECT seq, first, record FROM decisions WHERE seq > ? ORDER BY seq LIMIT {PAGE}", last
+        ):
+            for seq, first, record in rows:
+                last = seq
+                if first is not None:
+                    yield json.loads(first)
+                yield json.loads(record)
+
+    def _all(self, query: str, *values: object) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _as_os_error(error, self.name) from None
+
+    def sync(self) -> None:
+        """Whatever was written stays, should the power fail now."""
+        try:  # on a connection of its own: on the writer's it would break a transaction that another thread has begun
+            with closing(sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # flushes the log first, and holds nobody up
+        except sqlite3.Error as error:
+            raise _as_os_error(error, self.name) from None
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _prepare(self) -> None:
+        try:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION) or (version == 0 and self._has_tables()):
+                raise OSError(errno.EINVAL, "it is a database of another program, or of another version", self.name)
+            self._db.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not hold each other up
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        except sqlite3.Error as error:
+            raise _as_os_error(error, self.name) from None
+
+    def _has_tables(self) -> bool:
+        return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+    def _put(self, record: Record) -> None:
+        text = json.dumps(record)
+        if "event" in record:
+            row = (record["event"], record.get("at"), text)
+            self._db.execute("INSERT INTO events (kind, at, record) VALUES (?, ?, ?)", row)
+            return
+        values = [record.get(column) for column in COLUMNS]
+        corrects = record.get("corrects")
+        if corrects is not None and self._correct(corrects, values, record, text):
+            return
+        names = ("id", "at", *COLUMNS, "spooled", "corrects", "record")
+        row = (record["id"], record.get("at"), *values, record.get("spooled"), corrects, text)
+        self._db.execute(
+            f"INSERT OR IGNORE INTO decisions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", row
+        )
+
+    def _correct(self, corrects: str, values: list[object], record: Record, text: str) -> bool:
+        """Whether the row it corrects is here; once corrected it stays so."""
+        given = [(column, value) for column, value in zip(COLUMNS, values, strict=True) if column != "truth"]
+        sets = ", ".join(f"{column} = ?" for column, _ in given)
+        done = self._db.execute(
+            f"UPDATE decisions SET {sets}, corrects = ?, corrected_at = ?, first = record, record = ? "
+            "WHERE spooled = ? AND corrects IS NULL",
+            (*(value for _, value in given), corrects, record.get("at"), text, corrects),
+        )
+        return done.rowcount > 0
+
+    def _prune(self) -> None:
+        self._n_since_prune = 0
+        if self.max_rows is not None:
+            for table in ("decisions", "events"):
+                self._db.execute(
+                    f"DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?", (self.max_rows,)
+                )
+
+
+def _as_os_error(error: sqlite3.Error, name: str) -> OSError:
+    code = getattr(error, "sqlite_errorcode", None)
+    number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO
+    return OSError(number, str(error), name)

@@ -1,0 +1,5 @@
+"""What survives the agent: examples that wait for a later answer, and what has been done."""
+
+from .config import SpoolConfig, read_spool, read_state
+
+__all__ = ["SpoolConfig", "read_spool", "read_state"]

@@ -1,0 +1,290 @@
+"""The open file of a spool: its rows and its counts, changed together or not at all, and kept within its bytes.
+
+Three quarters of `max_bytes` are the file's, which SQLite itself keeps (`max_page_count`). Three sixteenths are the
+log's: it is moved into the file when it has grown to a sixteenth (4 MB at most), and no payload is over an eighth. The
+last sixteenth (4 MB at most) is ballast, given up when the disk is full: it is room enough to move the log, and from
+then on older rows can make place for new ones without a byte more of the disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+from .config import SpoolConfig
+from .database import PAGE_BYTES, Kind, ballast_of, log_of
+from .rows import Row, as_row
+from .status import DROPPED
+
+T = TypeVar("T")
+Counts = Counter[str]
+Work = Callable[[sqlite3.Connection, Counts], T]  # given the open file, and counts to add to
+Claim = Work[bool]
+
+SPOOL = Kind(
+    field="spool.path",
+    version=1,
+    schema="""
+CREATE TABLE rows (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    digest BLOB NOT NULL UNIQUE,
+    told INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    put_at REAL NOT NULL,
+    answer TEXT,
+    mark TEXT NOT NULL,
+    local TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE INDEX unsure ON rows (seq) WHERE told = 0;
+CREATE INDEX answered ON rows (seq) WHERE answer IS NOT NULL;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+""",
+)
+COLUMNS = "seq, digest, kind, payload, local, answer, mark, put_at, attempts"
+
+SLACK_PAGES = 32  # left free, so that an answer always finds its room
+AT_ONCE = 16  # rows dropped in one transaction, which bounds the log
+SPARE_PAGES = 256  # of the file that may lie free before it is made smaller
+
+
+class Table:
+    """One thread at a time. Every method may raise sqlite3.Error.
+
+    Args:
+        db: open, of the kind SPOOL.
+        clock: seconds that only go forward; the table's own clock goes on with it where it stood.
+    """
+
+    def __init__(self, db: sqlite3.Connection, config: SpoolConfig, clock: Callable[[], float]) -> None:
+        self.db = db
+        self.config = config
+        self.pending: Counts = Counter()  # that no transaction has written yet
+        self.notes = {"state": "ok", "last_error": "", "policy": ""}  # written with each transaction
+        self.max_payload = config.max_bytes // 8
+        self.max_log = config.max_bytes * 3 // 16
+        self._least_log = min(config.max_bytes // 16, 4_000_000)
+        self._max_pages = config.max_bytes * 3 // 4 // PAGE_BYTES
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute(f"PRAGMA journal_size_limit = {self._least_log}")
+        facts = dict(db.execute("SELECT name, value FROM facts"))
+        self.notes["policy"] = facts.get("policy", "")
+        self._clock = clock
+        self._clock_base = float(facts.get("clock", 0.0)) - clock()
+        self._counts: Counts = Counter({name: n for name, n in facts.items() if isinstance(n, int)})
+        self._id = str(facts.get("id") or secrets.token_hex(3))
+        self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE told = 0 AND answer IS NULL")}
+        self._sure: set[int] = set()
+        self._direction = "ASC" if config.order == "oldest" else "DESC"
+        if "id" not in facts or not self._has_turns():
+            self.transact(self._prepare)
+        self.drop_while(lambda db, n: self.is_over(0), "bytes")
+        while self.page_count > self._max_pages and self.reclaim(0):
+            pass
+        db.execute(f"PRAGMA max_page_count = {self._max_pages}").fetchall()
+        self.lay_ballast()
+
+    def _has_turns(self) -> bool:
+        name = f"turns_{self.config.order}"
+        found = self.db.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        return bool(found[0])
+
+    def _prepare(self, db: sqlite3.Connection, n: Counts) -> None:
+        db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (self._id,))
+        db.execute(
+            f"CREATE INDEX IF NOT EXISTS turns_{self.config.order} ON rows (attempts, seq {self._direction}) "
+            "WHERE answer IS NULL"
+        )
+
+    @property
+    def now(self) -> float:
+        return self._clock_base + self._clock()
+
+    def transact(self, work: Work[T]) -> T:
+        """What `work` does and counts, and all that is pending; or nothing of it."""
+        n: Counts = Counter()
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            value = work(self.db, n)
+            n.update(self.pending)
+            sure = list(self._sure)
+            self.db.executemany("UPDATE rows SET told = 1 WHERE seq = ?", [(seq,) for seq in sure])
+            facts = {name: self._counts[name] + added for name, added in n.items()}
+            notes = {"clock": self.now, **self.notes}
+            self.db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [*facts.items(), *notes.items()])
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
+        self._counts.update(n)
+        self.pending.clear()
+        self._sure.difference_update(sure)
+        self.checkpoint(self._least_log)
+        return value
+
+    def insert(self, digest: bytes, kind: str, payload: bytes, local: str, mark: str) -> str:
+        """A new row: its key. It is `unsure` until `confirm`."""
+
+        def work(db: sqlite3.Connection, n: Counts) -> int:
+            n["offered"] += 1
+            columns = "digest, put_at, mark, local, kind, payload"
+            values = (digest, self.now, mark, local, kind, payload)
+            done = db.execute(f"INSERT INTO rows ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
+            assert done.lastrowid is not None
+            return done.lastrowid
+
+        seq = self.transact(work)
+        self.unsure.add(seq)
+        return self._key(seq)
+
+    def confirm(self, key: str) -> None:
+        """Its first outcome is in the sinks; written down with the next transaction."""
+        name, _, seq = key.rpartition("-")
+        if name == self._id and int(seq) in self.unsure:
+            self.unsure.discard(int(seq))
+            self._sure.add(int(seq))
+
+    def find(self, digest: bytes) -> tuple[str, bool] | None:
+        """Key, and whether it is answered, of the row with that digest."""
+        found = self.db.execute("SELECT seq, answer IS NOT NULL FROM rows WHERE digest = ?", (digest,)).fetchone()
+        return None if found is None else (self._key(found[0]), bool(found[1]))
+
+    def next(self) -> Row | None:
+        select = f"SELECT seq FROM rows WHERE answer IS NULL ORDER BY attempts, seq {self._direction} LIMIT ?"
+        while True:
+            turns = self.db.execute(select, (len(self.unsure) + 1,)).fetchall()
+            seq = next((seq for (seq,) in turns if seq not in self.unsure), None)
+            if seq is None:
+                return None
+            row = self._row(seq)
+            if row is not None:
+                return row
+
+    def rows(self, where: str) -> list[Row]:
+        seqs = self.db.execute(f"SELECT seq FROM rows WHERE {where} ORDER BY seq").fetchall()
+        return [row for (seq,) in seqs if (row := self._row(seq)) is not None]
+
+    def oldest_s(self) -> float | None:
+        """Age of the oldest without an answer."""
+        found = self.db.execute("SELECT put_at FROM rows WHERE answer IS NULL ORDER BY seq LIMIT 1").fetchone()
+        return None if found is None else self.now - found[0]
+
+    def n_rows(self, n: Counts) -> int:
+        """Rows there are, by the counts and those to be added."""
+        total = 0
+        for counts in (self._counts, n):
+            total += counts["offered"] - counts["corrected"] - counts["refused"]
+            total -= sum(count for name, count in counts.items() if name.startswith(DROPPED))
+        return total
+
+    def is_over(self, more_pages: int) -> bool:
+        """Whether that many pages more would be too many."""
+        return self.page_count - self.free_pages + more_pages > self._max_pages - SLACK_PAGES
+
+    def drop_while(self, claim: Claim, cause: str, *, answered: bool = False, most: float = math.inf) -> int:
+        """Drop the oldest while `claim` holds, about `most` of them; how many.
+
+        Args:
+            answered: those that have an answer, too.
+        """
+        total, last = 0, 1
+        while last and total < most and claim(self.db, Counter()):
+            last = self.transact(lambda db, n: self._drop_some(db, n, claim, cause, answered))
+            total += last
+        return total
+
+    def _drop_some(self, db: sqlite3.Connection, n: Counts, claim: Claim, cause: str, answered: bool) -> int:
+        where = "" if answered else "WHERE answer IS NULL"
+        dropped = 0
+        for (seq,) in db.execute(f"SELECT seq FROM rows {where} ORDER BY seq LIMIT {AT_ONCE}").fetchall():
+            if not claim(db, n):
+                break
+            self._drop(db, n, seq, cause)
+            dropped += 1
+        return dropped
+
+    def _drop(self, db: sqlite3.Connection, n: Counts, seq: int, cause: str) -> None:
+        db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+        self.unsure.discard(seq)
+        n[DROPPED + cause] += 1
+
+    def _row(self, seq: int) -> Row | None:
+        """A row as it was put; one that is not is dropped: None."""
+        found = self.db.execute(f"SELECT {COLUMNS} FROM rows WHERE seq = ?", (seq,)).fetchone()
+        try:
+            return as_row(found, self._key(seq), self.now)
+        except (ValueError, TypeError, KeyError):  # the disk gave back what was not written
+            self.transact(lambda db, n: self._drop(db, n, seq, "damaged"))
+            return None
+
+    def _key(self, seq: int) -> str:
+        return f"{self._id}-{seq}"
+
+    @property
+    def page_count(self) -> int:
+        count: int = self.db.execute("PRAGMA page_count").fetchone()[0]
+        return count
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of the file with nothing in them."""
+        count: int = self.db.execute("PRAGMA freelist_count").fetchone()[0]
+        return count
+
+    @property
+    def log_bytes(self) -> int:
+        try:
+            return log_of(self.config.path).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def has_disk(self, n_bytes: int) -> bool:
+        """Whether the disk has room for a payload, by its own account, and for the ballast besides."""
+        disk = os.statvfs(self.config.path.parent)
+        return disk.f_bavail * disk.f_frsize > 2 * (self._least_log + n_bytes)
+
+    def lay_ballast(self) -> None:
+        """Take it; where the disk is too full for it, there is none."""
+        path = ballast_of(self.config.path)
+        if self.config.drop == "newest":
+            path.unlink(missing_ok=True)
+            return
+        try:
+            if path.exists() and path.stat().st_size == self._least_log:
+                return
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self._least_log)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+    def drop_ballast(self) -> None:
+        ballast_of(self.config.path).unlink(missing_ok=True)
+
+    def checkpoint(self, over_bytes: int, how: str = "RESTART") -> None:
+        """Move the log into the file where it is longer than that; one who reads, or a full disk, may prevent it.
+
+        Args:
+            how: "RESTART" keeps the log's place on the disk for what is written next, "TRUNCATE" gives it back.
+        """
+        if self.log_bytes > over_bytes:
+            try:
+                self.db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            except sqlite3.OperationalError:  # what is in the log is safe there; the next write will say what is wrong
+                return
+
+    def reclaim(self, spare: int = SPARE_PAGES, most: int = 512) -> bool:
+        """Give some pages of the file back, at most so many, where many lie free; whether it did."""
+        free = self.free_pages
+        if free <= max(spare, self.page_count // 4 if spare else 0):
+            return False
+        most = max(min(most, self._least_log // PAGE_BYTES // 2), 1)
+        self.db.execute(f"PRAGMA incremental_vacuum({min(free - spare, most)})").fetchall()
+        self.checkpoint(self._least_log)
+        return self.free_pages < free

@@ -1,0 +1,1 @@
+"""The agent watched on its own device: Prometheus metrics, and a small page."""

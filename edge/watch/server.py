@@ -1,0 +1,115 @@
+"""A small HTTP server on the device: the page, its status, thumbnails, metrics. It only ever answers GET and HEAD."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from coe.cascade.errors import ConfigError
+
+from .config import WatchConfig
+from .metrics import CONTENT_TYPE, exposition
+from .page import SAFE, page
+from .status import Watched, status
+
+log = logging.getLogger(__name__)
+
+Reply = tuple[int, bytes, dict[str, str]]
+TEXT = {"Content-Type": "text/plain; charset=utf-8", **SAFE}
+LOCAL = ("127.0.0.1", "localhost", "::1")
+READ_S = 10.0  # for a request's head
+
+
+class WatchServer:
+    """Serves on threads of its own until closed.
+
+    Raises:
+        ConfigError: the address is taken, or not this device's.
+    """
+
+    def __init__(self, config: WatchConfig, watched: Watched) -> None:
+        hosts = None if config.host not in LOCAL else LOCAL  # of a page elsewhere that a name was bent to here
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            server_version, sys_version = "coe-edge", ""
+            protocol_version = "HTTP/1.1"
+            timeout = READ_S
+
+            def do_GET(self) -> None:
+                code, body, headers = _answer(routes, self.path, self.headers.get("Host", ""), hosts)
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 - the library's own naming
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                log.debug(format, *arguments)
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                log.debug("a page's connection from %s ended", client_address, exc_info=True)
+
+        if ":" in config.host:
+            Server.address_family = http.server.socketserver.socket.AF_INET6  # type: ignore[attr-defined]
+        try:
+            self._server = Server((config.host, config.port), Handler)
+        except OSError as error:
+            raise ConfigError([f"watch.address: {config.host}:{config.port} cannot be had: {error.strerror}"]) from None
+        routes = _Routes(watched)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="coe-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Routes:
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._metrics = exposition(lambda: status(watched), watched.recent)
+
+    def find(self, path: str) -> Callable[[], Reply] | None:
+        if path in ("/", "/index.html"):
+            return lambda: (200, *page())
+        if path == "/status.json":
+            return self._status
+        if path == "/metrics":
+            return lambda: (200, self._metrics(), {"Content-Type": CONTENT_TYPE, **SAFE})
+        if path.startswith("/thumbnails/") and path.removeprefix("/thumbnails/").isdecimal():
+            return lambda: self._thumbnail(int(path.removeprefix("/thumbnails/")))
+        return None
+
+    def _status(self) -> Reply:
+        told = status(self._watched) | {"recent": self._watched.recent.newest()}
+        return 200, json.dumps(told).encode(), {"Content-Type": "application/json", **SAFE}
+
+    def _thumbnail(self, number: int) -> Reply:
+        found = self._watched.recent.thumbnail(number)
+        if found is None:
+            return 404, b"no longer here\n", TEXT
+        return 200, found[0], {"Content-Type": found[1], **SAFE}
+
+
+def _answer(routes: _Routes, target: str, host: str, hosts: tuple[str, ...] | None) -> Reply:
+    name = urlsplit(f"//{host}").hostname or ""
+    if hosts is not None and name not in hosts:
+        return 403, b"asked for by another name than this device's\n", TEXT
+    route = routes.find(urlsplit(target).path)
+    if route is None:
+        return 404, b"nothing here; there are /, /status.json and /metrics\n", TEXT
+    return route()

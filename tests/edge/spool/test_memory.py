@@ -1,0 +1,325 @@
+"""What a watched folder remembers: each file is decided once, over restarts and after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes import BOUND_S
+
+from coe.cascade import ConfigError
+from edge.sinks import Sinks, Writer, tail
+from edge.sinks.file import FileLines
+from edge.sinks.jsonlines import JsonLines
+from edge.sources import Example
+from edge.sources import folder as folder_module
+from edge.sources.folder import FolderSource
+from edge.spool import memory as memory_module
+from edge.spool.memory import Memory
+
+
+class Life:
+    """One run of an agent: a memory, its sinks, and a source of which some examples are decided."""
+
+    def __init__(self, path: Path, writers: list[Writer] | None = None, told: list[str] | None = None) -> None:
+        self.path = path
+        (path / "in").mkdir(exist_ok=True)
+        self.writers = writers or [FileLines(path / "out.jsonl")]
+        self.memory = Memory(path / "state", (told if told is not None else []).append)
+        self.memory.attach(Sinks(self.writers, ()))
+        self.source = FolderSource(path / "in", watch=True, poll_s=0.01, memory=self.memory.of(path / "in"))
+
+    def run(self, n: int, decide: Callable[[Example], None] | None = None) -> list[str]:
+        """The ids of the first n examples, each decided; fewer where no more come for a while."""
+        stop = threading.Event()
+        timer = threading.Timer(0.4 if n == 0 else BOUND_S, stop.set)
+        timer.start()
+        ids = []
+        for example in self.source.examples(stop):
+            ids.append(example.id)
+            (decide or self.decide)(example)
+            if len(ids) == n:
+                stop.set()
+        timer.cancel()
+        return ids
+
+    def decide(self, example: Example) -> None:
+        self.write(example)
+        assert example.answered is not None
+        example.answered(None)
+
+    def write(self, example: Example) -> None:
+        for writer in self.writers:
+            writer.write({"id": example.id, "label": 1})
+
+    def end(self) -> None:
+        self.memory.detach()
+        self.memory.close()
+        for writer in self.writers:
+            writer.close()
+
+    def kill(self) -> None:
+        """As the end of its process would leave it."""
+        assert self.memory._db is not None
+        assert self.memory._file_lock is not None
+        self.memory._db.close()
+        self.memory._file_lock.close()
+        for writer in self.writers:
+            writer.close()
+
+
+def drop(path: Path, *names: str, content: bytes = b"\x89PNG") -> None:
+    (path / "in").mkdir(exist_ok=True)
+    for name in names:
+        (path / "in" / name).write_bytes(content)
+
+
+def test_what_was_decided_is_not_decided_again_after_a_restart(tmp_path):
+    drop(tmp_path, "a.png", "b.png", "\udcff.png")
+    life = Life(tmp_path)
+    assert len(life.run(3)) == 3
+    life.end()
+    drop(tmp_path, "c.png")
+    life = Life(tmp_path)
+    assert life.run(1) == ["c.png"]
+    life.end()
+    life = Life(tmp_path)
+    assert life.run(0) == []
+    life.end()
+
+
+def test_a_file_that_changed_is_decided_again(tmp_path):
+    drop(tmp_path, "a.png", "b.png")
+    life = Life(tmp_path)
+    life.run(2)
+    life.end()
+    drop(tmp_path, "a.png", content=b"\x89PNG, another")
+    life = Life(tmp_path)
+    assert life.run(1) == ["a.png"]
+    life.end()
+
+
+@pytest.mark.parametrize("n_written", [0, 1, 2, 3])
+def test_after_a_kill_the_sinks_know_what_was_decided(tmp_path, n_written):
+    drop(tmp_path, "a.png", "b.png", "c.png")
+    life = Life(tmp_path)
+    written: list[str] = []
+
+    def decide(example: Example) -> None:
+        if len(written) < n_written:
+            written.append(example.id)
+            life.write(example)  # killed before it could be told so
+
+    life.run(3, decide)
+    life.kill()
+    life = Life(tmp_path)
+    left = ["a.png", "b.png", "c.png"][n_written:]
+    assert life.run(len(left)) == left
+    life.end()
+    lines = [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sorted(lines) == ["a.png", "b.png", "c.png"]
+
+
+def test_an_older_outcome_of_a_changed_file_does_not_count_for_the_new_one(tmp_path):
+    drop(tmp_path, "a.png")
+    life = Life(tmp_path)
+    life.run(1)
+    life.end()
+    drop(tmp_path, "a.png", content=b"\x89PNG, another")
+    life = Life(tmp_path)
+    life.run(1, lambda example: None)  # taken, and killed before it was decided
+    life.kill()
+    life = Life(tmp_path)
+    assert life.run(1) == ["a.png"]
+    life.end()
+
+
+def test_a_correction_is_no_outcome(tmp_path):
+    drop(tmp_path, "a.png")
+    life = Life(tmp_path)
+    life.run(1, lambda example: life.writers[0].write({"id": "a.png", "corrects": "17"}))
+    life.kill()
+    life = Life(tmp_path)
+    assert life.run(1) == ["a.png"]
+    life.end()
+
+
+def test_an_example_that_still_waits_for_a_server_is_not_done(tmp_path):
+    drop(tmp_path, "a.png", "b.png")
+    life = Life(tmp_path)
+    life.run(2, lambda example: life.decide(example) if example.id == "b.png" else None)
+    life.end()
+    life = Life(tmp_path)
+    assert life.run(1) == ["a.png"]
+    life.end()
+
+
+def test_what_one_sink_has_and_the_other_lacks_is_copied(tmp_path):
+    drop(tmp_path, "a.png", "b.png")
+    both = ["one.jsonl", "two.jsonl"]
+    life = Life(tmp_path, [FileLines(tmp_path / name) for name in both])
+    life.run(2, lambda example: life.writers[0].write({"id": example.id, "label": 1}))
+    life.kill()
+    life = Life(tmp_path, [FileLines(tmp_path / name) for name in both])
+    assert life.run(0) == []
+    life.end()
+    assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
+
+
+def test_where_no_sink_can_be_read_back_what_is_in_doubt_is_decided_again(tmp_path, capsys):
+    import sys
+
+    drop(tmp_path, "a.png", "b.png")
+    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life.run(2, life.write)
+    life.kill()
+    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    assert life.run(2) == ["a.png", "b.png"]
+    life.end()
+
+
+def test_what_the_spool_is_known_to_have_written_is_done(tmp_path):
+    import sys
+
+    drop(tmp_path, "a.png", "b.png")
+    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life.run(2, lambda example: None)
+    life.kill()
+    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life.memory.attach(Sinks(life.writers, ()), {"a.png"})
+    assert life.run(1) == ["b.png"]
+    life.end()
+
+
+def test_many_that_are_done_are_written_down_before_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_module, "AT_ONCE", 4)
+    drop(tmp_path, *(f"{n}.png" for n in range(9)))
+    life = Life(tmp_path)
+    life.run(9)
+    life.kill()
+    (tmp_path / "out.jsonl").write_text("")  # so that the memory alone can know
+    life = Life(tmp_path)
+    assert life.run(1) == ["8.png"]
+    life.end()
+
+
+def test_names_of_files_that_are_gone_are_forgotten_once_they_are_many_but_not_with_an_empty_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(folder_module, "MOST_GONE", 5)
+    names = [f"{n}.png" for n in range(10)]
+    drop(tmp_path, *names)
+    life = Life(tmp_path)
+    life.run(10)
+    life.end()
+    for name in names:
+        os.rename(tmp_path / "in" / name, tmp_path / name)  # as if its disk were not mounted
+    life = Life(tmp_path)
+    assert life.run(0) == []
+    for name in names:
+        os.rename(tmp_path / name, tmp_path / "in" / name)
+    assert life.run(0) == []
+    for name in names:
+        (tmp_path / "in" / name).unlink()
+    drop(tmp_path, "new.png")
+    assert life.run(1) == ["new.png"]
+    life.end()
+    life = Life(tmp_path)
+    assert set(life.source.memory.done()) == {"new.png"}  # type: ignore[union-attr]
+    life.end()
+
+
+def test_two_folders_do_not_share_names(tmp_path):
+    memory = Memory(tmp_path, [].append)
+    one, two = memory.of(tmp_path / "one"), memory.of(tmp_path / "two")
+    one.take({"a.png": (1, 2)})
+    one.finish("a.png", (1, 2))
+    assert two.done() == {}
+    memory.close()
+    memory = Memory(tmp_path, [].append)
+    assert memory.of(tmp_path / "one").done() == {"a.png": (1, 2)}
+    assert memory.of(tmp_path / "two").done() == {}
+    memory.close()
+
+
+def test_a_second_agent_on_one_state_folder_is_told(tmp_path):
+    life = Life(tmp_path)
+    with pytest.raises(ConfigError, match=r"^state: .*folders\.db is in use by another coe-edge"):
+        Life(tmp_path)
+    life.end()
+
+
+def test_a_damaged_memory_is_set_aside_and_told(tmp_path):
+    drop(tmp_path, "a.png")
+    life = Life(tmp_path)
+    life.run(1)
+    life.end()
+    path = tmp_path / "state" / "folders.db"
+    path.write_bytes(b"nonsense" * 1000)
+    told: list[str] = []
+    life = Life(tmp_path, told=told)
+    assert life.run(1) == ["a.png"]
+    life.end()
+    assert "was damaged" in told[0]
+    assert len(list(path.parent.glob("folders.db.damaged-*"))) == 1
+
+
+def test_damage_found_later_costs_the_memory_and_not_the_agent(tmp_path):
+    drop(tmp_path, *(f"{n:03}.png" for n in range(300)))
+    life = Life(tmp_path)
+    life.run(300)
+    life.end()
+    path = tmp_path / "state" / "folders.db"
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 4096))
+    told: list[str] = []
+    life = Life(tmp_path, told=told)
+    assert len(life.run(300)) == 300
+    life.end()
+    assert len(told) == 1
+    assert "folders.db" in told[0]
+    life = Life(tmp_path)  # a new one
+    life.run(300)
+    life.end()
+    life = Life(tmp_path)
+    assert life.run(0) == []
+    life.end()
+
+
+def test_a_disk_that_takes_nothing_is_told_once_and_costs_no_decision(tmp_path, monkeypatch):
+    import sqlite3
+
+    drop(tmp_path, "a.png", "b.png")
+    told: list[str] = []
+    life = Life(tmp_path, told=told)
+
+    def fails(statement: str, rows: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(life.memory, "_transact", fails)
+    monkeypatch.setattr(memory_module, "AT_ONCE", 1)  # each is written down by itself
+    assert life.run(2) == ["a.png", "b.png"]
+    assert len(told) == 1
+    assert "cannot be written (disk full)" in told[0]
+    monkeypatch.undo()
+    life.end()
+    life = Life(tmp_path)
+    assert life.run(0) == []  # what could not be written down then was later
+    life.end()
+
+
+def test_the_mark_of_a_sink_is_where_its_next_record_will_stand(tmp_path):
+    writer = FileLines(tmp_path / "out.jsonl")
+    writer.write({"id": "before"})
+    mark = writer.mark()
+    writer.write({"id": "after"})
+    assert isinstance(writer, tail.Rereadable)
+    assert [record["id"] for record in writer.since(mark)] == ["after"]
+    writer.close()
