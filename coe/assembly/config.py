@@ -22,7 +22,7 @@ from coe.cascade.delay import Delay
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
 from coe.models.base import ModelSpec, RunOptions
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.models.manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
 from coe.models.payload import KINDS, Payload
 from coe.settings import Fields

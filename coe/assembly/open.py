@@ -10,7 +10,7 @@ from coe.cascade.cascade import Cascade
 from coe.cascade.delay import DelayedTier
 from coe.cascade.tier import LocalTier, Tier
 from coe.models.base import LoadedMember
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.models.loading import load
 from coe.models.threads import plan_threads
 from coe.models.timing import cheapest_first, seconds_each

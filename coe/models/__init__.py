@@ -1,7 +1,8 @@
 """Running one model: ONNX Runtime, LiteRT/TFLite, torch behind one small interface."""
 
 from .base import LoadedMember, ModelSpec, RunOptions
-from .inputs import Contract, Door, decode_image
+from .contract import Contract
+from .inputs import Door, decode_image
 from .loading import load
 from .manifest import Manifest, Task, read_manifest
 from .table import TableMember

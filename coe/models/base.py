@@ -13,7 +13,7 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Member
 from coe.cascade.types import Array
 
-from .inputs import Contract
+from .contract import Contract
 
 FORMATS = {  # by file suffix
     ".onnx": "onnx",

@@ -6,15 +6,14 @@ module, name it in `RUNTIMES`, and add it to the contract tests.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 
 from coe.cascade.errors import ModelError
 from coe.cascade.tier import Member
 
 from .base import LoadedMember, ModelSpec, RunOptions
+from .files import read_file
 
 RUNTIMES = {  # format -> module, imported only when a model needs it
     "onnx": "coe.models.onnx",
@@ -23,6 +22,7 @@ RUNTIMES = {  # format -> module, imported only when a model needs it
     "torch-export": "coe.models.torch",
     "torchscript": "coe.models.torch",
 }
+OF_TEXTS = {"onnx": "coe.models.onnx_text"}  # the same for models that take a text's tokens
 
 Loader = Callable[[bytes, ModelSpec, RunOptions], LoadedMember]
 
@@ -35,7 +35,8 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         RuntimeMissing: the package that runs this format is not installed.
     """
     data = read_verified(spec)
-    module = importlib.import_module(RUNTIMES[spec.format])
+    own = OF_TEXTS if spec.contract.kind == "text" else {}
+    module = importlib.import_module(own.get(spec.format, RUNTIMES[spec.format]))
     loader: Loader = module.load
     member = loader(data, spec, options or RunOptions())
     try:
@@ -53,31 +54,6 @@ def read_verified(spec: ModelSpec) -> bytes:
         ModelError: missing, unreadable, or another checksum than declared.
     """
     return read_file(spec.path, spec.sha256, "the model file", spec.made_by)
-
-
-def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = None) -> bytes:
-    """The bytes of a file, which are then what is loaded: nothing can change in between.
-
-    Args:
-        sha256: hex digest it must have; None: not checked.
-        what: what it is, for errors.
-        made_by: the command that makes it, where it is not there to begin with.
-    Raises:
-        ModelError: missing, unreadable, or another checksum than declared.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        mend = "" if made_by is None else f" (it is not bundled; {made_by} makes it)"
-        raise ModelError(f"{path}: {what} cannot be read: {error.strerror}{mend}") from None
-    if sha256 is not None:
-        found = hashlib.sha256(data).hexdigest()
-        if found != sha256:
-            raise ModelError(
-                f"{path}: expected sha256 {sha256[:16]}.., got {found[:16]}.. "
-                f"(the file changed: fetch it again, or declare its new checksum)"
-            )
-    return data
 
 
 def try_out(member: Member, spec: ModelSpec) -> None:

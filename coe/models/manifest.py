@@ -16,7 +16,7 @@ from coe.settings import Fields, Report, read_yaml
 
 from .base import ModelSpec, format_of
 from .choices import ChoicesContract
-from .inputs import Contract
+from .contract import Contract
 from .text import PADDINGS, TextContract
 
 NAME = "manifest.yaml"

@@ -116,10 +116,6 @@ class _Bound:
 
 
 def load(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxMember:
-    if spec.contract.kind == "text":
-        from .onnx_text import OnnxTextMember
-
-        return OnnxTextMember(data, spec, options)
     return OnnxMember(data, spec, options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from coe.cascade.errors import ModelError
 from coe.cascade.types import Array
 
-from .base import ModelSpec
+from .base import ModelSpec, RunOptions
 from .onnx import OnnxMember
 from .text import IDS, MASK, TYPES, TextContract
 
@@ -37,6 +37,10 @@ class OnnxTextMember(OnnxMember):
         feeds = {name: np.ascontiguousarray(x[..., row, :], dtype=dtype) for name, row, dtype in self._feeds}
         output: Array = self._session.run([self._output], feeds)[0]
         return output
+
+
+def load(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxTextMember:
+    return OnnxTextMember(data, spec, options)
 
 
 def _row_for(entry: Any, spec: ModelSpec) -> int:

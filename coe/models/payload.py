@@ -15,7 +15,7 @@ import numpy as np
 
 from coe.cascade.types import Array, Batch
 
-from .inputs import Contract
+from .contract import Contract
 
 KINDS = ("captured", "pixels", "model-size", "png", "jpeg")
 OF_PICTURES = ("model-size", "png", "jpeg")  # these need pixels; numbers that are prepared already go as they are

@@ -14,8 +14,8 @@ from coe.cascade.errors import InputError, ModelError
 from coe.cascade.types import Array, Batch
 
 from .base import import_runtime
-from .inputs import Contract
-from .loading import read_file
+from .contract import Contract
+from .files import read_file
 
 MEND = "pip install 'coe-cascade[text]'"
 PADDINGS = ("longest", "max_length")

@@ -83,7 +83,8 @@ def as_images(harvested: Iterator[Harvested], size: tuple[int, int], channels: i
     Raises:
         InputError: an example is no image.
     """
-    from coe.models.inputs import Contract, Door
+    from coe.models.contract import Contract
+    from coe.models.inputs import Door
 
     contract = Contract("image", (*size, channels), layout="NHWC", dtype="uint8")
     door = Door(contract)

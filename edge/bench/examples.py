@@ -11,7 +11,8 @@ from pathlib import Path
 
 from coe.cascade.errors import ConfigError, InputError
 from coe.cascade.types import Batch
-from coe.models.inputs import Contract, Door
+from coe.models.contract import Contract
+from coe.models.inputs import Door
 
 from ..config import AgentConfig
 from ..sources import SourceConfig, open_source

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..config import default_config, read_config
-from .privacy.statements import HEADINGS, Statement, state
+from .privacy import HEADINGS, Statement, state
 
 MOST_WIDTH = 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 
 from .found_models import Found, FoundModel
 

@@ -9,7 +9,7 @@ from coe import zoo
 from coe.assembly import LocalTierConfig
 from coe.cascade.errors import CascadeError, ConfigError, ModelError
 from coe.models.base import ModelSpec
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.models.loading import load
 from coe.models.manifest import NAME, read_manifest
 from coe.settings import read_yaml

@@ -278,6 +278,10 @@ class Store:
         self._expire(A_FEW)
         need = (len(payload) + len(local) + len(mark)) // (PAGE_BYTES - 4) + 9
         if not self._has_room(need, len(payload)):
+            try:
+                table.transact(lambda db, n: None)  # that it is lost is counted, whatever happens next
+            except sqlite3.OperationalError as error:
+                self._fail(error)
             return ""
         if self.state != DISK_FULL or table.has_disk(len(payload)):
             try:

@@ -113,30 +113,26 @@ def _drift(gauges: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def _counter(name: str, what: str, value: float) -> Any:
-    from prometheus_client.core import CounterMetricFamily
-
-    return CounterMetricFamily(f"coe_edge_{name}", what, value=value)
+    return _counters(name, what, "", {"": value})
 
 
 def _counters(name: str, what: str, label: str, values: dict[str, float]) -> Any:
     from prometheus_client.core import CounterMetricFamily
 
-    family = CounterMetricFamily(f"coe_edge_{name}", what, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], value)
-    return family
+    return _filled(CounterMetricFamily(f"coe_edge_{name}", what, labels=[label] if label else []), values)
 
 
 def _gauge(name: str, what: str, value: float) -> Any:
-    from prometheus_client.core import GaugeMetricFamily
-
-    return GaugeMetricFamily(f"coe_edge_{name}", what, value=value)
+    return _gauges(name, what, "", {"": value})
 
 
 def _gauges(name: str, what: str, label: str, values: dict[str, float]) -> Any:
     from prometheus_client.core import GaugeMetricFamily
 
-    family = GaugeMetricFamily(f"coe_edge_{name}", what, labels=[label])
+    return _filled(GaugeMetricFamily(f"coe_edge_{name}", what, labels=[label] if label else []), values)
+
+
+def _filled(family: Any, values: dict[str, float]) -> Any:
     for key, value in values.items():
-        family.add_metric([key], value)
+        family.add_metric([key] if key else [], value)
     return family

@@ -10,7 +10,8 @@ from fractions import Fraction
 import numpy as np
 
 from coe.cascade import Agreement, Always, Batch, DeferralRule, Vote
-from coe.models.inputs import Contract, Door
+from coe.models.contract import Contract
+from coe.models.inputs import Door
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 

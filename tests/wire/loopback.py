@@ -13,7 +13,8 @@ import numpy as np
 
 from coe.cascade import Batch, Cascade, Decisions
 from coe.cascade.types import Array
-from coe.models.inputs import Contract, Door
+from coe.models.contract import Contract
+from coe.models.inputs import Door
 from coe.wire import inference_pb2 as pb
 from coe.wire.convert import add_input
 from coe.wire.plane import Decided, Plane, Served

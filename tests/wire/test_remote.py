@@ -36,7 +36,8 @@ from coe.cascade import (
     Vote,
 )
 from coe.cascade.types import Array
-from coe.models.inputs import Contract, Door
+from coe.models.contract import Contract
+from coe.models.inputs import Door
 from coe.settings import Fields, Report
 from coe.wire import inference_pb2 as pb
 from coe.wire import trace

@@ -23,7 +23,7 @@ from strategies import Broken, one_hot, rows, table_tier
 
 from coe.cascade import Always, Batch, Cascade, Decisions, LocalTier, TierUnavailable
 from coe.cascade.types import Array
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.wire import inference_pb2 as pb
 from coe.wire.convert import add_input, get_parameters, read_outputs, set_parameter
 from coe.wire.plane import OUTPUTS

@@ -1,5 +1,6 @@
 """What leaves a device and what it keeps, said from its config alone."""
 
-from .statements import Statement, state
+from .statement import HEADINGS, Statement
+from .statements import state
 
-__all__ = ["Statement", "state"]
+__all__ = ["HEADINGS", "Statement", "state"]

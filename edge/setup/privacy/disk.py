@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...config import AgentConfig
 from ...sinks import SinkConfig
 from ...spool.config import SpoolConfig
-from .statements import Statement
+from .statement import Statement
 
 NO_SECRET = "It is not encrypted: protect the disk, or the file, where that matters."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...config import AgentConfig
-from .statements import Statement
+from .statement import Statement
 
 
 def doors(config: AgentConfig) -> Iterator[Statement]:

@@ -10,7 +10,7 @@ from coe.wire.credentials import is_this_machine
 
 from ...config import AgentConfig
 from ...sinks import SinkConfig
-from .statements import Statement, local_tiers, remote_tiers
+from .statement import Statement, local_tiers, remote_tiers
 
 FORMS = {
     "captured": "as captured, byte for byte: a photo with everything its file holds, such as the place and the time "

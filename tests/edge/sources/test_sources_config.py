@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coe.cascade import ConfigError
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.models.manifest import Task
 from coe.settings import Fields, Report
 from edge.sources import SourceConfig, open_source, read_sources

@@ -20,7 +20,7 @@ from loopback import bytes_column, request_of
 
 from coe.cascade import Always, Batch, Cascade, ConfigError, LocalTier, TierTimeout, TierUnavailable
 from coe.cascade.errors import TierOverloaded, TierRejected
-from coe.models.inputs import Contract
+from coe.models.contract import Contract
 from coe.models.manifest import Task
 from coe.wire import inference_pb2 as pb
 from coe.wire.convert import read_outputs

@@ -179,6 +179,15 @@ def test_one_example_too_large_by_itself_is_not_kept_and_costs_no_other(tmp_path
     store.close()
 
 
+def test_one_that_is_not_kept_is_counted_also_when_its_agent_is_killed_just_then(tmp_path):
+    store = opened(tmp_path)
+    store.put(example("large", size=MB // 8 + 1), local("large"))
+    store._file_lock.close()  # as the end of its process would
+    store = opened(tmp_path)
+    assert counts(store) == (0, {"large": 1})
+    store.close()
+
+
 def test_the_largest_examples_that_are_allowed_follow_each_other(tmp_path):
     store = opened(tmp_path)
     assert all(put(store, *(f"x{n}" for n in range(20)), size=MB // 8 - 10))
@@ -327,7 +336,7 @@ class Spool(RuleBasedStateMachine):
 
 
 TestSpool = Spool.TestCase
-TestSpool.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestSpool.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 # Who may open it
