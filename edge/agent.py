@@ -96,7 +96,7 @@ class Agent:
         self.n_waiting = 0  # examples under way at a server
         self.local_s = Smoothed()  # the device's own part of an example that waits for a server
         self.busy_since: float | None = None  # `time.monotonic()` second it took its example; None: idle
-        self._reorder = Reorder(sink) if ordered else None
+        self._reorder: Reorder[tuple[Example, Outcome]] | None = Reorder() if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
         self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
         self._clock = RealClock()
@@ -235,15 +235,15 @@ class Agent:
     def _done(self, number: int, example: Example, outcome: Outcome) -> None:
         with self._writing:
             self.tally.add(outcome)
-            if self._reorder is None:
-                self.sink.write(outcome)
-            else:
-                self._reorder.write(number, outcome)
+            due = [(example, outcome)] if self._reorder is None else self._reorder.take(number, (example, outcome))
+            for _, written in due:
+                self.sink.write(written)
         self.busy_since = None
-        for watcher in self.watchers:
-            watcher.saw(example, outcome)
-        if example.answered is not None:
-            example.answered(outcome)
+        for example, outcome in due:
+            for watcher in self.watchers:
+                watcher.saw(example, outcome)
+            if example.answered is not None:
+                example.answered(outcome)
 
     def give_up(self, error: BaseException) -> None:
         """Stop, and let `run` raise this."""

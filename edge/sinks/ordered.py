@@ -1,20 +1,24 @@
-"""The order of the source, restored: an outcome waits here until those before it are written."""
+"""The order of the source, restored: what has a number waits here until those before it have come."""
 
 from __future__ import annotations
 
-from .base import Outcome, Sink
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Reorder:
-    """Takes outcomes with their number in the source (from 0), in any order; writes them in order."""
+class Reorder(Generic[T]):
+    """Takes things with their number in the source (from 0), in any order; gives them back in order."""
 
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
+    def __init__(self) -> None:
         self._next = 0
-        self._waiting: dict[int, Outcome] = {}
+        self._waiting: dict[int, T] = {}
 
-    def write(self, number: int, outcome: Outcome) -> None:
-        self._waiting[number] = outcome
+    def take(self, number: int, thing: T) -> list[T]:
+        """What is due now: none, this one, or this one and those that waited for it."""
+        self._waiting[number] = thing
+        due = []
         while self._next in self._waiting:
-            self.sink.write(self._waiting.pop(self._next))
+            due.append(self._waiting.pop(self._next))
             self._next += 1
+        return due

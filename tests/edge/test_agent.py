@@ -310,7 +310,8 @@ def test_an_example_that_is_held_back_where_no_local_answer_is_wanted_has_none()
     assert [outcome.error for outcome in sink.outcomes if int(outcome.id[1:]) % 2] == ["held-back: tier cloud: no"] * 2
 
 
-def test_watchers_and_whoever_waits_for_an_example_are_told_once_it_is_in_the_sink():
+@pytest.mark.parametrize("ordered", [False, True])
+def test_watchers_and_whoever_waits_for_an_example_are_told_once_it_is_in_the_sink(ordered):
     sink = ListSink()
     told: list[tuple[str, str, bool]] = []
 
@@ -325,7 +326,9 @@ def test_watchers_and_whoever_waits_for_an_example_are_told_once_it_is_in_the_si
             assert example.id == outcome.id
             told.append(("watcher", outcome.id, outcome.id in sink.ids))
 
-    agent_of(Far(), sink, watchers=[Watching()]).run(Numbered(6, bad=[2]))
+    agent_of(Far(lambda batch: time.sleep(0.005)), sink, watchers=[Watching()], ordered=ordered).run(
+        Numbered(6, bad=[2])
+    )
     assert sorted(told) == [(who, f"x{number}", True) for who in ("caller", "watcher") for number in range(6)]
 
 
