@@ -13,6 +13,7 @@ from coe.wire.plane import Plane, Served
 from coe.wire.servicer import Identify, InferenceServicer
 
 from .config import ServerConfig
+from .doors.device import Handouts
 from .doors.grpc import GrpcDoor
 from .doors.rest import RestDoor
 from .engines.embedded import Embedded
@@ -48,6 +49,7 @@ class Server:
         self._authenticator = Authenticator(config.security)
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
         watch = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
+        self._device = None if config.http_port is None or config.device is None else Handouts(config.device)
         self.observer = Observer(watch, Watched(self._is_ready, lambda: self._facts, self._queued))
         self.plane = Plane(
             self.engine.models,
@@ -127,12 +129,14 @@ class Server:
         )
 
     def _http_door(self, repository: Repository) -> RestDoor:
-        config = self.config
+        config, device = self.config, self._device
         return RestDoor(
             self.plane,
             identify=self._identify_http(),
             repository=repository,
-            pages=self.observer.pages,
+            pages=self.observer.pages | (device.pages if device else {}),
+            folders=device.folders if device else {},
+            handouts=device.files if device else {},
             watch_needs_identity=not is_loopback(config.host),
             cors=config.cors,
             sent=self.observer.tally.sent,

@@ -38,7 +38,8 @@ class RestDoor:
         repository: answers the model repository extension; None: it is not offered.
         pages: by path, such as "/", "/status.json" and "/metrics"; each is called with the request's Accept header,
             and gives body and headers, or None where there is no such page.
-        folders: of static files, by path.
+        folders: of static files, by path; open to everybody.
+        handouts: by path as well, for known callers alone: what the pages in those folders fetch.
         watch_needs_identity: whether pages are for known callers alone.
         cors: origins whose pages may call from a browser; "*": any.
         max_message_bytes: largest body; max_json_bytes: of it, the most that may be JSON.
@@ -56,6 +57,7 @@ class RestDoor:
         repository: Repository | None = None,
         pages: Mapping[str, Page] | None = None,
         folders: Mapping[str, Path] | None = None,
+        handouts: Mapping[str, Page] | None = None,
         watch_needs_identity: bool = True,
         cors: Sequence[str] = (),
         sent: Callable[[int], None] = lambda n_bytes: None,
@@ -83,7 +85,9 @@ class RestDoor:
             origins=cors,
             sent=sent,
         )
-        self.app: Any = routes.app(pages or {}, folders or {}, watch_needs_identity=watch_needs_identity)
+        self.app: Any = routes.app(
+            pages or {}, folders or {}, handouts or {}, watch_needs_identity=watch_needs_identity
+        )
         self._limits = ConnectionLimits(max_connections, head_s=head_s, max_dropped_bytes=max_message_bytes)
         self._sockets: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None

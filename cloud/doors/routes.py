@@ -69,8 +69,15 @@ class Routes:
         self.repository = repository
         self.origins = tuple(origins)
 
-    def app(self, pages: Mapping[str, Page], folders: Mapping[str, Any], *, watch_needs_identity: bool) -> Starlette:
-        """The ASGI application; pages and folders by path, beside the protocol."""
+    def app(
+        self,
+        pages: Mapping[str, Page],
+        folders: Mapping[str, Any],
+        handouts: Mapping[str, Page],
+        *,
+        watch_needs_identity: bool,
+    ) -> Starlette:
+        """The ASGI application; pages, folders and handouts by path, beside the protocol."""
         routes: list[BaseRoute] = []
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
@@ -88,6 +95,8 @@ class Routes:
         ]
         for path, page in pages.items():
             routes.append(self._route(path, of_page(page), is_open=not watch_needs_identity, is_page=True))
+        for path, handout in handouts.items():  # ahead of the folder they may be in
+            routes.append(self._route(path, of_page(handout)))
         for path, folder in folders.items():
             routes += [Route(path, _slashed), Mount(path, Folder(directory=folder, html=True))]
         cors = Middleware(

@@ -16,7 +16,8 @@ from coe.cascade.errors import InputError, TierError
 from coe.cascade.rule import Always
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch
-from coe.models.inputs import Contract, Door
+from coe.models.contract import Contract
+from coe.models.inputs import Door
 from coe.wire.plane import Decided, Served
 from coe.wire.remote import remote_of
 
@@ -102,10 +103,10 @@ class Embedded:
             if tier.name in self.lanes:
                 cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
         task = config.cascade.task
-        door = Door(task.contract, config.limits.max_pixels)
+        door = Door(task.contract, config.limits.max_pixels, config.limits.max_text_bytes)
         door.warm_up()
-        is_image = task.contract.kind == "image"
-        offered: tuple[str, tuple[int, ...]] = ("BYTES", (-1,)) if is_image else ("FP32", (-1, *task.contract.shape))
+        is_tensor = task.contract.kind == "tensor"
+        offered: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.contract.shape)) if is_tensor else ("BYTES", (-1,))
         return {
             name: Served(name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers)
             for name, cascade in cascades.items()

@@ -1,0 +1,70 @@
+/** The Open Inference Protocol's REST messages: a question with the captured bytes as binary data, and the answer. */
+import type { Call, Vote } from '../cascade/types';
+
+export const LENGTH_HEADER = 'Inference-Header-Content-Length';
+
+export interface Question {
+  readonly body: Uint8Array;
+  /** Of it, JSON. */
+  readonly headerLength: number;
+}
+
+/** One example as one BYTES element: JSON, then the element's length (4 bytes, little-endian), then the element. */
+export function question(id: string, captured: Uint8Array): Question {
+  const size = 4 + captured.length;
+  const input = { name: 'input', datatype: 'BYTES', shape: [1], parameters: { binary_data_size: size } };
+  const head = new TextEncoder().encode(JSON.stringify({ id, inputs: [input] }));
+  const body = new Uint8Array(head.length + size);
+  body.set(head, 0);
+  new DataView(body.buffer).setUint32(head.length, captured.length, true);
+  body.set(captured, head.length + 4);
+  return { body, headerLength: head.length };
+}
+
+interface Output {
+  readonly name: string;
+  readonly data: readonly unknown[];
+}
+
+/**
+ * The vote in an answer about one example.
+ *
+ * @throws RangeError what was expected of it
+ */
+export function readAnswer(text: string, nLabels: number, call: Call): Vote {
+  let told: { outputs?: unknown; parameters?: Record<string, unknown> };
+  try {
+    told = JSON.parse(text) as typeof told;
+  } catch {
+    throw new RangeError('expected JSON, got something else');
+  }
+  const outputs = new Map<string, readonly unknown[]>();
+  for (const output of Array.isArray(told.outputs) ? (told.outputs as Partial<Output>[]) : []) {
+    if (typeof output.name === 'string' && Array.isArray(output.data)) outputs.set(output.name, output.data);
+  }
+  const number = (name: string, at: number, low: number, high: number): number => {
+    const value = outputs.get(name)?.[at];
+    if (typeof value === 'number' && value >= low && value <= high) return value;
+    throw new RangeError(`output ${name}: expected ${low} to ${high}, got ${JSON.stringify(value)}`);
+  };
+  const label = number('label', 0, 0, nLabels - 1);
+  const asked = number('members', 0, 1, 2 ** 31);
+  const nMembers = number('members', 1, asked, 2 ** 31);
+  const score = outputs.get('score')?.[0];
+  const tierVotes = outputs.get('tier_votes')?.map((vote) => (typeof vote === 'number' ? Math.fround(vote) : NaN));
+  const exitTier = outputs.has('exit_tier') ? number('exit_tier', 0, 1, tierVotes?.length ?? 64) : 1;
+  const degraded = outputs.get('degraded')?.[0];
+  const serverS = told.parameters?.['server_s'];
+  return {
+    label,
+    count: Math.round(number('vote', 0, 0, 1) * asked),
+    asked,
+    nMembers,
+    score: typeof score === 'number' ? Math.fround(score) : NaN,
+    ballots: [],
+    exitTier,
+    ...(tierVotes ? { tierVotes } : {}),
+    degraded: typeof degraded === 'string' && degraded !== '' ? degraded : null,
+    call: { ...call, ...(typeof serverS === 'number' ? { serverMs: serverS * 1000 } : {}) },
+  };
+}

@@ -1,0 +1,140 @@
+/** The rule against `vectors/rule.json`, which the Python implementation wrote: one rule, two languages. */
+import { describe, expect, test } from 'vitest';
+import { Cascade } from '../src/cascade/cascade';
+import { TierError } from '../src/cascade/errors';
+import { ceilTimes } from '../src/cascade/fraction';
+import { agreement, always, confidence, parseAgreement, type Rule } from '../src/cascade/rule';
+import { LocalTier, type Member, type Tier } from '../src/cascade/tier';
+import type { Example, Vote } from '../src/cascade/types';
+import { isSettled } from '../src/cascade/vote';
+import vectors from '../vectors/rule.json';
+import { outputs } from './packed';
+
+interface ToldRule {
+  agreement?: string;
+  confidence?: number;
+}
+
+interface ToldServer {
+  label: number;
+  count: number;
+  asked: number;
+  members: number;
+  score: number;
+  exit_tier: number;
+  tier_votes: (number | null)[];
+  degraded: string | null;
+}
+
+interface ToldTier {
+  outputs?: string | number[][];
+  rule?: ToldRule;
+  early?: boolean;
+  server?: ToldServer;
+  broken?: [reason: 'unavailable' | 'timeout' | 'overloaded' | 'rejected', text: string];
+}
+
+const EXAMPLE: Example = {
+  id: 'x',
+  captured: new Uint8Array(),
+  pixels: { width: 1, height: 1, channels: 1, data: new Uint8Array(1) },
+  deadline: Infinity,
+};
+
+function ruleOf(told: ToldRule, nMembers: number): Rule {
+  if (told.confidence !== undefined) return confidence(told.confidence);
+  return agreement(parseAgreement(told.agreement ?? '', nMembers).theta);
+}
+
+function localTier(name: string, rows: Float32Array[], told: ToldRule, early: boolean): LocalTier {
+  const members = rows.map((row, at): Member => ({ name: `member-${at + 1}`, predict: () => Promise.resolve(row) }));
+  return new LocalTier(name, members, ruleOf(told, members.length), early);
+}
+
+function fixed(name: string, answer: () => Promise<Vote>): Tier {
+  return { name, rule: always(), nTiers: 1, vote: answer, complete: (_, vote) => Promise.resolve(vote) };
+}
+
+function tierOf(told: ToldTier, number: number, nLabels: number): Tier {
+  const { server, broken } = told;
+  if (server) {
+    const vote: Vote = {
+      ...server,
+      nMembers: server.members,
+      exitTier: server.exit_tier,
+      tierVotes: server.tier_votes.map((share) => share ?? NaN),
+      ballots: [],
+    };
+    return fixed('server', () => Promise.resolve(vote));
+  }
+  if (broken) return fixed('cloud', () => Promise.reject(new TierError('cloud', ...broken)));
+  return localTier(`tier-${number}`, outputs(told.outputs ?? [], nLabels), told.rule ?? {}, told.early ?? true);
+}
+
+function row(vote: Vote): unknown[] {
+  return [vote.label, vote.count, vote.asked, vote.nMembers, vote.score];
+}
+
+test('votes settle exactly where they do in Python', () => {
+  const { most, bits } = vectors.settled;
+  let at = 0;
+  for (let top = 0; top <= most; top++)
+    for (let runnerUp = 0; runnerUp <= top; runnerUp++)
+      for (let left = 0; left <= most; left++)
+        for (let needed = 0; needed <= most; needed++)
+          expect(isSettled(top, runnerUp, left, needed), `${top} ${runnerUp} ${left} ${needed}`).toBe(
+            bits[at++] === '1',
+          );
+  expect(at).toBe(bits.length);
+});
+
+describe('agreements read as they do in Python', () => {
+  const all = vectors.agreements as [string, number, [string, string, number, boolean] | null][];
+  test.each(all)('%j of %i members', (text, nMembers, expected) => {
+    if (expected === null) {
+      expect(() => parseAgreement(text, nMembers)).toThrow(RangeError);
+      return;
+    }
+    const [numerator, denominator, needed, warns] = expected;
+    const { theta, isNearMiss } = parseAgreement(text, nMembers);
+    expect([String(theta.numerator), String(theta.denominator)]).toEqual([numerator, denominator]);
+    expect(ceilTimes(theta, nMembers)).toBe(needed);
+    expect(isNearMiss).toBe(warns);
+  });
+});
+
+test('a tier votes as in Python: label, count, asked, score and whether it stands', async () => {
+  for (const [at, one] of vectors.votes.entries()) {
+    const tier = localTier('tier', outputs(one.outputs, one.labels), one.rule, one.early);
+    const rule = one.last ? always(tier.rule.poolsScores) : tier.rule;
+    const vote = await tier.vote(EXAMPLE, rule);
+    expect([...row(vote), rule.exits(vote)], `case ${at}`).toEqual(one.vote);
+    expect(row(await tier.complete(EXAMPLE, vote)), `case ${at}, completed`).toEqual(one.whole);
+  }
+});
+
+test('a cascade decides as in Python: exits, votes, degraded answers', async () => {
+  for (const [at, one] of vectors.cascades.entries()) {
+    const tiers = (one.tiers as ToldTier[]).map((told, number) => tierOf(told, number, one.labels));
+    const cascade = new Cascade(tiers, one.keep_last_answer);
+    if ('error' in one) {
+      const thrown: unknown = await cascade.decide(EXAMPLE).catch((error: unknown) => error);
+      expect(thrown, `case ${at}`).toBeInstanceOf(TierError);
+      expect(`${(thrown as TierError).reason}: ${(thrown as TierError).message}`).toBe(one.error);
+      continue;
+    }
+    const told = await cascade.decide(EXAMPLE);
+    expect([told.label, told.exitTier, told.vote, told.score], `case ${at}`).toEqual(one.decision);
+    expect([told.asked, told.nMembers], `case ${at}`).toEqual(one.members);
+    expect(told.tierVotes, `case ${at}`).toEqual(one.tier_votes);
+    expect(told.degraded, `case ${at}`).toBe(one.degraded);
+  }
+});
+
+test('the vectors have what they are for', () => {
+  expect(vectors.votes.length).toBeGreaterThanOrEqual(2000);
+  const early = vectors.votes.filter((one) => Number(one.vote[2]) < Number(one.vote[3])).length;
+  expect(early).toBeGreaterThan(100);
+  const degraded = vectors.cascades.filter((one) => 'degraded' in one && one.degraded !== null).length;
+  expect(degraded).toBeGreaterThan(50);
+});
