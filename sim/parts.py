@@ -14,7 +14,7 @@ from coe import __version__
 from .html import document, figure_html, table_html, text_html
 from .table import aligned
 
-TITLE = "Cascades on recorded predictions"
+TITLE = "Studies of cascades"
 ORDER = ("replay", "pareto", "errors", "exits", "parallel")  # of a trace's chapters
 
 
@@ -104,7 +104,7 @@ def save(part: Part, folder: Path) -> list[Path]:
 
 def _write_page(folder: Path) -> Path:
     chapters = [path.read_text(encoding="utf-8") for path in sorted((folder / "parts").glob("*.html"), key=_order)]
-    lead = f"<p class=lead>coe-sim {__version__}; recorded predictions, replayed</p>"
+    lead = f"<p class=lead>coe-sim {__version__}</p>"
     path = folder / "report.html"
     path.write_text(document(TITLE, f"<h1>{TITLE}</h1>{lead}{''.join(chapters)}"), "utf-8")
     return path

@@ -98,7 +98,8 @@ def distribution(latencies: Mapping[tuple[str, float], Sequence[float]], delay_s
         figure, axes = plt.subplots(figsize=(8.2, 3.8))
         for place, (system, colour) in enumerate(COLOURS.items()):
             values = np.sort(latencies[system, delay_s])
-            axes.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=colour, linewidth=2)
+            share = np.arange(1, len(values) + 1) / len(values)
+            axes.step(values, share, where="post", color=colour, linewidth=2, zorder=4 - place)  # the cascade on top
             axes.annotate(
                 TITLES[system],
                 (1.01, 0.92 - 0.14 * place),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe import zoo
 from coe.assembly import CascadeConfig, LocalTierConfig, read_cascade
@@ -37,6 +36,7 @@ TEXT_COLUMNS = ("text", "sentence")
 LISTS = ("labels.tsv", "labels.csv")
 READERS = {"imagenet": read_imagenet, "swag": read_swag}  # PREFIX:PATH
 PUBLISHED = {"cifar10": cifar10.test_examples}  # the test split, of the data set as it is published
+TEXTS = {"sst2": "sst2_dev.tsv", "tfns": "tfns_valid.parquet"}  # the same, of tasks whose test split is a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
     folder = Path(reference)
     if task.contract.kind == "text" and folder.is_file():
         return _read_texts(folder, task, limit)
+    if task.contract.kind == "text" and folder.is_dir():
+        return _read_texts(_table_in(folder, task), task, limit)
     if not folder.is_dir():
         raise ConfigError([f'--data: expected "digits" or a folder, got "{reference}" (create it, or mend the path)'])
     if (found := _published(folder, task, limit)) is not None:
@@ -137,6 +139,17 @@ def _read_as(kind: str, path: Path, task: Task, limit: int | None) -> DataSet:
     if len(found.names) != len(task.labels):
         raise ConfigError([f"--data: {path}: expected {len(task.labels)} labels as the task, got {len(found.names)}"])
     return DataSet(found.ids, found.values, found.labels)
+
+
+def _table_in(folder: Path, task: Task) -> Path:
+    """The table of a bundled task's test texts, in the folder that its recipe reads."""
+    name = TEXTS.get(task.name)
+    if name and (folder / name).is_file():
+        return folder / name
+    there = f"{name} in it, or " if name else ""
+    raise ConfigError(
+        [f"--data: {folder}: expected {there}a table of texts (.tsv, .csv, .parquet), got a folder (name the file)"]
+    )
 
 
 def _read_texts(path: Path, task: Task, limit: int | None) -> DataSet:
@@ -204,7 +217,8 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
     The data set is read in pieces, each once, and need not fit into memory.
 
     Args:
-        latencies: time each example alone, preparation included, one thread: the best of three.
+        latencies: have each example answered alone, as a device does, and time it, preparation included, one thread:
+            the best of three. In batches the answers of a model that is quantised as it runs can differ a little.
     """
     door = Door(models.task.contract)
     members: list[Member] = []
@@ -218,9 +232,7 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
             batch = door.batch(data.ids[start : start + BATCH], list(values))
             sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
             for member, pieces in zip(members, told, strict=True):
-                pieces.append(_answers(member.predict(member.prepare(batch.x))))
-                if latencies:
-                    pieces[-1] = replace(pieces[-1], latency_s=_timed(member, batch))
+                pieces.append(_alone(member, batch) if latencies else _answers(member.predict(member.prepare(batch.x))))
             progress.show(start + len(batch))
         progress.end()
     finally:
@@ -245,13 +257,14 @@ def _answers(outputs: Array) -> Answers:
     return Answers(predictions.astype(np.int32), scores.astype(np.float32), outputs.astype(np.float16))
 
 
-def _timed(member: Member, batch: Batch) -> NDArray[np.float32]:
-    """(B,) seconds."""
+def _alone(member: Member, batch: Batch) -> Answers:
+    """Every example by itself, with its seconds."""
     times = np.empty((REPEATS, len(batch)), dtype=np.float32)
+    outputs: list[Array] = []
     for repeat in range(REPEATS):
+        outputs = []
         for row in range(len(batch)):
             started = time.perf_counter()
-            member.predict(member.prepare(batch.x[row : row + 1]))
+            outputs.append(member.predict(member.prepare(batch.x[row : row + 1])))
             times[repeat, row] = time.perf_counter() - started
-    best: NDArray[np.float32] = times.min(axis=0)
-    return best
+    return replace(_answers(np.concatenate(outputs)), latency_s=times.min(axis=0))

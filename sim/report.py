@@ -33,7 +33,9 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
         figure_html(
             "Latency against delay",
             latency,
-            "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay.",
+            "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay."
+            if rows[0].clock == "real"
+            else "Means in virtual time; nothing was measured anew.",
         ),
         _exits(rows),
         _distribution(study),

@@ -1,5 +1,6 @@
 """What a trained network and its exported files do: their answers, their arithmetic."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from coe.models.onnx import NO_REPORTS
 from coe.zoo.export import folded
 from coe.zoo.network import Network
 
@@ -21,6 +23,7 @@ def opened(path: Path) -> Predict:
 
 
 def _onnx(path: Path) -> Predict:
+    os.environ.setdefault(NO_REPORTS, "1")
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()

@@ -47,10 +47,10 @@ def stacked(
             if ends:
                 axes.text(left + 0.012 * longest, place, ends[place], va="center", fontsize=9.5, color=INK)
         axes.set_yticks(range(len(rows)), rows)
-        axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlim(0, longest)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.xaxis.set_major_formatter(lambda value, _: write(value) if value <= longest * 1.0001 else "")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
         axes.set_xlabel(axis)
@@ -78,8 +78,13 @@ def paired(
     axis: str,
     caption: str = "",
     colours: Sequence[str] = TIER_COLOURS,
+    value: Callable[[float], str] | None = None,
 ) -> Figure:
-    """Bars side by side: one group per row of `values`, one bar per part, each with its value above."""
+    """Bars side by side: one group per row of `values`, one bar per part, each with its value above.
+
+    Args:
+        text: how a tick is written, with its unit. value: how a bar's own is; default: as a tick.
+    """
     width = 0.8 / len(parts)
     with canvas(4.0) as (figure, axes):
         for number, part in enumerate(parts):
@@ -87,10 +92,10 @@ def paired(
             heights = [own[number] for own in values]
             bars = axes.bar(places, heights, width * 0.92, color=colours[number % len(colours)], label=part)
             if len(groups) * len(parts) <= 24:
-                axes.bar_label(bars, [text(height) for height in heights], fontsize=7, padding=2)
+                axes.bar_label(bars, [(value or text)(height) for height in heights], fontsize=7.5, padding=2)
         axes.set_xticks(range(len(groups)), groups)
         axes.xaxis.grid(visible=False)
-        axes.yaxis.set_major_formatter(lambda value, _: text(value) if value else "0")
+        axes.yaxis.set_major_formatter(lambda at, _: text(at) if at else "0")
         axes.set_ylabel(axis)
         axes.margins(y=0.12)
         axes.legend(

@@ -14,6 +14,7 @@ from .canvas import GREY, INK, canvas, drawn, spread
 from .series import OURS, Series
 
 SUFFIX = ".onnx"  # models of files are named without it
+GROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}  # names are read over lines and marks
 NEAR = (45.0, 12.0)  # points, across and up: closer ones share a label
 LOG_FROM = 12.0  # a wider range of most costs gets a logarithmic axis
 
@@ -103,14 +104,15 @@ def _cost_axis(axes: Any, costs: Sequence[float], text: Callable[[float], str]) 
 def _point_names(axes: Any, series: Sequence[Series]) -> None:
     """A name beside each named point; those under the view are listed at its edge."""
     low, high = axes.get_xlim()
-    floor = axes.get_ylim()[0]
+    floor, top = axes.get_ylim()
     under = [
         f"{name} {at:.1%}" for one in series for name, at in zip(one.names, one.accuracies, strict=False) if at < floor
     ]
     if under:
         axes.annotate(
-            "below: " + ", ".join(under), (0.01, 0.015), xycoords="axes fraction", ha="left", fontsize=9, color=INK
-        )
+            "below: " + ", ".join(under), (0.01, 0.015), xycoords="axes fraction", ha="left", fontsize=9, color=INK,
+            zorder=6, bbox=GROUND,
+        )  # fmt: skip
     for one in series:
         points = [
             (name.removesuffix(SUFFIX), cost, accuracy)
@@ -121,11 +123,12 @@ def _point_names(axes: Any, series: Sequence[Series]) -> None:
             share = (
                 (np.log(cost / low) / np.log(high / low)) if axes.get_xscale() == "log" else (cost - low) / (high - low)
             )
-            left = share > 0.75
+            left, low_down = share > 0.75, accuracy < floor + 0.06 * (top - floor)
+            beside = (-5, 5) if left else (7, 1 if low_down else -9)
             axes.annotate(
-                name, (cost, accuracy), xytext=(-7 if left else 7, -9), textcoords="offset points",
+                name, (cost, accuracy), xytext=beside, textcoords="offset points",
                 ha="right" if left else "left", fontsize=9, color=LOOKS.get(one.method, OTHER).colour,
-                annotation_clip=True, clip_on=True,
+                annotation_clip=True, clip_on=True, zorder=6, bbox=GROUND,
             )  # fmt: skip
 
 
@@ -161,5 +164,6 @@ def _line_names(axes: Any, series: Sequence[Series]) -> None:
         axes.annotate(
             method, (cost, accuracy), xytext=(1.04, place - over), textcoords="axes fraction", color=colour,
             va="center", fontsize=10, fontweight="bold" if method == OURS else "normal", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5, "shrinkA": 0, "shrinkB": 3,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip

@@ -52,7 +52,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         help="default: reach for latency_s, reach-serial for all else",
     )
     parser.add_argument("--most", type=count, default=20_000, metavar="N", help="systems per method; default 20000")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of random draws; default 0")
+    parser.add_argument("--seed", type=seed, default=0, help="of the split and of random draws; default 0")
 
 
 def open_trace(options: argparse.Namespace) -> Trace:
@@ -124,6 +124,12 @@ def seconds(text: str) -> list[float]:
 def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
     return int(text)
 
 

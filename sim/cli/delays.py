@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=count, metavar="N", help="examples; default 1000")
     parser.add_argument("--task", choices=zoo.TASKS, default=DIGITS, help=f"default: {DIGITS}")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="labelled examples of another task, for the real clock; as of record"
+        "--data", type=Path, metavar="PATH", help="labelled examples of another task, for the real clock; as of record"
     )
 
 

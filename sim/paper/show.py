@@ -12,7 +12,7 @@ from ..parts import Figure, Part, Table
 from ..traces.costs import with_prefix
 from .implied import Implied
 from .recompute import Paper, TaskResult, WrongResult
-from .tables import METRICS, Cell
+from .tables import METRICS, Cell, worst
 
 UNITS = {"latency_ms": "latency, ms", "cost_usd_per_hour": "cost, USD/h", "flops": "FLOPs"}
 BLUE, GREY = "#0072B2", "#8a8a8a"
@@ -98,8 +98,11 @@ def verdict(paper: Paper) -> list[str]:
         if wrong is not None and by_rate is not None and wrong != by_rate:
             lines.append(
                 f"Table 3, {row.row.task} with {row.row.models} models: {wrong:,.0f} wrong agreements are printed, and "
-                f"the row's own rate comes to about {by_rate:,.0f}: a digit is lost."
+                f"the row's own rate comes to about {by_rate:,.0f}, as if a digit were lost."
             )
+    if any(column.computed["exit"].status == "inferred" for one in paper.tasks for column in one.columns.values()):
+        lines.append("What fits, and does not follow, rests on inferred numbers too, which were chosen to agree with "
+                     "printed ones: it shows that they go together, not that each is right.")  # fmt: skip
     lines.append("Table 2 and Figure 5 charge an example for the tier where it leaves alone (exit); what it pays for "
                  "every tier it reached (reach) is larger.")  # fmt: skip
     lines.append("The delays of a cascade of three tiers are not said in the paper.")
@@ -115,7 +118,7 @@ def _follows(one: TaskResult) -> list[str]:
     for metric, column in one.columns.items():
         paper, by_exit, by_reach = column.paper, column.computed["exit"], column.computed["reach"]
         if paper.value is not None and by_exit.value is not None:
-            fits = "follows" if _agrees(by_exit.value, paper.value) else "DOES NOT FOLLOW"
+            fits = _fits(_agrees(by_exit.value, paper.value), worst([paper, by_exit]))
             lines.append(
                 f"{name}, {UNITS[metric]}: {_number(paper, metric)} {fits}: {_number(by_exit, metric)} by exit "
                 f"({_status(by_exit)}; exits from the {one.exits_from})."
@@ -125,10 +128,18 @@ def _follows(one: TaskResult) -> list[str]:
             lines.append(f"{name}, {UNITS[metric]}: charged for every tier reached, the cascade costs "
                          f"{by_reach.value / best:.2f}x its best single model.")  # fmt: skip
     if one.task.ratio.value is not None and one.ratio.value is not None:
-        fits = "follows" if abs(one.ratio.value - one.task.ratio.value) <= 0.1 + 1e-9 else "DOES NOT FOLLOW"
+        agrees = abs(one.ratio.value - one.task.ratio.value) <= 0.1 + 1e-9
+        fits = _fits(agrees, worst([one.task.ratio, one.ratio]))
         lines.append(f"{name}, communication: {one.task.ratio.value:g}x {fits}: {one.ratio.value:.2f}x "
                      f"({_status(one.ratio)}; exits from the {one.ratio_from}).")  # fmt: skip
     return lines
+
+
+def _fits(agrees: bool, status: str) -> str:
+    """Inferred numbers were chosen to agree: that they do shows no more than that the printed ones fit together."""
+    if status == "printed":
+        return "follows" if agrees else "DOES NOT FOLLOW"
+    return "fits" if agrees else "DOES NOT FIT"
 
 
 def _agrees(computed: float, printed: float) -> bool:
@@ -273,7 +284,12 @@ def _figures(paper: Paper) -> list[Figure]:
 
     costs = [(one.task.name, one.columns["cost_usd_per_hour"]) for one in paper.tasks]
     costs = [(name, column) for name, column in costs if column.computed["exit"].is_known]
-    ratios = [(one.task.name, one.ratio.value) for one in paper.tasks if one.ratio.value is not None]
+    ratios = [
+        (one.task.name if one.task.ratio.value is None else f"{one.task.name} (printed: {one.task.ratio.value:g}x)",
+         one.ratio.value)
+        for one in paper.tasks
+        if one.ratio.value is not None
+    ]  # fmt: skip
     figures = []
     if costs:
         pairs: list[tuple[str, Cell, str]] = []
@@ -291,6 +307,7 @@ def _figures(paper: Paper) -> list[Figure]:
         figures.append(
             plain([name for name, _ in ratios], [value for _, value in ratios], lambda value: f"{value:.1f}x",
                   name="communication", title="Communication against the cloud alone (Figure 5)", axis="times less",
-                  colours=[BLUE] * len(ratios), caption="d_last / sum_i exit_i * d_i.")
+                  colours=[BLUE] * len(ratios), caption="d_last / sum_i exit_i * d_i, recomputed from the table's "
+                  "exits or from those that the printed cost implies.")
         )  # fmt: skip
     return figures

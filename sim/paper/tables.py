@@ -88,12 +88,12 @@ def read_tables(path: Path) -> Tables:
     report = Report(str(path))
     fields = Fields(read_yaml(path), report)
     gpus = _cells(fields.section("gpus", {}))
-    lists = Fields({str(place): each for place, each in enumerate(fields.raw("delays_s", []))}, report, "delays_s")
+    lists = Fields({f"delays_s[{place}]": each for place, each in enumerate(_rows(fields, "delays_s"))}, report)
     delays = {len(each): each for each in map(lists.numbers, lists.content)}
     tables = Tables(
         source=str(path),
         about=fields.text("about", ""),
-        table1=list(fields.raw("table1", [])),
+        table1=_rows(fields, "table1"),
         tasks=[_task(name, entry, gpus, delays) for name, entry in fields.entries("table2")],
         open_costs=[_cell(entry, "value", entry.content) for entry in _list(fields, "open_costs")],
         table3=[_wrong(entry) for entry in _list(fields, "table3")],
@@ -101,6 +101,15 @@ def read_tables(path: Path) -> Tables:
     fields.finish()
     report.check()
     return tables
+
+
+def _rows(fields: Fields, key: str) -> list[Any]:
+    """A list of anything; empty where it is not there."""
+    given = fields.raw(key, [])
+    if not isinstance(given, list):
+        fields.wrong(key, f"expected a list, got {given!r} (write [..], or leave it out)")
+        return []
+    return given
 
 
 def _list(fields: Fields, key: str) -> list[Fields]:
@@ -139,6 +148,8 @@ def _tier(fields: Fields, gpus: Mapping[str, Cell]) -> TierCells:
             fields.wrong("gpu", f'expected one of {", ".join(gpus) or "the gpus above"}, got "{gpu}" (add its price)')
         costs["cost_usd_per_hour"] = gpus.get(gpu, Cell())
     members = _take(fields, "members")
+    if members.value is not None and (members.value < 1 or members.value % 1):
+        fields.wrong("members", f"expected a whole number from 1, got {members.value:g} (write 3)")
     fields.finish()
     return TierCells(exits, costs, members)
 

@@ -65,7 +65,7 @@ def run(path: Path, accuracy: str, costs: Sequence[str]) -> Study:
         accuracy: the column of it, in percent or as a share.
         costs: columns; "1/name" for one of which more is cheaper (examples per second).
     Raises:
-        ConfigError: no such file or column.
+        ConfigError: no such file or column, or no model with an accuracy and a cost above 0.
     """
     if path.suffix not in DELIMITERS:
         raise ConfigError(["expected a .tsv or .csv table"], str(path))
@@ -75,14 +75,19 @@ def run(path: Path, accuracy: str, costs: Sequence[str]) -> Study:
     if missing:
         raise ConfigError(missing, str(path))
     values = numbers_of(path, accuracy, table[accuracy])
+    if not np.isfinite(values).any():
+        raise ConfigError([f"column {accuracy}: expected the accuracy of one model at least, got none"], str(path))
     values = values / 100 if np.nanmax(values) > 1 else values
     sizes = table.get("img_size")
     names = [f"{name} @{sizes[row]}" if sizes else name for row, name in enumerate(table["model"])]
     against = []
     for cost in costs:
         own = numbers_of(path, cost.removeprefix("1/"), table[cost.removeprefix("1/")])
-        own = 1 / own if cost.startswith("1/") else own
+        with np.errstate(divide="ignore"):  # none a second costs without end: left out
+            own = 1 / own if cost.startswith("1/") else own
         rows = np.flatnonzero(np.isfinite(own) & np.isfinite(values) & (own > 0))
+        if not rows.size:
+            raise ConfigError([f"column {cost}: expected a number above 0 of one model at least, got none"], str(path))
         against.append(Against(cost, rows, own[rows], front(own[rows], values[rows])))
     return Study(path.name, names, values, against)
 

@@ -125,11 +125,12 @@ def _figures(study: Study) -> list[Figure]:
         [f"{len(row.members)} member{'s' * (len(row.members) > 1)}" for row in study.rows],
         WAYS,
         [row.times_s for row in study.rows],
-        lambda value: format_seconds(float(f"{value:.2g}")),
+        format_seconds,
         name="times",
         title="Members side by side and in turn (Figure 8)",
         axis="mean model time per example",
         caption="From the recorded time of each member on each example; the vote is unanimity.",
         colours=COLOURS,
+        value=lambda value: format_seconds(value).replace(" ", "\n"),
     )
     return [figure]

@@ -166,6 +166,14 @@ def test_the_virtual_clock_replays_a_bundled_trace(task: str, sim: Program):
     assert cloud["latency_mean_s"] == pytest.approx(1 + rows["cloud-only", 1e-6]["latency_mean_s"], abs=1e-5)
 
 
+def test_the_page_of_a_virtual_clock_says_that_nothing_was_measured(sim: Program, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    sim("--delays", "1us,1s", "--task", "sst2", "--clock", "virtual", "--out", tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Means in virtual time" in page
+    assert "measured mean" not in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

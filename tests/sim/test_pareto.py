@@ -135,6 +135,49 @@ def test_random_deferral_keeps_the_rate_and_loses_accuracy(study: pareto.Study):
     assert random.accuracy.max() < ours.accuracy.max()
 
 
+THREE = Costs("flops", {"a": 1.0, "b": 1.0, "best": 50.0})
+
+
+def by_hand(disagree: bool) -> Trace:
+    """Two cheap models, right on every example of label 0; of label 1 both are, or neither and each says another."""
+    labels = [0, 1] * 40
+    said = {"a": [3 if label and disagree else label for label in labels], "best": labels}
+    said["b"] = [2 if label and disagree else label for label in labels]
+    return trace_of(labels, said, {})
+
+
+def drop_in_lines(study: pareto.Study) -> dict[str, dict[str, str]]:
+    part = pareto.as_part(study)
+    table = part.tables[0]
+    return {line[0].removesuffix(" *"): dict(zip(table.header, line, strict=True)) for line in table.lines}
+
+
+def test_as_accurate_as_the_best_model_and_dearer_is_lost():
+    dear = Costs("flops", {"a": 40.0, "b": 40.0, "best": 50.0})
+    study = study_of(by_hand(disagree=True), costs=[dear])
+    said = pareto.as_part(study).verdict[0]
+    assert "loses against best: 100.00% against 100.00%" in said
+    assert "at 2.10x its cost (reach-serial" in said
+    assert "; 0.90x by exit, 1.30x by reach)" in said
+    cheap = study_of(by_hand(disagree=True), costs=[THREE])
+    assert "wins against best" in pareto.as_part(cheap).verdict[0]
+
+
+def test_what_is_sent_is_what_the_first_tier_does_not_answer():
+    study = study_of(by_hand(disagree=True), costs=[THREE])
+    line = drop_in_lines(study)["cascade of ensembles"]
+    assert (line["exits"], line["sent"]) == ("50% / 50%", "50%")
+    told = pareto.as_part(study).content["methods"]["cascade of ensembles"]
+    assert told["points"][told["drop_in"]]["sent"] == pytest.approx(0.5)
+    assert drop_in_lines(study)["ensembles alone"]["sent"] == "-"
+    assert drop_in_lines(study)["best single: best"]["sent"] == "100%"
+
+
+def test_a_tier_that_nothing_reaches_has_its_place_among_the_exits():
+    line = drop_in_lines(study_of(by_hand(disagree=False), costs=[THREE]))["cascade of ensembles"]
+    assert (line["exits"], line["sent"]) == ("100% / 0%", "0%")
+
+
 def test_costs_are_the_accountings_of_the_exits():
     trace = trace_of([0, 0, 0, 0], {"a": [0, 0, 1, 0], "b": [0, 1, 1, 1], "c": [0, 0, 0, 0]}, {})
     own = cascade(((("a", "b"), 2), (("c",), 0)))
@@ -188,6 +231,7 @@ def test_the_command_prints_writes_and_gives_json(sim: Program, trace_path: Path
     for method in told["methods"].values():
         for point in method["points"]:
             assert sum(point["exit"]) == pytest.approx(1)
+            assert len(point["exit"]) == len(point["wrong_exit"]) == len(point["system"].split(" | "))
             assert point["costs"]["latency_s"].keys() == {"exit", "reach", "reach-serial"}
     assert told["n_calibration"] + told["n_report"] == 600
     names = {path.name for path in (tmp_path / "out").iterdir()}

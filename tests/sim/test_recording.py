@@ -50,6 +50,39 @@ def test_a_recorded_trace_holds_what_the_models_say(sim: Program, config: Path, 
         assert 0 < trace.latency_s(name) < 1
 
 
+def save_one_that_looks_at_its_batch(path: Path) -> None:
+    """Label 1 for a digit darker than the mean of its batch, 0 for every other, and so for one alone."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["own"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["own"], ["all"], axes=[0], keepdims=0),
+        helper.make_node("Sub", ["all", "own"], ["darker"]),
+        helper.make_node("Unsqueeze", ["darker", "axis"], ["column"]),
+        helper.make_node("Mul", ["column", "weights"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("weights", TensorProto.FLOAT, [1, 10], [0.0, 1.0] + [-9.0] * 8),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 28, 28])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
+    graph = helper.make_graph(nodes, "looks", [x], [logits], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+def test_with_latencies_each_example_is_answered_alone(sim: Program, tmp_path: Path):
+    save_one_that_looks_at_its_batch(tmp_path / "looks.onnx")
+    config, path = tmp_path / "edge.yaml", tmp_path / "t.parquet"
+    member = "{file: looks.onnx, output: logits}"
+    config.write_text(f"task: zoo:digits\ntiers:\n  - {{name: device, members: [{member}]}}\n")
+    sim("record", path, "--models", config, "--limit", 20)
+    assert set(read_trace(path).models["looks.onnx"].predictions.tolist()) != {0}
+    sim("record", path, "--models", config, "--limit", 20, "--latencies")
+    assert set(read_trace(path).models["looks.onnx"].predictions.tolist()) == {0}
+
+
 def test_a_folder_per_label_and_a_list_give_the_same_trace(sim: Program, config: Path, tmp_path: Path):
     listed = tmp_path / "list"
     listed.mkdir()
@@ -129,6 +162,11 @@ def test_a_table_of_texts_is_recorded(sim: Program, tmp_path: Path):
     assert (len(trace), trace.labels.tolist()[:3]) == (70, [1, 0, 1])
     assert trace.payload_bytes.tolist()[:2] == [len(text) for text, _ in rows[:2]]
     assert trace.accuracy("filters.onnx") == 1.0
+    (tmp_path / "films.tsv").rename(tmp_path / "sst2_dev.tsv")  # the folder that the recipe reads
+    sim(*record, tmp_path, "--limit", 50)
+    assert len(read_trace(path)) == 50
+    (tmp_path / "empty").mkdir()
+    assert "expected sst2_dev.tsv in it, or a table of texts" in sim(*record, tmp_path / "empty", code=2)[1]
     (tmp_path / "films.tsv").write_text("sentence\tlabel\nx\tgood\n")
     assert "expected labels as numbers" in sim(*record, tmp_path / "films.tsv", code=2)[1]
     (tmp_path / "films.tsv").write_text("words\tlabel\nx\t1\n")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from simulator import SHARED, Program, shared
 
+from coe.settings import format_seconds
+
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
 STUDIES = re.findall(r"`(coe-sim pareto [^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
@@ -48,11 +50,15 @@ def test_a_table_is_what_its_command_gives(sim: Program, command: str, table: st
             continue
         point = method["points"][method["drop_in"]]
         charged = [point["costs"][kind][by] / best["costs"][kind] for by in ("exit", "reach", "reach-serial")]
+        system = re.sub(r"(\.int8)?\.onnx", "", point["system"]).replace(" | ", " → ")
         cells = [
             name if method["is_drop_in"] else f"{name} *",
             f"{point['accuracy']:.2%}",
             f"{point['accuracy'] - best['accuracy']:+.2%}",
             *(f"{ratio:.2f}x" for ratio in charged),
+            " / ".join(f"{share:.0%}" for share in point["exit"]),
+            "-" if point["sent"] is None else f"{point['sent']:.0%}",
+            f"`{system}`",
         ]
         assert f"| {' | '.join(cells)} |" in table
 
@@ -65,6 +71,52 @@ def test_the_replay_of_the_page_is_what_its_command_gives(sim: Program, command:
     printed = " ".join(sim(*at_hand(command))[0].split())
     for line in body.splitlines():
         assert " ".join(line.split()) in printed
+
+
+EDGE = {
+    "cifar10": ("stride.onnx,tiles.onnx,gate.onnx,weave.onnx", "summit.onnx"),
+    "sst2": ("bag.onnx,filters.onnx,attention.onnx", "minilm.int8.onnx"),
+    "tfns": ("bag.onnx,filters.onnx,attention.onnx", "minilm.int8.onnx"),
+}
+FOUR = (
+    "stride.onnx,tiles.onnx,feather.onnx",
+    "stair.onnx,gate.onnx,weave.onnx",
+    "ladder.onnx,funnel.onnx,tower.onnx",
+    "summit.onnx",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "trace", "tiers"),
+    [
+        ("CIFAR-10, `edge.yaml`", "cifar10", EDGE["cifar10"]),
+        ("CIFAR-10, four tiers", "cifar10", FOUR),
+        ("SST-2", "sst2", EDGE["sst2"]),
+        ("Twitter", "tfns", EDGE["tfns"]),
+        ("ImageNet-1K, three and ViT", "DATA/traces_imagenet_val.parquet", ("ResNet50,SimCLR,DINO", "ViT")),
+    ],
+)
+def test_the_exits_of_the_page_are_what_the_command_gives(sim: Program, name: str, trace: str, tiers: tuple[str, ...]):
+    told = json.loads(sim(*at_hand(f"coe-sim exits {trace} --tiers {' '.join(tiers)} --json"))[0])
+    for row in told["rows"]:
+        right = [
+            "-" if not share else f"{1 - wrong / (share * told['n']):.1%}"
+            for share, wrong in zip(row["exit"], row["wrong_exit"], strict=True)
+        ]
+        shares = " / ".join(f"{share:.1%}" for share in row["exit"])
+        cells = [name, row["theta"], shares, " / ".join(right), f"{row['accuracy']:.2%}"]
+        assert f"| {' | '.join(cells)} |" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "n"),
+    [("CIFAR-10, four voters", "cifar10", 4), ("SST-2, three", "sst2", 3), ("Twitter, three", "tfns", 3)],
+)
+def test_the_times_of_first_tiers_on_the_page_are_those_of_the_traces(sim: Program, name: str, task: str, n: int):
+    row = json.loads(sim("parallel", task, "--members", EDGE[task][0], "--json")[0])["rows"][-1]
+    times = [row["side_by_side_s"], row["in_turn_s"], row["early_s"]]
+    asked, ratio = f"{row['early_asked']:.2f} of {n}", f"{times[1] / times[0]:.2f}x"
+    assert f"| {' | '.join([name, *map(format_seconds, times), asked, ratio])} |" in TEXT
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,22 @@ def test_the_set_of_a_table_of_models(sim: Program, tmp_path: Path):
     assert "no column flops (known: model, img_size, top1, gmacs, ips)" in err
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "column top1: expected the accuracy of one model at least, got none"),
+        (["small\t\t1"], "column top1: expected the accuracy of one model at least, got none"),
+        (["small\t70\t0"], "column 1/ips: expected a number above 0 of one model at least, got none"),
+        (["small\t70\t"], "column 1/ips: expected a number above 0 of one model at least, got none"),
+    ],
+)
+def test_a_table_without_a_model_to_tell_of_is_one_line(sim: Program, tmp_path: Path, lines: list[str], words: str):
+    (tmp_path / "models.tsv").write_text("\n".join(["model\ttop1\tips", *lines, ""]))
+    _, err = sim("models", tmp_path / "models.tsv", "--cost", "1/ips", code=2)
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
 def test_the_report_is_one_page_that_stands_alone(sim: Program, trace_path: Path, plain_path: Path, tmp_path: Path):
     (tmp_path / "costs.yaml").write_text("flops: {a: 1, b: 2, c: 3, best: 100}\n")
     out, _ = sim(
@@ -165,6 +181,8 @@ def test_a_wrong_argument_is_one_line(sim: Program, plain_path: Path, arguments:
         ["cost", "--exits", "most", "--gpus", "V100"],
         ["pareto", "t.tsv", "--calibration", "1"],
         ["pareto", "t.tsv", "--most", "0"],
+        ["pareto", "t.tsv", "--seed", "-1"],
+        ["pareto", "t.tsv", "--seed", "one"],
         ["errors", "t.tsv", "--members", "a,a"],
         ["replay", "t.tsv"],
     ],
@@ -173,6 +191,23 @@ def test_what_cannot_be_read_as_an_argument_ends_in_one_plain_line(sim: Program,
     _, err = sim(*arguments, code=2)
     assert "error: " in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_ticks_of_a_time_axis_say_where_they_are():
+    pytest.importorskip("matplotlib")
+    rows = [parallel.Row(("a",), 1.72e-3, 1.99e-3, 1.71e-3, 1.0)]
+    svg = parallel.as_part(parallel.Study(TRACE, rows)).draw()[0].svg
+    assert {">1.25 ms<", ">1.75 ms<", ">1.72<", ">1.99<"} <= set(re.findall(r">[\d.]+(?: ms)?<", svg))
+
+
+def test_a_long_cell_is_put_in_several_lines_and_a_short_one_is_not():
+    from sim.html import table_html
+
+    page = table_html(
+        ("method", "exits", "system"), [["cascade", "50% / 50%", "first,second,third,fourth,fifth,sixth | best"]]
+    )
+    assert "<td class=long>first,<wbr>second" in page
+    assert "<td class=text>50% / 50%</td>" in page
 
 
 def test_names_beside_a_chart_are_moved_apart_in_their_order():

@@ -80,6 +80,13 @@ def test_the_report_gives_each_member_the_accuracy_of_its_trace(test_trace, cali
         assert f"| {calibration_trace.accuracy(name):.2%} | {test_trace.accuracy(name):.2%} |" in line
 
 
+def test_the_report_names_the_files_that_are_not_there():
+    listed = re.findall(r"^\| (\S+\.(?:onnx|tflite)) \|", REPORT, re.MULTILINE)
+    absent = [name for name in listed if not (FOLDER / name).exists()]
+    assert absent
+    assert f"Not bundled, for their size, and made again by the recipe:\n{', '.join(absent)}." in REPORT
+
+
 def test_the_report_s_rules_are_those_that_calibration_chooses(calibration_trace, flops):
     rules = report.chosen_rules(calibration_trace, flops)
     assert report.is_fit(report.decide(calibration_trace, rules), flops)

@@ -13,6 +13,7 @@ import numpy as np
 from coe.cascade import Accounting, Decisions, average_cost
 from coe.zoo import recorded
 from coe.zoo.cifar10 import wide
+from coe.zoo.cifar10.bundle import NOT_BUNDLED
 from coe.zoo.cifar10.train import N_VIEWS, RECIPES, TEACHER, TIERS
 from coe.zoo.recorded import AGREEMENTS
 from coe.zoo.trace import Trace
@@ -124,6 +125,8 @@ def render(
             "",
             "FLOPs are two for each multiply-add of the convolutions and linear layers, for one example. Latency:",
             "median of the test pictures, each alone, on one thread of one machine; compare, do not quote.",
+            "Not bundled, for their size, and made again by the recipe:",
+            f"{', '.join(_not_bundled(files))}.",
             "",
             *_ensembles_table(calibration, test),
             "",
@@ -150,6 +153,10 @@ def render(
             "",
         ]
     )
+
+
+def _not_bundled(files: Sequence[File]) -> list[str]:
+    return [one.name for one in files if one.name.partition(".")[2] in NOT_BUNDLED.get(one.tier, ())]
 
 
 def _files_table(files: Sequence[File], test: Trace) -> list[str]:

@@ -116,6 +116,7 @@ def render(
             "",
             "FLOPs are two for each multiply-add, for a text of average length. Latency: median of the test texts,",
             "each alone, tokenizer included, one thread, one machine beside other programs; compare, do not quote.",
+            f"{member_files(N_TIERS)[0]} is not bundled, for its size: the recipe makes it.",
             "",
             *_tier_1(calibration, test),
             "",

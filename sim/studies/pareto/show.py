@@ -56,6 +56,7 @@ def _picks(study: Study, costs: Costs) -> Table:
             "",
             *["1.00x"] * len(Accounting),
             "",
+            "100%",
             study.best_single,
         ]
     ]
@@ -63,7 +64,7 @@ def _picks(study: Study, costs: Costs) -> Table:
         if method.name == "single models":
             continue
         own = method.chosen
-        exits = " / ".join(f"{share:.0%}" for share in own.outcomes.shares[method.pick] if share > 0)
+        shares = _shares(method, method.pick)
         ratios = [f"{_value(method, costs, kind) / best:.2f}x" if best else "-" for kind in Accounting]
         lines.append(
             [
@@ -71,18 +72,28 @@ def _picks(study: Study, costs: Costs) -> Table:
                 f"{own.accuracy[method.pick]:.2%}",
                 f"{own.accuracy[method.pick] - accuracy:+.2%}",
                 *ratios,
-                exits,
+                " / ".join(f"{share:.0%}" for share in shares),
+                f"{1 - shares[0]:.0%}" if len(shares) > 1 else "-",
                 own.candidates[method.pick].as_text(),
             ]
         )
-    header = ("method", "accuracy", "difference", *(kind.value for kind in Accounting), "exits", "system")
+    header = ("method", "accuracy", "difference", *(kind.value for kind in Accounting), "exits", "sent", "system")
+    source = f": {costs.note.rstrip('.')}" if costs.note else ""
     note = (
         f"Chosen on {len(study.calibration):,} examples, reported on {len(study.report):,} others. Each method: the "
         f"cheapest by {study.choices.charged_by.value} that is at least as accurate as the best single model on "
         f"calibration; *: none is, the most accurate instead. Costs against {study.best_single} "
-        f"({costs.text(best)}). {costs.note}"
+        f"({costs.text(best)}){source}. sent: the share of the examples that the first tier does not answer, "
+        "so of the bytes that leave a device (the best single model in the cloud is sent all)."
     )
     return Table(f"drop-in-{costs.kind}", f"in place of the best single model, by {costs.axis}", header, lines, note)
+
+
+def _shares(method: Method, row: int) -> list[float]:
+    """Of each tier, of one choice."""
+    n_tiers = len(method.chosen.candidates[row].charged)
+    shares: list[float] = method.chosen.outcomes.shares[row, :n_tiers].tolist()
+    return shares
 
 
 def _verdict(study: Study) -> list[str]:
@@ -93,11 +104,17 @@ def _verdict(study: Study) -> list[str]:
     accuracy, of = _best_single(study)
     own = float(ours.chosen.accuracy[ours.pick])
     ratio = _value(ours, costs, accounting) / of[costs.kind] if of[costs.kind] else float("nan")
-    outcome = "wins" if ratio < 1 and own >= accuracy else "loses" if ratio >= 1 and own < accuracy else "trades"
+    outcome = "wins" if ratio < 1 and own >= accuracy else "loses" if ratio >= 1 and own <= accuracy else "trades"
+    others = [
+        f"{_value(ours, costs, kind) / of[costs.kind]:.2f}x by {kind.value}"
+        for kind in Accounting
+        if kind is not accounting and of[costs.kind]
+    ]
     gain, margin = study.lead
     lines = [
         f"The cascade of ensembles {outcome} against {study.best_single}: {own:.2%} against {accuracy:.2%} "
-        f"({gain:+.2%} +- {margin:.2%}, 95%), at {ratio:.2f}x its cost ({accounting.value}: {MEANING[accounting]})."
+        f"({gain:+.2%} +- {margin:.2%}, 95%), at {ratio:.2f}x its cost ({accounting.value}: {MEANING[accounting]}; "
+        f"{', '.join(others)})."
     ]
     better = [
         f"{method.name} ({method.chosen.accuracy[method.pick]:.2%} at "
@@ -139,7 +156,7 @@ def _method_content(study: Study, method: Method) -> dict[str, Any]:
 
 def _point(study: Study, method: Method, row: int) -> dict[str, Any]:
     own = method.chosen
-    n_tiers = len(own.candidates[row].charged)
+    shares = _shares(method, row)
     costs: dict[str, dict[str, float]] = {}
     for one in study.choices.costs:
         costs[one.kind] = {kind.value: float(own.costs[one.kind, kind][row]) for kind in Accounting}
@@ -147,8 +164,9 @@ def _point(study: Study, method: Method, row: int) -> dict[str, Any]:
         "system": own.candidates[row].as_text(),
         "accuracy": float(own.accuracy[row]),
         "calibration_accuracy": float(method.calibration_accuracy[row]),
-        "exit": own.outcomes.shares[row, :n_tiers].tolist(),
-        "wrong_exit": own.outcomes.wrong[row, :n_tiers].tolist(),
+        "exit": shares,
+        "sent": 1 - shares[0] if len(shares) > 1 else None,
+        "wrong_exit": own.outcomes.wrong[row, : len(shares)].tolist(),
         "costs": costs,
     }
 
@@ -198,12 +216,12 @@ def _figures(study: Study, costs: Costs) -> list[Figure]:
         )  # fmt: skip
     ours = study.method(OURS)
     if ours is not None:
-        cloud = study.cloud
+        cloud = _thinned(study.cloud)
         figures.append(
             frontier([singles, _series(ours, key)], axis, costs.text, name="set", title="The Pareto set (Figure 6)",
-                     cloud=_thinned(cloud), floor=floor,
-                     caption=f"Dots: {len(cloud[0]):,} cascades, on calibration; the line: their Pareto set there, "
-                             f"as it does on the rest. {chosen}")
+                     cloud=cloud, floor=floor,
+                     caption=f"Dots: {len(cloud[0]):,} of {len(study.cloud[0]):,} cascades tried, on calibration; the "
+                             f"line: their Pareto set there, as it does on the rest. {chosen}")
         )  # fmt: skip
     return figures
 
