@@ -19,7 +19,7 @@ from coe.settings.programs import run_program
 
 from .config import ServerConfig, default_config, read_config
 from .security import certs
-from .security.config import check_exposure
+from .security.config import check_exposure, need_certificates
 from .watch import logs
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _list_models(config: ServerConfig) -> int:
 
 def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
     import_runtime("grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[cloud]'")
+    need_certificates()
     logs.configure(replace(config.watch, log_level="debug") if options.verbose else config.watch)
     if options.engine == "ray":
         from .engines import ray
@@ -125,6 +126,8 @@ async def _until_stopped(server: Server) -> None:
         if server.http_port:
             scheme = "https" if server.config.security.has_tls else "http"
             print(f"coe-cloud: HTTP and the status page on {scheme}://{host}:{server.http_port}/", flush=True)
+            if server.config.device is not None:
+                print(f"coe-cloud: a phone opens {scheme}://{host}:{server.http_port}/device", flush=True)
         print(f"coe-cloud: ready on {host}:{server.port}: {names}", flush=True)
         await stop.wait()
         print(f"coe-cloud: draining, at most {server.config.grace_s:g} s", flush=True)

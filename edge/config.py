@@ -81,7 +81,12 @@ def read_config(path: Path) -> AgentConfig:
         deadline_s=float("inf") if deadline_ms is None else deadline_ms / 1000,
         grace_s=fields.number("grace_s", 10.0, 0, 3600),
         link=read_link(fields.section("link", {})),
-        field=read_field(fields, path.parent, cascade.task),
+        field=read_field(
+            fields,
+            path.parent,
+            cascade.task,
+            votes_first=not isinstance(next(iter(cascade.tiers), None), RemoteTierConfig),
+        ),
         watch=None if fields.raw("watch", None) is None else read_watch(fields.section("watch")),
         state=state,
         spool=read_spool(fields, state, path.parent),

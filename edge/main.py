@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from coe import __version__
 from coe.settings.programs import run_program
@@ -91,7 +92,7 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     )
     prints = any(sink.prints for sink in config.sinks)
     try:
-        with LiveLine(life.tally.line, sys.stderr, hidden=prints and sys.stdout.isatty()):
+        with LiveLine(life.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)):
             tally = life.run()
     except GaveUp as error:
         _tell(str(error))
@@ -102,6 +103,11 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     if life.stopped_by == signal.SIGINT:
         return 130
     return 1 if tally.n and not tally.n_decided else 0  # nothing could be decided: that is no success
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """False, too, where whoever started this program closed the stream."""
+    return stream is not None and stream.isatty()
 
 
 def _tell(line: str) -> None:

@@ -13,8 +13,10 @@ from coe.models.inputs import Door
 from .agent import Agent
 from .config import AgentConfig
 from .field.open import open_field
+from .field.policy import policy_of
 from .greet import Greeting
 from .link import LinkState, link_up
+from .link.news import LinkNews
 from .sinks import Sinks, open_sinks
 from .sources import Source
 from .spool import SpoolConfig
@@ -49,6 +51,7 @@ class Running:
     ) -> None:
         self.config = config
         self.spool: Spool | None = None
+        self._link_news = LinkNews(tell)
         with ExitStack() as opened:
             sink = open_sinks(config.sinks, config.cascade.task.labels, tell)
             opened.callback(sink.close)
@@ -87,18 +90,18 @@ class Running:
         """The spool; imported only where it is asked for."""
         from .spool.spool import Spool
 
-        field = self.config.field
         self.spool = Spool(
             config,
             self.agent,
             sink,
             is_up=lambda: all(link.state.is_up for link in self.links),
             tell=tell,
-            policy=f"{sorted(field.never_send)} {field.hook}" if field.never_send or field.hook else "",
+            policy=policy_of(self.config.field, self.config.cascade),
         )
         opened.callback(self.spool.close)
 
     def _link_changed(self, state: LinkState) -> None:
+        self._link_news.changed(state)
         spool = self.spool
         if spool is not None and state.is_up:
             spool.link_is_back()
@@ -110,7 +113,7 @@ class Running:
         from .watch.status import Watched
 
         task = self.config.cascade.task
-        recent = Recent(task.labels, thumbnails=config.thumbnails)
+        recent = Recent(task.labels, thumbnails=config.thumbnails, clears=self.field.clears)
         self.agent.watchers.append(recent)
         server = WatchServer(
             config,

@@ -50,7 +50,8 @@ class Tally:
         self.n_kept += not (left or decision.degraded)
         if decision.degraded:
             self.n_degraded += 1
-            self.cloud = decision.degraded.split(":")[0]
+            if outcome.reason != "held-back":  # that says nothing of the cloud: it was not asked
+                self.cloud = outcome.reason
         elif left:
             self.cloud = "ok"
 
@@ -97,7 +98,8 @@ class Tally:
         if self.n_known:
             lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
         if self.n_degraded:
-            lines.append(f"{self.n_degraded:,} degraded: a tier gave no answer, so the one before it had the last word")
+            why = "a tier gave no answer, or was not to be asked"
+            lines.append(f"{self.n_degraded:,} degraded: {why}, so the one before it had the last word")
         if self.n_spooled or self.n_corrected:
             lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")
         if self.n_failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 # pytest puts this folder on the path, where tests/edge would stand for the program `edge` of an editable install.
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import ONNX Runtime themselves report nothing, either
 
 settings.register_profile(
     "coe",

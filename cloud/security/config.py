@@ -123,13 +123,18 @@ def check_exposure(host: str, security: Security, insecure: bool) -> None:
         )
 
 
+def need_certificates() -> None:
+    """Raises RuntimeMissing: what reads certificates is not installed; every server imports it."""
+    import_runtime("cryptography", "certificates", CLOUD)
+
+
 def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path | None]:
     certificate, key = _path(tls, "certificate", folder), _path(tls, "key", folder)
     client_ca = _path(tls, "client_ca", folder, required=tls.has("client_ca"))
     tls.finish()
     if certificate is None or key is None:
         return None, None, None  # a finding already
-    import_runtime("cryptography", "certificates", CLOUD)
+    need_certificates()
     from .material import inspect
 
     _, remarks = inspect(certificate, key, client_ca)

@@ -117,7 +117,7 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
     Raises:
         InputError: not such an image, damaged, or more pixels than allowed (checked before decoding).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -135,7 +135,8 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises a dozen kinds for damaged files
         head = data[:8].hex(" ") or "nothing"
-        raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}): {error}") from None
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # its text is an address in memory
+        raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}){why}") from None
     return np.frombuffer(pixels, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 

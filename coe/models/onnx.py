@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+NO_REPORTS = "ORT_DISABLE_TELEMETRY"  # or it reports to Microsoft what it runs, under an id it writes for this device
 LARGEST_BOUND = 1 << 18  # bytes of an input: above it, copying one costs more than binding it saves
 
 
@@ -31,6 +33,7 @@ class OnnxMember:
     """
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
+        os.environ.setdefault(NO_REPORTS, "1")  # read as it is imported
         ort = import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")
         self.name = spec.name
         self.n_labels = len(spec.labels)

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from coe.cascade.errors import CascadeError, TierError
@@ -15,6 +17,9 @@ from coe.cascade.errors import CascadeError, TierError
 
 def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """The exit code of `run(arguments)`, its errors told on stderr."""
+    if sys.stderr is None:  # whoever started this program closed it; `print` would take standard output in its place
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
+    warnings.filterwarnings("ignore", r"Image size \(")  # Pillow's, of images that the door refuses by itself
     try:
         return run(arguments)
     except KeyboardInterrupt:

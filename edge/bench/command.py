@@ -35,6 +35,10 @@ def bench_command(arguments: Sequence[str]) -> int:
     config = read_config(path)
     for warning in config.warnings:
         _say(f"{path}: warning: {warning}")
+    if options.ask_cloud and (config.field.never_send or config.field.hook):
+        raise ConfigError(
+            ["--ask-cloud: all examples would be sent, and `never_send:` or `hook:` lets some not leave (leave it out)"]
+        )
     examples = read_examples(options.data, config, options.limit)
     _say(f"{examples.told}; {cores()} core(s) to use")
     if examples.n_unread:
@@ -42,7 +46,7 @@ def bench_command(arguments: Sequence[str]) -> int:
     if not examples.are_blank:
         _say(f"decoding and checking one takes {format_seconds(examples.decode_s)}, which no plan below includes")
     reports = _tiers(config.cascade, examples, options.seconds)
-    weighed, why_not = _payloads(config.cascade, examples)
+    weighed, why_not = _payloads(config.cascade, examples, options.ask_cloud)
     if options.json:
         told: dict[str, Any] = {"examples": examples.told, "n_examples": len(examples), "cores": cores()}
         told["decode_s"] = None if examples.are_blank else examples.decode_s
@@ -71,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=_positive, default=200, metavar="N", help="examples at most (default: 200)")
     parser.add_argument(
         "--seconds", type=_seconds, default=10.0, metavar="S", help="for the plans of all tiers (default: 10)"
+    )
+    parser.add_argument(
+        "--ask-cloud", action="store_true", help="send the examples there in each way, to compare its labels, too"
     )
     parser.add_argument("--write", action="store_true", help="write the plan into the config, comments kept")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
@@ -134,13 +141,20 @@ def _order(tier: LocalTierConfig, config: CascadeConfig, examples: Examples, cho
     return weigh_orders(ballots_of(tier, config, examples.batches), chosen.members, needed)
 
 
-def _payloads(config: CascadeConfig, examples: Examples) -> tuple[list[Weighed], str]:
+def _payloads(config: CascadeConfig, examples: Examples, asks_cloud: bool) -> tuple[list[Weighed], str]:
     """The ways to send to the first remote tier, where there is one and examples are images."""
     remote = next((tier for tier in config.tiers if isinstance(tier, RemoteTierConfig)), None)
     local = next((tier for tier in config.tiers if isinstance(tier, LocalTierConfig)), None)
     if remote is None or remote.foreign or examples.are_blank or config.task.contract.kind != "image":
         return [], ""
-    return weigh(remote, local, config, examples.batches, lambda line: _say(f"tier {remote.name}: {line}"))
+    return weigh(
+        remote,
+        local,
+        config,
+        examples.batches,
+        lambda line: _say(f"tier {remote.name}: {line}"),
+        asks_cloud=asks_cloud,
+    )
 
 
 def _write(path: Path, config: AgentConfig, reports: Sequence[TierReport]) -> int:

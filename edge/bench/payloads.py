@@ -25,6 +25,7 @@ TRIED = (
     *(Payload("jpeg", quality) for quality in (95, 85, 75, 50)),
 )
 TOGETHER = 32  # rows of a call that only asks for labels
+NOT_SENT = "nothing was sent there (--ask-cloud sends these examples)"
 PATIENCE_S = 10.0  # at least, for such a call: it is larger than the device's own
 
 
@@ -47,15 +48,22 @@ class Weighed:
 
 
 def weigh(
-    remote: RemoteTierConfig, local: LocalTierConfig | None, config: CascadeConfig, batches: Sequence[Batch], say: Say
+    remote: RemoteTierConfig,
+    local: LocalTierConfig | None,
+    config: CascadeConfig,
+    batches: Sequence[Batch],
+    say: Say,
+    *,
+    asks_cloud: bool,
 ) -> tuple[list[Weighed], str]:
     """Each way to send, and why the cloud was not asked ("" where it was).
 
     Args:
         local: the device's own first tier, whose members are asked about what would be sent.
         batches: one example each.
+        asks_cloud: send them there, each in every way; else nothing leaves the device.
     """
-    why_not = ""
+    why_not = "" if asks_cloud else NOT_SENT
     weighed: list[Weighed] = []
     first: tuple[tuple[Labels, Labels] | None, Labels | None] = (None, None)
     voter = None if local is None else open_plan(local, config, Plan(False, 1), early=False)
@@ -63,7 +71,7 @@ def weigh(
         for payload in TRIED:
             tier = _open(remote, config, payload)
             try:
-                if not weighed:
+                if not weighed and asks_cloud:
                     why_not = _why_not(tier)
                 n_bytes = float(np.mean([tier.bytes_of(batch) for batch in batches]))
                 here = None if voter is None else _answers(voter, payload, config, batches)

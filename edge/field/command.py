@@ -25,6 +25,8 @@ from ..onward import Onward
 from ..sinks import Outcome
 from ..sources import Example, SourceConfig, open_source
 from .drift import AUDIT_ERROR, DEFERRED, band, category
+from .hold_back import HoldBack
+from .open import hold_back_of
 
 WINDOW = 1000
 FALSE_ALARMS = 1e-6
@@ -37,11 +39,13 @@ class Calibration:
     Args:
         categories: examples deferred, or decided with so many votes.
         n_bad: that could not be read.
+        n_held: that may not leave the device, and were not asked about.
         n_asked: examples decided here and asked about all the same; n_differ: of those, answered otherwise.
     """
 
     categories: Counter[str] = field(default_factory=Counter)
     n_bad: int = 0
+    n_held: int = 0
     n_asked: int = 0
     n_differ: int = 0
 
@@ -68,12 +72,14 @@ def calibrate_command(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="coe-edge calibrate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument("--data", required=True, help="folder of images, or - for JSON lines on standard input")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N examples")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N examples")
     parser.add_argument("--audit", action="store_true", help="ask the cloud about those the device decides, too")
     parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
     options = parser.parse_args(arguments)
     config = read_config(options.config or default_config())
     kind = "stdin" if options.data == "-" else "folder"
+    if kind == "folder" and not Path(options.data).expanduser().is_dir():
+        raise ConfigError([f'--data: expected a folder of images or -, got "{options.data}"'])
     source = open_source(SourceConfig(kind, Path(options.data).expanduser() if kind == "folder" else None), once=True)
     cascade = open_cascade(config.cascade)
     try:
@@ -81,20 +87,41 @@ def calibrate_command(arguments: Sequence[str]) -> int:
         if options.audit and not onward.is_there:
             raise ConfigError(["--audit: the cascade has no tier beyond this device to ask (leave it out)"])
         examples = itertools.islice(source.examples(threading.Event()), options.limit)
-        found = calibrate(_with_progress(examples), cascade, onward, asks=options.audit)
+        hold_back = hold_back_of(config.field, config.cascade.task.labels)
+        found = calibrate(_with_progress(examples), cascade, onward, asks=options.audit, hold_back=hold_back)
     finally:
         cascade.close()
+    if found.n_held:
+        print(f"coe-edge: {found.n_held:,} may not leave this device, and were not asked about", file=sys.stderr)
     if not found.categories:
         raise ConfigError([f"--data: expected examples, got none that can be read in {options.data}"])
-    print(json.dumps({"bands": found.bands(), "unreadable": found.n_bad}) if options.json else found.as_yaml())
+    print(
+        json.dumps({"bands": found.bands(), "unreadable": found.n_bad, "held_back": found.n_held})
+        if options.json
+        else found.as_yaml()
+    )
     return 0
 
 
-def calibrate(examples: Iterable[Example], cascade: Cascade, onward: Onward, *, asks: bool) -> Calibration:
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
+
+
+def calibrate(
+    examples: Iterable[Example],
+    cascade: Cascade,
+    onward: Onward,
+    *,
+    asks: bool,
+    hold_back: HoldBack | None = None,
+) -> Calibration:
     """Decide examples as far as this machine can, and count.
 
     Args:
         asks: ask the tiers beyond about those that are decided here, too.
+        hold_back: why one of them may not leave; None: all may.
     Raises:
         TierError: they do not answer.
     """
@@ -114,6 +141,9 @@ def calibrate(examples: Iterable[Example], cascade: Cascade, onward: Onward, *, 
         assert what is not None
         found.categories[what] += 1
         if decision is not None and asks:
+            if hold_back is not None and hold_back(example, run) is not None:
+                found.n_held += 1
+                continue
             found.n_asked += 1
             found.n_differ += onward.ask(example).label != decision.label
     return found

@@ -67,13 +67,17 @@ class FieldConfig:
     harvest: HarvestConfig | None = None
 
 
-def read_field(fields: Fields, folder: Path, task: Task) -> FieldConfig:
+def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
     """`never_send:`, `hook:`, `audit:`, `drift:` and `harvest:` of an agent's config.
 
     Args:
         fields: of the whole file.
         folder: relative paths start here.
+        votes_first: whether models of this device see an example before it leaves.
     """
+    if not votes_first and fields.raw("never_send", None):
+        mend = "put a tier with `members:` before it, or take a `hook:`"
+        fields.wrong("never_send", f"expected models of this device to tell, got a first tier elsewhere ({mend})")
     return FieldConfig(
         never_send=_read_never_send(fields, task.labels),
         hook=_read_hook(fields, folder),

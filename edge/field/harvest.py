@@ -22,6 +22,7 @@ from ..sinks import Event, Outcome
 from ..sources import Example
 from .config import HarvestConfig
 
+MOST_GONE = 1000  # lines of the index about files that made room
 MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
 
 
@@ -29,19 +30,24 @@ class Harvest:
     """A watcher that writes files; the example first, then its line, so that a crash leaves no line without a file.
 
     Kept are examples that the device deferred and a larger tier answered, at once or later; not those answered
-    degraded, and not those held back. The same example again is one file.
+    degraded, and not those that `clears` says no to. The same example again is one file.
 
     Raises:
         OSError: its folder cannot be made.
     """
 
     def __init__(
-        self, config: HarvestConfig, labels: tuple[str, ...], told: Callable[[Event], None] = lambda event: None
+        self,
+        config: HarvestConfig,
+        labels: tuple[str, ...],
+        told: Callable[[Event], None] = lambda event: None,
+        clears: Callable[[Outcome], bool] = lambda outcome: True,
     ) -> None:
         self.config = config
         self.labels = labels
         self.n_dropped = 0
         self._told = told
+        self._clears = clears
         self._is_failing = False
         self._lock = threading.Lock()
         self._folder = config.path / EXAMPLES
@@ -51,12 +57,15 @@ class Harvest:
         self._files = deque((path.name, path.stat().st_size) for path in here)
         self._names = {name for name, _ in self._files}
         self._bytes = sum(size for _, size in self._files)
+        self._n_lines = 0
         self._mend()
 
     def saw(self, example: Example, outcome: Outcome) -> None:
         decision = outcome.decision
         is_late = bool(outcome.corrects)
         if decision is None or decision.degraded or not (outcome.deferred or is_late) or example.value is None:
+            return
+        if not self._clears(outcome):  # of a class that is never sent, says the cloud, though no member did
             return
         data, suffix = as_file(example.value)
         name = hashlib.sha256(data).hexdigest()[:24] + suffix
@@ -113,6 +122,19 @@ class Harvest:
         self._files.append((name, len(data)))
         self._names.add(name)
         self._bytes += len(data)
+        self._n_lines += 1
+        if self._n_lines > 2 * len(self._files) + MOST_GONE:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Leave out of the index what made room: it would grow for good."""
+        index, beside = self.config.path / INDEX, self.config.path / f".{INDEX}"
+        with contextlib.suppress(OSError):  # a full disk: later
+            lines = {_file_of(line): line for line in index.read_bytes().splitlines(keepends=True)}
+            kept = [line for name, line in lines.items() if name in self._names]
+            beside.write_bytes(b"".join(kept))
+            os.replace(beside, index)
+            self._n_lines = len(kept)
 
     def _mend(self) -> None:
         """After a crash: a torn last line goes, and so does a file that has no line."""
@@ -122,12 +144,20 @@ class Harvest:
         if whole != data:
             with index.open("r+b") as stream:
                 stream.truncate(len(whole))
-        named = {json.loads(line)["file"].rpartition("/")[2] for line in whole.splitlines()}
+        lines = whole.splitlines()
+        self._n_lines = len(lines)
+        named = {_file_of(line) for line in lines}
         for name, size in [entry for entry in self._files if entry[0] not in named]:
             self._files.remove((name, size))
             self._names.discard(name)
             self._bytes -= size
             (self._folder / name).unlink(missing_ok=True)
+
+
+def _file_of(line: bytes) -> str:
+    """The file that a line of the index is about."""
+    name: str = json.loads(line)["file"].rpartition("/")[2]
+    return name
 
 
 def as_file(value: bytes | Array) -> tuple[bytes, str]:

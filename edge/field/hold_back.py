@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -18,6 +19,8 @@ from coe.cascade.rule import Always
 from coe.cascade.types import Array
 from coe.models.inputs import Door
 
+from ..agent import HeldBack
+from ..sinks import Outcome
 from ..sources import Example
 
 # (bytes as captured or an array, {label name: votes}) -> True or a reason to hold it back, False or None to let it go
@@ -55,6 +58,19 @@ class HoldBack:
         if not told:
             return None
         return told if isinstance(told, str) else "its hook holds it back"
+
+    def clears(self, outcome: Outcome) -> bool:
+        """Whether nothing can say that its example may not leave: it was let go, or all members of the first tier, all
+        asked, gave it one label that may be sent, and there is no hook, which was not asked.
+        """
+        decision = outcome.decision
+        if decision is not None and decision.label in self.never_send:
+            return False
+        if outcome.deferred or outcome.corrects:
+            return outcome.reason != HeldBack.reason
+        if decision is None or self.hook is not None:
+            return False
+        return decision.exit_tier == 1 and decision.vote == 1 and decision.asked == decision.n_members
 
 
 def held_back_of(hold_back: HoldBack, cascade: Cascade, door: Door) -> Callable[[Example], str | None]:
@@ -100,6 +116,16 @@ def load_hook(reference: str, folder: Path) -> Hook:
         raise ConfigError([f'expected a function, got "{reference}" which is {type(hook).__name__}'])
     found: Hook = hook
     return found
+
+
+def hook_source(reference: str, folder: Path) -> str:
+    """A hash of the file that a hook is read from; "" where it has none."""
+    place, _, _ = reference.rpartition(":")
+    if place.endswith(".py"):
+        path = folder / Path(place).expanduser()
+    else:
+        path = Path(getattr(sys.modules.get(place), "__file__", None) or "")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _from_file(path: Path) -> Any:

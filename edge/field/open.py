@@ -10,6 +10,7 @@ from coe.cascade.errors import ConfigError
 
 from ..agent import Agent
 from ..onward import Onward
+from ..sinks import Outcome
 from ..sources import Example
 from .audit import Audit
 from .config import FieldConfig
@@ -19,9 +20,10 @@ from .hold_back import HoldBack, held_back_of, load_hook
 
 
 class Field:
-    """Each is None where it is not asked for."""
+    """Each is None where it is not asked for; `clears`: whether an outcome's example may be kept and shown."""
 
     def __init__(self) -> None:
+        self.clears: Callable[[Outcome], bool] = lambda outcome: True
         self.audit: Audit | None = None
         self.drift: Drift | None = None
         self.harvest: Harvest | None = None
@@ -29,6 +31,18 @@ class Field:
 
     def close(self) -> None:
         self._opened.close()
+
+
+def hold_back_of(config: FieldConfig, labels: tuple[str, ...]) -> HoldBack | None:
+    """What holds examples back; None: all may leave.
+
+    Raises:
+        ConfigError: the hook cannot be loaded.
+    """
+    if not config.never_send and not config.hook:
+        return None
+    hook = load_hook(config.hook, config.folder) if config.hook else None
+    return HoldBack(labels, config.never_send, hook)
 
 
 def open_field(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state: Path | None) -> Field:
@@ -41,10 +55,11 @@ def open_field(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state
     """
     field = Field()
     held_back: Callable[[Example], str | None] = lambda example: None  # noqa: E731
-    if config.never_send or config.hook:
-        hook = load_hook(config.hook, config.folder) if config.hook else None
-        agent.hold_back = hold_back = HoldBack(labels, config.never_send, hook)
+    hold_back = hold_back_of(config, labels)
+    if hold_back is not None:
+        agent.hold_back = hold_back
         held_back = held_back_of(hold_back, agent.cascade, agent.door)
+        field.clears = hold_back.clears
     if config.drift is not None:
         field.drift = Drift(config.drift, agent.tell)
         agent.watchers.append(field.drift)
@@ -64,7 +79,7 @@ def open_field(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state
         agent.watchers.append(field.audit)
     if config.harvest is not None:
         try:
-            field.harvest = Harvest(config.harvest, labels, agent.tell)
+            field.harvest = Harvest(config.harvest, labels, agent.tell, field.clears)
         except OSError as error:
             field.close()
             raise ConfigError([f"harvest.path: {config.harvest.path} cannot be made: {error.strerror}"]) from None

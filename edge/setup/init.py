@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from coe.cascade.errors import ConfigError
 from coe.wire.target import is_address
@@ -19,6 +20,7 @@ from .found_models import Found, find_models, read_labels
 
 SOURCES = "folder:/path, stdin, camera:0 or digits"
 
+T = TypeVar("T")
 Ask = Callable[[str, str], str]  # question and default -> answer
 
 
@@ -30,36 +32,60 @@ def init_command(arguments: Sequence[str]) -> int:
     if not path.parent.is_dir():
         raise ConfigError([f"--output: expected a folder that is there, got {path.parent} (mkdir -p {path.parent})"])
     asks = not options.yes and sys.stdin is not None and sys.stdin.isatty()
-    answers = _answers(options, _ask if asks else lambda question, default: default, path.parent)
+    answers = _answers(options, _ask if asks else None, path.parent)
     _write(path, first_config(answers, str(path)))
     _end(path, answers)
     return 0
 
 
-def _answers(options: argparse.Namespace, ask: Ask, folder: Path) -> Answers:
-    """From the flags, and for what they leave open, from the user or the defaults."""
-    models = options.models or ask("Models: a folder of .onnx or .tflite files, or zoo:digits", "zoo:digits")
-    found = find_models(models, folder)
+def _answers(options: argparse.Namespace, ask: Ask | None, folder: Path) -> Answers:
+    """From the flags, and for what they leave open, from the user or the defaults.
+
+    Args:
+        ask: None: the defaults.
+    """
+    question = "Models: a folder of .onnx or .tflite files, or zoo:digits"
+    models, found = _given(
+        options.models or None, ask, question, "zoo:digits", lambda text: (text, find_models(text, folder))
+    )
     labels = _labels(options.labels, found, ask)
-    cloud = options.cloud
-    if cloud is None:
-        cloud = ask("Server to ask about what they disagree on, host:port (empty: none)", "")
-    if cloud and not is_address(cloud):
-        raise ConfigError([f'--cloud: expected host:port, got "{cloud}" (coe-cloud serves on port 8001)'])
+    question = "Server to ask about what they disagree on, host:port (empty: none)"
+    cloud = _given(options.cloud, ask, question, "", _cloud)
     usual = "digits" if models == "zoo:digits" else "stdin"
-    source = options.source or ask(f"Where examples come from: {SOURCES}", usual)
-    return Answers(found, labels, cloud, _source(source))
+    source = _given(options.source or None, ask, f"Where examples come from: {SOURCES}", usual, _source)
+    return Answers(found, labels, cloud, source)
 
 
-def _labels(given: str | None, found: Found, ask: Ask) -> tuple[str, ...]:
+def _given(flag: str | None, ask: Ask | None, question: str, default: str, read: Callable[[str], T]) -> T:
+    """What `read` makes of the flag, or else of the user's answer; who is asked again if it cannot be read."""
+    if flag is not None or ask is None:
+        return read(default if flag is None else flag)
+    while True:
+        try:
+            return read(ask(question, default))
+        except ConfigError as error:
+            for finding in error.findings:
+                print(f"  {finding}")
+
+
+def _cloud(text: str) -> str:
+    if text and not is_address(text):
+        raise ConfigError([f'--cloud: expected host:port, got "{text}" (coe-cloud serves on port 8001)'])
+    return text
+
+
+def _labels(given: str | None, found: Found, ask: Ask | None) -> tuple[str, ...]:
     if found.contract is None:
         if given:
             raise ConfigError(["--labels: expected none for models with a manifest, which says them (leave it out)"])
         return ()
-    text = given
-    if text is None and not found.labels:
-        text = ask(f"Labels, in the order of the models' {found.n_labels} outputs: a,b,c or a file", "") or None
-    if text is None:
+    question = f"Labels, in the order of the models' {found.n_labels} outputs: a,b,c or a file"
+    return _given(given, None if found.labels else ask, question, "", lambda text: _read_labels(text, found))
+
+
+def _read_labels(text: str, found: Found) -> tuple[str, ...]:
+    """Of a list or a file; "": as the models have them, or made up."""
+    if not text:
         labels = found.labels or tuple(f"label-{number}" for number in range(found.n_labels))
     elif "," not in text and Path(text).expanduser().is_file():
         labels = read_labels(Path(text).expanduser())
@@ -82,7 +108,8 @@ def _source(text: str) -> str:
         folder = Path(rest).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
         return f"{{kind: folder, path: {_yaml(str(folder))}, watch: true}}"
-    raise ConfigError([f'--source: expected {SOURCES}, got "{text}"'])
+    mend = f" (write folder:{text})" if Path(text).is_dir() or ("/" in text and not rest) else ""
+    raise ConfigError([f'--source: expected {SOURCES}, got "{text}"{mend}'])
 
 
 def _yaml(path: str) -> str:

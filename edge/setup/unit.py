@@ -135,6 +135,11 @@ class Service:
         for tier in self.config.cascade.tiers:
             if isinstance(tier, RemoteTierConfig):
                 yield from filter(None, (tier.security.key, tier.security.token_file))
+        for sink in self.config.sinks:
+            if sink.mqtt is not None:
+                yield from filter(None, (sink.mqtt.password_file, *(sink.mqtt.tls or ())[2:]))
+            if sink.webhook is not None and sink.webhook.token_file is not None:
+                yield sink.webhook.token_file
 
     def read(self) -> Iterator[Path]:
         """Files and folders that it must be able to read."""
@@ -148,10 +153,16 @@ class Service:
         for part in self.config.source.parts or (self.config.source,):
             if part.path is not None:
                 yield part.path.absolute()
+        for sink in self.config.sinks:
+            yield from filter(None, (sink.mqtt.tls or ())[:2] if sink.mqtt is not None else ())
+            yield from filter(None, (sink.webhook.ca,) if sink.webhook is not None else ())
+        place = self.config.field.hook.rpartition(":")[0]
+        if place.endswith(".py"):
+            yield (self.config.field.folder / Path(place).expanduser()).absolute()
         yield from self.secrets()
 
     def _paths(self) -> list[Path]:
-        return [*self.read(), *self.writable]
+        return [*(path.absolute() for path in self.read()), *self.writable]
 
     def _is_at_home(self) -> bool:
         return any(_is_in(path, "/home", "/root", "/run/user") for path in self._paths())

@@ -22,6 +22,7 @@ PRUNE_EVERY = 256  # rows
 COLUMNS = ("label", "name", "exit_tier", "vote", "score", "degraded", "error", "truth", "latency_s", "trace")
 MARK_LEN = 20
 PAGE = 1000  # rows read at once
+MOST_INTEGER = 2**63 - 1
 
 SCHEMA = """
 CREATE TABLE decisions (
@@ -129,12 +130,12 @@ class Database:
             row = (record["event"], record.get("at"), text)
             self._db.execute("INSERT INTO events (kind, at, record) VALUES (?, ?, ?)", row)
             return
-        values = [record.get(column) for column in COLUMNS]
+        values = [_storable(record.get(column)) for column in COLUMNS]
         corrects = record.get("corrects")
         if corrects is not None and self._correct(corrects, values, record, text):
             return
         names = ("id", "at", *COLUMNS, "spooled", "corrects", "record")
-        row = (record["id"], record.get("at"), *values, record.get("spooled"), corrects, text)
+        row = (_storable(record["id"]), record.get("at"), *values, record.get("spooled"), corrects, text)
         self._db.execute(
             f"INSERT OR IGNORE INTO decisions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", row
         )
@@ -157,6 +158,18 @@ class Database:
                 self._db.execute(
                     f"DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?", (self.max_rows,)
                 )
+
+
+def _storable(value: Any) -> Any:
+    """A column's value as SQLite takes it: what is no Unicode in a name as \\udcff, a number beyond 64 bits as text.
+
+    `record` has either as it is.
+    """
+    if isinstance(value, int) and not -MOST_INTEGER - 1 <= value <= MOST_INTEGER:
+        return str(value)
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value
 
 
 def _as_os_error(error: sqlite3.Error, name: str) -> OSError:

@@ -21,6 +21,7 @@ from .landings import Landings
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
+MOST_FILE_BYTES = 64 * 2**20
 MOST_GONE = 10_000  # names of files that are gone which are remembered all the same
 LOOK_S = 1.0  # between two looks at a folder of which the system tells
 
@@ -147,12 +148,19 @@ class FolderSource:
             if stop.is_set():
                 return
             answered = None if self.memory is None else partial(self._finish, self.memory, name, stamps[name])
-            try:
-                value, error = (self.path / name).read_bytes(), None
-            except OSError as failure:
-                value, error = None, f"cannot be read: {failure.strerror}"
+            value, error = _bytes_of(self.path / name, stamps[name][0])
             yield Example(name, value, error=error, answered=answered)
 
     @staticmethod
     def _finish(memory: FolderMemory, name: str, stamp: Stamp, outcome: object) -> None:
         memory.finish(name, stamp)
+
+
+def _bytes_of(path: Path, size: int) -> tuple[bytes | None, str | None]:
+    """What a file of that size holds, or why that cannot be had; one that is too large is not read into memory."""
+    if size > MOST_FILE_BYTES:
+        return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
+    try:
+        return path.read_bytes(), None
+    except OSError as failure:
+        return None, f"cannot be read: {failure.strerror}"

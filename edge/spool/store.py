@@ -172,16 +172,26 @@ class Store:
 
         Args:
             policy: in words; "" for one that lets all go.
+        Raises:
+            ConfigError: it cannot be dropped now, the disk being full, say: nothing of it may be sent.
         """
 
-        def hold() -> None:
+        def hold() -> bool:
             table = self._here
-            if policy and policy != table.notes["policy"]:
+            if policy == table.notes["policy"]:
+                return True
+            if policy:
                 table.drop_while(lambda db, n: True, "policy")
             table.notes["policy"] = policy
             table.transact(lambda db, n: None)
+            return True
 
-        self._guard(hold, None)
+        is_held = self._guard(hold, False) or self._guard(hold, False)  # once more on a file that was damaged
+        if policy and not is_held:
+            what = "what it holds may no longer leave, and cannot be dropped"
+            raise ConfigError(
+                [f"{SPOOL.field}: {self.config.path}: {what} ({self.state}; make room, or remove the file)"]
+            )
 
     def clear(self) -> int:
         """Drop all; how many."""

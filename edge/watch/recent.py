@@ -7,6 +7,7 @@ import io
 import itertools
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +37,20 @@ class Recent:
     """A watcher. Memory stays what it is once the newest are all there.
 
     Args:
-        thumbnails: keep examples to show; those held back are not kept in any case.
+        thumbnails: keep examples to show.
+        clears: whether an outcome's example may be shown; those held back are not in any case.
     """
 
-    def __init__(self, labels: tuple[str, ...], *, thumbnails: bool) -> None:
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        *,
+        thumbnails: bool,
+        clears: Callable[[Outcome], bool] = lambda outcome: outcome.reason != "held-back",
+    ) -> None:
         self.labels = labels
         self.thumbnails = thumbnails
+        self._clears = clears
         self.times = [0] * (len(SECONDS) + 1)  # decisions by how long they took, the last: longer than all
         self.time_s = 0.0
         self.reasons: Counter[str] = Counter()  # decisions and failures that are not what was wanted
@@ -53,8 +62,9 @@ class Recent:
 
     def saw(self, example: Example, outcome: Outcome) -> None:
         reason = outcome.reason
-        is_shown = self.thumbnails and reason != "held-back" and example.value is not None and _is_image(example.value)
-        value = example.value if is_shown else None
+        value = example.value if self.thumbnails and self._clears(outcome) else None
+        if value is not None and not _is_image(value):
+            value = None
         with self._lock:
             self._newest.append(Seen(next(self._numbers), as_record(outcome, self.labels), value))
             if outcome.corrects:

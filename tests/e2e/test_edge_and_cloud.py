@@ -304,6 +304,17 @@ def test_a_watched_folder_is_decided_as_it_fills_until_sigterm(server, tmp_path)
     assert len(agent.records) == 2
 
 
+@pytest.mark.parametrize(
+    ("closed", "code", "n_lines", "told"),
+    [("1>&-", 2, 0, "coe-edge: sink: standard output is closed (set sink.path to a file)\n"), ("2>&-", 0, 1, "")],
+)
+def test_a_stream_that_was_closed_beforehand_is_no_bug(server, tmp_path, closed, code, n_lines, told):
+    config = edge_config(tmp_path, server.port)
+    command = f'"$0" -m edge.main --config "{config}" --limit 1 {closed}'
+    shell = subprocess.run(["bash", "-c", command, sys.executable], capture_output=True, text=True, timeout=30)
+    assert (shell.returncode, shell.stdout.count("\n"), shell.stderr) == (code, n_lines, told)
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(server, tmp_path):
     """As `coe-edge | head -1` does."""
     config = edge_config(tmp_path, server.port)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 import pytest
-from programs import Cloud, edge, edge_config, records_in
+from programs import Cloud, closed_port, edge, edge_config, records_in
 
 from cloud.config import read_config as read_cloud
 from coe import zoo
@@ -14,6 +15,9 @@ from coe.models import Door
 from coe.zoo import digits
 from coe.zoo.harvest import read_harvest
 from edge.config import read_config
+from edge.main import main as edge_main
+from edge.running import Running
+from edge.sources import open_source
 
 N = 150
 AUDIT = "audit: {share: 1.0, max_per_hour: 1000000000, max_mb_per_day: 1000, link_share: 1.0, report_every: 10}"
@@ -85,3 +89,40 @@ def test_the_harvest_holds_what_the_cloud_answered(tmp_path):
     assert {example.id: example.label for example in harvested} == sent
     pictures = {name: png for name, png, _ in digits.test_examples(400)}
     assert all(example.value == pictures[example.id] for example in harvested)
+
+
+def test_what_was_kept_before_a_class_was_never_sent_is_dropped_and_the_link_that_is_down_is_told_of(tmp_path, capsys):
+    def run(n: int, *more: str) -> str:
+        settings = ("when_unavailable: spool", "state: state", *more)
+        config = edge_config(tmp_path, port, *settings, rule="confidence: 0.97", sink="out.jsonl")
+        with edge(tmp_path, config, "--limit", n) as agent:
+            assert agent.end() == 0, agent.complained
+        return agent.complained
+
+    def spooled() -> dict:
+        assert edge_main(["spool", "status", "--json", "--config", str(tmp_path / "edge.yaml")]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    port = closed_port()
+    assert run(100).count("warning: the link to tier cloud is down, the device answers by itself: ") == 1
+    n_kept = spooled()["waiting"]
+    assert n_kept > 5
+    run(1)  # under the same policy all of it stays
+    assert spooled()["waiting"] == n_kept
+    run(1, 'never_send: ["7"]')
+    told = spooled()
+    assert told["dropped"] == {"policy": n_kept}
+    assert told["waiting"] == 1  # the one that was taken since
+
+
+def test_the_page_of_an_agent_shows_no_picture_of_what_is_never_sent(tmp_path):
+    pytest.importorskip("prometheus_client")
+    port = closed_port()
+    watch = f'watch: {{address: "127.0.0.1:{port}"}}'
+    config = read_config(edge_config(tmp_path, closed_port(), watch, 'never_send: ["7", "1"]', sink="out.jsonl"))
+    with Running(config, tell=lambda line: None) as running:
+        running.agent.run(open_source(config.source), 24)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status.json", timeout=20) as answer:
+            recent = json.load(answer)["recent"]
+    assert {record["name"] for record in recent if not record["thumbnail"]} == {"7", "1"}
+    assert not any(record["thumbnail"] for record in recent if record["name"] in ("7", "1"))

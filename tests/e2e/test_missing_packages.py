@@ -32,6 +32,7 @@ server: {grpc_port: 0}
     [
         ("torch", "cloud", ["serve", "--config", "torch.yaml"], "pip install torch"),
         ("grpc_health", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
+        ("cryptography", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
         ("onnxruntime", "edge", ["--limit", "1"], "pip install onnxruntime"),
         ("matplotlib", "sim", ["--delays", "--out", "report"], "pip install 'coe-cascade[sim]'"),
     ],

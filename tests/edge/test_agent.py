@@ -302,6 +302,7 @@ def test_an_example_that_is_held_back_never_leaves_and_is_answered_by_all_the_me
     assert held["x3"].decision.degraded == "held-back: tier cloud: its class is never sent"
     assert [name for name, _ in seen] == ["x1", "x3", "x5", "x7", "x9"]  # those that agreed stay anyway
     assert (len(far.deadlines), tally.n_calls, shelf.kept) == (3, 3, [])
+    assert (tally.n_degraded, tally.cloud) == (2, "ok")  # nothing is wrong with the cloud
 
 
 def test_an_example_that_is_held_back_where_no_local_answer_is_wanted_has_none():

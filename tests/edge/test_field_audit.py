@@ -14,6 +14,7 @@ from coe.cascade import Agreement, Cascade, LocalTier, TierUnavailable
 from edge.agent import Agent
 from edge.field import audit as module
 from edge.field.audit import Audit, Pace
+from edge.field.command import calibrate
 from edge.field.config import AuditConfig
 from edge.field.hold_back import HoldBack, held_back_of
 from edge.onward import Onward
@@ -165,6 +166,17 @@ def test_its_calls_take_at_most_a_set_share_of_the_time():
     assert audit.settle(BOUND_S)
     assert perf_counter() - started > 9 * 0.1  # ten calls of 10 ms each, of which the last need not rest
     audit.close()
+
+
+def test_calibrating_asks_about_no_example_that_may_not_leave():
+    far = Far()
+    device = LocalTier("device", [Seat(1), Seat(1), Seat(2)], Agreement(Fraction(2, 3)))
+    cascade = Cascade([device, far])
+    examples = Numbers(12).examples(threading.Event())
+    hold_back = HoldBack(LABELS, frozenset({2}))
+    found = calibrate(examples, cascade, Onward(cascade, DOOR), asks=True, hold_back=hold_back)
+    assert far.asked == ["x0", "x4", "x6", "x10"]
+    assert (found.n_asked, found.n_held, found.categories.total()) == (4, 8, 12)
 
 
 def test_an_example_that_may_not_leave_is_not_asked_about_though_a_member_in_the_minority_says_why():

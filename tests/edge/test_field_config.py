@@ -99,6 +99,29 @@ def test_calibrate_prints_a_section_that_the_config_takes(tmp_path, capsys):
     }
 
 
+def test_what_is_never_sent_needs_models_that_tell_it(tmp_path):
+    path = config_of(tmp_path, tiers=[{"name": "cloud", "address": "127.0.0.1:1", "model": "digits"}], never_send=["3"])
+    with pytest.raises(ConfigError, match="never_send: expected models of this device to tell, got a first tier else"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", ".", "--limit", "-3"], "argument --limit: expected a whole number from 1, got -3"),
+        (["--data", ".", "--limit", "0"], "argument --limit: expected a whole number from 1, got 0"),
+        (["--data", "nowhere"], '--data: expected a folder of images or -, got "nowhere"'),
+    ],
+)
+def test_what_calibrate_cannot_take_is_the_users_error(tmp_path, capsys, arguments, told):
+    try:
+        code = main(["calibrate", "--config", str(config_of(tmp_path)), *arguments])
+    except SystemExit as ended:  # argparse's own
+        code = ended.code
+    assert code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(told)
+
+
 def test_calibrate_with_nothing_to_read_is_the_users_error(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ["calibrate", "--config", str(config_of(tmp_path)), "--data", str(tmp_path / "empty")]

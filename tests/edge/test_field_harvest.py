@@ -77,6 +77,21 @@ def test_a_full_harvest_stops_or_makes_room_and_counts_what_it_dropped(tmp_path,
     assert harvest.report()["dropped"] == 7
 
 
+def test_the_index_of_a_harvest_whose_oldest_make_room_does_not_grow_for_good(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge.field.harvest.MOST_GONE", 5)
+    harvest = Harvest(HarvestConfig(tmp_path, max_count=3, drop_oldest=True), LABELS)
+    for number in (*range(20), *range(40)):  # some come again after they made room
+        harvest.saw(Example(f"x{number}", png(number)), answered(f"x{number}"))
+        assert (tmp_path / "labels.jsonl").read_bytes().count(b"\n") <= 2 * 3 + 5
+    assert kept(tmp_path) == ["x37", "x38", "x39"]
+    again = Harvest(HarvestConfig(tmp_path, max_count=3, drop_oldest=True), LABELS)
+    for number in range(40, 60):
+        again.saw(Example(f"x{number}", png(number)), answered(f"x{number}"))
+        assert (tmp_path / "labels.jsonl").read_bytes().count(b"\n") <= 2 * 3 + 5
+    assert kept(tmp_path) == ["x57", "x58", "x59"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["examples", "labels.jsonl"]
+
+
 def test_its_bytes_stay_within_the_budget_over_restarts(tmp_path):
     config = HarvestConfig(tmp_path, max_bytes=3.5 * len(png(0)), drop_oldest=True)
     for number in range(10):

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fakes import DOOR, UNANIMOUS, Far, ListSink, Numbers, Seat
+from test_field_config import config_of
 
-from coe.cascade import Agreement, Cascade, ConfigError, LocalTier
+from coe.cascade import Agreement, Cascade, ConfigError, Decision, LocalTier
 from edge.agent import Agent
-from edge.field.hold_back import HoldBack, load_hook
+from edge.config import read_config
+from edge.field.config import FieldConfig, HarvestConfig
+from edge.field.hold_back import HoldBack, hook_source, load_hook
+from edge.field.open import open_field
+from edge.field.policy import policy_of
+from edge.sinks import Outcome
+from edge.sources import Example
+from edge.watch.recent import Recent
 
 LABELS = ("zero", "one", "two")
 
@@ -79,6 +88,75 @@ def test_the_members_of_every_local_tier_are_heard():
     second = LocalTier("second", [Seat(0), Seat(1)], Agreement(1))
     Agent(Cascade([first, second, far]), DOOR, sink, hold_back=HoldBack(LABELS, frozenset({2}))).run(Numbers(2))
     assert sink.outcomes[1].reason == "held-back"
+
+
+def decided(label: int = 1, vote: float = 1.0, asked: int = 3, tier: int = 1, **changes: object) -> Outcome:
+    degraded = changes.pop("degraded", None)
+    return Outcome("a", Decision("a", label, tier, vote, 0.9, asked, 3, (vote,), (0.0,), degraded), 0.1, **changes)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "without_hook", "with_hook"),
+    [
+        (decided(), True, False),  # all members gave one label that may be sent; the hook was not asked
+        (decided(label=2), False, False),
+        (decided(vote=2 / 3), False, False),  # the third may have voted for a class that is never sent
+        (decided(asked=2), False, False),  # the third was not asked
+        (decided(tier=2), False, False),  # so may a member of the first tier
+        (decided(deferred=True, tier=2), True, True),  # it was let go
+        (decided(deferred=True, tier=2, label=2), False, False),  # the cloud says so
+        (decided(deferred=True, degraded="timeout: late"), True, True),
+        (decided(deferred=True, degraded='held-back: class "two" is never sent'), False, False),
+        (decided(corrects="key"), True, True),
+        (Outcome("a", None, 0.1, error="held-back: no", deferred=True), False, False),
+        (Outcome("a", None, 0.1, error="cannot be read"), False, False),
+    ],
+)
+def test_an_example_is_clear_only_where_nothing_can_say_that_it_may_not_leave(outcome, without_hook, with_hook):
+    assert HoldBack(LABELS, frozenset({2})).clears(outcome) is without_hook
+    assert HoldBack(LABELS, frozenset({2}), lambda value, votes: None).clears(outcome) is with_hook
+
+
+def test_pictures_and_the_harvest_leave_out_what_is_never_sent(tmp_path):
+    agent = Agent(Cascade([LocalTier("device", [Seat(1)], UNANIMOUS), Far()]), DOOR, ListSink())
+    field = open_field(
+        FieldConfig(never_send=frozenset({2}), harvest=HarvestConfig(tmp_path / "harvest")), agent, LABELS, None
+    )
+    recent = Recent(LABELS, thumbnails=True, clears=field.clears)
+    for label in (1, 2):
+        example = Example(f"x{label}", np.full((4, 4), label, np.uint8))
+        for watcher in (recent, field.harvest):
+            watcher.saw(example, decided(label, deferred=True, tier=2))
+    assert [record["thumbnail"] for record in recent.newest()] == [False, True]
+    assert field.harvest.report()["examples"] == 1
+    field.close()
+
+
+def test_the_policy_changes_with_the_classes_the_hooks_code_and_the_models(tmp_path):
+    def said(**changes: object) -> str:
+        config = read_config(config_of(tmp_path, **changes))
+        return policy_of(config.field, config.cascade)
+
+    hook = tmp_path / "hook.py"
+    hook.write_text("def hold(value, votes):\n    return False\n")
+    tiers = yaml.safe_load(config_of(tmp_path).read_text())["tiers"]
+    fewer = [{"name": "device", "members": ["zoo:digits/loom.onnx", "zoo:digits/stroke.onnx"]}, *tiers[1:]]
+    assert said() == ""
+    policies = [said(never_send=["3"]), said(never_send=["3", "5"]), said(hook="hook.py:hold")]
+    policies.append(said(never_send=["3"], tiers=fewer))
+    assert said(never_send=["3"]) == policies[0]
+    hook.write_text("def hold(value, votes):\n    return True\n")
+    policies.append(said(hook="hook.py:hold"))
+    assert len(set(policies)) == len(policies)
+    assert all(policies)
+
+
+def test_a_hook_in_a_module_has_a_source_too(tmp_path, monkeypatch):
+    (tmp_path / "hook_in_a_module.py").write_text("def hold(value, votes):\n    return False\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    load_hook("hook_in_a_module:hold", tmp_path)
+    assert len(hook_source("hook_in_a_module:hold", tmp_path)) == 64
+    assert hook_source("sys:exit", tmp_path) == ""
 
 
 def test_a_hook_is_loaded_from_a_file_or_a_module(tmp_path):

@@ -82,6 +82,17 @@ def test_a_file_that_goes_away_before_it_is_read_is_an_error_of_its_own(tmp_path
     assert after.value == PNG
 
 
+def test_a_file_that_is_too_large_is_an_error_and_is_not_read_into_memory(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    with (tmp_path / "b.png").open("wb") as large:
+        large.truncate(2**42)  # no memory holds that
+    good, bad = everything(FolderSource(tmp_path))
+    assert good.value == PNG
+    assert (bad.id, bad.value, bad.error) == (
+        "b.png", None, "cannot be read: expected at most 67,108,864 bytes, got 4,398,046,511,104",
+    )  # fmt: skip
+
+
 def test_a_file_that_goes_away_during_the_look_does_not_hide_the_others(tmp_path, monkeypatch):
     class Entry:
         def __init__(self, entry: os.DirEntry) -> None:
@@ -289,16 +300,12 @@ def test_whatever_the_line_there_is_an_example(line):
     assert (example.value is None) == (example.error is not None)
 
 
-@given(
-    content=st.dictionaries(
-        st.sampled_from(["id", "file", "image", "pixels", "tensor", "label"]),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-            max_leaves=6,
-        ),
-    )
-)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+NESTED = st.lists(LEAVES, max_size=3) | st.dictionaries(st.text(max_size=3), LEAVES, max_size=2)
+VALUES = LEAVES | NESTED | st.lists(LEAVES | NESTED, max_size=3)
+
+
+@given(content=st.dictionaries(st.sampled_from(["id", "file", "image", "pixels", "tensor", "label"]), VALUES))
 def test_whatever_the_object_there_is_an_example(content):
     example = parse_line(json.dumps(content).encode(), "line-1")
     assert (example.value is None) == (example.error is not None)

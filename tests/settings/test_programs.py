@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +58,35 @@ def test_a_bug_shows_its_traceback_and_asks_to_be_reported(capsys):
     assert "Traceback" in told
     assert "ZeroDivisionError: by zero" in told
     assert told.splitlines()[-1] == "coe-edge: this is a bug; please report it with the lines above"
+
+
+def test_images_that_the_door_refuses_are_not_warned_of_as_well():
+    code = "import sys; from test_programs import refusing; sys.exit(refusing())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent
+    )
+    assert (done.returncode, done.stdout) == (0, "expected at most 50000000 pixels, got 12000 x 12000\n")
+    assert done.stderr == ""
+
+
+def refusing() -> int:
+    """A program that is given a PNG whose header claims 144 million pixels."""
+    from coe.models import decode_image
+
+    size = struct.pack(">IIBBBBB", 12000, 12000, 8, 0, 0, 0, 0)
+    header = b"IHDR" + size
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size)) + header + struct.pack(">I", zlib.crc32(header))
+    data = zlib.compress(b"")
+    png += struct.pack(">I", len(data)) + b"IDAT" + data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
+
+    def run(arguments):
+        try:
+            decode_image(png, 1)
+        except InputError as error:
+            print(error)
+        return 0
+
+    return run_program("coe-edge", run, [])
 
 
 def test_control_c_ends_with_130_and_says_nothing(capsys):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from coe.assembly import RemoteTierConfig, open_tier
 from coe.cascade.errors import CascadeError, ConfigError, TierError
 from coe.settings import format_seconds
-from coe.wire.credentials import ClientSecurity
+from coe.wire.credentials import ClientSecurity, is_this_machine
 from coe.wire.remote import RemoteTier, remote_of
 from coe.wire.target import split
 
@@ -87,9 +87,12 @@ def _reach(tier: RemoteTierConfig, address: str) -> Finding:
             if tier.security.is_encrypted:
                 _shake_hands(line, tier.security, host.strip("[]"))
     except TimeoutError:
-        return fail(what, f"{address}: nobody answers", "is this the host, is it on, does a firewall let 8001 through?")
+        return fail(
+            what, f"{address}: nobody answers", f"is this the host, is it on, does a firewall let {port} through?"
+        )
     except ConnectionRefusedError:
-        mend = "start it there: coe-cloud serve --config ... --host 0.0.0.0; or mend the port"
+        beyond = "" if is_this_machine(address) else " --host 0.0.0.0 (that takes TLS, or --insecure)"
+        mend = f"start it there: coe-cloud serve --config ...{beyond}; or mend the port"
         return fail(what, f"{address}: the host is there, and nothing listens on port {port}", mend)
     except (HungUp, ConnectionResetError):
         mend = "the server asks for a device's certificate: `tls: {certificate: ..., key: ...}`"

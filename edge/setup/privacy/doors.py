@@ -20,7 +20,8 @@ def doors(config: AgentConfig) -> Iterator[Statement]:
     watch = config.watch
     if watch is not None:
         text = f"http://{watch.host}:{watch.port}/ shows counts, recent decisions and the link, "
-        text += "with small pictures of recent examples, " if watch.thumbnails else "without pictures, "
+        but = ", but of none that may not leave" if config.field.never_send or config.field.hook else ""
+        text += f"with small pictures of recent examples{but}, " if watch.thumbnails else "without pictures, "
         text += "to everybody who can reach that address; there is no password."
         yield Statement("open", "watch", text)
     if watch is None and not any(source.door for source in config.source.parts or (config.source,)):

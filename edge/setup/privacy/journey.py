@@ -33,7 +33,7 @@ def leaves(config: AgentConfig) -> Iterator[Statement]:
     if config.field.audit is not None and config.field.audit.share > 0 and any(remote_tiers(config)):
         yield _audited(config)
     for sink in config.sinks:
-        yield from _sent_by(sink)
+        yield from _sent_by(sink, bool(config.field.never_send or config.field.hook))
 
 
 def _leaves_for(
@@ -97,9 +97,15 @@ def _audited(config: AgentConfig) -> Statement:
     return Statement("leaves", "audit", text)
 
 
-def _sent_by(sink: SinkConfig) -> Iterator[Statement]:
-    """Decisions that a sink sends away: not the example, but its name and its answer."""
+def _sent_by(sink: SinkConfig, is_private: bool) -> Iterator[Statement]:
+    """Decisions that a sink sends away: not the example, but its name and its answer.
+
+    Args:
+        is_private: some examples may not leave.
+    """
     record = "each decision's record: the example's id (a file's name, where it was one), label, votes, times, errors"
+    if is_private:
+        record += "; also of examples that may not leave: no example, but its label, and which class held it back"
     if sink.mqtt is not None:
         over = "in plaintext" if sink.mqtt.tls is None else "over TLS"
         yield Statement("leaves", "sink", f"To the broker {sink.mqtt.host}:{sink.mqtt.port}, {over}: {record}.")
@@ -152,4 +158,5 @@ def stays(config: AgentConfig) -> Iterator[Statement]:
             f"The hook {field.hook} is asked about each example that would leave, and can hold it back; if it fails, "
         )
         yield Statement("stays", "hook", f"{text}the example stays.")
-    yield Statement("stays", "", "The models and this config stay here. The program reports to nobody else.")
+    text = "The models and this config stay here. The program reports to nobody else, and ONNX Runtime to nobody."
+    yield Statement("stays", "", text)

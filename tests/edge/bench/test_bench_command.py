@@ -153,7 +153,7 @@ def test_the_tables_say_it_in_words(config, images, capsys):
     assert re.search(r"^take: .* \(.*\)$", out, re.M)
     assert re.search(r"^in the config, at this tier: parallel: (true|false), threads: \d", out, re.M)
     assert re.search(r"^  jpeg 50 +\d+ +[\d.]+x +[\d.]+% +[\d.]+% +-$", out, re.M)
-    assert "the cloud's labels were not compared: tier cloud: " in out
+    assert "the cloud's labels were not compared: nothing was sent there (--ask-cloud sends these examples)" in out
     assert re.search(r"coe-edge: 12 images of .*; \d+ core", err)
     assert re.search(r"coe-edge: decoding and checking one takes [\d.]+ (us|ms), which no plan below includes", err)
     assert "coe-edge: tier device: round 1 of 1: in turn on 1 thread: " in err
@@ -274,11 +274,27 @@ def cloud(tmp_path):
         process.wait(30)
 
 
-def test_where_the_cloud_answers_its_labels_are_compared_too(config, images, cloud, capsys):
+def test_where_the_cloud_is_asked_its_labels_are_compared_too_and_otherwise_nothing_is_sent(
+    config, images, cloud, capsys
+):
     config.write_text(CONFIG.replace("127.0.0.1:1", f"127.0.0.1:{cloud}"), encoding="utf-8")
-    ways = {way["payload"]: way for way in measured(capsys, "--config", config, "--data", images)["payloads"]}
+    arguments = ("--config", config, "--data", images)
+    assert all(way["cloud_changed"] is None for way in measured(capsys, *arguments)["payloads"])
+    ways = {way["payload"]: way for way in measured(capsys, *arguments, "--ask-cloud")["payloads"]}
     assert all(way["cloud_changed"] is not None for way in ways.values())
     assert [ways[name]["cloud_changed"] for name in ("captured", "pixels", "model-size", "png")] == [0, 0, 0, 0]
+
+
+def test_why_the_cloud_could_not_be_asked_is_said(config, images, capsys):
+    assert bench(*QUICK, "--config", config, "--data", images, "--ask-cloud") == 0
+    assert "the cloud's labels were not compared: tier cloud: " in capsys.readouterr().out
+
+
+def test_the_cloud_is_not_asked_where_some_examples_may_not_leave(config, images, capsys):
+    config.write_text(CONFIG + 'never_send: ["7"]\n', encoding="utf-8")
+    assert bench(*QUICK, "--config", config, "--data", images, "--ask-cloud") == 2
+    assert "--ask-cloud: all examples would be sent" in capsys.readouterr().err
+    assert bench(*QUICK, "--config", config, "--data", images) == 0
 
 
 def test_it_reads_a_config_as_the_agent_does(config, capsys):

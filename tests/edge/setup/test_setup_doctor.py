@@ -260,6 +260,7 @@ def test_a_port_where_nobody_listens_fails(tmp_path):
     finding = one(check_tiers(patient_of(edge_config(tmp_path, port))))
     assert finding.level == "fail"
     assert finding.told == f"127.0.0.1:{port}: the host is there, and nothing listens on port {port}"
+    assert finding.mend == "start it there: coe-cloud serve --config ...; or mend the port"  # loopback is its default
     assert "coe-cloud serve" in finding.mend
 
 

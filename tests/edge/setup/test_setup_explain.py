@@ -180,6 +180,9 @@ def test_sinks_that_send_decisions_away_are_said(tmp_path):
     )
     broker = said(tmp_path, BASE, "sink: {kind: mqtt, host: broker}")["leaves"]
     assert any("To the broker broker:1883, in plaintext" in text for text in broker)
+    assert "which class held it back" not in all_of(found)
+    private = said(tmp_path, BASE, "sink: {kind: mqtt, host: broker}", 'never_send: ["3"]')["leaves"]
+    assert any("no example, but its label, and which class held it back" in text for text in private)
 
 
 def test_who_can_look_in_is_said(tmp_path):
@@ -188,6 +191,10 @@ def test_who_can_look_in_is_said(tmp_path):
     (page,) = said(tmp_path, BASE, "watch: {address: '127.0.0.1:9109', thumbnails: false}")["open"]
     assert page.startswith("http://127.0.0.1:9109/ shows counts")
     assert "without pictures" in page
+    (page,) = said(tmp_path, BASE, "watch: {address: '127.0.0.1:9109'}")["open"]
+    assert "with small pictures of recent examples, to everybody" in page
+    (page,) = said(tmp_path, BASE, "watch: {address: '127.0.0.1:9109'}", 'never_send: ["3"]')["open"]
+    assert "pictures of recent examples, but of none that may not leave, to everybody" in page
 
 
 def test_what_is_sent_is_what_is_said(tmp_path):

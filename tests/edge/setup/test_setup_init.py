@@ -189,7 +189,7 @@ def test_on_a_terminal_it_asks_for_what_is_left_open(tmp_path):
     command = [sys.executable, "-m", "edge.main", "init", "--output", str(path), "--cloud", ""]
     with subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner) as program:
         os.close(inner)
-        os.write(outer, b"zoo:digits\nstdin\n")
+        os.write(outer, b"nowhere\nzoo:digits\nphotos/new\nstdin\n")
         said = b""
         while True:
             try:
@@ -205,4 +205,7 @@ def test_on_a_terminal_it_asks_for_what_is_left_open(tmp_path):
     assert "Models: a folder of .onnx or .tflite files, or zoo:digits [zoo:digits]:" in text
     assert "Where examples come from" in text
     assert "Server to ask" not in text  # the flag said it
+    assert text.count("Models: a folder") == text.count("Where examples come from") == 2  # again, where it was wrong
+    assert "  --models: expected a folder of .onnx or .tflite files or zoo:digits, got nowhere" in text
+    assert 'got "photos/new" (write folder:photos/new)' in text
     assert read_config(path).source.kind == "stdin"

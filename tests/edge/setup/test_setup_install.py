@@ -87,6 +87,25 @@ def test_a_home_folder_is_hidden_unless_something_of_the_agent_is_in_it(tmp_path
     assert unit(path, command=("/home/pi/coe-env/bin/coe-edge",))["ProtectHome"] == ["read-only"]
 
 
+def test_what_the_agent_reads_of_its_sinks_and_its_hook_counts_too(tmp_path):
+    (tmp_path / "rules.py").write_text("def hold(value, votes):\n    return None\n")
+    path = config(
+        tmp_path,
+        FOLDER,
+        "hook: rules.py:hold",
+        "sinks:",
+        "  - {kind: webhook, url: 'https://example.org/in', token_file: w.token, ca: w.pem}",
+        "  - kind: mqtt",
+        "    host: broker",
+        "    username: pi",
+        "    password_file: m.password",
+        "    tls: {ca: m.pem, certificate: c.pem, key: c.key}",
+    )
+    service = Service(read_config(path), ("/opt/coe/bin/coe-edge",), "")
+    assert {path.name for path in service.secrets()} == {"w.token", "m.password", "c.key"}
+    assert {path.name for path in service.read()} >= {"rules.py", "w.pem", "m.pem", "c.pem", "w.token"}
+
+
 def test_a_camera_may_be_used_and_nothing_else_of_the_devices(tmp_path):
     got = unit(config(tmp_path, "source: {kind: camera, device: 0}"), user="pi")
     assert got["PrivateDevices"] == ["no"]

@@ -147,11 +147,16 @@ def test_a_subscriber_with_a_session_sees_every_record_through_an_outage(tmp_pat
 def test_without_acknowledgements_too_it_goes_on_once_the_broker_is_back(broker, monkeypatch):
     monkeypatch.setattr(mqtt, "ANSWER_S", 0.2)
     sinks = sinks_to(broker.port, qos=0)
+
+    def is_failing_with_another() -> bool:  # all before may have been through
+        sinks.write(outcome("more"))
+        return sinks.status()[0].failing_since is not None
+
     for number in range(100):
         sinks.write(outcome(f"x{number}"))
         if number in (3, 30):
             broker.kill()
-            until(lambda: sinks.status()[0].failing_since is not None)
+            until(is_failing_with_another)
             broker.start()
     with Subscriber(broker.port) as seen:
         sinks.write(outcome("last"))

@@ -48,6 +48,19 @@ def test_others_read_each_decision_as_soon_as_it_is_made(path):
     sinks.close()
 
 
+@pytest.mark.parametrize("name", ["bad\udcff.png", "\ud800", "new\nline.png", "a\0b", "ümläut 日本.png"])
+def test_any_name_that_a_file_can_have_is_a_row(path, name):
+    writer = Database(path)
+    writer.write(record(name, truth=10**30, spooled="k1", degraded=f"timeout: {name}"))
+    writer.write(record(name, corrects="k1", label=2))
+    (row,) = rows(path)
+    assert row["id"] == name.encode("utf-8", "backslashreplace").decode()
+    assert json.loads(row["first"])["id"] == json.loads(row["record"])["id"] == name
+    assert [found["id"] for found in writer.since("")] == [name, name]
+    assert row["truth"] == 1e30  # a column of whole numbers; `record` has it as it was
+    writer.close()
+
+
 def test_a_late_answer_takes_the_place_of_the_one_it_corrects_once(path):
     writer = Database(path)
     writer.write(record("a", spooled="k1", degraded="timeout: late"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from spools import Clock, fill, opened, put
 
 from coe.cascade import (
     Cascade,
+    ConfigError,
     Decision,
     InputError,
     LocalTier,
@@ -29,6 +31,7 @@ from edge.spool import SpoolConfig, sender
 from edge.spool.sender import Line, Sender
 from edge.spool.spool import Spool
 from edge.spool.store import Store
+from edge.spool.table import Table
 
 Answer = Callable[[Example], Decision]
 
@@ -382,6 +385,23 @@ def test_what_may_not_leave_is_not_kept_either(tmp_path):
     assert status.n_offered == 0
     spool.close()
     sinks.close()
+
+
+def test_what_may_no_longer_leave_and_cannot_be_dropped_keeps_the_agent_from_starting(tmp_path, monkeypatch):
+    store = opened(tmp_path)
+    put(store, "a")
+
+    def full(table, *arguments, **options):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Table, "drop_while", full)
+    store.hold_to("")  # lets all go, as before
+    with pytest.raises(ConfigError, match=r"may no longer leave, and cannot be dropped \(.*full; make room"):
+        store.hold_to("[3]")
+    monkeypatch.undo()
+    store.hold_to("[3]")
+    assert store.next() is None
+    store.close()
 
 
 def test_what_was_kept_before_more_was_held_back_is_not_sent(tmp_path):
