@@ -173,6 +173,7 @@ def test_many_callers_of_a_chain_at_once_each_get_their_own(servers, wanted, str
     assert answers == [(decision.label, decision.exit_tier) for decision in wanted.behind]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_costs_its_own_tier_and_those_behind_it_alone(wanted, tmp_path):
     with chain(tmp_path, wanted.rules) as servers:
         for killed, last in (("best", 3), ("far", 2)):

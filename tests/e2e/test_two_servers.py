@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from programs import Cloud, edge, records_in, until
 
 CONFIG = """
@@ -21,6 +22,7 @@ sink: {{path: {sink}}}
 """
 
 
+@pytest.mark.slow
 def test_an_agent_loses_no_answer_while_one_of_two_servers_drains_or_dies(tmp_path: Path) -> None:
     sink, config = tmp_path / "decisions.jsonl", tmp_path / "edge.yaml"
 

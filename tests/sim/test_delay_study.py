@@ -109,6 +109,7 @@ def test_the_virtual_clock_has_a_bundled_recording():
     assert all(row["n"] == 1000 and row["clock"] == "virtual" for row in rows)
 
 
+@pytest.mark.slow
 def test_concurrency_does_not_change_single_instance_latency():
     stage = Stage(Bundle.of("digits"))
     with Server(stage.bundle.cloud_config) as server:
@@ -122,6 +123,7 @@ def test_concurrency_does_not_change_single_instance_latency():
     assert within_tolerance(means[1], means[0]), means
 
 
+@pytest.mark.slow
 def test_tiers_apart_pay_the_schedule_smallest_first():
     done = sim("--delays", "100ms,110ms,120ms", "--schedule", "--limit", "250", "--json")
     study = json.loads(done.stdout)
