@@ -1,11 +1,13 @@
 """A real agent on a watched folder, a real server that comes and goes, and SIGKILL at any moment.
 
-Every file has one decision, every one that was spooled has one correction in the end, and no line is torn.
+Every file has one decision, every one that was spooled has one correction in the end, and no line is torn. COE_KILLS
+says how often the slow tests kill: 200 is what docs/reliability.md tells of.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -18,6 +20,8 @@ import pytest
 from programs import BOUND_S, Cloud, Program, closed_port, edge, until
 
 from coe.zoo import digits
+
+KILLS = int(os.environ.get("COE_KILLS", "40"))
 
 CONFIG = """
 task: zoo:digits
@@ -147,22 +151,22 @@ def spool_status(folder: Path, config: Path) -> dict[str, Any]:
 
 
 def test_kills_lose_no_example_and_answer_none_twice(tmp_path):
-    kill_and_check(tmp_path, 5, "sink: {path: out.jsonl}", seed=1)
+    kill_and_check(tmp_path, 3, "sink: {path: out.jsonl}", seed=1)
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_lose_no_example_and_answer_none_twice(tmp_path):
-    kill_and_check(tmp_path, 200, "sink: {path: out.jsonl}", seed=2)
+def test_many_kills_lose_no_example_and_answer_none_twice(tmp_path):
+    kill_and_check(tmp_path, KILLS, "sink: {path: out.jsonl}", seed=2)
 
 
 @pytest.mark.slow
-def test_fifty_kills_with_a_file_that_is_rotated(tmp_path):
-    kill_and_check(tmp_path, 50, "sink: {path: out.jsonl, max_mb: 0.05, keep: 1000}", seed=3)
+def test_kills_with_a_file_that_is_rotated(tmp_path):
+    kill_and_check(tmp_path, KILLS // 2, "sink: {path: out.jsonl, max_mb: 0.05, keep: 1000}", seed=3)
 
 
 @pytest.mark.slow
-def test_fifty_kills_with_two_sinks_leave_the_same_in_both(tmp_path):
-    kill_and_check(tmp_path, 50, "sinks: [{path: out.jsonl}, {kind: sqlite, path: out.db}]", seed=4)
+def test_kills_with_two_sinks_leave_the_same_in_both(tmp_path):
+    kill_and_check(tmp_path, KILLS // 2, "sinks: [{path: out.jsonl}, {kind: sqlite, path: out.db}]", seed=4)
     decisions, corrections = decisions_and_corrections(tmp_path / "out.jsonl")
     with sqlite3.connect(tmp_path / "out.db") as db:
         rows = db.execute("SELECT id, first, record FROM decisions").fetchall()
