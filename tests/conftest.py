@@ -1,4 +1,4 @@
-"""For every test: hypothesis the same each run, no settings from the environment."""
+"""For every test: hypothesis the same each run; COE_EXAMPLES=1000 has it look harder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ settings.register_profile(
     "coe",
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=int(os.environ.get("COE_EXAMPLES", "30")),
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
