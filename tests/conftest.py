@@ -17,7 +17,7 @@ settings.register_profile(
     "coe",
     derandomize=True,
     deadline=None,
-    max_examples=int(os.environ.get("COE_EXAMPLES", "30")),
+    max_examples=int(os.environ.get("COE_EXAMPLES", "60")),
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
