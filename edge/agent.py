@@ -117,6 +117,7 @@ class Agent:
                 self._pace(next_at)  # what the source has given is decided, even if it was told to stop meanwhile
                 next_at = max(next_at + self.interval_s, time.perf_counter())
                 self._take(number, example)
+                self.busy_since = None  # here alone: a waiting thread's outcome says nothing of this loop
         finally:
             if self._waiters is not None:
                 self._waiters.shutdown(wait=True)
@@ -238,7 +239,6 @@ class Agent:
             due = [(example, outcome)] if self._reorder is None else self._reorder.take(number, (example, outcome))
             for _, written in due:
                 self.sink.write(written)
-        self.busy_since = None
         for example, outcome in due:
             for watcher in self.watchers:
                 watcher.saw(example, outcome)

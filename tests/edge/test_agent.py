@@ -371,3 +371,24 @@ def test_the_tiers_beyond_the_device_answer_alone_and_count_from_its_first():
     with pytest.raises(TierUnavailable):
         broken.ask(example)
     assert not Onward(Cascade([device()]), DOOR).is_there
+
+
+def test_an_answer_from_a_server_does_not_make_a_loop_that_hangs_look_idle():
+    opened, hung, sink = threading.Event(), threading.Event(), ListSink()
+
+    class Hangs(Seat):
+        def predict(self, x):
+            if x[0, 0] == 2:
+                hung.set()
+                opened.wait(BOUND_S)
+            return super().predict(x)
+
+    cascade = Cascade([LocalTier("device", [Hangs(1), Seat(2)], UNANIMOUS), Far(lambda batch: hung.wait(BOUND_S))])
+    agent = Agent(cascade, DOOR, sink, max_in_flight=2)
+    thread = running(agent, Numbers(3))
+    until(lambda: "x1" in sink.ids and agent.n_waiting == 0)  # deferred, and answered while the loop hangs at x2
+    time.sleep(0.05)
+    assert agent.busy_since is not None
+    opened.set()
+    thread.join(BOUND_S)
+    assert agent.busy_since is None
