@@ -1,5 +1,6 @@
 """What the architectures of every recipe are built on."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,3 +30,14 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.after(x + self.body(x))
         return out
+
+
+@torch.no_grad()
+def follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Moves the averaged weights, and the normalisation's statistics, a little towards the network's."""
+    theirs = network.state_dict()
+    for key, value in averaged.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(theirs[key], 1 - decay)
+        else:
+            value.copy_(theirs[key])

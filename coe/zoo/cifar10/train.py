@@ -13,14 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from coe.zoo.cifar10 import augment
 from coe.zoo.cifar10.data import Split
 from coe.zoo.cifar10.layers import Whitening
 from coe.zoo.cifar10.networks import build
 from coe.zoo.cifar10.optimiser import optimisers
-from coe.zoo.network import Network
+from coe.zoo.network import Network, follow
 
 BATCH = 500
 TEACHER = "summit"
@@ -106,7 +106,7 @@ def train(name: str, split: Split, teacher: Tensor | None = None, told: Told = l
             for one, schedule in zip(working, schedules, strict=True):
                 one.step()
                 schedule.step()
-            _follow(averaged, network, recipe.average)
+            follow(averaged, network, recipe.average)
             total += float(loss.detach()) * len(rows)
         told(name, epoch + 1, total / len(labels), averaged)
     return averaged.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
@@ -138,17 +138,6 @@ def _loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, recipe: Recipe
         (logits / hot).log_softmax(1), (teacher / hot).log_softmax(1), reduction="batchmean", log_target=True
     )
     return recipe.teacher_share * hot**2 * soft + (1 - recipe.teacher_share) * hard
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves the averaged weights, and the normalisation's statistics, a little towards the network's."""
-    theirs = network.state_dict()
-    for key, value in averaged.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(theirs[key], 1 - decay)
-        else:
-            value.copy_(theirs[key])
 
 
 def _channels_last(network: Network) -> Network:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coe.zoo.digits.networks import build
-from coe.zoo.network import Network
+from coe.zoo.network import Network, follow
 
 BATCH = 100
 N_THREADS = 2  # fixed, because the order of a sum, and so its last bit, depends on it
@@ -99,7 +99,7 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), 2.0)
             optimiser.step()
             schedule.step()
-            _follow(averaged, network, recipe.average)
+            follow(averaged, network, recipe.average)
             total += float(loss.detach()) * len(rows)
         report(name, epoch + 1, total / len(labels))
     return _laid_out(averaged, torch.contiguous_format).eval()
@@ -119,17 +119,6 @@ def _loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, recipe: Recipe
     )
     share = recipe.teacher_share
     return share * hot**2 * soft + (1 - share) * F.cross_entropy(logits, labels)
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    """Moves the averaged weights, and the normalisation's statistics, a little towards the network's."""
-    theirs = network.state_dict()
-    for key, value in averaged.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(theirs[key], 1 - decay)
-        else:
-            value.copy_(theirs[key])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coe.models.text import Tokens
+from coe.zoo.network import follow
 from coe.zoo.text.data import Split
 
 Probabilities = NDArray[np.float32]  # (B, L)
@@ -108,7 +109,7 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-            _follow(averaged, network, recipe.average)
+            follow(averaged, network, recipe.average)
             total += float(loss.detach()) * len(rows)
         told(epoch + 1, total / len(lengths), averaged)
     return averaged
@@ -172,10 +173,3 @@ def _batches(lengths: NDArray[np.int64], size: int, dice: np.random.Generator) -
 def _triangle(steps: int, warm_share: float = 0.1) -> Callable[[int], float]:
     warm = max(1, round(steps * warm_share))
     return lambda step: min((step + 1) / warm, max(steps - step, 0) / max(steps - warm, 1))
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    theirs = network.state_dict()
-    for key, value in averaged.state_dict().items():
-        value.lerp_(theirs[key], 1 - decay)
