@@ -14,7 +14,8 @@ from payloads import members, tensors
 from processes import serve_jobs
 
 from coe.cascade import Always, Batch, LocalTier
-from coe.models import load, read_manifest
+from coe.config.manifest import read_manifest
+from coe.models import load
 from coe.zoo import digits
 
 

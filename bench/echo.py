@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from coe.wire.service import SERVICE, server_options
+from coe.protocol.service import SERVICE, server_options
 
 
 async def _unary(request: bytes, context: Any) -> bytes:

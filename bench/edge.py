@@ -24,10 +24,11 @@ from typing import Any
 from coe import zoo
 from coe.cascade import Agreement, Batch, Cascade, LocalTier
 from coe.cascade.types import Array
-from coe.models import Door, LoadedMember, load, read_manifest
+from coe.config import read_yaml
+from coe.config.manifest import read_manifest
+from coe.models import InputDecoder, LoadedMember, load
 from coe.models.onnx import OnnxMember
-from coe.models.timing import cheapest_first, seconds_each
-from coe.settings import read_yaml
+from coe.models.pool import cheapest_first, seconds_each
 from coe.zoo import digits
 
 Call = Callable[[Array], Array]
@@ -52,7 +53,7 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
     files = [Path(member).name.replace(".onnx", f".{suffix}") for member in device["members"]]
     members = [load(manifest.models[file]) for file in files]
     names, images, _ = zip(*digits.test_examples(n), strict=True)
-    whole = Door(manifest.task.contract).batch(names, images)
+    whole = InputDecoder(manifest.task.contract).batch(names, images)
     batches = [Batch((name,), whole.x[row : row + 1]) for row, name in enumerate(names)]
     ready = [members[0].prepare(batch.x) for batch in batches]
     plain, own = [_plain(member) for member in members], [member._run for member in members]

@@ -20,7 +20,7 @@ from frames import Call, Connection, Ended
 from payloads import requests
 from processes import busy_s, cpu_s, serve_jobs
 
-from coe.wire.service import path
+from coe.protocol.service import path
 
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 NO_RETRY_S = 1.0  # a negative push-back says: do not try again

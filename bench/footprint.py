@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from coe import zoo
-from coe.settings import read_yaml
+from coe.config import read_yaml
 
 START_BOUND_S, MEMORY_BOUND_MB = 1.0, 120.0
 HEAVY = ("torch", "scipy", "matplotlib", "pandas", "onnx", "tensorflow")

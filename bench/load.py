@@ -23,7 +23,7 @@ import grpc
 from payloads import N_REQUESTS, read_answer, requests
 from processes import busy_s, cpu_s, serve_jobs
 
-from coe.wire.service import client_options, path
+from coe.protocol.service import client_options, path
 
 TIMEOUT_S = 20.0  # no call may hang a benchmark
 READ_EVERY = 16

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from coe.models import Door, read_manifest
-from coe.settings import read_yaml
-from coe.wire import inference_pb2 as pb
-from coe.wire.convert import add_input, read_outputs
-from coe.wire.service import INPUT
+from coe.config import read_yaml
+from coe.config.manifest import read_manifest
+from coe.models import InputDecoder
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.codec import add_input, read_outputs
+from coe.protocol.service import INPUT
 from coe.zoo import digits, find
 
 MODEL = "digits"
@@ -40,7 +41,7 @@ def tensors(n: int) -> tuple[np.ndarray, list[int]]:
     """(n, *S) float32 as the models take them, and the true labels."""
     names, images, truth = zip(*_examples(n), strict=True)
     contract = read_manifest(digits.FOLDER).task.contract
-    return contract.prepare(Door(contract).batch(names, images).x), list(truth)
+    return contract.prepare(InputDecoder(contract).batch(names, images).x), list(truth)
 
 
 def requests(payload: str, rows: int, n: int = N_REQUESTS) -> tuple[list[bytes], list[list[int]]]:

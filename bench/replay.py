@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 
 from coe.cascade import Agreement
-from sim.sweep import Outcomes, Panel, sweep
+from sim.sweep import EnsembleVotes, Outcomes, sweep
 from sim.traces import Answers, TierSpec, Trace, batches, to_cascade
 
 N_MODELS, N_LABELS = 12, 100
@@ -51,9 +51,11 @@ def make_shapes(count: int, rng: np.random.Generator) -> list[Shape]:
 
 
 def vectorised(trace: Trace, shapes: list[Shape]) -> Outcomes:
-    panel = Panel(trace)
-    panel.count_all(members for shape in shapes for members, _ in shape)
-    return sweep([[panel.agreement(members, needed) for members, needed in shape] for shape in shapes], len(trace))
+    ensemble_votes = EnsembleVotes(trace)
+    ensemble_votes.count_all(members for shape in shapes for members, _ in shape)
+    return sweep(
+        [[ensemble_votes.agreement(members, needed) for members, needed in shape] for shape in shapes], len(trace)
+    )
 
 
 def plain(trace: Trace, shape: Shape) -> tuple[list[int], int]:

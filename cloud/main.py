@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coe import __version__
-from coe.assembly import LocalTierConfig
 from coe.cascade.errors import ConfigError
-from coe.models.base import import_runtime
-from coe.settings.programs import run_program
+from coe.config.cascade import LocalTierConfig
+from coe.config.program import run_program
+from coe.models.loading import import_runtime
 
 from .config import ServerConfig, default_config, read_config
+from .observe import logs
 from .security import certs
 from .security.config import check_exposure, need_certificates
-from .watch import logs
 
 if TYPE_CHECKING:
     from .server import Server
@@ -108,10 +108,10 @@ def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
         return ray.serve(config, options)
     if options.address is not None:
         raise ConfigError(["--address: expected with --engine ray alone, got it without (a Ray cluster's address)"])
-    from .server import Server, run  # grpc and the runtimes are only loaded to serve
+    from .server import Server, run
 
     check_exposure(config.host, config.security, options.insecure)
-    server = Server(config, say=lambda line: print(f"coe-cloud: {line}", flush=True))
+    server = Server(config, notify=lambda line: print(f"coe-cloud: {line}", flush=True))
     run(_until_stopped(server))
     return 0
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from coe.assembly import LocalTierConfig
 from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
-from coe.models.manifest import NAME
-from coe.wire.plane import Plane, Served
-from coe.wire.status import UnknownModel
+from coe.config.cascade import LocalTierConfig
+from coe.config.manifest import NAME
+from coe.protocol.core import InferenceCore, ServedModel
+from coe.protocol.status import UnknownModel
 
 from .config import ServerConfig, read_config
 
@@ -29,7 +29,7 @@ Signature = dict[Path, tuple[int, int]]  # path -> (mtime in ns, size)
 class Engine(Protocol):
     """One generation of models, ready to be asked."""
 
-    models: dict[str, Served]
+    models: dict[str, ServedModel]
 
     async def drained(self) -> None:
         """Returns when no call is under way."""
@@ -42,7 +42,7 @@ MakeEngine = Callable[[ServerConfig], Engine]
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One model as the repository index tells it: state is READY or UNAVAILABLE."""
 
     name: str
@@ -51,7 +51,7 @@ class Entry:
     reason: str
 
 
-class Repository:
+class ModelRepository:
     """The models of `plane`, and how they change.
 
     Args:
@@ -61,7 +61,7 @@ class Repository:
     """
 
     def __init__(
-        self, plane: Plane, config: ServerConfig, engine: Engine, make: MakeEngine, *, control: bool = False
+        self, plane: InferenceCore, config: ServerConfig, engine: Engine, make: MakeEngine, *, control: bool = False
     ) -> None:
         self.plane = plane
         self.config = config
@@ -71,15 +71,16 @@ class Repository:
         self.last_error = ""  # why the last change was refused; "": it was not
         self.generation = 1
         self._signature = _signature(config)
-        self._unloaded: dict[str, Served] = {}
+        self._unloaded: dict[str, ServedModel] = {}
         self._change = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
-    def index(self) -> list[Entry]:
+    def index(self) -> list[IndexEntry]:
         """Every model there is, loaded or not."""
-        ready = [Entry(name, served.version, "READY", "") for name, served in self.plane.models.items()]
+        ready = [IndexEntry(name, served.version, "READY", "") for name, served in self.plane.models.items()]
         gone = [
-            Entry(name, served.version, "UNAVAILABLE", "unloaded on request") for name, served in self._unloaded.items()
+            IndexEntry(name, served.version, "UNAVAILABLE", "unloaded on request")
+            for name, served in self._unloaded.items()
         ]
         return ready + gone
 

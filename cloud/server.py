@@ -8,22 +8,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from coe.wire.credentials import is_loopback
-from coe.wire.plane import Plane, Served
-from coe.wire.servicer import Identify, InferenceServicer
+from coe.protocol.core import InferenceCore, ServedModel
+from coe.protocol.credentials import is_loopback
+from coe.protocol.servicer import Identify, InferenceServicer
 
 from .config import ServerConfig
-from .doors.device import Handouts
-from .doors.grpc import GrpcDoor
-from .doors.rest import RestDoor
-from .engines.embedded import Embedded
-from .limits import Calls
-from .repository import Repository
+from .engines.embedded import EmbeddedEngine
+from .limits import CallGate, Quota
+from .observe.observer import Observer
+from .observe.status import ServerView, describe
+from .repository import ModelRepository
 from .security.identity import Authenticator
-from .security.quota import Quota
 from .security.tls import grpc_credentials, http_context
-from .watch.facts import Watched, describe
-from .watch.observer import Observer
+from .transports.device_page import DeviceFiles
+from .transports.grpc_server import GrpcServer
+from .transports.rest_server import RestServer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,32 +40,32 @@ class Server:
         CascadeError: a model cannot be loaded, or the next server is of another task.
     """
 
-    def __init__(self, config: ServerConfig, say: Callable[[str], None] = log.info) -> None:
+    def __init__(self, config: ServerConfig, notify: Callable[[str], None] = log.info) -> None:
         self.config = config
-        self._say = say
-        self.engine = Embedded(config, say)
-        self.calls = Calls(config.limits)
+        self._say = notify
+        self.engine = EmbeddedEngine(config, notify)
+        self.calls = CallGate(config.limits)
         self._authenticator = Authenticator(config.security)
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
         watch = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
-        self._device = None if config.http_port is None or config.device is None else Handouts(config.device)
-        self.observer = Observer(watch, Watched(self._is_ready, lambda: self._facts, self._queued))
-        self.plane = Plane(
+        self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
+        self.observer = Observer(watch, ServerView(self._is_ready, lambda: self._facts, self._queued))
+        self.plane = InferenceCore(
             self.engine.models,
             max_rows=config.limits.max_rows,
             max_bytes=config.limits.max_message_bytes,
             gates=(*self.observer.gates, self.calls, Quota(config.security.quota, self._authenticator.rate_of)),
             watchers=self.observer.watchers,
         )
-        self.repository: Repository | None = None
+        self.repository: ModelRepository | None = None
         self.port = self.http_port = 0
-        self._grpc: GrpcDoor | None = None
-        self._http: RestDoor | None = None
+        self._grpc: GrpcServer | None = None
+        self._http: RestServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopped = False
 
     @property
-    def models(self) -> dict[str, Served]:
+    def models(self) -> dict[str, ServedModel]:
         return self.plane.models
 
     async def start(self) -> None:
@@ -76,7 +75,7 @@ class Server:
             ConfigError: a port cannot be bound.
         """
         config = self.config
-        self.repository = Repository(self.plane, config, self.engine, self._load, control=config.model_control)
+        self.repository = ModelRepository(self.plane, config, self.engine, self._load, control=config.model_control)
         self._grpc = self._grpc_door(self.repository)
         self.port = self._grpc.bind(
             config.host, config.grpc_port, grpc_credentials(config.security) if config.security.has_tls else None
@@ -89,7 +88,7 @@ class Server:
         if self._http is not None:
             await self._http.start()
         self.plane.accepts = True
-        await self._grpc.health.tell(self.models, True)
+        await self._grpc.health.set_serving(self.models, True)
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self.observer.run()))
         if config.reload_s > 0:
@@ -108,7 +107,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         if self._grpc is not None:
-            await self._grpc.health.tell(self.models, False)
+            await self._grpc.health.set_serving(self.models, False)
             await asyncio.sleep(min(LEAVING_S, self.config.grace_s))
         self.plane.accepts = False
         doors = [door for door in (self._grpc, self._http) if door is not None]
@@ -119,8 +118,8 @@ class Server:
             await asyncio.to_thread(self.engine.close)
         await asyncio.to_thread(self.observer.close)
 
-    def _grpc_door(self, repository: Repository) -> GrpcDoor:
-        return GrpcDoor(
+    def _grpc_door(self, repository: ModelRepository) -> GrpcServer:
+        return GrpcServer(
             InferenceServicer(
                 self.plane, identify=self._identify(), repository=repository, sent=self.observer.tally.sent
             ),
@@ -128,9 +127,9 @@ class Server:
             reflection=self.config.reflection,
         )
 
-    def _http_door(self, repository: Repository) -> RestDoor:
+    def _http_door(self, repository: ModelRepository) -> RestServer:
         config, device = self.config, self._device
-        return RestDoor(
+        return RestServer(
             self.plane,
             identify=self._identify_http(),
             repository=repository,
@@ -143,9 +142,9 @@ class Server:
             max_message_bytes=config.limits.max_message_bytes,
         )
 
-    def _load(self, config: ServerConfig) -> Embedded:
+    def _load(self, config: ServerConfig) -> EmbeddedEngine:
         """The next generation of models; on a thread."""
-        engine = Embedded(config, self._say)
+        engine = EmbeddedEngine(config, self._say)
         self._facts = describe(config.cascade, config.model, engine.runs_on)
         return engine
 
@@ -154,7 +153,7 @@ class Server:
 
     def _queued(self) -> dict[str, int]:
         engine = self.engine if self.repository is None else self.repository.engine
-        return engine.queued() if isinstance(engine, Embedded) else {}
+        return engine.queued() if isinstance(engine, EmbeddedEngine) else {}
 
     def _identify(self) -> Identify | None:
         """Who a gRPC call is from; None where nobody is asked."""

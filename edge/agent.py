@@ -1,4 +1,4 @@
-"""The agent's loop: take an example, decide it here, or let it go on to the cloud and take the next.
+"""The agent's loop: examples in turn through the cascade, and what waits for its answer on threads.
 
 One thread takes examples and runs the local tiers, in order. An example that must wait for a server is handed to
 a waiting thread, at the tier where it stands, and comes back as an outcome like any other.
@@ -16,23 +16,60 @@ from dataclasses import replace
 from typing import Protocol
 
 from coe.cascade.cascade import Cascade, Run
-from coe.cascade.delay import RealClock
 from coe.cascade.errors import InputError, TierError
-from coe.models.inputs import Door
-from coe.wire import trace
+from coe.cascade.types import Decision
+from coe.link import RealClock
+from coe.models.inputs import InputDecoder
+from coe.protocol import trace_context
 
-from .link import Smoothed
-from .sinks import Event, Outcome, Reorder, Sink
+from .link import MovingAverage
+from .sinks import Event, Outcome, ReorderBuffer, Sink
 from .sources import Example, Source
 from .tally import Tally
+
+
+class RemoteTiers:
+    """What is left of the cascade after its local tiers, without falling back on any of them.
+
+    Args:
+        cascade: the agent's own; it stays its owner.
+        door: decodes and checks the example again.
+    """
+
+    def __init__(self, cascade: Cascade, decoder: InputDecoder) -> None:
+        n_local = next((at for at, tier in enumerate(cascade.tiers) if tier.waits), len(cascade.tiers))
+        self.tiers = cascade.tiers[n_local:]
+        self.first_tier = 1 + sum(tier.n_tiers for tier in cascade.tiers[:n_local])
+        self.decoder = decoder
+        self._rest = Cascade(self.tiers, keep_last_answer=False) if self.tiers else None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the cascade has any tier that is not on this device."""
+        return self._rest is not None
+
+    def ask(self, example: Example, deadline: float = math.inf) -> Decision:
+        """The answer of the tiers beyond, their numbers counted from the device's first.
+
+        Args:
+            deadline: `time.monotonic()` second.
+        Raises:
+            TierError: no answer.
+            InputError: the example cannot be read.
+        """
+        assert self._rest is not None, "a cascade with no tier beyond the device has nobody to ask"
+        assert example.value is not None
+        decision = self._rest.decide(self.decoder.batch([example.id], [example.value], deadline))[0]
+        return replace(decision, exit_tier=decision.exit_tier + self.first_tier - 1)
+
 
 PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, and cannot be interrupted
 
 
-class Watcher(Protocol):
+class OutcomeObserver(Protocol):
     """Told of every example's outcome once it is in the sink, and of corrections; must be quick, and not raise."""
 
-    def saw(self, example: Example, outcome: Outcome) -> None: ...
+    def on_outcome(self, example: Example, outcome: Outcome) -> None: ...
 
 
 class Keeper(Protocol):
@@ -43,13 +80,13 @@ class Keeper(Protocol):
         ...
 
 
-class HeldBack(TierError):
+class HeldBackError(TierError):
     """The example may not leave the device."""
 
     reason = "held-back"
 
 
-HoldBack = Callable[[Example, Run], str | None]  # why an example that would go on may not; None: it may
+HoldBackRule = Callable[[Example, Run], str | None]  # why an example that would go on may not; None: it may
 
 
 class Agent:
@@ -71,32 +108,32 @@ class Agent:
     def __init__(
         self,
         cascade: Cascade,
-        door: Door,
+        decoder: InputDecoder,
         sink: Sink,
         *,
         max_in_flight: int = 16,
         ordered: bool = False,
         deadline_s: float = math.inf,
         interval_s: float = 0.0,
-        hold_back: HoldBack | None = None,
+        hold_back: HoldBackRule | None = None,
         keeper: Keeper | None = None,
-        watchers: Sequence[Watcher] = (),
+        observers: Sequence[OutcomeObserver] = (),
     ) -> None:
         self.cascade = cascade
-        self.door = door
+        self.decoder = decoder
         self.sink = sink
         self.deadline_s = deadline_s
         self.interval_s = interval_s
         self.hold_back = hold_back
         self.keeper = keeper
-        self.watchers = list(watchers)
+        self.observers = list(observers)
         self.tally = Tally()
         self.failure: BaseException | None = None
         self.stop = threading.Event()
         self.n_waiting = 0  # examples under way at a server
-        self.local_s = Smoothed()  # the device's own part of an example that waits for a server
+        self.local_s = MovingAverage()  # the device's own part of an example that waits for a server
         self.busy_since: float | None = None  # `time.monotonic()` second it took its example; None: idle
-        self._reorder: Reorder[tuple[Example, Outcome]] | None = Reorder() if ordered else None
+        self._reorder: ReorderBuffer[tuple[Example, Outcome]] | None = ReorderBuffer() if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
         self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
         self._clock = RealClock()
@@ -135,8 +172,8 @@ class Agent:
             self.tally.correct(outcome)
             self.sink.write(outcome)
         if example is not None:
-            for watcher in self.watchers:
-                watcher.saw(example, outcome)
+            for observer in self.observers:
+                observer.on_outcome(example, outcome)
 
     def tell(self, event: Event) -> None:
         """Write an event to the sink."""
@@ -162,7 +199,7 @@ class Agent:
             return
         try:
             run = self.cascade.start(
-                self.door.batch([example.id], [example.value], min(now + self.deadline_s, example.deadline))
+                self.decoder.batch([example.id], [example.value], min(now + self.deadline_s, example.deadline))
             )
             while not run.is_done and not run.next_tier.waits:
                 run.step()
@@ -171,7 +208,7 @@ class Agent:
         except InputError as error:
             self._done(number, example, self._failed(example, started, str(error)))
             return
-        except HeldBack as error:  # and the device has no answer of its own
+        except HeldBackError as error:  # and the device has no answer of its own
             failed = self._failed(example, started, f"{error.reason}: {error}")
             self._done(number, example, replace(failed, deferred=True))
             return
@@ -194,14 +231,14 @@ class Agent:
         why = self.hold_back(example, run)
         if why is None:
             return
-        error = HeldBack(run.next_tier.name, why)
+        error = HeldBackError(run.next_tier.name, why)
         if not run.falls_back:
             raise error
         run.fall_back(error)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
         """The rest of an example's way, on a waiting thread, under a trace of its own that the servers go on with."""
-        hop = trace.begin()
+        hop = trace_context.begin()
         try:
             while not run.is_done:
                 run.step()
@@ -214,7 +251,7 @@ class Agent:
             self.give_up(error)
             outcome = self._failed(example, started, str(error))
         finally:
-            trace.end()
+            trace_context.end()
             with self._counting:
                 self.n_waiting -= 1
             self._slots.release()
@@ -240,8 +277,8 @@ class Agent:
             for _, written in due:
                 self.sink.write(written)
         for example, outcome in due:
-            for watcher in self.watchers:
-                watcher.saw(example, outcome)
+            for observer in self.observers:
+                observer.on_outcome(example, outcome)
             if example.answered is not None:
                 example.answered(outcome)
 

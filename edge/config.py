@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe import zoo
-from coe.assembly import CascadeConfig, RemoteTierConfig, read_cascade
-from coe.settings import Fields, Report, read_yaml
+from coe.config import Fields, Report, read_yaml
+from coe.config.cascade import CascadeConfig, RemoteTierConfig, read_cascade
 
 from .field.config import FieldConfig, read_field
 from .link import LinkConfig, read_link
+from .observe.config import ObserveConfig, read_observe
 from .sinks import SinkConfig, read_sinks
 from .sources import SourceConfig, read_sources
 from .spool import SpoolConfig, read_spool, read_state
-from .watch.config import WatchConfig, read_watch
 
 FALLBACKS = ("answer-local", "spool", "fail")
 
@@ -46,7 +46,7 @@ class AgentConfig:
     grace_s: float
     link: LinkConfig
     field: FieldConfig
-    watch: WatchConfig | None
+    watch: ObserveConfig | None
     state: Path
     spool: SpoolConfig | None
     warnings: tuple[str, ...]
@@ -87,7 +87,7 @@ def read_config(path: Path) -> AgentConfig:
             cascade.task,
             votes_first=not isinstance(next(iter(cascade.tiers), None), RemoteTierConfig),
         ),
-        watch=None if fields.raw("watch", None) is None else read_watch(fields.section("watch")),
+        watch=None if fields.raw("watch", None) is None else read_observe(fields.section("watch")),
         state=state,
         spool=read_spool(fields, state, path.parent),
         warnings=tuple(report.warnings),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from coe import __version__
-from coe.settings.programs import run_program
+from coe.config.program import run_program
 
 from .config import AgentConfig, default_config, read_config
 
@@ -21,11 +21,11 @@ Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, tuple[str, str]] = {  # name -> where its function is, what it does
     "init": ("edge.setup.init:init_command", "write a first config"),
     "doctor": ("edge.setup.doctor:doctor_command", "look for what is wrong, and say what mends it"),
-    "bench": ("edge.bench.command:bench_command", "time members and thread plans here, weigh what is sent"),
+    "bench": ("edge.profile.command:bench_command", "time members and thread plans here, weigh what is sent"),
     "explain": ("edge.setup.explain:explain_command", "say what leaves this device, and what it keeps"),
     "install-service": ("edge.setup.install_service:install_service_command", "run it as a systemd service"),
     "spool": ("edge.spool.command:spool_command", "what waits for a later answer: status, export, clear"),
-    "calibrate": ("edge.field.command:calibrate_command", "measure what drift is told by"),
+    "calibrate": ("edge.field.drift:calibrate_command", "measure what drift is told by"),
 }
 
 
@@ -45,9 +45,9 @@ def _run(arguments: Sequence[str]) -> int:
     for warning in config.warnings:
         _tell(f"{path}: warning: {warning}")
     if options.dry_run:
-        from .check import check
+        from .session import dry_run
 
-        return check(config)
+        return dry_run(config)
     return _decide(config, options)
 
 
@@ -78,11 +78,11 @@ def _positive(text: str) -> int:
 
 
 def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
-    from .live import LiveLine
-    from .service import GaveUp, Life
+    from .supervisor import ShutdownTimeout, Supervisor
+    from .tally import LiveLine
 
     talks = options.verbose or sys.stderr.isatty()
-    life = Life(
+    supervisor = Supervisor(
         config,
         lambda: read_config(config.path),
         tell=_tell,
@@ -92,15 +92,15 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     )
     prints = any(sink.prints for sink in config.sinks)
     try:
-        with LiveLine(life.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)):
-            tally = life.run()
-    except GaveUp as error:
+        with LiveLine(supervisor.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)):
+            tally = supervisor.run()
+    except ShutdownTimeout as error:
         _tell(str(error))
         os._exit(1)  # its threads would be waited for
     if talks:
         for line in tally.summary():
             _tell(line)
-    if life.stopped_by == signal.SIGINT:
+    if supervisor.stopped_by == signal.SIGINT:
         return 130
     return 1 if tally.n and not tally.n_decided else 0  # nothing could be decided: that is no success
 

@@ -9,11 +9,25 @@ from collections.abc import Sequence
 
 from coe import __version__
 from coe.cascade import ConfigError
-from coe.settings.programs import run_program
+from coe.config.program import run_program
 
-from .cli import arguments, cost, delays, digits, errors, exits, models, paper, parallel, pareto, record, replay, report
+from . import arguments
+from .studies import (
+    delays,
+    digits,
+    errors,
+    exits,
+    gpu_cost,
+    model_table,
+    paper,
+    parallel,
+    pareto,
+    record,
+    replay,
+    report,
+)
 
-STUDIES = (digits, paper, record, replay, pareto, errors, exits, parallel, cost, models, report)
+STUDIES = (digits, paper, record, replay, pareto, errors, exits, parallel, gpu_cost, model_table, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +45,7 @@ def _run(given: Sequence[str]) -> int:
     if options.delays is None:
         parser.print_help(sys.stderr)
         raise ConfigError(["expected a study, got none (write coe-sim --delays, or coe-sim digits)"])
-    return delays.run(options)
+    return delays.run_command(options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,16 +1,34 @@
-"""What was measured of each example, and what a row of the delay table says of a run."""
+"""Measurements of each example of a delay study: saved, made from a trace, and replayed in virtual time.
+
+The vote, the rule and the order of the members are those of the bundled configs, through `coe.cascade`; the times are
+the trace's, of one example alone on one thread. Nothing is known of the wire: a call takes the server's time, and
+sends the example's bytes in the message that would carry them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coe.cascade import ConfigError
+from coe.cascade import Agreement, Always, Batch, Cascade, ConfigError, DeferralRule, LocalTier, Tier, Vote
+from coe.cascade.types import Array
+from coe.cascade.vote import exact_share
+from coe.config.cascade import LocalTierConfig
+from coe.link import Clock, Delay, DelayedTier, VirtualClock
+from coe.models import TableMember
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.codec import add_input
+from coe.protocol.service import FRAME_BYTES, INPUT
+
+from .systems import SYSTEMS, BundledTask
+from .traces import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +107,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DelayRow:
     """One system at one delay. Times in seconds; bytes count messages with gRPC's 5-byte prefix.
 
     `predicted_mean_s`: the virtual clock's mean, from the delay and the compute measured without one.
@@ -121,13 +139,13 @@ class Row:
 
 def summarise(
     system: str, delay_s: float, records: Sequence[Record], predicted_mean_s: float, *, n_tiers: int, clock: str
-) -> Row:
+) -> DelayRow:
     """The row of one run."""
     latencies = np.array([record.latency_s for record in records])
     away = [record for record in records if record.left_device]
     delays = np.array([record.delay_s for record in away] or [0.0])
     exits = np.bincount([record.exit_tier - 1 for record in records], minlength=n_tiers) / len(records)
-    return Row(
+    return DelayRow(
         system=system,
         delay_s=delay_s,
         n=len(records),
@@ -174,3 +192,201 @@ def load_recording(path: Path) -> tuple[dict[str, list[Record]], str]:
         raise ConfigError([f"{path}: the recording cannot be read: {error.strerror}"]) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError([f"{path}: expected a recording of coe-sim --delays (recording.json): {error}"]) from None
+
+
+Seconds = NDArray[np.float64]
+
+
+def recording_of(bundle: BundledTask, trace: Trace) -> dict[str, list[Record]]:
+    """Each system's records without a delay.
+
+    Raises:
+        ConfigError: the trace lacks a model of the configs, or what a recording needs.
+    """
+    return {system: _records(bundle, system, trace) for system in SYSTEMS}
+
+
+def about(trace: Trace) -> str:
+    """What is to be known about such a recording."""
+    return f"{trace.name}, {len(trace):,} examples: models' times one example at a time, no wire"
+
+
+def _records(bundle: BundledTask, system: str, trace: Trace) -> list[Record]:
+    device, cloud = bundle.tiers(system)
+    tiers = [*device, *cloud]
+    _check(tiers, trace)
+    rows = np.arange(len(trace))  # (B,)
+    local_tiers = [
+        LocalTier(tier.name, [TableMember(_outputs(trace, spec.name), spec.name) for spec in tier.members], tier.rule,
+                  early=tier.early)
+        for tier in tiers
+    ]  # fmt: skip
+    run = Cascade(local_tiers).decide(Batch(trace.ids, rows[:, None]))
+    here, there = np.zeros(len(trace)), np.zeros(len(trace))  # (B,) seconds
+    for number, visit in enumerate(run.visits):
+        reached = rows if visit.rows is None else visit.rows
+        place = here if number < len(device) else there
+        place[reached] += _times(tiers[number], visit.vote, trace, reached)
+    model = bundle.best_model if system == "cloud-only" else bundle.edge["tiers"][-1]["model"]
+    payload = trace.payload_bytes
+    assert payload is not None
+    records = []
+    for row, exit_tier in enumerate(run.exit_tier.tolist()):
+        left = exit_tier > len(device)
+        votes = run.tier_votes[row]
+        records.append(
+            Record(
+                id=trace.ids[row],
+                label=int(run.labels[row]),
+                truth=int(trace.labels[row]),
+                exit_tier=exit_tier,
+                latency_s=float(here[row] + there[row]),
+                call_s=float(there[row]),
+                server_s=float(there[row]),
+                bytes_sent=message_bytes(model, int(payload[row])) if left else 0,
+                asked=int(run.asked[row]),
+                votes=tuple(float(share) for share in votes[~np.isnan(votes)]),
+            )
+        )
+    return records
+
+
+def _check(tiers: Sequence[LocalTierConfig], trace: Trace) -> None:
+    names = [spec.name for tier in tiers for spec in tier.members]
+    missing = sorted({name for name in names if name not in trace.models})
+    findings = [f'{trace.name}: expected the model "{name}" of the bundled configs, got none' for name in missing]
+    if not findings:
+        answers = [trace.models[name] for name in names]
+        if trace.payload_bytes is None or any(one.latency_s is None or one.probabilities is None for one in answers):
+            findings.append(f"{trace.name}: expected probabilities, latency_s and payload_bytes (record --latencies)")
+    if findings:
+        raise ConfigError(findings)
+
+
+def _outputs(trace: Trace, model: str) -> Array:
+    """(B, L) float32, where the largest is the prediction even if 16 bits cannot tell the two largest apart."""
+    answers = trace.models[model]
+    outputs = np.array(answers.probabilities, dtype=np.float32)
+    outputs[np.arange(len(outputs)), answers.predictions] = np.nextafter(outputs.max(axis=1), np.float32(2))
+    return outputs
+
+
+def _times(tier: LocalTierConfig, vote: Vote, trace: Trace, rows: NDArray[np.intp]) -> Seconds:
+    """(A,) seconds that a tier takes: its slowest member side by side, else the members asked, in turn."""
+    each = np.stack([_latency(trace, spec.name)[rows] for spec in tier.members])  # (M, A)
+    if tier.parallel:
+        slowest: Seconds = each.max(axis=0)
+        return slowest
+    in_turn: Seconds = each.cumsum(axis=0)[vote.asked - 1, np.arange(len(rows))]
+    return in_turn
+
+
+def _latency(trace: Trace, model: str) -> Seconds:
+    seconds = trace.models[model].latency_s
+    assert seconds is not None
+    return seconds.astype(np.float64)
+
+
+@cache
+def message_bytes(model: str, payload_bytes: int) -> int:
+    """What a call sends for one example, with gRPC's own prefix, as a row of the study counts it."""
+    request = pb.ModelInferRequest(model_name=model, model_version="0" * 12)  # a fingerprint is as long
+    example = np.empty(1, dtype=object)
+    example[0] = bytes(payload_bytes)
+    add_input(request, INPUT, example)
+    return request.ByteSize() + FRAME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedVote:
+    """What a tier said of one example, and the seconds it took."""
+
+    label: int
+    share: float
+    time_s: float
+    exit_tier: int = 1
+    inner_votes: tuple[float, ...] = ()
+
+
+class RecordedTier:
+    """A tier that says again what was recorded, one example at a time, and lets its clock run as long."""
+
+    n_tiers = 1
+    waits = False
+
+    def __init__(self, name: str, votes: Mapping[str, RecordedVote], rule: DeferralRule, clock: Clock) -> None:
+        self.name = name
+        self.votes = votes
+        self.rule = rule
+        self.clock = clock
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        (name,) = batch.ids
+        said = self.votes[name]
+        self.clock.wait(said.time_s)
+        share = exact_share(said.share)
+        inner = said.inner_votes
+        return Vote(
+            labels=np.array([said.label]),
+            count=np.array([share.numerator]),
+            asked=np.array([share.denominator]),
+            n_members=share.denominator,
+            score=np.array([np.nan], dtype=np.float32),
+            exit_tier=np.array([said.exit_tier]) if inner else None,
+            tier_votes=np.array([inner], dtype=np.float32) if inner else None,
+        )
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        return vote
+
+    def close(self) -> None:
+        pass
+
+
+def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) -> list[Record]:
+    """The same examples behind `delay`, in virtual time.
+
+    Args:
+        records: of a run without an injected delay.
+        has_device_tier: the system has a tier on the device before the hop.
+    Raises:
+        ConfigError: an example is degraded: what the cloud would have said of it is not known.
+    """
+    degraded = [record.id for record in records if record.degraded]
+    if degraded:
+        first = f"{len(degraded)} degraded examples, {degraded[0]} first"
+        raise ConfigError([f"expected a recording of answers alone, got {first} (record it again)"])
+    clock = VirtualClock()
+    cascade = _recorded_cascade(records, delay, clock, has_device_tier)
+    x = np.zeros((1, 1))
+    replayed = []
+    for record in records:
+        started = clock.now()
+        decision = cascade.decide(Batch((record.id,), x))[0]
+        latency_s = clock.now() - started
+        if (decision.label, decision.exit_tier) != (record.label, record.exit_tier):
+            raise AssertionError(f"replay of {record.id}: {decision} is not what was recorded: {record}")
+        delay_s = decision.call.get("delay_s", 0.0)
+        replayed.append(replace(record, latency_s=latency_s, delay_s=delay_s))
+    return replayed
+
+
+def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has_device_tier: bool) -> Cascade:
+    device: dict[str, RecordedVote] = {}
+    cloud: dict[str, RecordedVote] = {}
+    for record in records:
+        device[record.id] = RecordedVote(record.label, record.votes[0], record.local_s)
+        if record.left_device:
+            before = 1 if has_device_tier else 0
+            seconds = record.call_s if has_device_tier else record.local_s + record.call_s
+            cloud[record.id] = RecordedVote(
+                record.label, record.votes[-1], seconds, record.exit_tier - before, record.votes[before:]
+            )
+    tiers: list[Tier] = []
+    if has_device_tier:
+        # What stayed had agreed and what left had not: any threshold between the two is the one that was used.
+        kept = [device[record.id].share for record in records if not record.left_device]
+        tiers.append(RecordedTier("device", device, Agreement(exact_share(min(kept, default=1.0))), clock))
+    if cloud:
+        tiers.append(DelayedTier(RecordedTier("cloud", cloud, Always(), clock), delay, clock))
+    return Cascade(tiers)

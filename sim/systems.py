@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from coe import zoo
-from coe.assembly import LocalTierConfig, read_cascade
 from coe.cascade import ConfigError
-from coe.settings import Fields, Report, read_yaml
+from coe.config import Fields, Report, read_yaml
+from coe.config.cascade import LocalTierConfig, read_cascade
 
 SYSTEMS = ("cascade", "cloud-only", "edge-only")
 TITLES = {
@@ -27,7 +27,7 @@ CALL_DEADLINE_MS = 60_000  # far beyond any delay studied: no answer is cut shor
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class Uplink:
     """What lies between a device and the server it asks.
 
     Args:
@@ -44,7 +44,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class BundledTask:
     """A bundled task as its device and its cloud are configured: one ensemble there, and the tiers of a server here.
 
     Args:
@@ -56,7 +56,7 @@ class Bundle:
     cloud: Mapping[str, Any]
 
     @classmethod
-    def of(cls, task: str) -> Bundle:
+    def of(cls, task: str) -> BundledTask:
         """Raises ConfigError where the task is not bundled."""
         folder = zoo.find(task)
         return cls(task, *(_placed(read_yaml(folder / f"{name}.yaml"), folder) for name in ("edge", "cloud")))
@@ -113,15 +113,15 @@ def _placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def edge_config(
-    bundle: Bundle, system: str, hop: Hop, sink: Path, *, interval_s: float, max_in_flight: int
+    bundle: BundledTask, system: str, uplink: Uplink, sink: Path, *, interval_s: float, max_in_flight: int
 ) -> dict[str, Any]:
     """The agent's config for one system."""
     device, cloud = bundle.edge["tiers"]
-    cloud = {**cloud, "address": f"127.0.0.1:{hop.port}", "deadline_ms": CALL_DEADLINE_MS}
-    if hop.delay_s is not None:
-        cloud |= {"delay_ms": hop.delay_s * 1000, "delay_one_way": hop.one_way}
-    if hop.device_delay_s is not None:
-        device = {**device, "delay_ms": hop.device_delay_s * 1000, "delay_one_way": hop.one_way}
+    cloud = {**cloud, "address": f"127.0.0.1:{uplink.port}", "deadline_ms": CALL_DEADLINE_MS}
+    if uplink.delay_s is not None:
+        cloud |= {"delay_ms": uplink.delay_s * 1000, "delay_one_way": uplink.one_way}
+    if uplink.device_delay_s is not None:
+        device = {**device, "delay_ms": uplink.device_delay_s * 1000, "delay_one_way": uplink.one_way}
     tiers = {
         "cascade": [device, cloud],
         "cloud-only": [{**cloud, "model": bundle.best_model}],
@@ -137,7 +137,7 @@ def edge_config(
     }
 
 
-def chain_config(bundle: Bundle, next_port: int | None, delay_s: float, one_way: bool) -> dict[str, Any]:
+def chain_config(bundle: BundledTask, next_port: int | None, delay_s: float, one_way: bool) -> dict[str, Any]:
     """One cloud tier on a server of its own: the last (`next_port` None), or those before it.
 
     Raises:

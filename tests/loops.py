@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from cloud.lane import Lane
 from cloud.server import Server
+from cloud.tier_batcher import TierBatcher
 from coe.cascade import Batch, DeferralRule, Tier, Vote
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class LoopedLane:
     def __init__(self, loop: Loop, tier: Tier, **limits: Any) -> None:
         self.loop, self.tier = loop, tier
         self.name, self.rule = tier.name, tier.rule
-        self.lane = Lane(tier, **limits)
+        self.lane = TierBatcher(tier, **limits)
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         return self.loop.run(self.lane.vote(batch, rule))

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from cloud.security import issue
+from cloud.security import authority
 
 ECHO = "/test.Echo/Echo"
 
@@ -23,7 +23,7 @@ class Pki:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        self.authority = issue.make_authority("test CA")
+        self.authority = authority.make_authority("test CA")
         self.authority.write(folder, "ca", force=True)
         self.server()
 
@@ -35,12 +35,12 @@ class Pki:
 
     def server(self, *hosts: str, days: int = 365, made_days_ago: int = 0, name: str = "server") -> int:
         """A new server certificate in place of the one before; its serial number."""
-        pair = issue.make_server(self.authority, hosts or ["localhost", "127.0.0.1"], days, _ago(made_days_ago))
+        pair = authority.make_server(self.authority, hosts or ["localhost", "127.0.0.1"], days, _ago(made_days_ago))
         pair.write(self.folder, name, force=True)
         return pair.certificate.serial_number
 
     def device(self, name: str, days: int = 365, made_days_ago: int = 0) -> None:
-        issue.make_device(self.authority, name, days, _ago(made_days_ago)).write(self.folder, name, force=True)
+        authority.make_device(self.authority, name, days, _ago(made_days_ago)).write(self.folder, name, force=True)
 
     def credentials(self, device: str | None = None) -> grpc.ChannelCredentials:
         """Of a client that believes this CA and shows a device's certificate."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from coe.cascade import Agreement, Batch, Cascade, DeferralRule, LocalTier, TierError, Vote
 from coe.cascade.types import Array
 from coe.models import TableMember
+from coe.models.pool import MemberPool
 
 # Eighths are exact in float32 and few, so that ties on the mean score are common.
 EIGHTHS = st.integers(0, 8)
@@ -58,7 +59,8 @@ def table_tier(
 ) -> LocalTier:
     """A tier of table members; a fraction stands for agreement at it."""
     rule = Agreement(rule) if isinstance(rule, Fraction) else rule
-    return LocalTier(name, members_of(tables), rule, parallel=parallel, early=early)
+    members = members_of(tables)
+    return LocalTier(name, members, rule, early=early, pool=MemberPool.of(name, members) if parallel else None)
 
 
 def rows(n: int, first: int = 0) -> Batch:

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from coe.wire.service import SERVICE
+from coe.protocol.service import SERVICE
 
 BENCH = Path(__file__).parents[1] / "bench"
 

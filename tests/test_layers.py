@@ -14,48 +14,50 @@ import pytest
 
 LAYERS = {  # what may import what; the table in DESIGN.md
     "coe.cascade": (),
-    "coe.settings": ("coe.cascade",),
-    "coe.models": ("coe.cascade", "coe.settings"),
-    "coe.wire": ("coe.cascade",),
-    "coe.zoo": ("coe.cascade", "coe.settings", "coe.models"),
-    "coe.assembly": ("coe",),
+    "coe.link": ("coe.cascade",),
+    "coe.models": ("coe.cascade",),
+    "coe.protocol": ("coe.cascade",),
+    "coe.zoo": ("coe.cascade", "coe.models"),
+    "coe.config": ("coe",),
     "edge": ("coe",),
     "cloud": ("coe",),
     "sim": ("coe",),  # it starts edge and cloud as processes
+    "recipes": ("coe", "sim"),  # in the repository, not in the package
     "coe": (),  # the version alone: everybody may ask for it
 }
-ROOMS = {  # third-party packages that only these may import
-    "grpc": ("coe.wire", "cloud", "edge"),
-    "grpc_health": ("coe.wire", "cloud", "edge"),
+THIRD_PARTY = {  # third-party packages that only these may import
+    "grpc": ("coe.protocol", "cloud", "edge"),
+    "grpc_health": ("coe.protocol", "cloud", "edge"),
     "grpc_reflection": ("cloud",),
-    "google": ("coe.wire", "cloud"),
+    "google": ("coe.protocol", "cloud"),
     "cryptography": ("cloud.security",),
-    "starlette": ("cloud.doors",),
-    "uvicorn": ("cloud.doors",),
-    "httptools": ("cloud.doors",),
-    "prometheus_client": ("cloud.watch", "edge.watch"),
-    "opentelemetry": ("cloud.watch",),
+    "starlette": ("cloud.transports",),
+    "uvicorn": ("cloud.transports",),
+    "httptools": ("cloud.transports",),
+    "prometheus_client": ("cloud.observe", "edge.observe"),
+    "opentelemetry": ("cloud.observe",),
     "uvloop": ("cloud.server",),
-    "onnxruntime": ("coe.models.onnx", "coe.zoo"),
-    "ai_edge_litert": ("coe.models.tflite", "coe.zoo"),
-    "tflite_runtime": ("coe.models.tflite", "coe.zoo"),
-    "torch": ("coe.models.torch", "coe.zoo"),
-    "onnx": ("coe.zoo",),
-    "mlxtend": ("coe.zoo",),
-    "yaml": ("coe.settings", "coe.zoo", "sim"),
+    "onnxruntime": ("coe.models.onnx", "recipes"),
+    "ai_edge_litert": ("coe.models.tflite", "recipes"),
+    "tflite_runtime": ("coe.models.tflite", "recipes"),
+    "torch": ("coe.models.torch", "coe.zoo.networks", "recipes"),
+    "onnx": ("recipes",),
+    "mlxtend": ("recipes",),
+    "yaml": ("coe.config", "recipes", "sim"),
     "matplotlib": ("sim",),
     "scipy": ("sim",),
     "pandas": ("sim",),
-    "tokenizers": ("coe.models.text", "coe.zoo"),
-    "safetensors": ("coe.zoo",),
+    "tokenizers": ("coe.models.text", "recipes"),
+    "safetensors": ("recipes",),
     "cv2": ("edge.sources",),
     "watchdog": ("edge.sources",),
     "paho": ("edge.sinks",),
-    "pyarrow": ("sim.traces", "sim.cli", "coe.zoo"),
+    "pyarrow": ("sim.traces", "sim.studies.record", "recipes"),
+    "tqdm": ("sim", "recipes"),
 }
-GENERATED = ("coe.wire.inference_pb2",)
+GENERATED = ("coe.protocol.inference_pb2",)
 DYNAMIC = ("import_module", "import_runtime", "__import__")
-MOST_LINES = 400
+MAX_LINES = 600
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def test_a_third_party_package_is_imported_only_in_its_room(module):
     wrong = [
         at(module, found)
         for found in imports(module)
-        if not any(is_in(module, room) for room in ROOMS.get(found.target.split(".")[0], (module,)))
+        if not any(is_in(module, room) for room in THIRD_PARTY.get(found.target.split(".")[0], (module,)))
     ]
     assert wrong == []
 
@@ -198,7 +200,7 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize("module", [module for module in SOURCES if module not in GENERATED])
 def test_a_file_can_be_read_in_one_sitting(module):
     lines = SOURCES[module].read_text(encoding="utf-8").count("\n")
-    assert lines <= MOST_LINES
+    assert lines <= MAX_LINES
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -212,7 +214,7 @@ def test_the_reader_of_imports_sees_every_way_to_import():
         for one in imports(module):
             found.setdefault((module, one.target), one)
     assert found["coe.models.onnx", "onnxruntime"].now is False  # by name, through import_runtime
-    assert found["coe.models.manifest", "coe.models.base"].now is True  # relative
-    assert found["coe.assembly.open", "coe.zoo.digits.networks"].now is False  # in a function
-    assert found["coe.wire.convert", "coe.wire.inference_pb2"].now is True  # a module from its package
-    assert found["coe.assembly.config", "coe.zoo"].now is True
+    assert found["coe.models.loading", "coe.models.input_spec"].now is True  # relative
+    assert found["coe.config.open", "coe.zoo.networks"].now is False  # in a function
+    assert found["coe.protocol.codec", "coe.protocol.inference_pb2"].now is True  # a module from its package
+    assert found["coe.config.cascade", "coe.zoo"].now is True

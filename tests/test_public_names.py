@@ -41,7 +41,7 @@ def in_order(name: str) -> tuple[int, str]:
 
 
 def test_the_library_packages_declare_their_names():
-    assert {"coe.cascade", "coe.settings", "coe.models", "coe.assembly"} <= set(PACKAGES)
+    assert {"coe.cascade", "coe.config", "coe.models", "coe.assembly"} <= set(PACKAGES)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -73,12 +73,12 @@ def test_a_package_says_what_it_is(package):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("coe.cascade", ["grpc", "PIL", "onnxruntime", "torch", "yaml", "coe.settings", "coe.models", "coe.wire"]),
-        ("coe.settings", ["grpc", "PIL", "onnxruntime", "torch"]),
+        ("coe.cascade", ["grpc", "PIL", "onnxruntime", "torch", "yaml", "coe.config", "coe.models", "coe.protocol"]),
+        ("coe.config", ["grpc", "PIL", "onnxruntime", "torch"]),
         ("coe.models", ["grpc", "PIL", "onnxruntime", "torch", "ai_edge_litert", "tokenizers"]),
-        ("coe.wire.convert", ["grpc", "PIL", "onnxruntime", "torch", "yaml"]),
+        ("coe.protocol.codec", ["grpc", "PIL", "onnxruntime", "torch", "yaml"]),
         ("coe.zoo.digits", ["grpc", "PIL", "onnxruntime", "torch", "mlxtend"]),
-        ("coe.assembly", ["PIL", "onnxruntime", "torch", "matplotlib", "tokenizers"]),
+        ("coe.config.open", ["PIL", "onnxruntime", "torch", "matplotlib", "tokenizers"]),
         (
             "edge.main",
             ["torch", "matplotlib", "scipy", "pandas", "cloud", "sim", "tokenizers", "cv2", "paho", "sqlite3"],

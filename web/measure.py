@@ -26,8 +26,8 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests" / "web"), str(ROOT / "tests")]
 from phone import CHROMIUM, DIST, Phone, missing, server  # noqa: E402
 
 from coe import __version__  # noqa: E402
-from coe.assembly import open_cascade  # noqa: E402
-from coe.models.inputs import Door  # noqa: E402
+from coe.config.open import open_cascade  # noqa: E402
+from coe.models.inputs import InputDecoder  # noqa: E402
 from coe.zoo.digits import test_examples  # noqa: E402
 from edge.config import default_config, read_config  # noqa: E402
 
@@ -76,7 +76,7 @@ def _kept_here(n_digits: int) -> list[bytes]:
     """Digits that the device decides by itself: no network in the figures."""
     config = read_config(default_config())
     cascade = open_cascade(config.cascade)
-    door = Door(config.cascade.task.contract)
+    door = InputDecoder(config.cascade.task.contract)
     kept = []
     for name, png, _ in test_examples(n_digits):
         run = cascade.start(door.batch([name], [png]))
@@ -117,7 +117,7 @@ def _python(digits: list[bytes]) -> list[float]:
     """The same with ONNX Runtime in Python: one example at a time, one thread, PNG to answer."""
     config = read_config(default_config())
     cascade = open_cascade(config.cascade)
-    door = Door(config.cascade.task.contract)
+    door = InputDecoder(config.cascade.task.contract)
     rows = []
     for number, png in enumerate(digits[:WARM] + digits):
         started = time.perf_counter()

@@ -10,28 +10,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from coe.assembly import TierConfig, open_tier
+from cloud.async_cascade import AsyncCascade, AsyncTier, CascadeBatcher
+from cloud.config import ServerConfig
+from cloud.limits import Limits
+from cloud.tier_batcher import TierBatcher
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import InputError, TierError
 from coe.cascade.rule import Always
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch
-from coe.models.contract import Contract
-from coe.models.inputs import Door
-from coe.wire.plane import Decided, Served
-from coe.wire.remote import remote_of
-
-from ..batcher import Batcher
-from ..config import ServerConfig
-from ..flow import Flow, Front
-from ..lane import Lane
-from ..limits import Limits
+from coe.config.cascade import TierConfig
+from coe.config.open import open_tier
+from coe.models.input_spec import InputSpec
+from coe.models.inputs import InputDecoder
+from coe.protocol.core import Decided, ServedModel
+from coe.protocol.remote import remote_of
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
-class Embedded:
+class EmbeddedEngine:
     """A config's cascade, and each of its local tiers, as models to serve.
 
     Args:
@@ -40,16 +39,16 @@ class Embedded:
         CascadeError: a model cannot be loaded, or the next server is of another task.
     """
 
-    def __init__(self, config: ServerConfig, say: Say = log.info) -> None:
+    def __init__(self, config: ServerConfig, notify: Say = log.info) -> None:
         self.config = config
         self.tiers: list[Tier] = []
-        self.lanes: dict[str, Front] = {}
+        self.lanes: dict[str, AsyncTier] = {}
         self._n_inside = 0  # calls under way
         self._threads = ThreadPoolExecutor(config.limits.max_calls, "coe-hop")
         try:
             for tier in config.cascade.tiers:
-                self.tiers.append(self._open(tier, say))
-            self._greet(say)
+                self.tiers.append(self._open(tier, notify))
+            self._greet(notify)
             for opened in self.tiers:
                 if not opened.waits:
                     self.lanes[opened.name] = self._lane(opened)
@@ -60,7 +59,7 @@ class Embedded:
 
     def queued(self) -> dict[str, int]:
         """Rows that wait for each tier."""
-        return {name: lane.n_queued for name, lane in self.lanes.items() if isinstance(lane, Lane)}
+        return {name: batcher.n_queued for name, batcher in self.lanes.items() if isinstance(batcher, TierBatcher)}
 
     @property
     def runs_on(self) -> dict[str, str]:
@@ -76,39 +75,41 @@ class Embedded:
     def close(self) -> None:
         """After the last call has ended."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for lane in self.lanes.values():
-            lane.close()
+        for batcher in self.lanes.values():
+            batcher.close()
         for tier in self.tiers:
             tier.close()
 
-    def _greet(self, say: Say) -> None:
+    def _greet(self, notify: Say) -> None:
         """Ask the next server who it is. One of another task is an error; one that is not there yet is not."""
         for tier in self.tiers:
             if remote := remote_of(tier):
                 try:
                     remote.metadata()
                 except TierError as error:
-                    say(f"warning: {error}; the tier before it answers until it can be reached")
+                    notify(f"warning: {error}; the tier before it answers until it can be reached")
 
-    def _open(self, tier: TierConfig, say: Say) -> Tier:
-        return open_tier(tier, self.config.cascade, say)
+    def _open(self, tier: TierConfig, notify: Say) -> Tier:
+        return open_tier(tier, self.config.cascade, notify)
 
-    def _lane(self, tier: Tier) -> Front:
-        return warm_lane(tier, self.config.cascade.task.contract, self.config.limits)
+    def _lane(self, tier: Tier) -> AsyncTier:
+        return warm_tier_batcher(tier, self.config.cascade.task.contract, self.config.limits)
 
-    def _served(self) -> dict[str, Served]:
+    def _served(self) -> dict[str, ServedModel]:
         config = self.config
         cascades = {config.model: self._cascade(self.tiers)}
         for tier in self.tiers:
             if tier.name in self.lanes:
                 cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
         task = config.cascade.task
-        door = Door(task.contract, config.limits.max_pixels, config.limits.max_text_bytes)
+        door = InputDecoder(task.contract, config.limits.max_pixels, config.limits.max_text_bytes)
         door.warm_up()
         is_tensor = task.contract.kind == "tensor"
         offered: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.contract.shape)) if is_tensor else ("BYTES", (-1,))
         return {
-            name: Served(name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers)
+            name: ServedModel(
+                name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers
+            )
             for name, cascade in cascades.items()
         }
 
@@ -119,8 +120,8 @@ class Embedded:
 
     def _decide(self, cascade: Cascade) -> Callable[[Batch], Awaitable[Decided]]:
         """Requests go together where all tiers are here; where one is behind the network, each keeps its deadline."""
-        flow = Flow(cascade, self.lanes, self._threads)
-        batcher = Batcher(flow, max_batch=self.config.limits.max_batch) if flow.is_local else None
+        flow = AsyncCascade(cascade, self.lanes, self._threads)
+        batcher = CascadeBatcher(flow, max_batch=self.config.limits.max_batch) if flow.is_local else None
 
         async def decide(batch: Batch) -> Decided:
             self._n_inside += 1
@@ -132,14 +133,16 @@ class Embedded:
         return decide
 
 
-def warm_lane(tier: Tier, contract: Contract, limits: Limits) -> Lane:
+def warm_tier_batcher(tier: Tier, contract: InputSpec, limits: Limits) -> TierBatcher:
     """A local tier's lane, warm: every member has seen the smallest and the largest batch."""
-    lane = Lane(tier, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued)
+    batcher = TierBatcher(
+        tier, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued
+    )
     with contextlib.suppress(InputError):  # members were tried out as they loaded; empty examples may not suit them
-        lane.measure(_blank(contract, limits.max_batch), Always(asks_all=True))
-    return lane
+        batcher.measure(_blank(contract, limits.max_batch), Always(asks_all=True))
+    return batcher
 
 
-def _blank(contract: Contract, n_rows: int) -> Batch:
+def _blank(contract: InputSpec, n_rows: int) -> Batch:
     """A batch of empty examples, to warm up with."""
     return Batch(tuple(f"blank {row}" for row in range(n_rows)), np.repeat(contract.blank(), n_rows, axis=0))

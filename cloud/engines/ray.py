@@ -1,4 +1,4 @@
-"""`coe-cloud serve --engine ray`: each tier a deployment of Ray Serve, behind Ray's own gRPC port.
+"""The command `coe-cloud serve --engine ray`: deploys each tier with Ray Serve behind Ray's own gRPC port.
 
 Three kinds of processes take part: Ray's proxy, whose port callers see (`ray_way`); the door, which runs Algorithm 1
 (`ray_door`); and each tier's replicas (`ray_tier`). Each tier is an application of its own, so that a tier outlives
@@ -13,18 +13,215 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from coe.assembly import LocalTierConfig
-from coe.cascade.errors import ConfigError
-from coe.models.base import import_runtime
-from coe.wire.target import is_address
+import grpc
 
-from ..config import ServerConfig
-from ..security.config import check_exposure
-from .ray_cluster import ALL_INTERFACES, SETTINGS, WATCH_S, Cluster, dial, free_port
-from .ray_tier import INSTALL
+from cloud.config import Placement, ServerConfig
+from cloud.security.config import check_exposure
+from coe.cascade.errors import ConfigError, ModelError, TierUnavailable
+from coe.config.cascade import LocalTierConfig
+from coe.models.loading import import_runtime
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.channel import is_address
+from coe.protocol.service import path
+
+from .ray_ingress import RayIngress
+from .ray_proxy import ADDED_BY, APPLICATION
+from .ray_tier import CANNOT_OPEN, INSTALL, TierReplica
+
+Say = Callable[[str], None]
+
+ALL_INTERFACES = "0.0.0.0"  # where Ray's gRPC port listens, whatever one asks
+WATCH_S = 5.0  # how often it is seen whether the cluster is there
+LOGGING = {"enable_access_log": False}  # a line for each request, in each process, costs more than the vote
+SETTINGS = {  # of Ray's processes, where nobody set them; a cluster that runs already has its own
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # replicas are asynchronous: one loop serves all of them
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # between replicas; as actor calls each hop costs twice as much
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # pixels are larger than the images they came as
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+}
+
+
+class Cluster:
+    """What runs on a Ray cluster.
+
+    Args:
+        is_ours: it was started here, and only for this.
+    """
+
+    def __init__(self, config: ServerConfig, port: int, notify: Say, *, is_ours: bool) -> None:
+        self.config = config
+        self.port = port
+        self._say = notify
+        self.host = ALL_INTERFACES
+        self.models: list[str] = []
+        self._is_ours = is_ours
+        self._started_serve = False
+        self._applications: list[str] = []  # in the order they were deployed
+        self._ray = import_runtime("ray", "Ray Serve", INSTALL)
+        self._serve = import_runtime("ray.serve", "Ray Serve", INSTALL)
+        self._gcs: str = self._ray.get_runtime_context().gcs_address
+        self._is_lost = False
+        self._environment = {} if is_ours else {"runtime_env": {"env_vars": SETTINGS}}
+
+    def deploy(self) -> int:
+        """Everything, the tiers first; the port callers may use, once a call gets through.
+
+        Raises:
+            CascadeError: a model cannot be loaded, or there is no room.
+        """
+        self._open_port()
+        config = self.config
+        handles = {}
+        for tier in config.cascade.tiers:
+            if isinstance(tier, LocalTierConfig):
+                placement = config.engine.of(tier.name)
+                replica = self._deployment(TierReplica, tier.name, placement)
+                handles[tier.name] = self._run(replica.bind(tier, config.cascade, config.limits), tier.name)
+                for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
+                    self._say(line)
+                self._say(f"tier {tier.name}: {_describe_placement(placement)}")
+        door = self._deployment(RayIngress, "door", config.engine.door)
+        handle = self._run(door.bind(config, handles), "")
+        self.models = handle.describe.remote().result(timeout_s=config.engine.start_s)
+        self._wait_for_port()
+        return self.port
+
+    def check_alive(self) -> None:
+        """Raises TierUnavailable where the cluster itself is gone."""
+        try:
+            dial(self._gcs)
+        except OSError as error:
+            self._is_lost = True
+            raise TierUnavailable("cluster", f"Ray at {self._gcs} is gone ({error.strerror or error})") from None
+
+    def take_down(self) -> None:
+        """The door first, whose calls still need the tiers; then these. Others' applications stay."""
+        with contextlib.suppress(TierUnavailable):
+            self.check_alive()
+        if self._is_lost:
+            return  # asking Ray anything would take a minute, and end the process
+        for name in reversed(self._applications):
+            self._serve.delete(name)
+        if self._started_serve and not self._is_ours and not self._serve.status().applications:
+            self._serve.shutdown()
+
+    def _open_port(self) -> None:
+        """Ray's gRPC port with our service; where Serve runs already, it must have that."""
+        controller = import_runtime("ray.serve.context", "Ray Serve", INSTALL)._get_global_client(
+            raise_if_no_controller_running=False
+        )
+        if controller is None:
+            self._started_serve = True
+            where = "EveryNode" if self.config.engine.every_node else "HeadOnly"
+            grpc_options = {"port": self.port, "grpc_servicer_functions": [ADDED_BY], "enable_reflection": False}
+            http_options = {"host": "127.0.0.1", "port": free_port()}  # Ray opens it in any case
+            options = {"grpc_options": grpc_options, "http_options": http_options, "logging_config": LOGGING}
+            self._serve.start(proxy_location=where, **options)
+        else:
+            running = self._ray.get(controller._controller.get_grpc_config.remote())
+            if ADDED_BY not in running.grpc_servicer_functions:
+                fix = f"`serve shutdown`, or start it with gRPC options that have {ADDED_BY}"
+                raise ConfigError([f"--address: Ray Serve runs there already, without this project's service ({fix})"])
+            self.port = running.port
+        if not self._is_ours:
+            self.host = next((node["NodeManagerAddress"] for node in self._ray.nodes() if _is_head(node)), self.host)
+
+    def _deployment(self, kind: type, name: str, placement: Placement) -> Any:
+        limits, scale = self.config.limits, placement.autoscaling
+        options: dict[str, Any] = {
+            "name": name,
+            "ray_actor_options": {"num_cpus": placement.num_cpus, "num_gpus": placement.num_gpus} | self._environment,
+            "max_ongoing_requests": 2 * limits.max_calls,  # what is over our own limit is refused by us, in our words
+            "max_queued_requests": limits.max_calls,
+            "graceful_shutdown_timeout_s": self.config.grace_s,
+            "graceful_shutdown_wait_loop_s": 0.1,
+            "health_check_period_s": 5,
+            "max_constructor_retry_count": 1,
+            "logging_config": LOGGING,
+        }
+        if scale is None:
+            options["num_replicas"] = placement.replicas
+        else:
+            target = {"target_ongoing_requests": scale.target_ongoing_requests}
+            options["autoscaling_config"] = {"min_replicas": scale.min, "max_replicas": scale.max, **target}
+        return self._serve.deployment(**options)(kind)
+
+    def _run(self, application: Any, tier: str) -> Any:
+        """Deploy it, and wait until it runs. `tier`: "" is the door."""
+        name = f"{APPLICATION}-{tier}" if tier else APPLICATION
+        self._applications.append(name)
+        route = None if tier else f"/{APPLICATION}"  # only what has an HTTP route is found by Ray's gRPC port
+        target = self._serve.RunTarget(application, name=name, route_prefix=route)
+        (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
+        end = time.monotonic() + self.config.engine.start_s
+        while time.monotonic() < end:
+            status = self._serve.status().applications.get(name)
+            if status is not None and status.status == "RUNNING":
+                return handle
+            if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise _failure(tier, " ".join([status.message, *(one.message for one in status.deployments.values())]))
+            time.sleep(0.1)
+        free = {key: value for key, value in self._ray.available_resources().items() if key in ("CPU", "GPU")}
+        placement = self.config.engine.of(tier) if tier else self.config.engine.door
+        wants = f"num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g} for each of {placement.at_first}"
+        seconds = self.config.engine.start_s
+        raise TierUnavailable(tier or "door", f"not there after {seconds:g} s: it wants {wants}; free: {free}")
+
+    def _wait_for_port(self) -> None:
+        request, ask = pb.ServerReadyRequest().SerializeToString(), path("ServerReady")
+        host = "127.0.0.1" if self.host == ALL_INTERFACES else self.host
+        with grpc.insecure_channel(f"{host}:{self.port}") as channel:
+            end = time.monotonic() + self.config.engine.start_s
+            while True:
+                try:
+                    channel.unary_unary(ask, None, None)(request, timeout=5, wait_for_ready=True)
+                    return
+                except grpc.RpcError as error:
+                    if time.monotonic() > end:
+                        raise TierUnavailable("door", f"port {self.port} of {host}: {error.details()}") from None
+                time.sleep(0.1)
+
+
+def _failure(tier: str, words: str) -> Exception:
+    """What a replica's constructor raised, from what Ray says of it, which is a traceback in a text."""
+    _, found, told = words.partition(CANNOT_OPEN)
+    if found:
+        return ModelError(told.splitlines()[0])
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    print("\n".join(lines), file=sys.stderr)
+    return TierUnavailable(tier or "door", "Ray Serve could not deploy it (its words are above)")
+
+
+def _describe_placement(placement: Placement) -> str:
+    scale = placement.autoscaling
+    count = f"{placement.replicas} replica(s)" if scale is None else f"{scale.min} to {scale.max} replicas"
+    return f"{count}, each with num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g}"
+
+
+def _is_head(node: dict[str, Any]) -> bool:
+    return bool(node.get("Alive")) and "node:__internal_head__" in node.get("Resources", {})
+
+
+def dial(address: str) -> None:
+    """Raises OSError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH_S).close()
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("", 0))
+        return int(trial.getsockname()[1])
+
 
 OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster started here; batches go through it only where they are large
 
@@ -109,8 +306,8 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
             ray.init(address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            mend = "`ray start --head` starts one and prints its address"
-            raise ConfigError([f"--address: expected a Ray cluster, got {address} ({line}; {mend})"]) from None
+            fix = "`ray start --head` starts one and prints its address"
+            raise ConfigError([f"--address: expected a Ray cluster, got {address} ({line}; {fix})"]) from None
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         yield Cluster(config, port, say, is_ours=address is None)

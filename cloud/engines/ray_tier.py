@@ -1,21 +1,31 @@
-"""A replica of a tier on a Ray cluster: the tier as a whole, never one member alone, is what is placed and counted.
+"""A tier on a Ray cluster: its replica, and the client that batches, calls and retries from the ingress.
 
 Nothing here imports Ray: a replica is a plain class, which `cloud.engines.ray` deploys.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from coe.assembly import CascadeConfig, LocalTierConfig, open_tier
+import numpy as np
+
+from cloud.limits import Limits
+from cloud.tier_batcher import can_merge, merged_batches, take_group
 from coe.cascade import errors
-from coe.cascade.errors import CascadeError, InputError, TierError, TierOverloaded, TierUnavailable
+from coe.cascade.errors import CascadeError, InputError, TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
-from coe.cascade.types import Array, Batch, Vote
+from coe.cascade.types import Array, Batch, Vote, added_calls
+from coe.config.cascade import CascadeConfig, LocalTierConfig
+from coe.config.open import open_tier
+from coe.models.loading import import_runtime
 
-from ..limits import Limits
-from .embedded import warm_lane
+from .embedded import warm_tier_batcher
 
 INSTALL = "pip install 'coe-cascade[ray]'"
 CANNOT_OPEN = "coe-cloud cannot open it: "  # what follows is for the user
@@ -57,16 +67,16 @@ class TierReplica:
             self.tier = open_tier(tier, cascade, self.said.append)
         except CascadeError as error:
             raise RuntimeError(f"{CANNOT_OPEN}{error}") from None
-        self.lane = warm_lane(self.tier, cascade.task.contract, limits)
+        self.batcher = warm_tier_batcher(self.tier, cascade.task.contract, limits)
 
     async def describe(self) -> list[str]:
         """What its members run on, for the start-up lines."""
         return self.said
 
     async def vote(self, ids: tuple[str, ...], x: Array, left_s: float, rule: DeferralRule) -> Vote | Failure:
-        """As `Lane.vote`; `left_s`: until the deadline, since clocks of two hosts differ."""
+        """As `TierBatcher.vote`; `left_s`: until the deadline, since clocks of two hosts differ."""
         try:
-            vote = await self.lane.vote(_batch(ids, x, left_s), rule)
+            vote = await self.batcher.vote(_batch(ids, x, left_s), rule)
         except CascadeError as error:
             return Failure.of(error)
         return replace(vote, probabilities=(), seats=None)  # large, and not needed again but for `complete`
@@ -74,7 +84,7 @@ class TierReplica:
     async def complete(self, ids: tuple[str, ...], x: Array, left_s: float, vote: Vote) -> Vote | Failure:
         """As `Tier.complete`."""
         try:
-            whole: Vote = await self.lane.alone(lambda: self.tier.complete(_batch(ids, x, left_s), vote))
+            whole: Vote = await self.batcher.alone(lambda: self.tier.complete(_batch(ids, x, left_s), vote))
         except CascadeError as error:
             return Failure.of(error)
         return replace(whole, probabilities=(), seats=None)
@@ -82,9 +92,172 @@ class TierReplica:
     def __del__(self) -> None:
         """Ray calls it once the replica's last call has ended."""
         if hasattr(self, "lane"):
-            self.lane.close()
+            self.batcher.close()
             self.tier.close()
 
 
 def _batch(ids: tuple[str, ...], x: Array, left_s: float) -> Batch:
     return Batch(ids, x, deadline=time.monotonic() + left_s)
+
+
+ATTEMPTS = 3  # replicas that may be lost under one call; a call that kills them must not kill them all
+PAUSE_S = 0.05  # before the second attempt; twice as long before each one after
+
+
+class ClusterTier:
+    """A tier on the cluster as the cascade sees it. It is asked through its lane alone."""
+
+    n_tiers = 1
+    waits = False
+
+    def __init__(self, name: str, rule: DeferralRule, batcher: ClusterTierClient) -> None:
+        self.name = name
+        self.rule = rule
+        self.batcher = batcher
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        raise NotImplementedError("a tier on the cluster is asked through its lane")
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        """From a thread of `ClusterTierClient.alone`."""
+        return self.batcher.complete(batch, vote)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(slots=True, eq=False)
+class _PendingRows:
+    """One caller's rows, waiting for their vote."""
+
+    batch: Batch
+    rule: DeferralRule
+    answer: asyncio.Future[Vote]
+
+    def merges_with(self, other: _PendingRows) -> bool:
+        return self.rule == other.rule and can_merge(self.batch, other.batch)
+
+
+class ClusterTierClient:
+    """Calls of a tier's deployment, whose replica Ray picks for each.
+
+    At most `at_once` calls are under way. What is asked meanwhile makes up the next, since a call costs a millisecond
+    however few rows it has.
+
+    Args:
+        handle: the deployment's.
+        max_batch: most rows that are put together here.
+    """
+
+    def __init__(self, name: str, handle: Any, *, at_once: int, max_batch: int) -> None:
+        self.name = name
+        self.at_once = at_once
+        self.max_batch = max_batch
+        self._handle = handle
+        self._queue: deque[_PendingRows] = deque()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lost: Any = import_runtime("ray.exceptions", "Ray Serve", INSTALL).RayActorError
+        refusals = import_runtime("ray.serve.exceptions", "Ray Serve", INSTALL)
+        self._too_many: Any = refusals.BackPressureError
+        self._gone: Any = refusals.DeploymentUnavailableError
+
+    async def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """The tier's say on these rows.
+
+        Raises:
+            TierTimeout: there is none by the batch's deadline.
+            TierUnavailable: replica after replica died, or none can be started.
+            CascadeError: what the replica itself raised.
+        """
+        ticket = _PendingRows(batch, rule, asyncio.get_running_loop().create_future())
+        self._queue.append(ticket)
+        self._advance()
+        try:
+            async with asyncio.timeout(_left(batch)):
+                return await ticket.answer
+        except TimeoutError:
+            raise TierTimeout(self.name, "no answer of the cluster by the deadline") from None
+
+    async def alone(self, work: Callable[[], Any]) -> Any:
+        """`work` on a thread, from which `complete` can be called."""
+        self._loop = asyncio.get_running_loop()
+        return await asyncio.to_thread(work)
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(self._ask(self._handle.complete, batch, vote), self._loop).result()
+
+    def close(self) -> None:
+        pass
+
+    def _advance(self) -> None:
+        while self._queue and len(self._calls) < self.at_once:
+            group, _ = take_group(self._queue, self.max_batch)
+            if group:
+                call = asyncio.get_running_loop().create_task(self._call(group))
+                self._calls.add(call)
+                call.add_done_callback(self._end)
+
+    def _end(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._advance()
+
+    async def _call(self, group: Sequence[_PendingRows]) -> None:
+        """One call for the whole group; each gets its rows of the vote, or the error."""
+        try:
+            vote = await self._ask(self._handle.vote, merged_batches([ticket.batch for ticket in group]), group[0].rule)
+        except InputError as error:
+            if len(group) == 1:
+                _fail(group, error)
+            else:  # the bad row is its own caller's
+                await asyncio.gather(*(self._call([ticket]) for ticket in group))
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
+            _fail(group, error)
+        else:
+            start = 0
+            for ticket in group:
+                end = start + len(ticket.batch)
+                if not ticket.answer.done():
+                    ticket.answer.set_result(vote if len(group) == 1 else vote.take(np.arange(start, end)))
+                start = end
+
+    async def _ask(self, method: Any, batch: Batch, what: DeferralRule | Vote) -> Vote:
+        """A vote changes nothing, so it does not matter whether a replica that died had done its work."""
+        started = time.perf_counter()
+        lost: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            left_s = _left(batch)
+            if left_s is not None and left_s <= 0:
+                break
+            try:
+                call = method.remote(batch.ids, batch.x, math.inf if left_s is None else left_s, what)
+                answer: Vote | Failure = await asyncio.wait_for(call, left_s)
+            except TimeoutError:
+                break
+            except self._too_many:
+                raise TierOverloaded(self.name, "its replicas have no room", retry_after_s=PAUSE_S) from None
+            except self._gone as error:
+                raise TierUnavailable(self.name, f"it has no replicas: {error}") from None
+            except self._lost as error:
+                lost = error
+                await asyncio.sleep(PAUSE_S * 2**attempt)
+                continue
+            if isinstance(answer, Failure):
+                raise answer.error(self.name)
+            took = {"cluster_s": time.perf_counter() - started}
+            return replace(answer, call=added_calls((answer.call, took)))
+        if lost is not None:
+            raise TierUnavailable(self.name, f"its replicas die: {str(lost).splitlines()[0]}")
+        raise TierTimeout(self.name, "no answer of the cluster by the deadline")
+
+
+def _fail(group: Sequence[_PendingRows], error: Exception) -> None:
+    for ticket in group:
+        if not ticket.answer.done():
+            ticket.answer.set_exception(error)
+
+
+def _left(batch: Batch) -> float | None:
+    """Seconds to its deadline; None: it has none."""
+    return None if batch.deadline == math.inf else batch.deadline - time.monotonic()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from coe.cascade.errors import ConfigError
-from coe.models.base import import_runtime
+from coe.models.loading import import_runtime
 
 from .config import CLOUD
-from .tokens import add_token
+from .identity import add_token
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -74,26 +74,26 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _init(folder: Path, options: argparse.Namespace) -> None:
-    from . import issue
+    from . import authority
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("ca.key", "server.key"):
         if (folder / name).exists() and not options.force:
-            mend = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
-            raise ConfigError([f"expected no key yet, got {folder / name} ({mend})"])
-    authority = issue.make_authority(days=max(issue.CA_DAYS, options.days))
-    server = issue.make_server(authority, _hosts(options), options.days)
-    authority.write(folder, "ca", force=options.force)
+            fix = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
+            raise ConfigError([f"expected no key yet, got {folder / name} ({fix})"])
+    ca = authority.make_authority(days=max(authority.CA_DAYS, options.days))
+    server = authority.make_server(ca, _hosts(options), options.days)
+    ca.write(folder, "ca", force=options.force)
     server.write(folder, "server", force=options.force)
-    until = authority.certificate.not_valid_after_utc
+    until = ca.certificate.not_valid_after_utc
     print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
     _tell_server(folder, options, server)
 
 
 def _server(folder: Path, options: argparse.Namespace) -> None:
-    from . import issue
+    from . import authority
 
-    server = issue.make_server(issue.read_authority(folder), _hosts(options), options.days)
+    server = authority.make_server(authority.read_authority(folder), _hosts(options), options.days)
     server.write(folder, "server", force=options.force)
     _tell_server(folder, options, server)
 
@@ -108,10 +108,10 @@ def _tell_server(folder: Path, options: argparse.Namespace, server: Any) -> None
 
 
 def _device(folder: Path, options: argparse.Namespace) -> None:
-    from . import issue
+    from . import authority
 
     name: str = options.name
-    device = issue.make_device(issue.read_authority(folder), name, options.days)
+    device = authority.make_device(authority.read_authority(folder), name, options.days)
     device.write(folder, name, force=options.force)
     print(f"{folder}/{name}.pem, {name}.key: device {name}, until {device.certificate.not_valid_after_utc:%F}")
     print("on the device, with ca.pem beside them (in its remote tier):")

@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.assembly.config import resolve
+from cloud.limits import Rate, read_rate
 from coe.cascade.errors import ConfigError
-from coe.models.base import import_runtime
-from coe.settings import Fields
-from coe.wire.credentials import is_loopback
+from coe.config import Fields
+from coe.config.cascade import resolve
+from coe.models.loading import import_runtime
+from coe.protocol.credentials import is_loopback
 
-from .quota import Rate, read_rate
-from .tokens import read_tokens
+from .identity import read_tokens
 
 CLOUD = "pip install 'coe-cascade[cloud]'"
 
@@ -106,18 +106,18 @@ def check_exposure(host: str, security: Security, insecure: bool) -> None:
     """
     if security.has_tls or is_loopback(host):
         return
-    mend = "`coe-cloud certs init DIR` makes certificates for security.tls"
+    fix = "`coe-cloud certs init DIR` makes certificates for security.tls"
     if security.tokens is not None:
         raise ConfigError(
             [
                 f"security.tokens: expected TLS beyond this machine, got plaintext on {host}, where tokens can be read "
-                f"by others ({mend})"
+                f"by others ({fix})"
             ]
         )
     if not (insecure or security.insecure):
         raise ConfigError(
             [
-                f"security: expected TLS beyond this machine, got plaintext on {host} ({mend}; --insecure or "
+                f"security: expected TLS beyond this machine, got plaintext on {host} ({fix}; --insecure or "
                 f"`security.insecure: true` serves plaintext all the same)"
             ]
         )
@@ -135,7 +135,7 @@ def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path
     if certificate is None or key is None:
         return None, None, None  # a finding already
     need_certificates()
-    from .material import inspect
+    from .tls import inspect
 
     _, remarks = inspect(certificate, key, client_ca)
     for remark in remarks:

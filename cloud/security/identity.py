@@ -1,21 +1,149 @@
-"""Who calls: the device's name, proven by its certificate or by its bearer token."""
+"""Who calls: the device's name, proven by its certificate or by a bearer token from the token file.
+
+"pi-1": 9f86d08...                                          # 64 hex digits
+"pi-2": [9f86d08..., 60303ae...]                            # two tokens, while one replaces the other
+"pi-3": {sha256: 9f86d08..., quota: {examples_per_s: 5, burst: 20}}
+"pi-4": {quota: {examples_per_s: 5}}                        # shows a certificate; this is its quota
+
+A plain hash is right for these tokens, and for these alone: they are random, 256 bits, and cannot be guessed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
+import hashlib
 import hmac
+import json
+import os
 import re
+import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from coe.cascade.errors import NotAllowed, Unauthenticated
+from cloud.limits import Rate, read_rate
+from coe.cascade.errors import ConfigError, NotAllowed, Unauthenticated
+from coe.config import Fields, Report, read_yaml
 
-from .config import Security
-from .quota import Rate
-from .reload import Watched
-from .tokens import Tokens, hash_of, read_tokens
+from .reload import ReloadedFiles
+
+if TYPE_CHECKING:
+    from .config import Security
+
+HASH = re.compile(r"[0-9a-fA-F]{64}")
+HEADER = "# device -> sha256 of its token; written by `coe-cloud certs token`, which does not keep comments\n"
+
+
+@dataclass(frozen=True)
+class KnownToken:
+    """A token's hash and whose it is."""
+
+    digest: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the file says: tokens by their hash, and the rates of devices that have their own."""
+
+    by_hash: Mapping[str, KnownToken] = field(default_factory=dict)
+    quotas: Mapping[str, Rate] = field(default_factory=dict)
+
+
+def hash_of(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def read_tokens(path: Path) -> Tokens:
+    """The file's devices.
+
+    Raises:
+        ConfigError: every entry that is wrong. What stands where a hash belongs is never told: it may be a token.
+    """
+    report = Report(str(path))
+    by_hash: dict[str, KnownToken] = {}
+    quotas: dict[str, Rate] = {}
+    for name, entry in Fields(read_yaml(path), report).content.items():
+        device = Fields(entry if isinstance(entry, Mapping) else {"sha256": entry}, report, str(name))
+        if device.has("quota"):
+            quotas[str(name)] = read_rate(device.section("quota"))
+        if device.has("sha256") or not device.has("quota"):
+            for digest in _hashes(device):
+                known = by_hash.setdefault(digest, KnownToken(digest, str(name)))
+                if known.device != str(name):
+                    device.wrong("sha256", f"expected a token of its own, got the one of {known.device}")
+        device.finish()
+    report.check()
+    return Tokens(by_hash, quotas)
+
+
+def _hashes(device: Fields) -> list[str]:
+    value = device.raw("sha256", expected="the sha256 of its token")
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    good = [entry.lower() for entry in entries if isinstance(entry, str) and HASH.fullmatch(entry)]
+    if len(good) < len(entries):
+        device.wrong("sha256", "expected 64 hex digits, got something else (`coe-cloud certs token` makes them)")
+    return good
+
+
+def add_token(path: Path, name: str, *, force: bool = False) -> str:
+    """A new token for `name`; its hash goes to the file, its other settings there stay.
+
+    Args:
+        force: replace the tokens it has.
+    Raises:
+        ConfigError: it has one already, or the file has findings.
+    """
+    with _locked(path.parent):
+        devices: dict[str, Any] = {}
+        if path.exists():
+            read_tokens(path)
+            devices = {str(key): value for key, value in read_yaml(path).items()}
+        known = devices.get(name)
+        if known is not None and not force and not (isinstance(known, Mapping) and "sha256" not in known):
+            fix = "--force replaces it; a second one can be added to the file by hand"
+            raise ConfigError([f'expected a device without a token, got "{name}" which has one ({fix})'], str(path))
+        token = secrets.token_urlsafe(32)
+        digest = hash_of(token)
+        devices[name] = {**known, "sha256": digest} if isinstance(known, Mapping) else digest
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in devices.items()]
+        write_private(path, (HEADER + "".join(lines)).encode(), force=True)
+    return token
+
+
+def write_private(path: Path, content: bytes, *, force: bool) -> None:
+    """A file that only its owner can read, from its first byte on; with `force` in place of the one that is there.
+
+    Raises:
+        FileExistsError: it is there, and not `force`.
+    """
+    target = path.with_name(f".{path.name}.{os.getpid()}.new") if force else path
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+            file.write(content)
+        if force:
+            os.replace(target, path)
+    except BaseException as error:
+        if force and not isinstance(error, FileExistsError):
+            target.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One program at a time, however many hand out tokens."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
 
 MOST_NAME = 253  # characters, as of a DNS name
 BEARER = "bearer "
@@ -42,9 +170,9 @@ class Authenticator:
     def __init__(self, security: Security, clock: Callable[[], float] = time.monotonic) -> None:
         self.security = security
         self._allowed = re.compile("|".join(fnmatch.translate(pattern) for pattern in security.allow))
-        self._tokens: Watched[Tokens] | None = None
+        self._tokens: ReloadedFiles[Tokens] | None = None
         if (path := security.tokens) is not None:
-            self._tokens = Watched(
+            self._tokens = ReloadedFiles(
                 "tokens", [path], lambda: read_tokens(path), security.reload_s, in_background=True, clock=clock
             )
 
@@ -78,7 +206,7 @@ class Authenticator:
         """The caller of a gRPC call, sync or asyncio: `identify` on what its context shows."""
         if not self.security.asks_who:
             return ANONYMOUS
-        return self.identify(*grpc_identity(context, certificate=self.security.client_ca is not None))
+        return self.identify(*identity_of_call(context, certificate=self.security.client_ca is not None))
 
     def rate_of(self, name: str) -> Rate | None:
         """The device's own quota, where the file of tokens gives it one."""
@@ -108,7 +236,7 @@ class _Call(Protocol):
     def invocation_metadata(self) -> Any: ...
 
 
-def grpc_identity(context: _Call, *, certificate: bool = True) -> tuple[tuple[str, ...], str | None]:
+def identity_of_call(context: _Call, *, certificate: bool = True) -> tuple[tuple[str, ...], str | None]:
     """What a gRPC call shows: the names in its certificate, and its token.
 
     Args:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
-class Watched(Generic[T]):
+class ReloadedFiles(Generic[T]):
     """What was read from files; a new version that cannot be used is told in one log line, and the old one stays.
 
     Args:

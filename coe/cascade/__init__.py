@@ -1,8 +1,9 @@
 """The paper: votes, deferral rules, tiers, Algorithm 1, the accountings. NumPy only, no I/O."""
 
+from __future__ import annotations
+
 from .accounting import Accounting, average_cost, communication, communication_ratio, tier_charges
 from .cascade import Cascade, Decisions, Run
-from .delay import Clock, Delay, DelayedTier, RealClock, VirtualClock
 from .errors import (
     CascadeError,
     ConfigError,
@@ -27,20 +28,16 @@ __all__ = [
     "Batch",
     "Cascade",
     "CascadeError",
-    "Clock",
     "Confidence",
     "ConfigError",
     "Decision",
     "Decisions",
     "DeferralRule",
-    "Delay",
-    "DelayedTier",
     "Ideal",
     "InputError",
     "LocalTier",
     "Member",
     "ModelError",
-    "RealClock",
     "Run",
     "RuntimeMissing",
     "Tier",
@@ -49,7 +46,6 @@ __all__ = [
     "TierRejected",
     "TierTimeout",
     "TierUnavailable",
-    "VirtualClock",
     "Vote",
     "average_cost",
     "communication",

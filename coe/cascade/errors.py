@@ -13,7 +13,7 @@
         ├── TierOverloaded     it sheds load: try later
         └── TierRejected       it refused the request: trying again will not help
 
-Nothing here knows of gRPC: `coe.wire.status` holds the one table between these and status codes.
+Nothing here knows of gRPC: `coe.protocol.status` holds the one table between these and status codes.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class ModelError(CascadeError):
 class RuntimeMissing(CascadeError):
     """A runtime's package is not installed."""
 
-    def __init__(self, runtime: str, mend: str) -> None:
+    def __init__(self, runtime: str, fix: str) -> None:
         self.runtime = runtime
-        self.mend = mend
-        super().__init__(f"the {runtime} runtime is not installed: {mend}")
+        self.fix = fix
+        super().__init__(f"the {runtime} runtime is not installed: {fix}")
 
 
 class InputError(CascadeError):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from .errors import InputError, ModelError
 from .rule import Always, DeferralRule
-from .side_by_side import SideBySide
 from .types import NO_LABEL, Array, Batch, Labels, Vote
-from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one, pool
+from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one
+from .vote import pool as pooled
 
 Prepare = Callable[[Array], Array]
 
@@ -32,6 +32,18 @@ class Member(Protocol):
 
     def predict(self, x: Array) -> Array:
         """(B, L) float probabilities."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MemberRunner(Protocol):
+    """Makes the members' calls side by side; `coe.models.pool.MemberPool` is one."""
+
+    def run(
+        self, calls: Mapping[int, Callable[[], Array]], is_enough: Callable[[Mapping[int, Array]], bool] | None = None
+    ) -> dict[int, Array]:
+        """Outputs by member index: all, or those that were back when `is_enough` accepted them."""
         ...
 
     def close(self) -> None: ...
@@ -70,7 +82,7 @@ class Tier(Protocol):
 class LocalTier:
     """An ensemble of members in this process.
 
-    Members vote one after another, or side by side on threads of their own (`parallel`), and stop as soon as the
+    Members vote one after another, or side by side on threads of their own (`pool`), and stop as soon as the
     outcome is settled (`early`): in turn, row by row; side by side, once every row of the batch is settled by the
     members that are through, without waiting for the others (stragglers).
 
@@ -81,9 +93,8 @@ class LocalTier:
     Side by side, a member that fails does not fail a vote that is settled without it: that is logged.
 
     Args:
-        parallel: members side by side.
-        early: stop when the outcome is settled; False: everybody is asked.
-        at_once: members at work at the same time, at most, where side by side; None: all.
+        early: stop when the outcome is settled; False: every member is asked.
+        pool: runs members side by side (`coe.models.pool.MemberPool`); None: one after another. Closed with the tier.
     """
 
     n_tiers = 1
@@ -95,9 +106,8 @@ class LocalTier:
         members: Sequence[Member],
         rule: DeferralRule,
         *,
-        parallel: bool = False,
         early: bool = True,
-        at_once: int | None = None,
+        pool: MemberRunner | None = None,
     ) -> None:
         if not members:
             raise ValueError(f"tier {name}: expected at least one member, got none")
@@ -111,17 +121,15 @@ class LocalTier:
         self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
         self._numbers: Labels = np.arange(max(len(members), members[0].n_labels) + 1, dtype=np.int64)  # of votes on one
         self._numbers.flags.writeable = False
-        at_once = min(at_once or len(members), len(members))
-        names = [member.name for member in members]
-        self._side_by_side = SideBySide(name, names, at_once) if parallel and at_once > 1 else None
+        self._pool = pool
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         known, needed = self._plan
         if known is not rule:
             needed = rule.needed(len(self.members)) if self.early and not rule.pools_scores else None
             self._plan = (rule, needed)
-        if self._side_by_side is not None:
-            return self._vote_side_by_side(self._side_by_side, batch.x, needed, rule.pools_scores)
+        if self._pool is not None:
+            return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
             return self._vote_on_one(batch.x, needed)
         probabilities, asked = self._ask_in_turn(batch.x, needed)
@@ -143,8 +151,8 @@ class LocalTier:
             for seat, member in enumerate(self.members)
             if missing[seat].size
         }
-        if self._side_by_side is not None:
-            outputs = self._side_by_side.run(calls)
+        if self._pool is not None:
+            outputs = self._pool.run(calls)
         else:
             outputs = {seat: call() for seat, call in calls.items()}
         for seat, output in outputs.items():
@@ -164,8 +172,8 @@ class LocalTier:
 
     def close(self) -> None:
         """Wait for stragglers, then let the members go."""
-        if self._side_by_side is not None:
-            self._side_by_side.close()
+        if self._pool is not None:
+            self._pool.close()
         for member in self.members:
             member.close()
 
@@ -226,7 +234,7 @@ class LocalTier:
                     inputs = inputs.take(stays)
         return probabilities, asked
 
-    def _vote_side_by_side(self, threads: SideBySide, x: Array, needed: int | None, pools_scores: bool) -> Vote:
+    def _vote_side_by_side(self, pool: MemberRunner, x: Array, needed: int | None, pools_scores: bool) -> Vote:
         inputs, n_members = _Inputs(x), len(self.members)
 
         def is_enough(outputs: Mapping[int, Array]) -> bool:
@@ -239,7 +247,7 @@ class LocalTier:
             return bool(np.all(is_settled(top, runner_up, left, needed)))
 
         calls = {seat: partial(self._output, member, inputs) for seat, member in enumerate(self.members)}
-        outputs = threads.run(calls, None if needed is None else is_enough)
+        outputs = pool.run(calls, None if needed is None else is_enough)
         seats = sorted(outputs)
         vote = self._tally(np.stack([outputs[seat] for seat in seats]), None, pools_scores)
         if len(seats) < n_members:
@@ -265,7 +273,7 @@ class LocalTier:
         else:
             ballots[np.arange(n_asked)[:, None] >= asked] = NO_LABEL
         if pools_scores:
-            labels, score = pool(probabilities)
+            labels, score = pooled(probabilities)
             count = (ballots == labels).sum(axis=0)
         else:
             labels, count, score = plurality(ballots, probabilities)

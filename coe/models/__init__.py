@@ -1,24 +1,21 @@
 """Running one model: ONNX Runtime, LiteRT/TFLite, torch behind one small interface."""
 
-from .base import LoadedMember, ModelSpec, RunOptions
-from .contract import Contract
-from .inputs import Door, decode_image
-from .loading import load
-from .manifest import Manifest, Task, read_manifest
-from .table import TableMember
-from .text import TextContract
+from __future__ import annotations
+
+from .input_spec import InputSpec
+from .inputs import InputDecoder, decode_image
+from .loading import LoadedMember, ModelSpec, RunOptions, load
+from .recorded import TableMember
+from .text import TextInputSpec
 
 __all__ = [
-    "Contract",
-    "Door",
+    "InputDecoder",
+    "InputSpec",
     "LoadedMember",
-    "Manifest",
     "ModelSpec",
     "RunOptions",
     "TableMember",
-    "Task",
-    "TextContract",
+    "TextInputSpec",
     "decode_image",
     "load",
-    "read_manifest",
 ]

@@ -1,16 +1,19 @@
-"""The door where examples come in.
+"""Decoding of what a caller sends into a batch, and encoding of a batch as it is sent to a server.
 
-An example comes in through the door once (`Door.batch`): encoded images are decoded to uint8 pixels and checked
-there, so that a bad one fails alone. Each member then prepares the batch by its own contract (`Contract.prepare`);
+An example comes in through the door once (`InputDecoder.batch`): encoded images are decoded to uint8 pixels and checked
+there, so that a bad one fails alone. Each member then prepares the batch by its own contract (`InputSpec.prepare`);
 members that share a contract share the prepared array.
+
+A form is made from a batch once its first tiers have not settled it, so it costs the deferred examples alone.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,8 @@ import numpy as np
 from coe.cascade.errors import InputError
 from coe.cascade.types import Array, Batch
 
-from .contract import Contract, stack
-from .text import TextContract, read_texts
+from .input_spec import InputSpec, stack
+from .text import TextInputSpec, read_texts
 
 MAX_PIXELS = 50_000_000  # of a batch; headers that claim more are refused before their image is decoded
 MAX_TEXT_BYTES = 2**16  # of one text
@@ -27,7 +30,7 @@ FORMATS = ("PNG", "JPEG")
 
 
 @dataclass(frozen=True)
-class Door:
+class InputDecoder:
     """Where examples come in: decodes and checks them against the task's contract.
 
     Args:
@@ -36,7 +39,7 @@ class Door:
         max_text_bytes: of one text.
     """
 
-    contract: Contract
+    contract: InputSpec
     max_pixels: int = MAX_PIXELS
     max_text_bytes: int = MAX_TEXT_BYTES
 
@@ -47,7 +50,7 @@ class Door:
             InputError: names the first example that cannot be read.
         """
         if self.contract.kind == "text":
-            contract = self.contract if isinstance(self.contract, TextContract) else None
+            contract = self.contract if isinstance(self.contract, TextInputSpec) else None
             return read_texts(ids, values, self.max_text_bytes, deadline, contract)
         if isinstance(values, np.ndarray) and values.dtype != object:
             return Batch(tuple(ids), self._tensor(values), None, deadline)
@@ -144,3 +147,63 @@ def _turned_upright(image: Any) -> Any:
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(image)
+
+
+KINDS = ("captured", "pixels", "model-size", "png", "jpeg")
+OF_PICTURES = ("model-size", "png", "jpeg")  # these need pixels; numbers that are prepared already go as they are
+
+Encode = Callable[[Batch], Array]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """How examples are sent.
+
+    Args:
+        kind: "captured": the file as it came, or the decoded pixels where there was none; "pixels": decoded, at
+            their own size; "model-size": decoded and resized to the task's input, as uint8; "png" and "jpeg":
+            encoded anew, at their own size.
+        quality: of JPEG, 1 to 100.
+    """
+
+    kind: str = "captured"
+    quality: int = 85
+
+    def __str__(self) -> str:
+        return f"jpeg {self.quality}" if self.kind == "jpeg" else self.kind
+
+    def encoder(self, contract: InputSpec) -> Encode:
+        """What makes a batch's form: (B,) `bytes` objects, or a tensor (B, *S).
+
+        Args:
+            contract: of the task.
+        """
+        return partial(_encode, self, contract)
+
+
+def _encode(payload: Payload, contract: InputSpec, batch: Batch) -> Array:
+    if payload.kind == "captured" and batch.captured is not None:
+        return batch.captured
+    x = batch.x
+    if payload.kind not in OF_PICTURES or contract.kind != "image" or not _has_pixels(x):
+        return x
+    if payload.kind == "model-size":
+        return contract.resized(x)
+    how: dict[str, Any] = {"format": "PNG"} if payload.kind == "png" else {"format": "JPEG", "quality": payload.quality}
+    encoded = np.empty(len(x), dtype=object)
+    encoded[:] = [_picture(row, how) for row in x]
+    return encoded
+
+
+def _has_pixels(x: Array) -> bool:
+    """Whether x is pixels rather than numbers that are prepared already."""
+    return all(row.dtype == np.uint8 for row in x) if x.dtype == object else x.dtype == np.uint8
+
+
+def _picture(pixels: Array, how: dict[str, Any]) -> bytes:
+    """One image (H, W, C) uint8, encoded."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, **how)
+    return file.getvalue()

@@ -1,4 +1,4 @@
-"""From a model file to a member: its bytes verified, its runtime found, and tried once before it counts.
+"""The description of a model file, and its loading: verified, opened by its runtime, and tried once.
 
 A runtime is one module with one function, `load(data, spec, options) -> LoadedMember`. To add one: write that
 module, name it in `RUNTIMES`, and add it to the contract tests.
@@ -6,14 +6,144 @@ module, name it in `RUNTIMES`, and add it to the contract tests.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from coe.cascade.errors import ModelError
 from coe.cascade.tier import Member
+from coe.cascade.types import Array
 
-from .base import LoadedMember, ModelSpec, RunOptions
-from .files import read_file
+from .input_spec import InputSpec
+
+
+def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = None) -> bytes:
+    """The bytes of a file, which are then what is loaded: nothing can change in between.
+
+    Args:
+        sha256: hex digest it must have; None: not checked.
+        what: what it is, for errors.
+        made_by: the command that makes it, where it is not there to begin with.
+    Raises:
+        ModelError: missing, unreadable, or another checksum than declared.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        fix = "" if made_by is None else f" (it is not bundled; {made_by} makes it)"
+        raise ModelError(f"{path}: {what} cannot be read: {error.strerror}{fix}") from None
+    if sha256 is not None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise ModelError(
+                f"{path}: expected sha256 {sha256[:16]}.., got {found[:16]}.. "
+                f"(the file changed: fetch it again, or declare its new checksum)"
+            )
+    return data
+
+
+FORMATS = {  # by file suffix
+    ".onnx": "onnx",
+    ".tflite": "tflite",
+    ".pt": "torch",
+    ".pt2": "torch-export",
+    ".ts": "torchscript",
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model file and what is declared of it.
+
+    Args:
+        name: how reports call it.
+        sha256: hex digest the file must have; None: not checked.
+        pinned: the digest comes from the operator's own config, not from a manifest that travels with the file.
+        output: "probabilities" or "logits".
+        flops: operations for one example (a multiply-add counts as two); None: not known.
+        made_by: the command that makes the file, where a manifest names one that is not bundled.
+    """
+
+    name: str
+    path: Path
+    format: str
+    labels: tuple[str, ...]
+    contract: InputSpec
+    output: str = "probabilities"
+    sha256: str | None = None
+    pinned: bool = False
+    flops: float | None = None
+    parameters: int | None = None
+    calibration_accuracy: float | None = None
+    architecture: str | None = None
+    made_by: str | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How members run.
+
+    Args:
+        threads: of one member; `coe.models.pool` splits a tier's budget.
+        providers: ONNX Runtime execution providers by preference: "cpu", "cuda", "tensorrt".
+        device: torch device.
+    """
+
+    threads: int = 1
+    providers: tuple[str, ...] = ("cpu",)
+    device: str = "cpu"
+
+
+class LoadedMember(Member, Protocol):
+    """A member that also says what runs it, for the start-up line."""
+
+    @property
+    def runs_on(self) -> str: ...
+
+
+def format_of(path: Path, declared: str | None = None) -> str:
+    """The format of a model file, declared or by its suffix.
+
+    Raises:
+        ModelError: neither says.
+    """
+    known = FORMATS.values()
+    found = declared or FORMATS.get(path.suffix)
+    if found is None or found not in known:
+        raise ModelError(
+            f"{path}: expected a model format ({', '.join(known)}), got {declared or path.suffix or 'no suffix'!r} "
+            f"(set `format:` or rename the file)"
+        )
+    return found
+
+
+def softmax(logits: Array) -> Array:
+    """(B, L) float32 probabilities."""
+    logits = logits.astype(np.float32, copy=False)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Array = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def import_runtime(module: str, runtime: str, fix: str) -> Any:
+    """A runtime's module, imported only when a model needs it.
+
+    Raises:
+        RuntimeMissing: it is not installed, or its own import fails.
+    """
+    from coe.cascade.errors import RuntimeMissing
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        detail = "" if isinstance(error, ModuleNotFoundError) else f" (importing {module} failed: {error})"
+        raise RuntimeMissing(runtime, fix + detail) from None
+
 
 RUNTIMES = {  # format -> module, imported only when a model needs it
     "onnx": "coe.models.onnx",
@@ -22,7 +152,7 @@ RUNTIMES = {  # format -> module, imported only when a model needs it
     "torch-export": "coe.models.torch",
     "torchscript": "coe.models.torch",
 }
-OF_TEXTS = {"onnx": "coe.models.onnx_text"}  # the same for models that take a text's tokens
+OF_TEXTS = {"onnx": "coe.models.onnx"}  # the same for models that take a text's tokens
 
 Loader = Callable[[bytes, ModelSpec, RunOptions], LoadedMember]
 

@@ -1,7 +1,12 @@
-"""Texts as examples: how one comes through the door, and how a member's own tokenizer makes token ids of it."""
+"""Texts and multiple-choice questions as inputs: validation, and tokenization by the model's own tokenizer.
+
+On its way an example is a text, a JSON object in UTF-8: {"context": "She walks in.", "endings": ["She sits.", ..]}. A
+model reads each ending as a pair with the context, and gives one number for each.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +18,8 @@ import numpy as np
 from coe.cascade.errors import InputError, ModelError
 from coe.cascade.types import Array, Batch
 
-from .base import import_runtime
-from .contract import Contract
-from .files import read_file
+from .input_spec import InputSpec
+from .loading import import_runtime, read_file
 
 MEND = "pip install 'coe-cascade[text]'"
 PADDINGS = ("longest", "max_length")
@@ -25,7 +29,7 @@ BLANK = "blank"
 
 
 @dataclass(frozen=True)
-class TextContract(Contract):
+class TextInputSpec(InputSpec):
     """What a model of texts takes in; of a task, that its examples are texts.
 
     Args:
@@ -71,7 +75,7 @@ class TextContract(Contract):
         """(n_rows, 3, T) as a model takes them."""
         return self.prepare(np.repeat(self.blank(), n_rows))
 
-    def takes(self, examples: Contract) -> bool:
+    def takes(self, examples: InputSpec) -> bool:
         return (examples.kind, examples.shape) == ("text", self.shape)
 
     def check(self, text: str) -> None:
@@ -139,7 +143,7 @@ def _pad_id(tokenizer: Any) -> int:
 
 
 def read_texts(
-    ids: Sequence[str], values: Any, max_bytes: int, deadline: float, contract: TextContract | None = None
+    ids: Sequence[str], values: Any, max_bytes: int, deadline: float, contract: TextInputSpec | None = None
 ) -> Batch:
     """A batch from one text per example, as UTF-8 bytes or str; the bytes stay with it, as captured.
 
@@ -179,3 +183,65 @@ def read_text(value: Any, max_bytes: int) -> tuple[str, bytes]:
     if not text.strip():
         raise InputError("expected a text, got an empty one")
     return text, data
+
+
+@dataclass(frozen=True)
+class ChoicesInputSpec(TextInputSpec):
+    """What a model of multiple choice takes in; of a task, that its examples are contexts with endings.
+
+    Args:
+        shape: (N,) endings.
+    """
+
+    shape: tuple[int, ...] = (4,)
+
+    @property
+    def n_choices(self) -> int:
+        return self.shape[0]
+
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        """(N, 3, T) of one prepared example; T is the longest there may be."""
+        return self.n_choices, 3, self.max_length
+
+    def blank(self) -> Array:
+        """(1,) an example of one word each."""
+        blank = np.empty(1, dtype=object)
+        blank[0] = json.dumps({"context": BLANK, "endings": [BLANK] * self.n_choices})
+        return blank
+
+    def check(self, text: str) -> None:
+        self.pairs(text)
+
+    def prepare(self, x: Array) -> Array:
+        """(B, N, 3, T) int64 from a batch's x, (B,) texts: of each pair as of a text, all filled up to one length.
+
+        Raises:
+            InputError: x is no texts, or a text is no such example.
+        """
+        if x.dtype != object:
+            raise InputError(f"expected texts, got {x.dtype} {list(x.shape[1:])}")
+        pairs = [pair for text in x.tolist() for pair in self.pairs(text)]
+        prepared = self.tokens.of(pairs)  # (B * N, 3, T)
+        return prepared.reshape(len(x), self.n_choices, 3, -1)
+
+    def pairs(self, text: str) -> list[tuple[str, str]]:
+        """N pairs of the context and an ending.
+
+        Raises:
+            InputError: what was expected, what came.
+        """
+        try:
+            content = json.loads(text)
+            context, endings = content["context"], content["endings"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"{self._expected}, got {text[:40]!r}") from None
+        if not isinstance(endings, list) or len(endings) != self.n_choices:
+            raise InputError(f"{self._expected}, got {len(endings) if isinstance(endings, list) else 'no list'}")
+        if not all(isinstance(one, str) for one in (context, *endings)):
+            raise InputError(f"{self._expected}, got something that is no text")
+        return [(context, ending) for ending in endings]
+
+    @property
+    def _expected(self) -> str:
+        return f'expected {{"context": "..", "endings": [..]}} with {self.n_choices} endings'

@@ -12,7 +12,7 @@ from coe.cascade.errors import ModelError, RuntimeMissing
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .base import ModelSpec, RunOptions, import_runtime, softmax
+from .loading import ModelSpec, RunOptions, import_runtime, softmax
 
 MEND = "pip install ai-edge-litert"
 

@@ -14,7 +14,7 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .base import ModelSpec, RunOptions, import_runtime, softmax
+from .loading import ModelSpec, RunOptions, import_runtime, softmax
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {}  # name -> () -> nn.Module; the zoo registers its own
 

@@ -26,7 +26,7 @@ EXAMPLES = "examples"
 
 
 @dataclass(frozen=True, slots=True)
-class Harvested:
+class HarvestedExample:
     """One example.
 
     Args:
@@ -41,7 +41,7 @@ class Harvested:
     score: float
 
 
-def read_harvest(folder: Path) -> Iterator[Harvested]:
+def read_harvest(folder: Path) -> Iterator[HarvestedExample]:
     """The examples whose files are still there, in the order they came; the last line of an id counts.
 
     Raises:
@@ -66,7 +66,7 @@ def read_harvest(folder: Path) -> Iterator[Harvested]:
         if path.is_file():  # else it was dropped for newer ones
             name, label, label_name, score = harvested
             value = path.read_bytes()
-            yield Harvested(
+            yield HarvestedExample(
                 name,
                 np.load(io.BytesIO(value), allow_pickle=False) if path.suffix == ".npy" else value,
                 label,
@@ -75,7 +75,7 @@ def read_harvest(folder: Path) -> Iterator[Harvested]:
             )
 
 
-def as_images(harvested: Iterator[Harvested], size: tuple[int, int], channels: int) -> tuple[Array, Labels]:
+def as_images(harvested: Iterator[HarvestedExample], size: tuple[int, int], channels: int) -> tuple[Array, Labels]:
     """Pixels (B, H, W, C) uint8 at one size, and labels (B,), of harvested images.
 
     Args:
@@ -83,11 +83,11 @@ def as_images(harvested: Iterator[Harvested], size: tuple[int, int], channels: i
     Raises:
         InputError: an example is no image.
     """
-    from coe.models.contract import Contract
-    from coe.models.inputs import Door
+    from coe.models.input_spec import InputSpec
+    from coe.models.inputs import InputDecoder
 
-    contract = Contract("image", (*size, channels), layout="NHWC", dtype="uint8")
-    door = Door(contract)
+    contract = InputSpec("image", (*size, channels), layout="NHWC", dtype="uint8")
+    door = InputDecoder(contract)
     images, labels = [], []
     for example in harvested:
         batch = door.batch([example.id], [example.value])

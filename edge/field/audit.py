@@ -1,4 +1,4 @@
-"""How often agreement is wrong: a few examples on which the device agreed are asked about anyway, in the background.
+"""Auditing answers that stood: a random share is sent to the cloud as well, to estimate how often they are wrong.
 
 Paper: A.3, where wrong agreements are counted against labels. In the field there are none: "wrong" is where the tiers
 beyond the device, asked about the same example, answer another label.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import threading
@@ -19,12 +20,78 @@ from pathlib import Path
 from typing import Any
 
 from coe.cascade.errors import InputError, TierError, TierRejected
+from edge.agent import RemoteTiers
+from edge.sinks import Event, Outcome
+from edge.sources import Example
 
-from ..onward import Onward
-from ..sinks import Event, Outcome
-from ..sources import Example
 from .config import AuditConfig
-from .estimate import Estimate
+
+Z95 = 1.959963984540054  # standard normal quantile of 0.975
+
+
+@dataclass(slots=True)
+class Estimate:
+    """A share, estimated from examples drawn with chances that may change over time.
+
+    Each example counts 1 / chance (Horvitz-Thompson); the share is the ratio of two such sums (Hajek), so that no
+    stretch of time weighs more because it was sampled more. The interval is Wilson's, with the number of draws
+    replaced by the effective one: as many equal draws as would vary as much. With one chance for all that is Wilson's
+    own.
+
+    Args:
+        n: examples there were; n_drawn: of them, drawn; n_answered: of those, with an answer.
+        n_hits: of those, where it was so.
+    """
+
+    n: int = 0
+    n_drawn: int = 0
+    n_answered: int = 0
+    n_hits: int = 0
+    weight: float = 0.0
+    weight_squared: float = 0.0
+    weight_hits: float = 0.0
+    weight_squared_hits: float = 0.0
+
+    def add(self, chance: float, is_hit: bool) -> None:
+        """An example that was drawn with that chance, and answered."""
+        weight = 1.0 / chance
+        self.n_answered += 1
+        self.n_hits += is_hit
+        self.weight += weight
+        self.weight_squared += weight * weight
+        self.weight_hits += weight * is_hit
+        self.weight_squared_hits += weight * weight * is_hit
+
+    @property
+    def share(self) -> float | None:
+        """None while nothing is known."""
+        return self.weight_hits / self.weight if self.weight else None
+
+    @property
+    def n_effective(self) -> float:
+        """Draws of one chance that would vary as much: at most (sum w)^2 / sum w^2 (Kish), which leaves out that the
+        weights may go with what is counted; less where sum w^2 (hit - share)^2, the ratio's variance, says so.
+        """
+        share = self.share
+        if share is None:
+            return 0.0
+        square = self.weight * self.weight
+        spread = self.weight_squared_hits * (1 - 2 * share) + share * share * self.weight_squared
+        kish = square / self.weight_squared
+        return min(kish, share * (1 - share) * square / spread) if 0 < share < 1 and spread > 0 else kish
+
+    def interval(self, z: float = Z95) -> tuple[float, float]:
+        """Low and high end; (0, 1) while nothing is known."""
+        share = self.share
+        return (0.0, 1.0) if share is None else wilson(share, self.n_effective, z)
+
+
+def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share seen in n draws (Wilson 1927)."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
 
 HOUR_S = 3600.0
 MOST_QUEUED = 64
@@ -35,7 +102,7 @@ SAVE_EVERY = 20  # answers
 
 
 @dataclass
-class Findings:
+class AuditEstimates:
     """What the audit has found: over all examples, and by the label that the device gave."""
 
     whole: Estimate = field(default_factory=Estimate)
@@ -49,7 +116,7 @@ class Audit:
     """A watcher that draws examples and asks about them on a thread of its own.
 
     Each example that the device decided by itself is drawn with a chance that depends on the past alone, never on the
-    example: at most `share`, less where the budget would not last. Drawn examples wait in a short queue; fresh ones go
+    example: at most `share`, less where the budget would not last. Sampled examples wait in a short queue; fresh ones go
     first: nothing is asked while a live example waits for a server, and the audit takes at most `link_share` of the
     time. What it cannot ask is counted: examples drawn less examples answered; and examples that may not leave are not
     asked about.
@@ -65,12 +132,12 @@ class Audit:
     def __init__(
         self,
         config: AuditConfig,
-        onward: Onward,
+        remote_tiers: RemoteTiers,
         labels: tuple[str, ...],
         *,
         is_busy: Callable[[], bool] = lambda: False,
         held_back: Callable[[Example], str | None] = lambda example: None,
-        told: Callable[[Event], None] = lambda event: None,
+        notify: Callable[[Event], None] = lambda event: None,
         found: Callable[[bool], None] = lambda differs: None,
         state: Path | None = None,
         dice: random.Random | None = None,
@@ -79,22 +146,27 @@ class Audit:
         self.config = config
         self.labels = labels
         self.findings = _load(state)
-        self._onward = onward
-        self._is_busy, self._told, self._found = is_busy, told, found
+        self._remote_tiers = remote_tiers
+        self._is_busy, self._notify, self._on_answer = is_busy, notify, found
         self._held_back = held_back
         self._state = state
         self._dice = dice or random.Random()
         self._clock = clock
-        self._pace = Pace(config, clock)
-        self._queue: deque[Drawn] = deque()
+        self._pace = SamplingBudget(config, clock)
+        self._queue: deque[SampledExample] = deque()
         self._ready = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="coe-audit", daemon=True)
         self._thread.start()
 
-    def saw(self, example: Example, outcome: Outcome) -> None:
+    def on_outcome(self, example: Example, outcome: Outcome) -> None:
         decision = outcome.decision
-        if decision is None or outcome.deferred or outcome.corrects or decision.exit_tier >= self._onward.first_tier:
+        if (
+            decision is None
+            or outcome.deferred
+            or outcome.corrects
+            or decision.exit_tier >= self._remote_tiers.first_tier
+        ):
             return
         size = len(example.value) if isinstance(example.value, bytes) else getattr(example.value, "nbytes", 0)
         chance = self._pace.chance()
@@ -107,7 +179,7 @@ class Audit:
                 return
             if len(self._queue) >= MOST_QUEUED:
                 self._queue.popleft()
-            self._queue.append(Drawn(example, decision.label, chance, self._clock()))
+            self._queue.append(SampledExample(example, decision.label, chance, self._clock()))
             self._ready.notify()
 
     def report(self) -> dict[str, Any]:
@@ -153,18 +225,18 @@ class Audit:
             rest = took * (1 - self.config.link_share) / self.config.link_share
             self._stop.wait(rest if is_over else max(rest, PAUSE_S))
 
-    def _ask(self, drawn: Drawn) -> bool:
+    def _ask(self, drawn: SampledExample) -> bool:
         """Whether the example is over: answered, or never to be."""
         try:
             if self._held_back(drawn.example) is not None:
                 return True
-            answer = self._onward.ask(drawn.example, time.monotonic() + ASK_S)
+            answer = self._remote_tiers.ask(drawn.example, time.monotonic() + ASK_S)
         except (TierRejected, InputError):
             return True
         except TierError:
             return self._clock() - drawn.at > MOST_AGE_S
         except Exception as error:  # noqa: BLE001 - a bug here must not end the audit unheard
-            self._told(Event("audit", {"error": f"{type(error).__name__}: {error}"}))
+            self._notify(Event("audit", {"error": f"{type(error).__name__}: {error}"}))
             return True
         if answer.degraded:  # not the best tier's word
             return self._clock() - drawn.at > MOST_AGE_S
@@ -173,9 +245,9 @@ class Audit:
             for estimate in self.findings.of(drawn.label):
                 estimate.add(drawn.chance, differs)
             n_answered = self.findings.whole.n_answered
-        self._found(differs)
+        self._on_answer(differs)
         if n_answered % self.config.report_every == 0:
-            self._told(Event("audit", self.report()))
+            self._notify(Event("audit", self.report()))
         if n_answered % SAVE_EVERY == 0:
             self._save()
         return True
@@ -196,14 +268,14 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledExample:
     example: Example
     label: int
     chance: float
     at: float
 
 
-class Pace:
+class SamplingBudget:
     """The chance with which the next example is drawn, so that the budget lasts.
 
     It follows the number of examples per hour (an exponential mean over about a hundred of them), and what the examples
@@ -255,12 +327,12 @@ def _facts(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _load(state: Path | None) -> Findings:
+def _load(state: Path | None) -> AuditEstimates:
     if state is None or not state.is_file():
-        return Findings()
+        return AuditEstimates()
     try:
         content = json.loads(state.read_text(encoding="utf-8"))
         by_label = {int(label): Estimate(**values) for label, values in content["by_label"].items()}
-        return Findings(Estimate(**content["whole"]), by_label)
+        return AuditEstimates(Estimate(**content["whole"]), by_label)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Findings()
+        return AuditEstimates()

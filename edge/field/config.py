@@ -9,13 +9,40 @@ from pathlib import Path
 from typing import TypeVar
 
 from coe.cascade.errors import ConfigError
-from coe.models.manifest import Task
-from coe.settings import Fields
+from coe.config import Fields
+from coe.config.manifest import Task
 
-from .drift import Baseline, DriftConfig
-from .hold_back import load_hook
+from .privacy import load_privacy_filter
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A share as it was on calibration: `share` of `n` examples; `band` in place of what follows from them.
+
+    `what`: "deferred", "audit_error", or "2 of 3": decided with two votes of three asked.
+    """
+
+    what: str
+    share: float
+    n: int
+    band: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """Bands, and over what they are watched.
+
+    Args:
+        window: examples; audits: audited decisions, for their error.
+        false_alarms: chance that one window of examples like those of calibration lies outside a band.
+    """
+
+    window: int = 1000
+    false_alarms: float = 1e-6
+    audits: int = 200
+    baselines: tuple[Baseline, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +82,12 @@ class FieldConfig:
 
     Args:
         never_send: labels whose examples stay on the device.
-        hook: "module:function" or "file.py:function" that may hold an example back; "": none.
-        folder: where a hook's path starts.
+        privacy_filter: "module:function" or "file.py:function" that may hold an example back; "": none.
+        folder: where a privacy_filter's path starts.
     """
 
     never_send: frozenset[int] = frozenset()
-    hook: str = ""
+    privacy_filter: str = ""
     folder: Path = Path()
     audit: AuditConfig | None = None
     drift: DriftConfig | None = None
@@ -68,7 +95,7 @@ class FieldConfig:
 
 
 def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
-    """`never_send:`, `hook:`, `audit:`, `drift:` and `harvest:` of an agent's config.
+    """`never_send:`, `privacy_filter:`, `audit:`, `drift:` and `harvest:` of an agent's config.
 
     Args:
         fields: of the whole file.
@@ -76,11 +103,11 @@ def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -
         votes_first: whether models of this device see an example before it leaves.
     """
     if not votes_first and fields.raw("never_send", None):
-        mend = "put a tier with `members:` before it, or take a `hook:`"
-        fields.wrong("never_send", f"expected models of this device to tell, got a first tier elsewhere ({mend})")
+        fix = "put a tier with `members:` before it, or take a `privacy_filter:`"
+        fields.wrong("never_send", f"expected models of this device to tell, got a first tier elsewhere ({fix})")
     return FieldConfig(
         never_send=_read_never_send(fields, task.labels),
-        hook=_read_hook(fields, folder),
+        privacy_filter=_read_hook(fields, folder),
         folder=folder,
         audit=_section(fields, "audit", _read_audit),
         drift=_section(fields, "drift", _read_drift),
@@ -104,12 +131,12 @@ def _read_never_send(fields: Fields, labels: tuple[str, ...]) -> frozenset[int]:
 
 
 def _read_hook(fields: Fields, folder: Path) -> str:
-    reference = fields.text("hook", "")
+    reference = fields.text("privacy_filter", "")
     if reference:
         try:
-            load_hook(reference, folder)
+            load_privacy_filter(reference, folder)
         except ConfigError as error:
-            fields.wrong("hook", str(error))
+            fields.wrong("privacy_filter", str(error))
     return reference
 
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from coe.cascade.types import Array
 from coe.zoo.harvest import EXAMPLES, INDEX
+from edge.sinks import Event, Outcome
+from edge.sources import Example
 
-from ..sinks import Event, Outcome
-from ..sources import Example
 from .config import HarvestConfig
 
-MOST_GONE = 1000  # lines of the index about files that made room
+MAX_STALE_LINES = 1000  # lines of the index about files that made room
 MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
 
 
@@ -40,14 +40,14 @@ class Harvest:
         self,
         config: HarvestConfig,
         labels: tuple[str, ...],
-        told: Callable[[Event], None] = lambda event: None,
-        clears: Callable[[Outcome], bool] = lambda outcome: True,
+        notify: Callable[[Event], None] = lambda event: None,
+        may_be_shared: Callable[[Outcome], bool] = lambda outcome: True,
     ) -> None:
         self.config = config
         self.labels = labels
         self.n_dropped = 0
-        self._told = told
-        self._clears = clears
+        self._notify = notify
+        self._clears = may_be_shared
         self._is_failing = False
         self._lock = threading.Lock()
         self._folder = config.path / EXAMPLES
@@ -58,9 +58,9 @@ class Harvest:
         self._names = {name for name, _ in self._files}
         self._bytes = sum(size for _, size in self._files)
         self._n_lines = 0
-        self._mend()
+        self._recover()
 
-    def saw(self, example: Example, outcome: Outcome) -> None:
+    def on_outcome(self, example: Example, outcome: Outcome) -> None:
         decision = outcome.decision
         is_late = bool(outcome.corrects)
         if decision is None or decision.degraded or not (outcome.deferred or is_late) or example.value is None:
@@ -88,7 +88,7 @@ class Harvest:
             except OSError as error:
                 self.n_dropped += 1
                 if not self._is_failing:
-                    self._told(Event("harvest", {"error": f"{self.config.path}: {error.strerror}"}))
+                    self._notify(Event("harvest", {"error": f"{self.config.path}: {error.strerror}"}))
                 self._is_failing = True
 
     def report(self) -> dict[str, Any]:
@@ -123,10 +123,10 @@ class Harvest:
         self._names.add(name)
         self._bytes += len(data)
         self._n_lines += 1
-        if self._n_lines > 2 * len(self._files) + MOST_GONE:
-            self._forget()
+        if self._n_lines > 2 * len(self._files) + MAX_STALE_LINES:
+            self._compact_index()
 
-    def _forget(self) -> None:
+    def _compact_index(self) -> None:
         """Leave out of the index what made room: it would grow for good."""
         index, beside = self.config.path / INDEX, self.config.path / f".{INDEX}"
         with contextlib.suppress(OSError):  # a full disk: later
@@ -136,7 +136,7 @@ class Harvest:
             os.replace(beside, index)
             self._n_lines = len(kept)
 
-    def _mend(self) -> None:
+    def _recover(self) -> None:
         """After a crash: a torn last line goes, and so does a file that has no line."""
         index = self.config.path / INDEX
         data = index.read_bytes()

@@ -1,17 +1,16 @@
 """Where decisions go."""
 
-from .base import Event, Outcome, Record, Sink, Writer
+from __future__ import annotations
+
+from .base import Event, Outcome, Record, ReorderBuffer, Sink, Writer, as_record
 from .config import SinkConfig, read_sinks
-from .many import Sinks
-from .open import open_sinks
-from .ordered import Reorder
-from .records import as_record
+from .open import Sinks, open_sinks
 
 __all__ = [
     "Event",
     "Outcome",
     "Record",
-    "Reorder",
+    "ReorderBuffer",
     "Sink",
     "SinkConfig",
     "Sinks",

@@ -1,14 +1,15 @@
-"""What a sink takes: one outcome per example, corrections that came late, and events.
+"""What a sink takes: outcomes, corrections and events, as records for JSON, and in the source's order where asked.
 
 To add a kind of sink: one module with a class that fits `Writer`, and its name in `open_writer` (open.py).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from coe.cascade.types import Decision
 
@@ -91,3 +92,62 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
+    """An outcome as plain data."""
+    record: dict[str, Any] = {"id": outcome.id}
+    decision = outcome.decision
+    if decision is not None:
+        record |= {
+            "label": decision.label,
+            "name": labels[decision.label],
+            "exit_tier": decision.exit_tier,
+            "vote": round(decision.vote, 6),
+            "score": None if math.isnan(decision.score) else round(decision.score, 6),
+            "asked": decision.asked,
+            "members": decision.n_members,
+            "tier_votes": [round(vote, 6) for vote in decision.tier_votes],
+            "tier_times_s": [round(seconds, 7) for seconds in decision.tier_times_s],
+            "degraded": decision.degraded,
+        }
+        if decision.call:
+            record["call"] = {key: round(value, 7) for key, value in decision.call.items()}
+    if outcome.error is not None:
+        record["error"] = outcome.error
+    if outcome.truth is not None:
+        record["truth"] = outcome.truth
+    if outcome.trace:
+        record["trace"] = outcome.trace
+    if outcome.spooled:
+        record["spooled"] = outcome.spooled
+    if outcome.corrects:
+        record["corrects"] = outcome.corrects
+    record["latency_s"] = round(outcome.latency_s, 7)
+    record["at"] = round(outcome.at, 3)
+    return record
+
+
+def event_record(event: Event) -> dict[str, Any]:
+    """An event as plain data: `event` is its kind."""
+    return {"event": event.kind, **event.facts, "at": round(event.at, 3)}
+
+
+T = TypeVar("T")
+
+
+class ReorderBuffer(Generic[T]):
+    """Takes things with their number in the source (from 0), in any order; gives them back in order."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, T] = {}
+
+    def take(self, number: int, thing: T) -> list[T]:
+        """What is due now: none, this one, or this one and those that waited for it."""
+        self._waiting[number] = thing
+        due = []
+        while self._next in self._waiting:
+            due.append(self._waiting.pop(self._next))
+            self._next += 1
+        return due

@@ -1,17 +1,54 @@
-"""Where decisions go, as configured."""
+"""Settings of the sinks, MQTT topic templates included."""
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from coe.settings import Fields
-from coe.wire.credentials import is_loopback
+from coe.config import Fields
+from coe.protocol.credentials import is_loopback
 
-from .queued import FLUSH_S, MOST_QUEUED
-from .rotation import Rotation
-from .topics import FIELDS, this_host, wrong_with
+from .base import Record
+from .delivery import FLUSH_S, MOST_QUEUED
+from .jsonlines import Rotation
+
+TOPIC_FIELDS = ("id", "name")  # of a record
+_PLACE = re.compile(r"\{([^{}]*)\}")
+
+
+def topic_level(text: str) -> str:
+    """A text as one level of a topic."""
+    return "".join("_" if sign in "/+#" or not sign.isprintable() else sign for sign in text) or "_"
+
+
+def this_host() -> str:
+    """This device's name, as one level of a topic."""
+    return topic_level(socket.gethostname())
+
+
+def topic_error(template: str, fields: tuple[str, ...] = ()) -> str:
+    """What a template must not say; "" where it is fine. `{host}` may always stand in it."""
+    known = ("host", *fields)
+    unknown = [place for place in _PLACE.findall(template) if place not in known]
+    if unknown:
+        return f"expected {', '.join(f'{{{place}}}' for place in known)} in it and no other, got {{{unknown[0]}}}"
+    rest = _PLACE.sub("", template)
+    found = next((sign for sign in "+#{}\0" if sign in rest), None)
+    if found is not None:
+        return f"expected a topic to publish to, got {template!r} with {found!r} in it"
+    return "" if template else "expected a topic, got nothing"
+
+
+def fill_topic(template: str, record: Record) -> str:
+    """The topic of a record; what it has no `name` for, because it has no decision, says "none"."""
+    for field in TOPIC_FIELDS:
+        if f"{{{field}}}" in template:
+            template = template.replace(f"{{{field}}}", topic_level(str(record.get(field, "none"))))
+    return template
+
 
 KINDS = ("jsonlines", "sqlite", "mqtt", "webhook")
 MQTT_PORT, MQTT_TLS_PORT = 1883, 8883
@@ -158,7 +195,7 @@ def _read_mqtt(fields: Fields, folder: Path) -> MqttConfig:
     return MqttConfig(
         host=host,
         port=fields.integer("port", MQTT_PORT if tls is None else MQTT_TLS_PORT, 1, 65535),
-        topic=_read_topic(fields, "topic", "coe/{host}/decisions", FIELDS),
+        topic=_read_topic(fields, "topic", "coe/{host}/decisions", TOPIC_FIELDS),
         event_topic=_read_topic(fields, "event_topic", "coe/{host}/events"),
         status_topic=_read_topic(fields, "status_topic", "coe/{host}/status"),
         qos=fields.integer("qos", 1, 0, 2),
@@ -173,7 +210,7 @@ def _read_mqtt(fields: Fields, folder: Path) -> MqttConfig:
 
 def _read_topic(fields: Fields, key: str, default: str, known: tuple[str, ...] = ()) -> str:
     template = fields.text(key, default)
-    if wrong := wrong_with(template, known):
+    if wrong := topic_error(template, known):
         fields.wrong(key, wrong)
     return template.replace("{host}", this_host())
 

@@ -1,15 +1,251 @@
-"""Decisions as JSON lines on a stream, such as standard output."""
+"""Decisions as JSON lines: on a stream, or in a file that is rotated, repaired and read back after a crash.
+
+After a crash an agent asks its sinks what they have (`Rereadable`): only what they lack is written again.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
-from collections.abc import Collection
-from typing import TextIO
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol, TextIO, cast, runtime_checkable
 
 from .base import Record
 
 
-class JsonLines:
+@dataclass(frozen=True)
+class Rotation:
+    """How long a file may grow, and what is kept of it.
+
+    Args:
+        max_bytes: of one file. A record is never split, so one that is larger by itself has a file of its own.
+        keep: old files, `.1` being the latest.
+        compress: old ones, with gzip.
+    """
+
+    max_bytes: int
+    keep: int = 5
+    compress: bool = False
+
+
+class RotatedFiles:
+    """The old files of `path`. To be asked by one thread at a time; compressing has a thread of its own."""
+
+    def __init__(self, path: Path, rotation: Rotation) -> None:
+        self.path = path
+        self.rotation = rotation
+        self._compressing: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """A file is being compressed: names must stay as they are."""
+        return self._compressing is not None and self._compressing.is_alive()
+
+    def put(self) -> None:
+        """Set the file aside as the latest of the old ones; the oldest goes.
+
+        Raises:
+            OSError: a file cannot be renamed. What was renamed before has its new name.
+        """
+        self.close()
+        number = 1
+        while number < self.rotation.keep and self._is_there(number):
+            number += 1
+        for suffix in ("", ".gz"):
+            self._old(number, suffix).unlink(missing_ok=True)  # the oldest, where as many are kept as may be
+        for older in range(number, 1, -1):
+            for suffix in ("", ".gz"):
+                if self._old(older - 1, suffix).exists():
+                    self._old(older - 1, suffix).replace(self._old(older, suffix))
+        latest = self._old(1)
+        self.path.replace(latest)
+        if self.rotation.compress:
+            self._compressing = threading.Thread(target=_compress, args=(latest,), name="coe-pack", daemon=True)
+            self._compressing.start()
+
+    def close(self) -> None:
+        """Wait for the compressing."""
+        if self._compressing is not None:
+            self._compressing.join()
+            self._compressing = None
+
+    def _is_there(self, number: int) -> bool:
+        return self._old(number).exists() or self._old(number, ".gz").exists()
+
+    def _old(self, number: int, suffix: str = "") -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}{suffix}")
+
+
+def _compress(path: Path) -> None:
+    """`path` as `path`.gz, with the same time. On a full disk it stays as it is."""
+    part = path.with_name(f".{path.name}.gz.part")  # a name that nobody takes for a file of records
+    try:
+        status = path.stat()
+        with path.open("rb") as source, part.open("wb") as target:
+            with gzip.GzipFile(path.name, "wb", fileobj=target, mtime=status.st_mtime) as packed:
+                shutil.copyfileobj(source, packed, 2**16)
+            target.flush()
+            os.fsync(target.fileno())
+        os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+        part.replace(path.with_name(f"{path.name}.gz"))
+        path.unlink()
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+CHUNK_BYTES = 2**16
+SEARCH_BYTES = 64 * 2**20  # how far back corrections are looked for: those in doubt are the last ones written
+
+
+@runtime_checkable
+class Rereadable(Protocol):
+    """A writer whose records can be read back."""
+
+    def mark(self) -> str:
+        """Where the next record will stand; "" where that cannot be said."""
+        ...
+
+    def since(self, mark: str) -> Iterator[Record]:
+        """The records from a mark on, in order; all there are where the mark is not found any more."""
+        ...
+
+    def sync(self) -> None:
+        """Whatever was written stays, should the power fail now. On any thread, also while another writes.
+
+        Raises:
+            OSError: the disk fails, or it is about to go on in another file: to be asked again while nobody writes.
+        """
+        ...
+
+
+def repair_last_line(path: Path) -> int:
+    """Cut off a last line that was not written whole; how many bytes. A whole line gets the end it lacks.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    if not is_regular(path):
+        return 0
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = next(_split_backwards(file, size))
+        if not torn:
+            return 0
+        if _parse_record(torn) is not None:
+            file.seek(size)
+            file.write(b"\n")
+            return 0
+        file.truncate(size - len(torn))
+        return len(torn)
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it is a file that can be read back, and not a pipe or a terminal."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def missing_from(path: Path, keys: Collection[str], field: str = "corrects") -> set[str]:
+    """Of `keys`, those no record near the end of the file, or of those rotated away from it, has in `field`."""
+    left = set(keys)
+    most = SEARCH_BYTES
+    for part in reversed(parts_of(path)):
+        for line in _backwards(part):
+            if not left or most <= 0:
+                return left
+            most -= len(line)
+            left.discard(str((_parse_record(line) or {}).get(field, "")))
+    return left
+
+
+def mark_of(path: Path) -> str:
+    """The file's end, so that it is found again after a rotation, too; "" for no such file."""
+    if not is_regular(path):
+        return ""
+    status = path.stat()
+    return f"{status.st_ino}:{status.st_size}"
+
+
+def since(path: Path, mark: str) -> Iterator[Record]:
+    """Records from `mark` (of `mark_of`) on; all there are where it is not found."""
+    inode, _, offset = mark.partition(":")
+    parts = parts_of(path)
+    inodes = [str(part.stat().st_ino) for part in parts]
+    start = 0
+    if inode in inodes:
+        first = inodes.index(inode)
+        parts, start = parts[first:], int(offset)
+    for part in parts:
+        with _open_part(part) as file:
+            file.seek(max(start - 1, 0))
+            if start and file.read(1) != b"\n":
+                file.readline()  # the mark was set while another thread wrote this line
+            start = 0
+            for line in file:
+                record = _parse_record(line)
+                if record is not None:
+                    yield record
+
+
+def parts_of(path: Path) -> list[Path]:
+    """A file and what rotation left of it (`NAME.1`, `NAME.2.gz`, ...), the oldest first."""
+    named = [path, *path.parent.glob(f"{_escaped(path.name)}.*")]
+    return sorted(
+        (part for part in named if is_regular(part)), key=lambda part: (part == path, part.stat().st_mtime_ns)
+    )
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
+
+
+def _open_part(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _backwards(path: Path) -> Iterator[bytes]:
+    """Lines of a file, the last first; the first is what follows the last line end: nothing in a whole file."""
+    with _open_part(path) as file:
+        if path.suffix == ".gz":  # cannot be read from its end
+            yield from reversed(file.read().split(b"\n"))
+        else:
+            yield from _split_backwards(file, file.seek(0, os.SEEK_END))
+
+
+def _split_backwards(file: IO[bytes], end: int) -> Iterator[bytes]:
+    """What stands between line ends, from `end` back."""
+    tail: list[bytes] = []  # of the piece whose start is still to be found, the last first
+    while end > 0:
+        start = max(end - CHUNK_BYTES, 0)
+        file.seek(start)
+        *rest, last = file.read(end - start).split(b"\n")
+        end = start
+        tail.append(last)
+        while rest:
+            yield b"".join(reversed(tail))
+            tail = [rest.pop()]
+    yield b"".join(reversed(tail))
+
+
+def _parse_record(line: bytes) -> Record | None:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+class JsonLinesStream:
     """One line per record, flushed at once: whoever reads the pipe sees a decision when it is made."""
 
     kind = "jsonlines"
@@ -27,3 +263,110 @@ class JsonLines:
 
     def close(self) -> None:
         """The stream is its owner's to close."""
+
+
+FOLLOW_S = 0.5  # how soon it is noticed that somebody else moved the file away, as logrotate does
+
+
+class JsonLinesFile:
+    """One line per record, each whole or not there at all.
+
+    Args:
+        path: made where it is not there. What is no regular file (a pipe, a device) is neither rotated nor read back.
+        rotation: None: it grows.
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    kind = "jsonlines"
+
+    def __init__(self, path: Path, rotation: Rotation | None = None) -> None:
+        self.path = path
+        self.name = str(path)
+        self.n_rotations = 0
+        repair_last_line(path)  # the last line of an agent that was killed
+        self._descriptor = -1
+        self._open()
+        self._rotated = RotatedFiles(path, rotation) if rotation is not None and self._is_regular else None
+        self._looked_at = time.monotonic()
+
+    def write(self, record: Record) -> None:
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            if self._is_regular:
+                self._make_room(len(line))
+            self._append(line)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, say: the operating system does not name the file
+            raise OSError(error.errno, error.strerror, self.name) from None
+
+    def missing(self, keys: Collection[str]) -> Collection[str]:
+        return missing_from(self.path, keys) if self._is_regular else keys
+
+    def mark(self) -> str:
+        return mark_of(self.path) if self._is_regular else ""
+
+    def since(self, mark: str) -> Iterator[Record]:
+        return since(self.path, mark) if self._is_regular else iter(())
+
+    def sync(self) -> None:
+        """Whatever was written stays, should the power fail now."""
+        if self._is_regular:
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._rotated is not None:
+            self._rotated.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _open(self) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+        status = os.fstat(descriptor)
+        self._is_regular = stat.S_ISREG(status.st_mode)
+        self._identity = status.st_dev, status.st_ino
+        self._size = status.st_size
+
+    def _make_room(self, n_bytes: int) -> None:
+        """Go on in the file that now has our name, and in a new one where this line would not fit."""
+        now = time.monotonic()
+        if now - self._looked_at >= FOLLOW_S:
+            self._looked_at = now
+            self._follow()
+        rotated = self._rotated
+        if rotated is None or not self._size or self._size + n_bytes <= rotated.rotation.max_bytes or rotated.is_busy:
+            return
+        os.fsync(self._descriptor)  # `sync` will only know the new one
+        try:
+            rotated.put()
+        finally:  # a rename that failed leaves us where we were
+            self._open()
+        self.n_rotations += 1
+
+    def _follow(self) -> None:
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            self._open()
+            return
+        if (status.st_dev, status.st_ino) != self._identity:
+            self._open()
+        else:
+            self._size = status.st_size  # somebody may have cut it off
+
+    def _append(self, line: bytes) -> None:
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            if self._is_regular and len(left) < len(line):  # half a line would spoil the next one, too
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - (len(line) - len(left)))
+            raise
+        self._size += len(line)

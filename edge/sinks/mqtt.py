@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from coe.cascade.errors import ConfigError
-from coe.models.base import import_runtime
+from coe.models.loading import import_runtime
 
 from .base import Record
-from .config import MqttConfig
-from .queued import Refused
-from .topics import filled
+from .config import MqttConfig, fill_topic
+from .delivery import PermanentFailure
 
 TOGETHER = 20  # records under way at once, as many as paho has in flight
 ANSWER_S = 5.0  # for the broker's word
@@ -23,7 +22,7 @@ FIRST_WAIT_S, MOST_WAIT_S = 1.0, 30.0  # before it is dialled again
 MOST_TOPIC_BYTES = 65535
 
 
-class Broker:
+class MqttTransport:
     """Publishes each record, and has it once the broker says so (with qos 0: once it is sent).
 
     What was under way when the broker went away paho sends again by itself when it is back; so a record may arrive
@@ -88,7 +87,7 @@ class Broker:
         config = self.config
         topic = topic_of(config, record)
         if len(topic.encode()) > MOST_TOPIC_BYTES:
-            raise Refused(f"topic: expected at most {MOST_TOPIC_BYTES} bytes, got {len(topic.encode())}")
+            raise PermanentFailure(f"topic: expected at most {MOST_TOPIC_BYTES} bytes, got {len(topic.encode())}")
         told = self._client.publish(topic, json.dumps(record), qos=config.qos, retain=config.retain)
         if told.rc == self._paho.MQTT_ERR_QUEUE_SIZE or (config.qos == 0 and told.rc != self._paho.MQTT_ERR_SUCCESS):
             raise OSError(f"{self.name}: {self._paho.error_string(told.rc)}")
@@ -140,7 +139,7 @@ class Broker:
 
 def topic_of(config: MqttConfig, record: Record) -> str:
     """Where a record goes: an event, a decision, or a correction, which goes where a decision of its answer would."""
-    return config.event_topic if "event" in record else filled(config.topic, record)
+    return config.event_topic if "event" in record else fill_topic(config.topic, record)
 
 
 def _password(config: MqttConfig) -> str | None:

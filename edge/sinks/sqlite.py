@@ -36,7 +36,7 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, 
 """
 
 
-class Database:
+class SqliteWriter:
     """A writer; each record is committed by itself.
 
     Args:

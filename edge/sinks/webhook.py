@@ -17,14 +17,14 @@ from coe.cascade.errors import ConfigError
 
 from .base import Record
 from .config import WebhookConfig
-from .queued import Refused
+from .delivery import PermanentFailure
 
 LATER = (408, 425, 429)  # of 4xx: the same request may be taken another time
 MOST_ANSWER_BYTES = 2**16
 MOST_REASON = 200  # characters of an answer that are told
 
 
-class NotNow(OSError):
+class RetryLater(OSError):
     """It cannot be taken now; `retry_after_s`: when it may be, where the server said so."""
 
     def __init__(self, text: str, retry_after_s: float | None = None) -> None:
@@ -32,7 +32,7 @@ class NotNow(OSError):
         self.retry_after_s = retry_after_s
 
 
-class Webhook:
+class WebhookTransport:
     """Records as JSON: one by itself as an object, several together (`batch` above 1) as an array.
 
     A refusal (4xx, or a redirect) is final; what is not answered in time, or with 5xx, is sent again, with the same
@@ -63,19 +63,19 @@ class Webhook:
         try:
             headers = {**_headers(self.config), "Idempotency-Key": hashlib.sha256(content).hexdigest()[:32]}
         except ConfigError as error:  # the token's file is being replaced
-            raise NotNow(str(error)) from None
+            raise RetryLater(str(error)) from None
         request = urllib.request.Request(self.config.url, content, headers, method="POST")
         try:
             with self._opener.open(request, timeout=self.config.timeout_s) as answer:
                 answer.read(MOST_ANSWER_BYTES)
         except urllib.error.HTTPError as error:
             with error:
-                raise _judged(error) from None
+                raise _error_from_response(error) from None
         except urllib.error.URLError as error:
             reason = error.reason
-            raise NotNow((reason.strerror if isinstance(reason, OSError) else None) or str(reason)) from None
+            raise RetryLater((reason.strerror if isinstance(reason, OSError) else None) or str(reason)) from None
         except http.client.HTTPException as error:
-            raise NotNow(f"its answer cannot be read: {str(error) or type(error).__name__}") from None
+            raise RetryLater(f"its answer cannot be read: {str(error) or type(error).__name__}") from None
 
     def close(self) -> None:
         self._opener.close()
@@ -88,14 +88,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _judged(error: urllib.error.HTTPError) -> Exception:
+def _error_from_response(error: urllib.error.HTTPError) -> Exception:
     told = f"HTTP {error.code} {error.reason}"
     if error.code >= 500 or error.code in LATER:
-        return NotNow(told, _seconds(error.headers.get("Retry-After")))
+        return RetryLater(told, _seconds(error.headers.get("Retry-After")))
     if 300 <= error.code < 400:
-        return Refused(f"{told}, to {error.headers.get('Location')} (set `url:` to where it leads)")
+        return PermanentFailure(f"{told}, to {error.headers.get('Location')} (set `url:` to where it leads)")
     answer = error.read(MOST_REASON).decode("utf-8", "replace").strip()
-    return Refused(f"{told}: {answer}" if answer else told)
+    return PermanentFailure(f"{told}: {answer}" if answer else told)
 
 
 def _seconds(text: str | None) -> float | None:

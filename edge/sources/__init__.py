@@ -1,5 +1,7 @@
 """Where examples come from."""
 
+from __future__ import annotations
+
 from .base import Example, Source
 from .config import SourceConfig, read_sources
 from .open import open_source

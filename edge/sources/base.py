@@ -36,7 +36,7 @@ class Example:
     answered: Callable[[Any], None] | None = None
 
 
-class FolderMemory(Protocol):
+class FolderHistory(Protocol):
     """What was done of a watched folder, over restarts. A stamp is a file's size and its time of change in ns."""
 
     def done(self) -> dict[str, tuple[int, int]]:
@@ -56,10 +56,10 @@ class FolderMemory(Protocol):
         ...
 
 
-class Memory(Protocol):
+class FileHistory(Protocol):
     """Of all watched folders."""
 
-    def of(self, folder: Path) -> FolderMemory: ...
+    def of(self, folder: Path) -> FolderHistory: ...
 
 
 class Source(Protocol):

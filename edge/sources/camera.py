@@ -19,7 +19,7 @@ import numpy as np
 
 from coe.cascade.errors import ConfigError
 from coe.cascade.types import Array
-from coe.models.base import import_runtime
+from coe.models.loading import import_runtime
 
 from .base import Example
 from .config import CameraConfig

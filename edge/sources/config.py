@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from coe.models.manifest import Task
-from coe.settings import Fields
-from coe.wire.credentials import is_loopback
+from coe.config import Fields
+from coe.config.manifest import Task
+from coe.protocol.credentials import is_loopback
 
-KINDS = ("digits", "folder", "stdin", "camera", "door")
+KINDS = ("digits", "folder", "stdin", "camera", "grpc")
 MOST_UNIX_PATH = 107  # bytes: the operating system's own limit
 
 
@@ -35,7 +35,7 @@ class CameraConfig:
 
 
 @dataclass(frozen=True)
-class DoorConfig:
+class GrpcSourceConfig:
     """A door for programs on this device.
 
     Args:
@@ -65,7 +65,7 @@ class DoorConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """kind "digits" (bundled), "folder" (`path`, `watch`), "stdin" (JSON lines), "camera", "door", or "several".
+    """kind "digits" (bundled), "folder" (`path`, `watch`), "stdin" (JSON lines), "camera", "grpc", or "several".
 
     Args:
         poll: a watched folder is looked through now and then, even where the system would tell of new files.
@@ -82,7 +82,7 @@ class SourceConfig:
     repeat: int = 1
     interval_s: float = 0.0
     camera: CameraConfig | None = None
-    door: DoorConfig | None = None
+    server: GrpcSourceConfig | None = None
     parts: tuple[SourceConfig, ...] = ()
 
 
@@ -121,8 +121,8 @@ def read_source(fields: Fields, folder: Path, task: Task, n_tiers: int = 1, reme
         source = _read_folder(fields, path, remembers)
     elif kind == "camera":
         source = _read_camera(fields, folder, task)
-    elif kind == "door":
-        source = SourceConfig(kind, door=_read_door(fields, folder, task, n_tiers))
+    elif kind == "grpc":
+        source = SourceConfig(kind, server=_read_door(fields, folder, task, n_tiers))
     source = replace(source, interval_s=fields.number("interval_ms", 0.0, high=86_400_000) / 1000)
     fields.finish()
     return source
@@ -173,7 +173,7 @@ def _read_device(fields: Fields, folder: Path) -> tuple[int | str | None, Path |
     return None, folder / Path(device).expanduser()
 
 
-def _read_door(fields: Fields, folder: Path, task: Task, n_tiers: int) -> DoorConfig:
+def _read_door(fields: Fields, folder: Path, task: Task, n_tiers: int) -> GrpcSourceConfig:
     address = fields.text("address", "127.0.0.1:8002")
     host, port, path = "", 0, None
     if address.startswith("unix:"):
@@ -183,7 +183,7 @@ def _read_door(fields: Fields, folder: Path, task: Task, n_tiers: int) -> DoorCo
     else:
         host, port = _read_loopback(fields, address)
     max_queued = fields.integer("max_queued", 256, 1, 65536)
-    return DoorConfig(
+    return GrpcSourceConfig(
         host,
         port,
         path,
@@ -202,6 +202,6 @@ def _read_loopback(fields: Fields, address: str) -> tuple[str, int]:
         fields.wrong("address", f'expected 127.0.0.1:PORT or unix:PATH, got "{address}"')
         return "127.0.0.1", 0
     if not is_loopback(host):
-        mend = "write 127.0.0.1 or a Unix socket; other machines ask coe-cloud"
-        fields.wrong("address", f"expected an address of this device alone, got {host} ({mend})")
+        fix = "write 127.0.0.1 or a Unix socket; other machines ask coe-cloud"
+        fields.wrong("address", f"expected an address of this device alone, got {host} ({fix})")
     return host, int(number)

@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG files: those there now, or watched for new ones.
+"""A folder of PNG and JPEG files: those there now, or watched for new ones through inotify or polling.
 
 Where the system tells of new files, each is taken as soon as it is closed, or moved in; now and then the folder is
 looked through all the same. Where it does not, a file is taken once two looks in a row found it the same.
@@ -7,17 +7,158 @@ looked through all the same. Where it does not, a file is taken once two looks i
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, RuntimeMissing
+from coe.models.loading import import_runtime
 
-from .base import Example, FolderMemory
-from .landings import Landings
+from .base import Example, FolderHistory
+
+STOP_POLL_S = 0.2
+SETTLE_S = 0.015  # what copies a file often sets its time right after it closed it
+EVENT_TYPES = ("FileClosedEvent", "FileMovedEvent")
+# Filesystems where another machine may write, of which this one's system does not tell.
+NETWORK_FILESYSTEMS = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "virtiofs",
+    "vboxsf",
+)
+
+
+class FileWatcher:
+    """The names of files that landed in a folder, as the operating system tells of them.
+
+    Raises:
+        RuntimeMissing: watchdog is not installed.
+        OSError: the system cannot tell: too many are watched already, say.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        observers: Any = import_runtime("watchdog.observers.inotify", "watchdog", "pip install 'coe-cascade[edge]'")
+        self._events: Any = import_runtime("watchdog.events", "watchdog", "pip install 'coe-cascade[edge]'")
+        self._turn = threading.Condition()
+        self._names: set[str] = set()
+        self._identity: tuple[int, int] | None = None  # of the folder that is watched
+        self._observers: list[Any] = []  # one each: watchdog holds back what comes after a file is moved away
+        try:
+            for _ in EVENT_TYPES:
+                self._observers.append(observers.InotifyObserver(generate_full_events=True))  # of moves from elsewhere
+                self._observers[-1].start()
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
+
+    def refresh(self) -> None:
+        """Watch the folder that is there now, should the one watched before be gone."""
+        identity = _identity(self.path)
+        emitters = [
+            emitter for observer in self._observers for emitter in observer.emitters
+        ]  # they end with the folder
+        is_watched = len(emitters) == len(EVENT_TYPES) and all(emitter.is_alive() for emitter in emitters)
+        if identity is not None and identity == self._identity and is_watched:
+            return
+        self._identity = identity
+        for observer, kind in zip(self._observers, EVENT_TYPES, strict=True):
+            observer.unschedule_all()
+            if identity is not None:
+                observer.schedule(_Handler(self), str(self.path), event_filter=[getattr(self._events, kind)])
+
+    def dispatch(self, event: Any) -> None:
+        """Called by watchdog, on a thread of its own."""
+        landed = event.dest_path if isinstance(event, self._events.FileMovedEvent) else event.src_path
+        folder, name = os.path.split(os.fsdecode(landed or ""))
+        if name and Path(folder) == self.path:
+            with self._turn:
+                self._names.add(name)
+                self._turn.notify()
+
+    def wait(self, stop: threading.Event, seconds: float) -> set[str]:
+        """Names that landed since last asked, once there are any; empty after `seconds`, or soon after `stop`."""
+        end = time.monotonic() + seconds
+        with self._turn:
+            while not self._names and not stop.is_set() and (left := end - time.monotonic()) > 0:
+                self._turn.wait(min(left, STOP_POLL_S))
+            is_any = bool(self._names)
+        if is_any:
+            time.sleep(SETTLE_S)
+        with self._turn:
+            names, self._names = self._names, set()
+            return names
+
+    def close(self) -> None:
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it complains of its own end
+        for observer in self._observers:
+            observer.stop()
+        for observer in self._observers:
+            if observer.is_alive():
+                observer.join()
+
+
+class _Handler:
+    """What watchdog calls."""
+
+    def __init__(self, watcher: FileWatcher) -> None:
+        self._watcher = watcher
+
+    def dispatch(self, event: Any) -> None:
+        self._watcher.dispatch(event)
+
+
+def why_not_watched(path: Path) -> str:
+    """Why the system may not tell of every new file in that folder; "" where it does."""
+    kind = filesystem_of(path)
+    if kind in NETWORK_FILESYSTEMS or kind.startswith("fuse."):
+        return f"{path} is on {kind}, where other machines may write"
+    try:
+        import_runtime("watchdog.observers.inotify", "watchdog", "pip install 'coe-cascade[edge]'")
+    except RuntimeMissing as error:
+        return str(error)
+    return ""
+
+
+def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of filesystem a folder is on, as Linux names it; "" where it does not say."""
+    found = (-1, "")
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    where = path.resolve()
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        at = Path(fields[1].replace("\\040", " "))
+        if where.is_relative_to(at) and len(at.parts) >= found[0]:  # the last one mounted there is what is seen
+            found = (len(at.parts), fields[2])
+    return found[1]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -48,21 +189,21 @@ class FolderSource:
         watch: bool = False,
         poll_s: float = 0.5,
         *,
-        is_told: bool = False,
+        uses_inotify: bool = False,
         tell: Tell = lambda line: None,
-        memory: FolderMemory | None = None,
+        memory: FolderHistory | None = None,
     ) -> None:
         if not path.is_dir():
             raise ConfigError([f"source.path: expected a folder, got {path} (create it, or mend the path)"])
         self.path = path
         self.watch = watch
         self.poll_s = poll_s
-        self.is_told = is_told
+        self.uses_inotify = uses_inotify
         self.tell = tell
         self.memory = memory
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        landings = self._landings()  # before the first look, so that nothing falls between the two
+        watcher = self._open_watcher()  # before the first look, so that nothing falls between the two
         seen = self._scan()
         if not self.watch:
             yield from self._read(seen, stop)
@@ -75,33 +216,33 @@ class FolderSource:
                 settled = {name: stamp for name, stamp in fresh.items() if before.get(name) == stamp}
                 self._forget(done, seen)
                 yield from self._take(settled, done, stop)
-                if landings is None:
+                if watcher is None:
                     stop.wait(self.poll_s)
                 else:
                     look_s = self.poll_s if len(fresh) > len(settled) or not self.path.is_dir() else LOOK_S
-                    yield from self._landed(landings, look_s, done, stop)
-                    landings.look_again()
+                    yield from self._watched_examples(watcher, look_s, done, stop)
+                    watcher.refresh()
                 before, seen = seen, self._scan()
         finally:
-            if landings is not None:
-                landings.close()
+            if watcher is not None:
+                watcher.close()
 
-    def _landings(self) -> Landings | None:
-        if not self.is_told:
+    def _open_watcher(self) -> FileWatcher | None:
+        if not self.uses_inotify:
             return None
         try:
-            return Landings(self.path)
+            return FileWatcher(self.path)
         except OSError as error:  # too many folders are watched on this device, say
             self.tell(f"warning: {self.path}: the system does not tell of new files ({error.strerror}): looked through")
             return None
 
-    def _landed(
-        self, landings: Landings, seconds: float, done: dict[str, Stamp], stop: threading.Event
+    def _watched_examples(
+        self, watcher: FileWatcher, seconds: float, done: dict[str, Stamp], stop: threading.Event
     ) -> Iterator[Example]:
         """Files that the system tells of, for so long."""
         end = time.monotonic() + seconds
         while not stop.is_set() and (left := end - time.monotonic()) > 0:
-            for name in sorted(landings.wait(stop, left)):
+            for name in sorted(watcher.wait(stop, left)):
                 stamp = self._stamp(name)
                 if stamp is not None and stamp[0] > 0 and done.get(name) != stamp:  # an empty one may yet be filled
                     yield from self._take({name: stamp}, done, stop)
@@ -152,7 +293,7 @@ class FolderSource:
             yield Example(name, value, error=error, answered=answered)
 
     @staticmethod
-    def _finish(memory: FolderMemory, name: str, stamp: Stamp, outcome: object) -> None:
+    def _finish(memory: FolderHistory, name: str, stamp: Stamp, outcome: object) -> None:
         memory.finish(name, stamp)
 
 

@@ -13,16 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
+from edge.config import default_config, read_config
+from edge.sinks import as_record
+from edge.tally import format_bytes
 
-from ..config import default_config, read_config
-from ..sinks import as_record
-from ..tally import format_bytes
 from .config import SpoolConfig
 from .database import read_only
-from .rows import Row, as_row, suffix_of
-from .status import as_facts, read_status
-from .store import Store
-from .table import COLUMNS
+from .store import SpoolStore
+from .table import COLUMNS, SpoolRow, as_facts, as_row, read_status, suffix_of
 
 LIST = "spool.jsonl"
 SAFE_ID = re.compile(r"[^A-Za-z0-9._-]+")
@@ -130,7 +128,7 @@ def _export(config: SpoolConfig, folder: Path, labels: tuple[str, ...], as_json:
     return 0
 
 
-def _rows(config: SpoolConfig) -> Iterator[Row]:
+def _rows(config: SpoolConfig) -> Iterator[SpoolRow]:
     """All rows that are whole, each read by itself: a long copy holds nothing up."""
     db = _opened(config)
     try:
@@ -152,7 +150,7 @@ def _rows(config: SpoolConfig) -> Iterator[Row]:
 
 
 def _clear(config: SpoolConfig, is_sure: bool, as_json: bool) -> int:
-    store = Store(config, lambda event: None)
+    store = SpoolStore(config, lambda event: None)
     try:
         status = store.status()
         n = 0 if status is None else status.n_waiting + status.n_answered

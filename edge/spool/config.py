@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.settings import Fields
+from coe.config import Fields
 
 DROPS = ("oldest", "newest")
 SYNCS = ("full", "normal")

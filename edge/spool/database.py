@@ -1,8 +1,9 @@
-"""SQLite files of ours: opened, made, checked whose they are, and set aside when they are damaged."""
+"""SQLite files of ours: locked, opened, created, checked, and renamed when damaged."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import time
@@ -10,6 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
+
+
+class FileLock:
+    """The lock of `path`, a file of the setting `field`, from here to `close`.
+
+    Raises:
+        ConfigError: another process holds it, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, field: str) -> None:
+        self.path = path.with_name(path.name + ".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                [f"{field}: {path.parent} cannot be written: {error.strerror} (set `state:` to a folder that can)"]
+            ) from None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._descriptor, 20, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            who = f"coe-edge, process {holder}" if holder else "coe-edge"
+            raise ConfigError(
+                [f"{field}: {path} is in use by another {who} (stop it, or set `state:` to another folder)"]
+            ) from None
+        with contextlib.suppress(OSError):  # a full disk: it holds all the same
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
 
 PAGE_BYTES = 4096
 OURS = 0x636F6573  # application id: "coes"
@@ -21,7 +58,7 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True)
-class Kind:
+class DatabaseFormat:
     """One kind of file: `field` of the config names it, `schema` makes it, `version` is the schema's."""
 
     field: str
@@ -29,7 +66,7 @@ class Kind:
     schema: str
 
 
-def connect(path: Path, kind: Kind, sync: str) -> sqlite3.Connection:
+def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
     """The file at `path`, made where there is none; for one process at a time that writes, and any that read.
 
     Args:
@@ -57,7 +94,7 @@ def connect(path: Path, kind: Kind, sync: str) -> sqlite3.Connection:
     return db
 
 
-def connect_or_anew(path: Path, kind: Kind, sync: str) -> tuple[sqlite3.Connection, Path | None]:
+def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite3.Connection, Path | None]:
     """The same; a damaged file is set aside, and a new one made: then, where the old one is.
 
     Raises:
@@ -92,7 +129,7 @@ def read_only(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _checked_version(db: sqlite3.Connection, path: Path, kind: Kind) -> int:
+def _checked_version(db: sqlite3.Connection, path: Path, kind: DatabaseFormat) -> int:
     """Of the schema in the file; 0 where there is none yet."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > kind.version:
@@ -129,7 +166,7 @@ def is_full(error: sqlite3.Error) -> bool:
     return _code(error) == sqlite3.SQLITE_FULL
 
 
-def in_words(error: sqlite3.Error) -> str:
+def describe_error(error: sqlite3.Error) -> str:
     return DISK_FULL if is_full(error) else str(error)
 
 

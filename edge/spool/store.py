@@ -18,32 +18,43 @@ from dataclasses import replace
 from typing import TypeVar
 
 from coe.cascade.errors import ConfigError
+from edge.sinks import Event, Outcome
+from edge.sources import Example
 
-from ..sinks import Event, Outcome
-from ..sources import Example
 from .config import SpoolConfig
 from .database import (
     DISK_FULL,
     PAGE_BYTES,
+    FileLock,
     ballast_of,
     connect,
     connect_or_anew,
-    in_words,
+    describe_error,
     is_damaged,
     is_full,
     set_aside,
 )
-from .lock import Lock
-from .rows import Row, digest_of, from_json, pack, to_json
-from .status import DROPPED, SpoolStatus, read_status
-from .table import SPOOL, Claim, Counts, Table
+from .table import (
+    DROPPED,
+    SPOOL,
+    Claim,
+    Counts,
+    SpoolRow,
+    SpoolStatus,
+    SpoolTable,
+    digest_of,
+    from_json,
+    pack,
+    read_status,
+    to_json,
+)
 
 T = TypeVar("T")
 
 A_FEW = 32  # rows or pages, so that nobody waits long for the file
 
 
-class Store:
+class SpoolStore:
     """One process's at a time, and any thread's. It never raises for its disk: it says what it could not do, and
     counts it.
 
@@ -64,8 +75,8 @@ class Store:
         self._lock = threading.RLock()
         self._is_dropping = False
         self._hopeless_bytes = 0  # dropping others made no room on the disk for that much
-        self._table: Table | None = None
-        self._file_lock = Lock(config.path, SPOOL.field)
+        self._table: SpoolTable | None = None
+        self._file_lock = FileLock(config.path, SPOOL.field)
         try:
             try:
                 db, aside = connect_or_anew(config.path, SPOOL, config.sync)
@@ -108,20 +119,20 @@ class Store:
             if self._table is not None:
                 self._table.confirm(key)
 
-    def next(self) -> Row | None:
+    def next(self) -> SpoolRow | None:
         """Whose turn it is: of those asked about least often, the oldest (or the newest)."""
-        return self._guard(lambda: self._here.next(), None)
+        return self._guard(lambda: self._open_table.next(), None)
 
-    def put_off(self, row: Row, why: str) -> None:
+    def put_off(self, row: SpoolRow, why: str) -> None:
         """It had no answer that counts: after the others, it is asked about again."""
 
         def work(db: sqlite3.Connection, n: Counts) -> None:
-            self._here.notes["last_error"] = why
+            self._open_table.notes["last_error"] = why
             db.execute("UPDATE rows SET attempts = attempts + 1 WHERE seq = ?", (row.seq,))
 
-        self._guard(lambda: self._here.transact(work), None)
+        self._guard(lambda: self._open_table.transact(work), None)
 
-    def answer(self, row: Row, outcome: Outcome) -> bool:
+    def answer(self, row: SpoolRow, outcome: Outcome) -> bool:
         """Write its correction down. False: it is not here any more, or cannot be written."""
         text = to_json(outcome)
 
@@ -129,9 +140,9 @@ class Store:
             done = db.execute("UPDATE rows SET answer = ? WHERE seq = ? AND answer IS NULL", (text, row.seq))
             return done.rowcount == 1
 
-        return self._guard(lambda: self._here.transact(work), False)
+        return self._guard(lambda: self._open_table.transact(work), False)
 
-    def gone(self, row: Row) -> bool:
+    def gone(self, row: SpoolRow) -> bool:
         """Its correction is in the sinks. False: that cannot be written down now."""
 
         def work(db: sqlite3.Connection, n: Counts) -> bool:
@@ -141,19 +152,19 @@ class Store:
                 n["corrected" if from_json(found[0]).decision is not None else "refused"] += 1
             return True
 
-        done = self._guard(lambda: self._here.transact(work), False)
-        self._guard(lambda: self._here.reclaim(most=A_FEW), False)
+        done = self._guard(lambda: self._open_table.transact(work), False)
+        self._guard(lambda: self._open_table.reclaim(most=A_FEW), False)
         return done
 
-    def answered(self) -> list[Row]:
+    def answered(self) -> list[SpoolRow]:
         """Rows with a correction that is not known to be in the sinks."""
-        return self._guard(lambda: self._here.rows("answer IS NOT NULL"), [])
+        return self._guard(lambda: self._open_table.rows("answer IS NOT NULL"), [])
 
-    def unsure(self) -> list[Row]:
+    def unsure(self) -> list[SpoolRow]:
         """Rows whose first outcome is not known to be in the sinks."""
         with self._lock:
             seqs = set() if self._table is None else set(self._table.unsure)
-            rows: list[Row] = self._guard(lambda: self._here.rows("answer IS NULL AND told = 0"), [])
+            rows: list[SpoolRow] = self._guard(lambda: self._open_table.rows("answer IS NULL AND told = 0"), [])
         return [row for row in rows if row.seq in seqs]
 
     def tidy(self) -> None:
@@ -164,10 +175,10 @@ class Store:
         while self._guard(lambda: self._expire(A_FEW), 0):  # a few at a time: examples are put in between
             pass
         self._guard(self._tidy, None)
-        while self._guard(lambda: self._here.reclaim(), False):
+        while self._guard(lambda: self._open_table.reclaim(), False):
             pass
 
-    def hold_to(self, policy: str) -> None:
+    def apply_policy(self, policy: str) -> None:
         """What was kept while other examples might leave the device is not sent under this policy: it is dropped.
 
         Args:
@@ -177,7 +188,7 @@ class Store:
         """
 
         def hold() -> bool:
-            table = self._here
+            table = self._open_table
             if policy == table.notes["policy"]:
                 return True
             if policy:
@@ -195,7 +206,7 @@ class Store:
 
     def clear(self) -> int:
         """Drop all; how many."""
-        n = self._guard(lambda: self._here.drop_while(lambda db, n: True, "cleared", answered=True), 0)
+        n = self._guard(lambda: self._open_table.drop_while(lambda db, n: True, "cleared", answered=True), 0)
         self.tidy()
         return n
 
@@ -208,7 +219,7 @@ class Store:
     def status(self) -> SpoolStatus | None:
         """None where it cannot be read now."""
         with self._lock:
-            read = self._guard(lambda: read_status(self._here.db, self.config.path, self._here.now), None)
+            read = self._guard(lambda: read_status(self._open_table.db, self.config.path, self._open_table.now), None)
             if read is None or self._table is None:
                 return None
             pending = self._table.pending
@@ -220,14 +231,14 @@ class Store:
         """Write down what is pending, and let go of the file."""
         with self._lock:
             if self._table is not None:
-                self._guard(lambda: self._here.transact(lambda db, n: None), None)
+                self._guard(lambda: self._open_table.transact(lambda db, n: None), None)
             if self._table is not None:
                 self._table.db.close()
                 self._table = None
             self._file_lock.close()
 
     @property
-    def _here(self) -> Table:
+    def _open_table(self) -> SpoolTable:
         if self._table is None:
             raise sqlite3.ProgrammingError("closed")
         return self._table
@@ -251,36 +262,38 @@ class Store:
             self._start_anew()
         elif isinstance(error, sqlite3.OperationalError):  # the disk is full, or fails
             if self.state == "ok":
-                self._events.append(Event("spool", {"state": in_words(error)}))
-            self._here.notes["state"] = in_words(error)
+                self._events.append(Event("spool", {"state": describe_error(error)}))
+            self._open_table.notes["state"] = describe_error(error)
         else:
             raise error
 
-    def _opened(self, db: sqlite3.Connection) -> Table:
+    def _opened(self, db: sqlite3.Connection) -> SpoolTable:
         try:
-            return Table(db, self.config, self._clock)
+            return SpoolTable(db, self.config, self._clock)
         except sqlite3.Error as error:
             db.close()
             if not is_damaged(error):
-                raise ConfigError([f"{SPOOL.field}: {self.config.path} cannot be used: {in_words(error)}"]) from None
+                raise ConfigError(
+                    [f"{SPOOL.field}: {self.config.path} cannot be used: {describe_error(error)}"]
+                ) from None
         aside = set_aside(self.config.path)
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
-        return Table(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
+        return SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
 
     def _start_anew(self) -> None:
         """Set the damaged file aside: what was in it nobody can count."""
-        self._here.db.close()
+        self._open_table.db.close()
         self._table = None
         try:
             aside = set_aside(self.config.path)
-            self._table = Table(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
+            self._table = SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
         except (OSError, sqlite3.Error, ConfigError) as error:
             self._events.append(Event("spool", {"state": f"damaged, and cannot be begun anew: {error}"}))
             return
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
 
     def _put(self, digest: bytes, kind: str, payload: bytes, local: str, mark: str) -> str:
-        table = self._here
+        table = self._open_table
         found = table.find(digest)
         if found is not None:
             key, is_answered = found
@@ -317,7 +330,7 @@ class Store:
 
     def _has_room(self, need: int, n_bytes: int) -> bool:
         """Whether so many pages fit within the bounds, once those are dropped whose place may be taken."""
-        table = self._here
+        table = self._open_table
         if n_bytes > table.max_payload:
             return self._lose("large")
         if table.log_bytes + n_bytes > table.max_log * 3 // 4:
@@ -347,11 +360,11 @@ class Store:
         return False
 
     def _expire(self, most: int) -> int:
-        table = self._here
+        table = self._open_table
         return table.drop_while(lambda db, n: (table.oldest_s() or 0.0) > self.config.max_age_s, "age", most=most)
 
     def _tidy(self) -> None:
-        table = self._here
+        table = self._open_table
         if self.state != "ok" and (self.state != DISK_FULL or table.has_disk(65536)):
             table.transact(lambda db, n: db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', zeroblob(65536))"))
             table.transact(lambda db, n: db.execute("DELETE FROM facts WHERE name = 'probe'"))
@@ -362,6 +375,6 @@ class Store:
     def _work_again(self) -> None:
         """The disk takes what it is given."""
         if self.state != "ok":
-            self._here.notes["state"], self._hopeless_bytes = "ok", 0
-            self._here.lay_ballast()
+            self._open_table.notes["state"], self._hopeless_bytes = "ok", 0
+            self._open_table.lay_ballast()
             self._events.append(Event("spool", {"state": "ok"}))

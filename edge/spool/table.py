@@ -1,4 +1,4 @@
-"""The open file of a spool: its rows and its counts, changed together or not at all, and kept within its bytes.
+"""The spool's open file: rows, counts and status, changed in one transaction and kept within a byte limit.
 
 Three quarters of `max_bytes` are the file's, which SQLite itself keeps (`max_page_count`). Three sixteenths are the
 log's: it is moved into the file when it has grown to a sixteenth (4 MB at most), and no payload is over an eighth. The
@@ -8,25 +8,232 @@ then on older rows can make place for new ones without a byte more of the disk.
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import math
 import os
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from coe.cascade.types import Array, Decision
+from edge.sinks import Outcome
+from edge.sources import Example
 
 from .config import SpoolConfig
-from .database import PAGE_BYTES, Kind, ballast_of, log_of
-from .rows import Row, as_row
-from .status import DROPPED
+from .database import PAGE_BYTES, DatabaseFormat, ballast_of, log_of, size_of
+
+SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """An example in the spool.
+
+    Args:
+        key: names it in the sinks' records, for good: no other example, before or after, has the same.
+        local: its outcome on the device; `spooled` is the key.
+        answer: the outcome that corrects it, once there is one.
+        mark: where the sinks' records stood before `local` was written.
+        age_s: time since it was put, as the spool counts it.
+        attempts: how often it was asked about without an answer that counts.
+    """
+
+    seq: int
+    key: str
+    kind: str
+    payload: bytes
+    local: Outcome
+    answer: Outcome | None
+    mark: str
+    age_s: float
+    attempts: int
+
+    @property
+    def example(self) -> Example:
+        return Example(self.local.id, unpack(self.kind, self.payload), self.local.truth)
+
+
+def pack(value: bytes | Array) -> tuple[str, bytes]:
+    """Kind and bytes of an example's value: "captured" as it came, or "npy"."""
+    if isinstance(value, bytes):
+        return "captured", value
+    content = io.BytesIO()
+    np.save(content, value, allow_pickle=False)
+    return "npy", content.getvalue()
+
+
+def unpack(kind: str, payload: bytes) -> bytes | Array:
+    """The value again.
+
+    Raises:
+        ValueError: it is not what `pack` made.
+    """
+    if kind == "captured":
+        return payload
+    array: Array = np.load(io.BytesIO(payload), allow_pickle=False)
+    return array
+
+
+def suffix_of(kind: str, payload: bytes) -> str:
+    """A file's, for what is in it."""
+    if kind == "npy":
+        return ".npy"
+    return next((suffix for start, suffix in SUFFIXES.items() if payload.startswith(start)), ".bin")
+
+
+def digest_of(name: str, kind: str, payload: bytes) -> bytes:
+    """The same for the same example: its id and its content."""
+    digest = hashlib.sha256(f"{len(name)} {kind} ".encode())
+    digest.update(name.encode("utf-8", "surrogatepass"))
+    digest.update(payload)
+    return digest.digest()[:16]
+
+
+def to_json(outcome: Outcome) -> str:
+    return json.dumps(asdict(outcome))
+
+
+def from_json(text: str) -> Outcome:
+    """The outcome again; what a newer agent wrote beside it is left out.
+
+    Raises:
+        ValueError, TypeError: it is not what `to_json` made.
+    """
+    content = json.loads(text)
+    decision = content.pop("decision")
+    return Outcome(
+        decision=None if decision is None else Decision(**_known(Decision, decision)), **_known(Outcome, content)
+    )
+
+
+def _known(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names
+    }
+
+
+def as_row(columns: tuple[Any, ...], key: str, now: float) -> SpoolRow:
+    """A row from its columns, checked against its digest.
+
+    Raises:
+        ValueError, TypeError, KeyError: they are not what was written.
+    """
+    seq, digest, kind, payload, local, answer, mark, put_at, attempts = columns
+    outcome = from_json(local)
+    if digest_of(outcome.id, kind, payload) != digest:
+        raise ValueError("its content is not what was put")
+    return SpoolRow(
+        seq=seq,
+        key=key,
+        kind=kind,
+        payload=payload,
+        local=replace(outcome, spooled=key),
+        answer=None if answer is None else from_json(answer),
+        mark=mark,
+        age_s=now - put_at,
+        attempts=attempts,
+    )
+
+
+DROPPED = "dropped: "  # begins the names of counts of what was dropped, its cause behind
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """A spool at one moment. Counts are since the file was made; offered = waiting + answered + corrected + refused
+    + dropped.
+
+    Args:
+        n_waiting: examples that wait for an answer.
+        n_answered: that have one which is not known to be in the sinks yet.
+        n_offered: examples that came to be kept.
+        n_corrected: answered late, and written.
+        n_refused: that no server takes, which was written.
+        dropped: by cause: "age", "count", "bytes" (to stay within bounds), "large" (one by itself), "disk" (full, or
+            failing), "damaged", "policy" (kept before more was held back), "cleared".
+        n_bytes: of the file and its log.
+        oldest_s: age of the oldest that waits, in seconds an agent ran; None where none waits.
+        state: "ok", "disk full", or the disk's error in words.
+        last_error: why the latest example asked about had no answer; "" for none.
+    """
+
+    path: Path
+    n_waiting: int
+    n_answered: int
+    n_offered: int
+    n_corrected: int
+    n_refused: int
+    dropped: Mapping[str, int]
+    n_bytes: int
+    oldest_s: float | None
+    state: str
+    last_error: str
+
+    @property
+    def n_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+
+def read_status(db: sqlite3.Connection, path: Path, now: float | None = None) -> SpoolStatus:
+    """The status of an open spool.
+
+    Args:
+        now: second of the spool's clock; None: the last it wrote down.
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    facts: dict[str, Any] = dict(db.execute("SELECT name, value FROM facts"))
+    n_waiting = db.execute("SELECT count(*) FROM rows WHERE answer IS NULL").fetchone()[0]
+    n_answered = db.execute("SELECT count(*) FROM rows WHERE answer IS NOT NULL").fetchone()[0]
+    oldest = db.execute("SELECT put_at FROM rows WHERE answer IS NULL ORDER BY seq LIMIT 1").fetchone()
+    if now is None:
+        now = facts.get("clock", 0.0)
+    return SpoolStatus(
+        path=path,
+        n_waiting=n_waiting,
+        n_answered=n_answered,
+        n_offered=facts.get("offered", 0),
+        n_corrected=facts.get("corrected", 0),
+        n_refused=facts.get("refused", 0),
+        dropped={name.removeprefix(DROPPED): n for name, n in sorted(facts.items()) if name.startswith(DROPPED)},
+        n_bytes=size_of(path),
+        oldest_s=None if oldest is None else max(now - oldest[0], 0.0),
+        state=facts.get("state", "ok"),
+        last_error=facts.get("last_error", ""),
+    )
+
+
+def as_facts(status: SpoolStatus) -> dict[str, Any]:
+    """A status as plain data. `error`: what is wrong with the disk; "" for nothing."""
+    return {
+        "waiting": status.n_waiting,
+        "answered": status.n_answered,
+        "offered": status.n_offered,
+        "corrected": status.n_corrected,
+        "refused": status.n_refused,
+        "dropped": dict(status.dropped),
+        "bytes": status.n_bytes,
+        "oldest_s": status.oldest_s,
+        "error": "" if status.state == "ok" else status.state,
+        "last_error": status.last_error,
+    }
+
 
 T = TypeVar("T")
 Counts = Counter[str]
 Work = Callable[[sqlite3.Connection, Counts], T]  # given the open file, and counts to add to
 Claim = Work[bool]
 
-SPOOL = Kind(
+SPOOL = DatabaseFormat(
     field="spool.path",
     version=1,
     schema="""
@@ -54,7 +261,7 @@ AT_ONCE = 16  # rows dropped in one transaction, which bounds the log
 SPARE_PAGES = 256  # of the file that may lie free before it is made smaller
 
 
-class Table:
+class SpoolTable:
     """One thread at a time. Every method may raise sqlite3.Error.
 
     Args:
@@ -156,7 +363,7 @@ class Table:
         found = self.db.execute("SELECT seq, answer IS NOT NULL FROM rows WHERE digest = ?", (digest,)).fetchone()
         return None if found is None else (self._key(found[0]), bool(found[1]))
 
-    def next(self) -> Row | None:
+    def next(self) -> SpoolRow | None:
         select = f"SELECT seq FROM rows WHERE answer IS NULL ORDER BY attempts, seq {self._direction} LIMIT ?"
         while True:
             turns = self.db.execute(select, (len(self.unsure) + 1,)).fetchall()
@@ -167,7 +374,7 @@ class Table:
             if row is not None:
                 return row
 
-    def rows(self, where: str) -> list[Row]:
+    def rows(self, where: str) -> list[SpoolRow]:
         seqs = self.db.execute(f"SELECT seq FROM rows WHERE {where} ORDER BY seq").fetchall()
         return [row for (seq,) in seqs if (row := self._row(seq)) is not None]
 
@@ -215,7 +422,7 @@ class Table:
         self.unsure.discard(seq)
         n[DROPPED + cause] += 1
 
-    def _row(self, seq: int) -> Row | None:
+    def _row(self, seq: int) -> SpoolRow | None:
         """A row as it was put; one that is not is dropped: None."""
         found = self.db.execute(f"SELECT {COLUMNS} FROM rows WHERE seq = ?", (seq,)).fetchone()
         try:

@@ -1,4 +1,4 @@
-"""The delay study: what a cascade saves when the cloud is far away. Paper: Section 5, Figure 5.
+"""`coe-sim --delays`: what a cascade saves when the cloud is far away. Paper: Section 5, Figure 5.
 
 A real server and a real agent run as processes on this machine; the agent injects each delay at the hop between
 the two. Three systems decide the same examples: the cascade, the best single model in the cloud for every example,
@@ -7,24 +7,75 @@ the edge ensemble alone. The virtual clock predicts each row from a run without 
 
 from __future__ import annotations
 
+import argparse
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coe.cascade import Delay
-from coe.settings import format_seconds
+from coe import zoo
+from coe.cascade import ConfigError
+from coe.config import format_seconds, parse_seconds
+from coe.link import Delay
+from coe.zoo.digits import N_TEST
+from sim.arguments import count
+from sim.live import CloudProcess, LiveInput, Pace, run_live
+from sim.output import Progress, finish, print_result, require_matplotlib, write_json
+from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, summarise
+from sim.systems import SYSTEMS, BundledTask, Uplink
+from sim.traces import read_trace
 
-from ..from_trace import about, recording_of
-from ..live import Pace, Stage, run_live
-from ..processes import Server
-from ..progress import Progress
-from ..records import Record, Row, load_recording, summarise
-from ..replay import replay
-from ..systems import SYSTEMS, Bundle, Hop
-from ..traces import read_trace
+if TYPE_CHECKING:
+    from .digits import Profile
+
+
+def savings(rows: Sequence[DelayRow]) -> list[dict[str, Any]]:
+    """Per delay: how many times faster the cascade is than the cloud alone, and how much less it sends."""
+    found = {(row.system, row.delay_s): row for row in rows}
+    ratios = []
+    for delay_s in dict.fromkeys(row.delay_s for row in rows):
+        cascade, cloud = found["cascade", delay_s], found["cloud-only", delay_s]
+        ratios.append(
+            {
+                "delay_s": delay_s,
+                "latency_ratio": cloud.latency_mean_s / cascade.latency_mean_s,
+                "communication_ratio": _ratio(cloud.communication_mean_s, cascade.communication_mean_s),
+                "bytes_ratio": _ratio(cloud.bytes_sent_per_example, cascade.bytes_sent_per_example),
+            }
+        )
+    return ratios
+
+
+def _ratio(cloud: float, cascade: float) -> float | None:
+    """None where nothing left the device: no number of times less than nothing."""
+    return cloud / cascade if cascade else None
+
+
+def verdict(rows: Sequence[DelayRow]) -> list[str]:
+    """Accuracy first, then one line per delay."""
+    first = {row.system: row for row in reversed(rows)}
+    cascade, cloud, edge = first["cascade"], first["cloud-only"], first["edge-only"]
+    lines = [
+        f"{1 - cascade.deferral_rate:.1%} of {cascade.n:,} examples were decided on the device; accuracy: cascade "
+        f"{cascade.accuracy:.1%}, best single model {cloud.accuracy:.1%}, edge ensemble alone {edge.accuracy:.1%}."
+    ]
+    for ratio in savings(rows):
+        times = [
+            f"{name} {value:.1f}x lower"
+            for name, value in (
+                ("mean latency", ratio["latency_ratio"]),
+                ("communication", ratio["communication_ratio"]),
+                ("bytes sent", ratio["bytes_ratio"]),
+            )
+            if value is not None
+        ]
+        lines.append(f"at {format_seconds(ratio['delay_s'])}, against the cloud alone: {', '.join(times)}")
+    return lines
+
 
 RECORDED = Path(__file__).parents[1] / "recorded"  # of tasks that have no trace
 
@@ -42,23 +93,23 @@ class DelayStudy:
         about: where the recording was made.
     """
 
-    rows: list[Row]
+    rows: list[DelayRow]
     latencies: dict[tuple[str, float], list[float]]
     recording: Recording
     about: str
     one_way: bool
 
 
-def run_real(stage: Stage, delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> DelayStudy:
+def run_real(live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> DelayStudy:
     """Every system at every delay on this machine, beside the virtual clock's prediction."""
-    bundle = stage.bundle
-    rows: list[Row] = []
+    bundle = live_input.bundle
+    rows: list[DelayRow] = []
     latencies: dict[tuple[str, float], list[float]] = {}
-    with Server(bundle.cloud_config) as server:
+    with CloudProcess(bundle.cloud_config) as server:
         calm = Pace.one_at_a_time()
-        run_live(stage, "cascade", Hop(server.port), min(n, 100), progress, "warming up", calm)
+        run_live(live_input, "cascade", Uplink(server.port), min(n, 100), progress, "warming up", calm)
         recording = {
-            system: run_live(stage, system, Hop(server.port), n, progress, f"{system}, no delay", calm)
+            system: run_live(live_input, system, Uplink(server.port), n, progress, f"{system}, no delay", calm)
             for system in SYSTEMS
         }
         deferral_rates = {system: sum(record.left_device for record in recording[system]) / n for system in SYSTEMS}
@@ -66,10 +117,10 @@ def run_real(stage: Stage, delays_s: Sequence[float], n: int, one_way: bool, pro
         for delay_s in delays_s:
             delay = Delay(delay_s, one_way)
             for system in SYSTEMS:
-                hop = Hop(server.port, delay_s, one_way)
+                uplink = Uplink(server.port, delay_s, one_way)
                 pace = Pace.of(n, delay.round_trip_s, deferral_rates[system], cost_s)
                 title = f"{system} at {format_seconds(delay_s)}"
-                records = run_live(stage, system, hop, n, progress, title, pace)
+                records = run_live(live_input, system, uplink, n, progress, title, pace)
                 predicted = _mean_latency(_replayed(system, recording[system], delay))
                 rows.append(_row(bundle, system, delay_s, records, predicted, "real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
@@ -77,7 +128,7 @@ def run_real(stage: Stage, delays_s: Sequence[float], n: int, one_way: bool, pro
     return DelayStudy(rows, latencies, recording, where, one_way)
 
 
-def run_virtual(bundle: Bundle, delays_s: Sequence[float], one_way: bool, path: Path | None) -> DelayStudy:
+def run_virtual(bundle: BundledTask, delays_s: Sequence[float], one_way: bool, path: Path | None) -> DelayStudy:
     """The study in virtual time, from a recording: no process, no sleeping.
 
     Args:
@@ -89,7 +140,7 @@ def run_virtual(bundle: Bundle, delays_s: Sequence[float], one_way: bool, path: 
     else:
         trace = read_trace(Path(f"zoo:{bundle.task}"))
         recording, where = recording_of(bundle, trace), about(trace)
-    rows: list[Row] = []
+    rows: list[DelayRow] = []
     latencies: dict[tuple[str, float], list[float]] = {}
     for delay_s in delays_s:
         for system in SYSTEMS:
@@ -112,5 +163,145 @@ def _replayed(system: str, recording: Sequence[Record], delay: Delay) -> list[Re
     return replay(recording, delay, has_device_tier=system != "cloud-only")
 
 
-def _row(bundle: Bundle, system: str, delay_s: float, records: Sequence[Record], predicted: float, clock: str) -> Row:
+def _row(
+    bundle: BundledTask, system: str, delay_s: float, records: Sequence[Record], predicted: float, clock: str
+) -> DelayRow:
     return summarise(system, delay_s, records, predicted, n_tiers=bundle.n_tiers(system), clock=clock)
+
+
+DIGITS = "digits"
+DEFAULT = "1us,10ms,100ms,1000ms"  # the paper's
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Its options belong to coe-sim itself: it is the study that a first visitor runs."""
+    parser.add_argument(
+        "--delays",
+        nargs="?",
+        const=DEFAULT,
+        type=_delays,
+        metavar="LIST",
+        help=f"the delay study; times with units, default {DEFAULT}",
+    )
+    parser.add_argument("--one-way", action="store_true", help="charge each delay in each direction")
+    parser.add_argument(
+        "--schedule",
+        action="store_true",
+        help="spread the delays over the tiers, each on a server of its own: smallest first, largest last",
+    )
+    parser.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
+    parser.add_argument("--recording", type=Path, help="what the virtual clock replays; default: the bundled one")
+    parser.add_argument("--limit", type=count, metavar="N", help="examples; default 1000")
+    parser.add_argument("--task", choices=zoo.TASKS, default=DIGITS, help=f"default: {DIGITS}")
+    parser.add_argument(
+        "--data", type=Path, metavar="PATH", help="labelled examples of another task, for the real clock; as of record"
+    )
+
+
+def run_command(options: argparse.Namespace) -> int:
+    _refuse_without_effect(options)
+    return _schedule(options) if options.schedule else _study(options)
+
+
+def _study(options: argparse.Namespace) -> int:
+    require_matplotlib(options)
+    from sim.output import achieved_table, delay_table
+    from sim.records import save_recording
+    from sim.systems import BundledTask
+
+    from . import digits as models
+
+    if options.clock == "virtual":
+        result = run_virtual(BundledTask.of(options.task), options.delays, options.one_way, options.recording)
+        profile = None
+    else:
+        result, profile = _measured(options)
+    content = {
+        "rows": [row.as_json() for row in result.rows],
+        "clock": options.clock,
+        "one_way": options.one_way,
+        "recorded_on": result.about,
+        "savings": savings(result.rows),
+        "models": None if profile is None else profile.as_json(),
+    }
+    text = [delay_table(result.rows), "", achieved_table(result.rows), "", *verdict(result.rows)]
+    if options.clock == "virtual":
+        text.append(f"replayed in virtual time, from a recording on {result.about}")
+    if profile is not None:
+        text = [models.as_text(profile), "", *text]
+    if options.out:
+        from .delay_report import write_report
+
+        write_json(options.out, "results.json", content)  # first: a minute of measuring is in it
+        save_recording(options.out / "recording.json", result.recording, result.about)
+        text += ["", f"report: {write_report(options.out / 'report.html', result, profile)}"]
+    return print_result(options, content, "\n".join(text))
+
+
+def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
+    """The study on real programs; of the digits, what each bundled model does besides."""
+    from sim.live import LiveInput
+    from sim.output import Progress
+    from sim.systems import BundledTask
+
+    from . import digits as models
+    from .record import read_data, read_models, write_lines
+
+    bundle = BundledTask.of(options.task)
+    steps = n_steps(options.delays)
+    if bundle.is_self_sourced:
+        limit = options.limit or N_TEST
+        progress = Progress(steps + 1)
+        profile = models.profile(limit, progress)
+        return run_real(LiveInput(bundle), options.delays, limit, options.one_way, progress), profile
+    task = read_models([options.task]).task
+    data = read_data(str(options.data), task, options.limit or N_TEST)
+    with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
+        live_input = LiveInput(bundle, write_lines(data, task, Path(folder) / "examples.jsonl"))
+        progress = Progress(steps)
+        return run_real(live_input, options.delays, len(data.ids), options.one_way, progress), None
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from sim.output import Progress
+
+    from . import schedule
+
+    result = schedule.run(options.delays, options.limit or N_TEST, options.one_way, Progress(1))
+    return finish(options, "schedule.json", result.as_json(), schedule.as_text(result))
+
+
+def _refuse_without_effect(options: argparse.Namespace) -> None:
+    """An option that would be passed over is an error, not a surprise."""
+    findings = []
+    if options.recording and options.clock == "real":
+        findings.append("--recording: the real clock replays nothing (add --clock virtual, or leave it out)")
+    if options.schedule and options.clock == "virtual":
+        findings.append("--schedule: it is measured on the real clock only (leave --clock virtual out)")
+    if options.limit is not None and options.clock == "virtual":
+        findings.append("--limit: the virtual clock replays the whole recording (leave it out)")
+    if options.task == DIGITS and options.limit is not None and options.limit > N_TEST:
+        findings.append(f"--limit: expected a whole number from 1 to {N_TEST}, got {options.limit}")
+    if options.task == DIGITS and options.data:
+        findings.append("--data: the digits are bundled (leave it out, or name another task with --task)")
+    if options.task != DIGITS and options.schedule:
+        findings.append("--schedule: it is measured on the digits only (leave --task out)")
+    if options.task != DIGITS and options.clock == "real" and not options.data and not options.schedule:
+        findings.append(
+            f"--data: expected a folder of labelled examples of {options.task}, got none "
+            "(they are not bundled; or replay the trace: --clock virtual)"
+        )
+    if options.data and options.clock == "virtual":
+        findings.append("--data: the virtual clock decides no examples anew (leave it out)")
+    if findings:
+        raise ConfigError(findings)
+
+
+def _delays(text: str) -> list[float]:
+    try:
+        found = [parse_seconds(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not all(0 < delay_s <= 60 for delay_s in found):
+        raise argparse.ArgumentTypeError("expected delays above 0 and up to 60s")
+    return found

@@ -1,4 +1,4 @@
-"""The bundled models by themselves: accuracy of each, of the cascade, and what it costs in three accountings.
+"""`coe-sim digits`: accuracy of each bundled model and of the cascade, and its cost in three accountings.
 
 Everything runs in this process, one example at a time, one thread, as on a device; the members of the three
 tiers are asked in turn, all of them, so that every member's own time and answer is known.
@@ -6,6 +6,7 @@ tiers are asked in turn, all of them, so that every member's own time and answer
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from coe import zoo
-from coe.assembly import CascadeConfig, LocalTierConfig, read_cascade
 from coe.cascade import Accounting, Agreement, Batch, Cascade, LocalTier, Member, average_cost
 from coe.cascade.types import Array
-from coe.models import Door, ModelSpec, TableMember, load
-from coe.settings import Fields, Report, format_seconds, read_yaml
+from coe.config import Fields, Report, format_seconds, read_yaml
+from coe.config.cascade import CascadeConfig, LocalTierConfig, read_cascade
+from coe.models import InputDecoder, ModelSpec, TableMember, load
 from coe.zoo import digits
-
-from ..progress import Progress
-from ..table import aligned
+from coe.zoo.digits import N_TEST
+from sim import arguments
+from sim.output import Progress, aligned, finish
 
 REPEATS = 3  # of each timing; the median over examples of the best of these
 
@@ -81,7 +82,7 @@ def profile(n: int, progress: Progress) -> Profile:
     specs = [(number, spec) for number, tier in enumerate(tiers, start=1) for spec in tier.members]
     names, images, truths = zip(*digits.test_examples(n), strict=True)
     truth = np.array(truths)
-    batch = Door(specs[0][1].contract).batch(names, images)
+    batch = InputDecoder(specs[0][1].contract).batch(names, images)
     progress.start("the bundled models", len(specs) * n)
     outputs: dict[str, Array] = {}
     members: list[MemberProfile] = []
@@ -188,3 +189,16 @@ def as_text(profile: Profile) -> str:
             costs,
         ]
     )
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser("digits", help="the bundled models: accuracy, exits, and the three accountings")
+    arguments.add_output(parser, "json")
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    from sim.output import Progress
+
+    result = profile(N_TEST, Progress(1))
+    return finish(options, "json", result.as_json(), as_text(result))

@@ -1,26 +1,30 @@
-"""Wrong agreements: how often do members agree on a wrong label, and does the large model know better?
+"""`coe-sim errors`: how often members agree on a wrong label, and whether the large model is right there.
 
 Paper: Table 3.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from itertools import combinations
 from typing import Any
 
-from ..parts import Figure, Part, Table
-from ..sweep import Panel
-from ..traces import Trace
+from coe.cascade import ConfigError
+from sim import arguments
+from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.sweep import EnsembleVotes
+from sim.traces import Trace
 
 THETAS = (Fraction(2, 3), Fraction(1))  # the paper's 0.66 and 1.0
 MOST_SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AgreementRow:
     """One ensemble at one threshold.
 
     Args:
@@ -42,23 +46,23 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class WrongAgreements:
     trace: Trace
     large: str
-    rows: Sequence[Row]
+    rows: Sequence[AgreementRow]
 
     def as_json(self) -> dict[str, Any]:
         rows = [asdict(row) for row in self.rows]
         return {"trace": self.trace.name, "n": len(self.trace), "large": self.large, "rows": rows}
 
 
-def run(trace: Trace, ensembles: Sequence[tuple[str, ...]], large: str) -> Study:
+def run(trace: Trace, ensembles: Sequence[tuple[str, ...]], large: str) -> WrongAgreements:
     """Every ensemble at every threshold. Two thresholds that need as many votes are one row, the higher."""
-    panel = Panel(trace)
+    ensemble_votes = EnsembleVotes(trace)
     wrong_large = ~trace.right(large)
     rows = []
     for members in ensembles:
-        right, count = panel.counted(members)
+        right, count = ensemble_votes.counted(members)
         for theta in THETAS:
             needed = math.ceil(theta * len(members))
             if theta < 1 and needed == len(members):
@@ -66,11 +70,13 @@ def run(trace: Trace, ensembles: Sequence[tuple[str, ...]], large: str) -> Study
             agreed = count >= needed
             wrong = agreed & ~right
             shared = wrong & wrong_large
-            rows.append(Row(members, str(theta), needed, int(agreed.sum()), int(wrong.sum()), int(shared.sum())))
-    return Study(trace, large, rows)
+            rows.append(
+                AgreementRow(members, str(theta), needed, int(agreed.sum()), int(wrong.sum()), int(shared.sum()))
+            )
+    return WrongAgreements(trace, large, rows)
 
 
-def as_part(study: Study) -> Part:
+def as_part(study: WrongAgreements) -> Part:
     n = len(study.trace)
     lines = [
         [
@@ -111,11 +117,11 @@ def as_part(study: Study) -> Part:
     )
 
 
-def _figures(study: Study) -> list[Figure]:
-    from ..charts.bars import stacked
+def _figures(study: WrongAgreements) -> list[Figure]:
+    from sim.charts import stacked_bars
 
     n, shown = len(study.trace), study.rows[:MOST_SHOWN]
-    figure = stacked(
+    figure = stacked_bars(
         [f"{', '.join(row.members)}: {row.needed} of {len(row.members)}" for row in shown],
         [f"{study.large} wrong too", f"{study.large} right"],
         [[row.shared / n, row.lost / n] for row in shown],
@@ -128,3 +134,48 @@ def _figures(study: Study) -> list[Figure]:
         text=lambda value: f"{value:.1%}",
     )
     return [figure]
+
+
+MOST_MEMBERS = 5
+MOST_MODELS = 5  # of more, --members says which
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "errors",
+        help="wrong agreements, and whether the large model knows better (Table 3)",
+        description="How often members agree on a wrong label, and how many of those the large model gets wrong too.",
+    )
+    arguments.add_trace(parser)
+    parser.add_argument(
+        "--members", type=arguments.names, metavar="M1,M2", help="of the ensembles; default: all others"
+    )
+    parser.add_argument("--large", metavar="MODEL", help="the large model; default: the most accurate")
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+
+    require_matplotlib(options)
+    trace = arguments.open_trace(options)
+    large = options.large or max(trace.models, key=trace.accuracy)
+    arguments.check_models("--large", [large], trace)
+    if options.members:
+        arguments.check_models("--members", options.members, trace)
+    return finish_part(options, as_part(run(trace, ensembles(trace, large, options.members), large)))
+
+
+def ensembles(trace: Trace, large: str, members: list[str] | None = None) -> list[tuple[str, ...]]:
+    """Every choice of two to five of the members; of many models, the most accurate.
+
+    Raises:
+        ConfigError: fewer than two members.
+    """
+    found = members or [name for name in trace.models if name != large]
+    if members is None and len(found) > MOST_MODELS:
+        best = set(sorted(found, key=trace.accuracy, reverse=True)[:MOST_MODELS])
+        found = [name for name in found if name in best]
+    if len(found) < 2:
+        raise ConfigError([f"expected at least two members besides {large}, got {', '.join(found) or 'none'}"])
+    return [some for size in range(2, min(len(found), MOST_MEMBERS) + 1) for some in combinations(found, size)]

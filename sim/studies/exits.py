@@ -1,21 +1,23 @@
-"""Where examples exit, as the threshold of the tiers before the last rises. Paper: Figure 7."""
+"""`coe-sim exits`: where examples exit as the threshold rises. Paper: Figure 7."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from coe.cascade import Agreement
+from coe.cascade import Agreement, Always, ConfigError
+from sim import arguments
+from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.traces import TierSpec, Trace, parse_tiers
 
-from ..parts import Figure, Part, Table
-from ..traces import TierSpec, Trace
-from .replayed import Replayed, replay_trace
+from .replay import Replayed, replay_trace
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class ExitCurve:
     """One replay per threshold, low to high."""
 
     thetas: Sequence[Fraction]
@@ -34,7 +36,7 @@ class Study:
         return {"n": len(self.replays[0].trace), "rows": rows}
 
 
-def run(trace: Trace, specs: Sequence[TierSpec]) -> Study:
+def run(trace: Trace, specs: Sequence[TierSpec]) -> ExitCurve:
     """The cascade at every share its tiers can reach from one half on; their own rules are not asked."""
     sizes = [len(spec.members) for spec in specs[:-1]]
     thetas = sorted({Fraction(count, size) for size in sizes for count in range(1, size + 1) if 2 * count > size})
@@ -42,10 +44,10 @@ def run(trace: Trace, specs: Sequence[TierSpec]) -> Study:
     for theta in thetas:
         at = [*(replace(spec, rule=Agreement(theta)) for spec in specs[:-1]), specs[-1]]
         replays.append(replay_trace(trace, at))
-    return Study(thetas, replays)
+    return ExitCurve(thetas, replays)
 
 
-def as_part(study: Study) -> Part:
+def as_part(study: ExitCurve) -> Part:
     trace, specs = study.replays[0].trace, study.replays[0].specs
     lines = []
     for theta, one in zip(study.thetas, study.replays, strict=True):
@@ -73,11 +75,11 @@ def as_part(study: Study) -> Part:
     )
 
 
-def _figures(study: Study) -> list[Figure]:
-    from ..charts.bars import stacked
+def _figures(study: ExitCurve) -> list[Figure]:
+    from sim.charts import stacked_bars
 
     specs = study.replays[0].specs
-    figure = stacked(
+    figure = stacked_bars(
         [f"theta = {theta}" for theta in study.thetas],
         [f"tier {number}: {', '.join(spec.members)}" for number, spec in enumerate(specs, start=1)],
         [one.exits for one in study.replays],
@@ -88,3 +90,37 @@ def _figures(study: Study) -> list[Figure]:
         ends=[f"{one.accuracy:.1%} right" for one in study.replays],
     )
     return [figure]
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "exits",
+        help="where examples exit as the threshold rises (Figure 7)",
+        description="The share of examples that leaves at each tier, at every threshold its members can reach.",
+    )
+    arguments.add_trace(parser)
+    parser.add_argument("--tiers", nargs="+", metavar="TIER", help="'a,b,c' 'd'; default: all but the best, the best")
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+
+    require_matplotlib(options)
+    trace = arguments.open_trace(options)
+    specs = default_tiers(trace) if options.tiers is None else parse_tiers(options.tiers, trace)[0]
+    if len(specs) < 2:
+        raise ConfigError(["--tiers: expected at least two tiers, got one (the last answers everything)"])
+    return finish_part(options, as_part(run(trace, specs)))
+
+
+def default_tiers(trace: Trace) -> list[TierSpec]:
+    """The three most accurate models but one, then that one.
+
+    Raises:
+        ConfigError: fewer than three models.
+    """
+    best, *others = sorted(trace.models, key=trace.accuracy, reverse=True)
+    if len(others) < 2:
+        raise ConfigError(["--tiers: expected a trace of three models at least, two of them for the first tier"])
+    return [TierSpec(tuple(others[:3]), Always()), TierSpec((best,), Always())]

@@ -1,16 +1,17 @@
-"""What a cascade's GPUs cost: each tier on its own, cheap for many examples, dear for few. Paper: Figure 4."""
+"""`coe-sim cost`: what the GPUs of a cascade cost. Paper: Figure 4."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from coe.cascade import Accounting, ConfigError, average_cost
-from coe.settings import Fields, Report, read_yaml
-
-from ..parts import Figure, Part, Table
+from coe.config import Fields, Report, read_yaml
+from sim import arguments
+from sim.output import Figure, Part, Table, finish_part, require_matplotlib
 
 PRICES = Path(__file__).parents[1] / "costs" / "gpus.yaml"
 COLOURS, GREY = ("#0072B2", "#56A0D3"), "#8a8a8a"
@@ -43,7 +44,7 @@ def read_prices(path: Path) -> Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class GpuCosts:
     """The cascade's average price beside the last tier's alone, by accounting.
 
     Args:
@@ -65,7 +66,7 @@ class Study:
         return asdict(self)
 
 
-def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Sequence[float] | None) -> Study:
+def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Sequence[float] | None) -> GpuCosts:
     """Tier i on one GPU of kind `gpus[i]`, its members side by side there.
 
     Raises:
@@ -85,7 +86,7 @@ def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Se
     million = None
     if seconds is not None:
         million = [[price / 3600 * time_s * 1e6] for price, time_s in zip(hourly, seconds, strict=True)]
-    return Study(
+    return GpuCosts(
         list(gpus),
         list(exits),
         hourly,
@@ -98,7 +99,7 @@ def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Se
     )
 
 
-def as_part(study: Study) -> Part:
+def as_part(study: GpuCosts) -> Part:
     tiers = [
         [
             str(number),
@@ -133,12 +134,12 @@ def as_part(study: Study) -> Part:
     return Part("cost", "What the GPUs cost", verdict, tables, study.as_json(), draw=lambda: _figures(study))
 
 
-def _milliseconds(study: Study, number: int) -> str:
+def _milliseconds(study: GpuCosts, number: int) -> str:
     assert study.seconds is not None
     return f"{study.seconds[number - 1] * 1000:.3g} ms"
 
 
-def _rows(study: Study) -> list[tuple[str, Mapping[str, float], float]]:
+def _rows(study: GpuCosts) -> list[tuple[str, Mapping[str, float], float]]:
     """(unit, the cascade's average by accounting, the last tier's)."""
     rows = [("per hour", study.usd_per_hour, study.best_usd_per_hour)]
     if study.usd_per_million is not None and study.best_usd_per_million is not None:
@@ -146,8 +147,8 @@ def _rows(study: Study) -> list[tuple[str, Mapping[str, float], float]]:
     return rows
 
 
-def _figures(study: Study) -> list[Figure]:
-    from ..charts.bars import plain
+def _figures(study: GpuCosts) -> list[Figure]:
+    from sim.charts import bar_chart
 
     tiers = [f"tier {number}: {gpu}" for number, gpu in enumerate(study.gpus, start=1)]
     each = {"per hour": list(study.tier_usd_per_hour)}
@@ -155,7 +156,7 @@ def _figures(study: Study) -> list[Figure]:
         pairs = zip(study.tier_usd_per_hour, study.seconds, strict=True)
         each["per million examples"] = [price / 3600 * time_s * 1e6 for price, time_s in pairs]
     return [
-        plain(
+        bar_chart(
             [*tiers, "cascade, by exit", "cascade, by reach"], [*each[unit], *values.values()],
             lambda value: f"${value:.2f}" if value >= 0.1 else f"${value:.2g}",
             name="per-hour" if unit == "per hour" else "per-million", title=f"Price {unit} (Figure 4)",
@@ -164,3 +165,29 @@ def _figures(study: Study) -> list[Figure]:
         )
         for unit, values, _ in _rows(study)
     ]  # fmt: skip
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "cost",
+        help="GPU prices, per hour and per million examples (Figure 4)",
+        description="The average price of an example whose tiers run on GPUs of different price.",
+    )
+    parser.add_argument("--exits", type=arguments.shares, required=True, metavar="LIST", help="per tier: 0.7,0.2,0.1")
+    parser.add_argument("--gpus", type=_gpus, required=True, metavar="LIST", help="per tier: V100,A6000,H100")
+    parser.add_argument("--seconds", type=arguments.seconds, metavar="LIST", help="per example and tier: 2ms,5ms,20ms")
+    parser.add_argument("--prices", type=Path, metavar="FILE", help="YAML of USD per hour; default: as in the paper")
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+
+    require_matplotlib(options)
+    prices = read_prices(options.prices or PRICES)
+    study = run(options.exits, options.gpus, prices, options.seconds)
+    return finish_part(options, as_part(study))
+
+
+def _gpus(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]  # two tiers may share a kind

@@ -1,4 +1,4 @@
-"""The Pareto set of a table of single models: accuracy against each of several costs. Paper: Figure 6, at scale.
+"""`coe-sim models`: the Pareto set of a table of single models. Paper: Figure 6.
 
 Predictions are not known, so no cascade can be replayed; what is worked out is what the single models leave on the
 table, and how many examples a cascade must keep in a cheap first tier to cost less than the best of them.
@@ -6,6 +6,7 @@ table, and how many examples a cascade must keep in a cheap first tier to cost l
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.cascade import ConfigError
-from coe.settings import format_seconds
+from coe.config import format_seconds
+from sim import arguments
+from sim.output import Figure, Part, Series, Table, finish_part, require_matplotlib
+from sim.traces.costs import si_prefixed
+from sim.traces.files import DELIMITERS, numbers_of, read_table
 
-from ..charts.series import Series
-from ..parts import Figure, Part, Table
-from ..traces.costs import with_prefix
-from ..traces.text import DELIMITERS, numbers_of, read_table
-from .pareto.choose import front
+from .candidates import pareto_set
 
 POINTS_BELOW = (1.0, 2.0, 5.0)  # percentage points under the best model
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
+class CostColumn:
     """One cost: the models it is known of, and which of them are in the Pareto set (by rising cost)."""
 
     cost: str
     rows: NDArray[np.intp]
     costs: NDArray[np.float64]
-    front: Sequence[int]
+    pareto_set: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class ModelTable:
     source: str
     names: Sequence[str]
     accuracy: NDArray[np.float64]
-    against: Sequence[Against]
+    against: Sequence[CostColumn]
 
     def as_json(self) -> dict[str, Any]:
         sets = {
@@ -51,14 +52,14 @@ class Study:
                     "accuracy": float(self.accuracy[one.rows[at]]),
                     "cost": float(one.costs[at]),
                 }
-                for at in one.front
+                for at in one.pareto_set
             ]
             for one in self.against
         }
         return {"n": len(self.names), "sets": sets}
 
 
-def run(path: Path, accuracy: str, costs: Sequence[str]) -> Study:
+def run(path: Path, accuracy: str, costs: Sequence[str]) -> ModelTable:
     """The study of a TSV or CSV table.
 
     Args:
@@ -88,17 +89,17 @@ def run(path: Path, accuracy: str, costs: Sequence[str]) -> Study:
         rows = np.flatnonzero(np.isfinite(own) & np.isfinite(values) & (own > 0))
         if not rows.size:
             raise ConfigError([f"column {cost}: expected a number above 0 of one model at least, got none"], str(path))
-        against.append(Against(cost, rows, own[rows], front(own[rows], values[rows])))
-    return Study(path.name, names, values, against)
+        against.append(CostColumn(cost, rows, own[rows], pareto_set(own[rows], values[rows])))
+    return ModelTable(path.name, names, values, against)
 
 
-def as_part(study: Study) -> Part:
+def as_part(study: ModelTable) -> Part:
     tables, verdict = [], []
     for one in study.against:
         accuracy = study.accuracy[one.rows]
         verdict.append(
-            f"{one.cost}: {len(one.front)} of {len(one.rows):,} models are in the Pareto set; the most accurate "
-            f"({accuracy[one.front[-1]]:.2%}) costs {_cheaper(one, accuracy)}."
+            f"{one.cost}: {len(one.pareto_set)} of {len(one.rows):,} models are in the Pareto set; the most accurate "
+            f"({accuracy[one.pareto_set[-1]]:.2%}) costs {_cheaper(one, accuracy)}."
         )
         tables.append(_headroom(study, one))
     return Part(
@@ -112,25 +113,25 @@ def as_part(study: Study) -> Part:
     )
 
 
-def _cheaper(one: Against, accuracy: NDArray[np.float64]) -> str:
-    best = one.front[-1]
+def _cheaper(one: CostColumn, accuracy: NDArray[np.float64]) -> str:
+    best = one.pareto_set[-1]
     parts = []
     for points in POINTS_BELOW:
-        near = [at for at in one.front if accuracy[at] >= accuracy[best] - points / 100]
+        near = [at for at in one.pareto_set if accuracy[at] >= accuracy[best] - points / 100]
         parts.append(
             f"{one.costs[best] / one.costs[near[0]]:.3g}x as much as one {points:g} point{'s' * (points > 1)} below"
         )
     return ", ".join(parts)
 
 
-def _headroom(study: Study, one: Against) -> Table:
+def _headroom(study: ModelTable, one: CostColumn) -> Table:
     """What a first tier must keep: three members of the cost c of a cheap model, and the best for the rest."""
     accuracy = study.accuracy[one.rows]
-    best = one.front[-1]
+    best = one.pareto_set[-1]
     text = _unit(one.cost)[1]
     lines = []
     for points in (0.0, *POINTS_BELOW, 10.0):
-        at = next(at for at in one.front if accuracy[at] >= accuracy[best] - points / 100)
+        at = next(at for at in one.pareto_set if accuracy[at] >= accuracy[best] - points / 100)
         share = one.costs[at] / one.costs[best]
         keep = [f"{min(share * members, 9.99):.1%}" if share * members < 1 else "cannot" for members in (1, 3)]
         lines.append(
@@ -144,13 +145,13 @@ def _headroom(study: Study, one: Against) -> Table:
     return Table(_slug(one.cost), f"against {one.cost}", header, lines, note)
 
 
-def _rows(study: Study) -> dict[str, list[list[object]]]:
+def _rows(study: ModelTable) -> dict[str, list[list[object]]]:
     return {
         f"set-{_slug(one.cost)}": [
             ["model", "accuracy", one.cost],
             *(
                 [study.names[one.rows[at]], float(study.accuracy[one.rows[at]]), float(one.costs[at])]
-                for at in one.front
+                for at in one.pareto_set
             ),
         ]
         for one in study.against
@@ -166,20 +167,21 @@ def _unit(cost: str) -> tuple[str, Any]:
     if cost.startswith("1/"):
         return f"seconds per image ({cost})", format_seconds
     if cost == "gmacs":
-        return "multiply-adds per image", lambda value: with_prefix(value * 1e9)
+        return "multiply-adds per image", lambda value: si_prefixed(value * 1e9)
     return cost, lambda value: f"{value:.3g}"
 
 
-def _figures(study: Study) -> list[Figure]:
-    from ..charts.frontier import frontier
+def _figures(study: ModelTable) -> list[Figure]:
+    from sim.charts import frontier
 
     figures = []
     for one in study.against:
         accuracy = study.accuracy[one.rows]
         label, text = _unit(one.cost)
+        at = list(one.pareto_set)
         figures.append(
             frontier(
-                [Series("Pareto set", one.costs[list(one.front)].tolist(), accuracy[list(one.front)].tolist())],
+                [Series("Pareto set", one.costs[at].tolist(), accuracy[at].tolist())],
                 label, text, name=_slug(one.cost), title=f"Accuracy against {one.cost}",
                 cloud=(one.costs.tolist(), accuracy.tolist()), floor=0.6,
                 caption=f"{len(one.rows):,} models of {study.source}; the line joins those that no other model "
@@ -187,3 +189,28 @@ def _figures(study: Study) -> list[Figure]:
             )
         )  # fmt: skip
     return figures
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "models",
+        help="the Pareto set of a table of single models (Figure 6)",
+        description="Which models of a table no other beats in accuracy and cost, and what that leaves to a cascade.",
+    )
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a .tsv or .csv table with a column `model`")
+    parser.add_argument("--accuracy", default="top1", metavar="COLUMN", help="default: top1")
+    parser.add_argument(
+        "--cost",
+        action="append",
+        required=True,
+        metavar="COLUMN",
+        help="again for each; 1/COLUMN where more is cheaper, as examples per second are",
+    )
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+
+    require_matplotlib(options)
+    return finish_part(options, as_part(run(options.table, options.accuracy, options.cost)))

@@ -1,4 +1,4 @@
-"""Members side by side against members in turn, for ensembles of one to all members. Paper: Figure 8.
+"""`coe-sim parallel`: members side by side against members one after another. Paper: Figure 8.
 
 From the latency of every member on every example: side by side an ensemble takes as long as its slowest member, in
 turn their sum, and in turn with an early end the sum until the vote is settled (a unanimous ensemble is settled by
@@ -7,6 +7,7 @@ its first disagreement).
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,17 +17,17 @@ from numpy.typing import NDArray
 
 from coe.cascade import ConfigError
 from coe.cascade.vote import is_settled, leaders
-from coe.settings import format_seconds
-
-from ..parts import Figure, Part, Table
-from ..traces import Trace
+from coe.config import format_seconds
+from sim import arguments
+from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.traces import Trace
 
 WAYS = ("side by side", "in turn", "in turn, ended early")
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EnsembleTiming:
     """Mean seconds of an example for the first members of the ensemble."""
 
     members: tuple[str, ...]
@@ -41,15 +42,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class MemberTimings:
     trace: Trace
-    rows: Sequence[Row]
+    rows: Sequence[EnsembleTiming]
 
     def as_json(self) -> dict[str, Any]:
         return {"trace": self.trace.name, "n": len(self.trace), "rows": [asdict(row) for row in self.rows]}
 
 
-def run(trace: Trace, members: Sequence[str]) -> Study:
+def run(trace: Trace, members: Sequence[str]) -> MemberTimings:
     """Ensembles of the first one, two .. of `members`.
 
     Raises:
@@ -68,7 +69,7 @@ def run(trace: Trace, members: Sequence[str]) -> Study:
         asked = _asked(ballots[:size])
         early = np.where(np.arange(size)[:, None] < asked, times[:size], 0.0).sum(axis=0)
         rows.append(
-            Row(
+            EnsembleTiming(
                 tuple(members[:size]),
                 float(times[:size].max(axis=0).mean()),
                 float(times[:size].sum(axis=0).mean()),
@@ -76,20 +77,20 @@ def run(trace: Trace, members: Sequence[str]) -> Study:
                 float(asked.mean()),
             )
         )
-    return Study(trace, rows)
+    return MemberTimings(trace, rows)
 
 
 def _asked(ballots: NDArray[np.int64]) -> NDArray[np.int64]:
     """(B,) members asked in turn until a vote for unanimity is settled."""
     size = len(ballots)
     asked = np.full(ballots.shape[1], size, dtype=np.int64)
-    for seat in reversed(range(1, size)):
-        top, runner_up = leaders(ballots[:seat])
-        asked[np.asarray(is_settled(top, runner_up, size - seat, size))] = seat
+    for n_asked in reversed(range(1, size)):
+        top, runner_up = leaders(ballots[:n_asked])
+        asked[np.asarray(is_settled(top, runner_up, size - n_asked, size))] = n_asked
     return asked
 
 
-def as_part(study: Study) -> Part:
+def as_part(study: MemberTimings) -> Part:
     lines = [
         [
             str(len(row.members)),
@@ -118,10 +119,10 @@ def as_part(study: Study) -> Part:
     )
 
 
-def _figures(study: Study) -> list[Figure]:
-    from ..charts.bars import paired
+def _figures(study: MemberTimings) -> list[Figure]:
+    from sim.charts import grouped_bars
 
-    figure = paired(
+    figure = grouped_bars(
         [f"{len(row.members)} member{'s' * (len(row.members) > 1)}" for row in study.rows],
         WAYS,
         [row.times_s for row in study.rows],
@@ -134,3 +135,24 @@ def _figures(study: Study) -> list[Figure]:
         value=lambda value: format_seconds(value).replace(" ", "\n"),
     )
     return [figure]
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "parallel",
+        help="members side by side against in turn (Figure 8)",
+        description="What an ensemble of one, two, .. members takes per example, from recorded latencies.",
+    )
+    arguments.add_trace(parser)
+    parser.add_argument("--members", type=arguments.names, metavar="M1,M2", help="in order; default: the first five")
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+
+    require_matplotlib(options)
+    trace = arguments.open_trace(options)
+    members = options.members or list(trace.models)[:5]
+    arguments.check_models("--members", members, trace)
+    return finish_part(options, as_part(run(trace, members)))

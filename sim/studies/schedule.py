@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from coe.cascade import ConfigError, communication, communication_ratio
-from coe.settings import format_seconds
-
-from ..live import Pace, Stage, run_live
-from ..processes import Server
-from ..progress import Progress
-from ..systems import Bundle, Hop, chain_config, write
+from coe.config import format_seconds
+from sim.live import CloudProcess, LiveInput, Pace, run_live
+from sim.output import Progress
+from sim.systems import BundledTask, Uplink, chain_config, write
 
 TASK = "digits"
 N_TIERS = 3
@@ -65,17 +63,17 @@ def spread(delays_s: Sequence[float]) -> list[float]:
 def run(delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> ScheduleStudy:
     """The first `n` digits through the device and a chain of two servers."""
     own, middle, far = spread(delays_s)
-    bundle = Bundle.of(TASK)
+    bundle = BundledTask.of(TASK)
     trips = 2 if one_way else 1
     with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
         best = write(chain_config(bundle, None, 0.0, one_way), Path(folder) / "best.yaml")
-        with Server(best) as last:
+        with CloudProcess(best) as last:
             medium = write(chain_config(bundle, last.port, far, one_way), Path(folder) / "medium.yaml")
-            with Server(medium) as first:
-                hop = Hop(first.port, middle, one_way, device_delay_s=own)
+            with CloudProcess(medium) as first:
+                uplink = Uplink(first.port, middle, one_way, device_delay_s=own)
                 title = "cascade, tiers apart: " + ", ".join(map(format_seconds, (own, middle, far)))
                 pace = Pace.of(n, trips * (own + middle + far))
-                records = run_live(Stage(bundle), "cascade", hop, n, progress, title, pace)
+                records = run_live(LiveInput(bundle), "cascade", uplink, n, progress, title, pace)
     exits = np.bincount([record.exit_tier - 1 for record in records], minlength=N_TIERS) / n
     per_tier = [own * trips, middle * trips, far * trips]
     # An example that stayed paid the device's own delay; one that left has it among its delays already.

@@ -1,12 +1,12 @@
 """Traces: recorded predictions of real models, and how they become tiers of a cascade.
 
-Those that come with the project: `sim/traces/bundled.py` says where they lie and what they are called.
+Those that come with the project: `sim/traces/files.py` says where they lie and what they are called.
 """
 
-from .bundled import CALIBRATION, TEST
+from __future__ import annotations
+
 from .costs import Costs, pick
-from .parquet import write_parquet
-from .read import read_costs, read_trace
+from .files import CALIBRATION, TEST, read_costs, read_trace, write_parquet
 from .tiers import TierSpec, TraceTier, batches, parse_tiers, to_cascade
 from .trace import Answers, Trace
 

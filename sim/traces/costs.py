@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe.cascade import ConfigError
-from coe.settings import Fields, Report, format_seconds, read_yaml
+from coe.config import Fields, Report, format_seconds, read_yaml
 
 BUNDLED = Path(__file__).parents[1] / "costs"
 AXES = {
@@ -41,10 +41,10 @@ class Costs:
             return format_seconds(value)
         if self.kind == "usd_per_million":
             return f"${value:,.0f}" if value >= 100 else f"${value:.3g}"
-        return with_prefix(value) if self.kind == "flops" else f"{value:.3g}"
+        return si_prefixed(value) if self.kind == "flops" else f"{value:.3g}"
 
 
-def with_prefix(value: float) -> str:
+def si_prefixed(value: float) -> str:
     """12.4 G for 1.24e10."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
@@ -52,7 +52,7 @@ def with_prefix(value: float) -> str:
     return f"{value:.3g}"
 
 
-def bundled_names() -> list[str]:
+def bundled_cost_names() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
@@ -72,7 +72,10 @@ def _resolved(reference: str) -> Path:
     bundled = BUNDLED / f"{reference}.yaml"
     if not bundled.exists():
         raise ConfigError(
-            [f'--costs: expected a YAML file or one of {", ".join(bundled_names())}, got "{reference}" (write a path)']
+            [
+                f"--costs: expected a YAML file or one of {', '.join(bundled_cost_names())}, "
+                f'got "{reference}" (write a path)'
+            ]
         )
     return bundled
 

@@ -36,7 +36,7 @@ class TraceTier:
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         rows = batch.x[:, 0].astype(np.intp)
-        ballots = np.stack([said.predictions[rows] for said in self._answers]).astype(np.int64)  # (M, B)
+        ballots = np.stack([answers.predictions[rows] for answers in self._answers]).astype(np.int64)  # (M, B)
         probabilities = self._stacked("probabilities", rows)  # (M, B, L)
         if rule.pools_scores:
             if probabilities is None:
@@ -51,7 +51,7 @@ class TraceTier:
 
     def _stacked(self, column: str, rows: Array) -> Array | None:
         """A column of every member, side by side; None where one does not have it."""
-        found = [getattr(said, column) for said in self._answers]
+        found = [getattr(answers, column) for answers in self._answers]
         if any(values is None for values in found):
             return None
         return np.stack([values[rows] for values in found])

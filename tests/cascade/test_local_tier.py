@@ -15,6 +15,7 @@ from strategies import members_of, one_hot, rows, table_tier, tables, thetas
 
 from coe.cascade import Agreement, Always, Confidence, Ideal, InputError, LocalTier, ModelError
 from coe.models import TableMember
+from coe.models.pool import MemberPool
 
 FACTS = ("labels", "count", "asked", "score")
 
@@ -248,14 +249,14 @@ def test_members_of_a_tier_share_one_set_of_labels_even_under_one_name():
 
 
 def test_members_that_share_an_input_contract_share_the_prepared_example():
-    class Contract:
+    class InputSpec:
         calls = 0
 
         def prepare(self, x):
             self.calls += 1
             return x
 
-    shared, own = Contract(), Contract()
+    shared, own = InputSpec(), InputSpec()
     members = members_of([one_hot([1])] * 3)
     for member, contract in zip(members, (shared, shared, own), strict=True):
         member.prepare = contract.prepare
@@ -271,7 +272,8 @@ def test_side_by_side_members_run_at_the_same_time():
             meeting.wait()  # nobody passes until all three are here
             return super().predict(x)
 
-    tier = LocalTier("cloud", [Meeting(one_hot([1])) for _ in range(3)], Agreement(Fraction(1)), parallel=True)
+    members = [Meeting(one_hot([1])) for _ in range(3)]
+    tier = LocalTier("cloud", members, Agreement(Fraction(1)), pool=MemberPool.of("cloud", members))
     try:
         assert tier.vote(rows(1), tier.rule).labels.tolist() == [1]
     finally:
@@ -286,5 +288,5 @@ def test_closing_a_tier_closes_its_members():
             self.closed = True
 
     members = [Closing(one_hot([1])) for _ in range(2)]
-    LocalTier("device", members, Agreement(Fraction(1)), parallel=True).close()
+    LocalTier("device", members, Agreement(Fraction(1)), pool=MemberPool.of("device", members)).close()
     assert [member.closed for member in members] == [True, True]

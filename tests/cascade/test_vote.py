@@ -10,15 +10,7 @@ from oracle import ballot, members_asked, outcomes, vote_on_row
 from strategies import tables
 
 from coe.cascade import NO_LABEL
-from coe.cascade.vote import (
-    is_settled,
-    leaders,
-    leaders_of_one,
-    plurality,
-    plurality_of_one,
-    pool,
-    votes_per_ballot,
-)
+from coe.cascade.vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one, pool, votes_per_ballot
 
 
 def stacked(members):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cloud.config import default_config, read_config
-from coe.assembly import open_cascade
 from coe.cascade import Batch, Decisions
-from coe.models.inputs import Door
-from coe.models.manifest import Task, read_manifest
+from coe.config.manifest import Task, read_manifest
+from coe.config.open import open_cascade
+from coe.models.inputs import InputDecoder
 from coe.zoo import digits
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The programs as processes, and gRPC servers inside the test's own: pytest adds these folders only once it has seen
 # a test in them.
-sys.path[1:1] = [str(Path(__file__).parent.parent / folder) for folder in ("e2e", "wire")]
+sys.path[1:1] = [str(Path(__file__).parent.parent / folder) for folder in ("e2e", "protocol")]
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +31,12 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def door(task: Task) -> Door:
-    return Door(task.contract)
+def door(task: Task) -> InputDecoder:
+    return InputDecoder(task.contract)
 
 
 @pytest.fixture(scope="session")
-def hundred(door: Door) -> Batch:
+def hundred(door: InputDecoder) -> Batch:
     """The first hundred of the bundled test digits."""
     examples = digits.test_examples(100)
     return door.batch([name for name, _, _ in examples], [png for _, png, _ in examples])

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from programs import BOUND_S, closed_port, until
 
-from coe.wire import inference_pb2 as pb
-from coe.wire.service import path
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.service import path
 from coe.zoo import digits
 
 HERE = Path(__file__).parent

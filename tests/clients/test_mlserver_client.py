@@ -14,7 +14,7 @@ from programs import BOUND_S, Cloud
 
 from coe import __version__
 from coe.cascade import Decisions
-from coe.models.manifest import Task
+from coe.config.manifest import Task
 
 N = 20  # examples that it asks about
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from mlserver_process import MLServer
 
-from coe.assembly import open_cascade, read_cascade
 from coe.cascade import Always, Batch, Cascade, ConfigError, Decisions, TierRejected, TierUnavailable
-from coe.models.inputs import Door
-from coe.settings import Fields, Report
-from coe.wire.remote import RemoteTier
+from coe.config import Fields, Report
+from coe.config.cascade import read_cascade
+from coe.config.open import open_cascade
+from coe.models.inputs import InputDecoder
+from coe.protocol.remote import RemoteTier
 
 LOCAL = {"name": "best", "members": ["zoo:digits/resnet.onnx"]}  # what MLServer serves, as a tier of our own
 DEVICE = {"name": "device", "members": ["zoo:digits/loom.onnx"], "confidence": 0.9}
@@ -28,7 +29,7 @@ def mlserver(tmp_path_factory) -> Iterator[MLServer]:
 
 
 @contextmanager
-def tier_at(mlserver: MLServer, model: str, door: Door, *, prepares: bool = True) -> Iterator[RemoteTier]:
+def tier_at(mlserver: MLServer, model: str, door: InputDecoder, *, prepares: bool = True) -> Iterator[RemoteTier]:
     prepare = door.contract.prepare if prepares else None
     options: dict[str, Any] = {"n_labels": 10, "is_foreign": True, "deadline_s": 20.0, "prepare": prepare}
     tier = RemoteTier("cloud", mlserver.address, model, Always(), **options)
@@ -65,7 +66,9 @@ def best(hundred: Batch) -> Decisions:
         ("digits-pixels", "UINT8", [-1, 28, 28, 1]),
     ],
 )
-def test_it_answers_as_the_same_model_does_here(mlserver, door: Door, hundred: Batch, best, model, datatype, shape):
+def test_it_answers_as_the_same_model_does_here(
+    mlserver, door: InputDecoder, hundred: Batch, best, model, datatype, shape
+):
     with tier_at(mlserver, model, door) as tier:
         metadata = tier.metadata()
         vote = tier.vote(hundred, Always())
@@ -77,26 +80,26 @@ def test_it_answers_as_the_same_model_does_here(mlserver, door: Door, hundred: B
     assert vote.call["bytes_sent"] > hundred.x.size
 
 
-def test_it_may_take_files_as_captured(mlserver, door: Door, hundred: Batch, pngs):
+def test_it_may_take_files_as_captured(mlserver, door: InputDecoder, hundred: Batch, pngs):
     with tier_at(mlserver, "files", door) as tier:
         labels = tier.vote(hundred, Always()).labels
     assert labels.tolist() == [len(png) % 10 for png in pngs]
 
 
-def test_a_model_of_another_input_size_is_rejected_before_it_is_asked(mlserver, door: Door, hundred: Batch):
+def test_a_model_of_another_input_size_is_rejected_before_it_is_asked(mlserver, door: InputDecoder, hundred: Batch):
     with tier_at(mlserver, "digits-other", door) as tier:
         with pytest.raises(TierRejected, match=r"expected rows of \[3, 28, 28\], got \[1, 28, 28\]"):
             tier.vote(hundred, Always())
 
 
-def test_what_its_model_refuses_is_a_rejection_with_its_words(mlserver, door: Door):
+def test_what_its_model_refuses_is_a_rejection_with_its_words(mlserver, door: InputDecoder):
     wide = Batch(("a",), np.zeros((1, 1, 28, 30), np.float32))
     with tier_at(mlserver, "free", door, prepares=False) as tier:
         with pytest.raises(TierRejected, match=r"INVALID_ARGUMENT: a digit is \[1, 28, 28\], this is \[1, 28, 30\]"):
             tier.vote(wide, Always())
 
 
-def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, door: Door, hundred: Batch):
+def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, door: InputDecoder, hundred: Batch):
     with tier_at(mlserver, "broken", door) as tier:
         with pytest.raises(TierUnavailable, match="INTERNAL: a bug of the model's own"):
             tier.vote(hundred, Always())
@@ -106,7 +109,7 @@ def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, door: Door, hun
     ("model", "words"),
     [("nonsense", "has no such model: Model nonsense"), ("silent", "its inputs: expected one, got none")],
 )
-def test_a_model_that_cannot_be_asked_is_a_config_error_at_start(mlserver, door: Door, model, words):
+def test_a_model_that_cannot_be_asked_is_a_config_error_at_start(mlserver, door: InputDecoder, model, words):
     with tier_at(mlserver, model, door) as tier, pytest.raises(ConfigError, match=words):
         tier.metadata()
 

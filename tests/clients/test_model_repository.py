@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from cloud.config import default_config
 from coe.cascade import Decisions
-from coe.models.manifest import Task
+from coe.config.manifest import Task
 
 MODELS = ["digits", "digits-medium", "digits-best"]
 

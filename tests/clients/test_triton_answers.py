@@ -14,9 +14,9 @@ import pytest
 from loopback import serving
 
 from coe.cascade import Always, Batch, TierOverloaded, TierRejected, TierUnavailable, Vote
-from coe.models.inputs import Door
-from coe.wire.remote import RemoteTier
-from coe.wire.service import SERVICE
+from coe.models.inputs import InputDecoder
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import SERVICE
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "recorded"
@@ -53,7 +53,7 @@ class Replay:
 
 
 @contextmanager
-def tier_at(replay: Replay, door: Door) -> Iterator[RemoteTier]:
+def tier_at(replay: Replay, door: InputDecoder) -> Iterator[RemoteTier]:
     with serving(replay.handler()) as address:
         prepare = door.contract.prepare
         tier = RemoteTier(
@@ -65,7 +65,7 @@ def tier_at(replay: Replay, door: Door) -> Iterator[RemoteTier]:
             tier.close()
 
 
-def asked(replay: Replay, door: Door, batch: Batch) -> Vote:
+def asked(replay: Replay, door: InputDecoder, batch: Batch) -> Vote:
     with tier_at(replay, door) as tier:
         return tier.vote(batch, Always())
 
@@ -76,7 +76,7 @@ def two(hundred: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name not in REFUSED])
-def test_an_answer_of_tritons_is_read(door: Door, two: Batch, name):
+def test_an_answer_of_tritons_is_read(door: InputDecoder, two: Batch, name):
     vote = asked(Replay((FOLDER / f"{name}.bin").read_bytes()), door, two)
     assert vote.labels.tolist() == [1, 0]
     assert vote.score.tolist() == [0.5, 0.75]
@@ -85,7 +85,9 @@ def test_an_answer_of_tritons_is_read(door: Door, two: Batch, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_answer_that_is_no_probabilities_of_the_task_is_a_rejection_that_says_so(door: Door, two: Batch, name):
+def test_an_answer_that_is_no_probabilities_of_the_task_is_a_rejection_that_says_so(
+    door: InputDecoder, two: Batch, name
+):
     with pytest.raises(TierRejected, match=f"its answer cannot be read: .*{REFUSED[name]}"):
         asked(Replay((FOLDER / f"{name}.bin").read_bytes()), door, two)
 
@@ -95,7 +97,7 @@ def test_there_are_answers_to_read():
     assert set(REFUSED) < set(ANSWERS)
 
 
-def test_its_metadata_is_understood(door: Door):
+def test_its_metadata_is_understood(door: InputDecoder):
     with tier_at(Replay(), door) as tier:
         told = tier.metadata()
     assert (told.platform, list(told.versions)) == ("onnxruntime_onnx", ["1"])
@@ -120,13 +122,13 @@ def test_its_metadata_is_understood(door: Door):
         (grpc.StatusCode.INTERNAL, "onnx runtime error 2", TierUnavailable),
     ],
 )
-def test_what_triton_says_when_it_fails_reaches_the_caller(door: Door, two: Batch, code, words, kind):
+def test_what_triton_says_when_it_fails_reaches_the_caller(door: InputDecoder, two: Batch, code, words, kind):
     with pytest.raises(kind) as caught:
         asked(Replay(refusal=(code, words)), door, two)
     assert words in str(caught.value)
 
 
-def test_what_it_is_sent_is_what_its_own_code_reads(door: Door, two: Batch, floats):
+def test_what_it_is_sent_is_what_its_own_code_reads(door: InputDecoder, two: Batch, floats):
     service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
     replay = Replay((FOLDER / "fp32.bin").read_bytes())
     asked(replay, door, two)

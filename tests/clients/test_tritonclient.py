@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from coe import __version__
 from coe.cascade import Batch, Decisions
-from coe.models.manifest import Task
-from coe.wire import inference_pb2 as pb
+from coe.config.manifest import Task
+from coe.protocol import inference_pb2 as pb
 
 USUAL = ["label", "vote", "score", "exit_tier", "members", "tier_votes"]
 

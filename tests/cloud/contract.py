@@ -23,10 +23,10 @@ from table_models import BEST, MEDIUM, NOT_A_NUMBER
 
 from coe import __version__
 from coe.cascade import Agreement, Always, Batch, Cascade, TierRejected
-from coe.wire import inference_pb2 as pb
-from coe.wire.convert import add_input, read_outputs
-from coe.wire.remote import RemoteTier
-from coe.wire.service import METHODS, SERVICE, path
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.codec import add_input, read_outputs
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import METHODS, SERVICE, path
 
 sys.path.insert(1, str(Path(__file__).parent.parent / "e2e"))  # pytest adds it once it has seen a test there
 

@@ -18,13 +18,13 @@ import numpy as np
 from loops import Loop
 from strategies import one_hot, table_tier
 
-from cloud.doors.rest import RestDoor
+from cloud.transports.rest_server import RestServer
 from coe.cascade import Always, Cascade
 from coe.cascade.types import Array
-from coe.wire.convert import DATATYPES, encode
-from coe.wire.plane import Plane
+from coe.protocol.codec import DATATYPES, encode
+from coe.protocol.core import InferenceCore
 
-sys.path[1:1] = [str(Path(__file__).parent.parent / "wire")]  # pytest adds it only once it has seen a test in it
+sys.path[1:1] = [str(Path(__file__).parent.parent / "protocol")]  # pytest adds it only once it has seen a test in it
 
 from loopback import VERSION, request_of, served, serving  # noqa: E402 - tests take them from here
 
@@ -78,9 +78,11 @@ def _unpacked(raw: bytes) -> Array:
 
 
 class Client:
-    """Calls the door at `port`, on a connection for each call."""
+    """CallGate the door at `port`, on a connection for each call."""
 
-    def __init__(self, port: int, door: RestDoor, plane: Plane, loop: Loop, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, port: int, door: RestServer, plane: InferenceCore, loop: Loop, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.port, self.door, self.plane, self.loop, self.tls = port, door, plane, loop, tls
 
     def connect(self) -> http.client.HTTPConnection:
@@ -131,20 +133,20 @@ def reply_of(connection: http.client.HTTPConnection) -> Reply:
     return Reply(response.status, headers, response.read())
 
 
-def table_plane(n_rows: int = 4, **settings: Any) -> Plane:
+def table_plane(n_rows: int = 4, **settings: Any) -> InferenceCore:
     """One model "table" of two tiers over row numbers; even rows leave at tier 1, odd ones at tier 2."""
     even = [0 if row % 2 == 0 else 1 for row in range(n_rows)]
     disagree = [one_hot([row % 3 for row in range(n_rows)]), one_hot([(row + odd) % 3 for row, odd in enumerate(even)])]
     last = table_tier([one_hot([2 - row % 3 for row in range(n_rows)])], Always(), "best")
     cascade = Cascade([table_tier(disagree, Fraction(1), "medium"), last])
-    plane = Plane({"table": served("table", cascade, 3)}, **settings)
+    plane = InferenceCore({"table": served("table", cascade, 3)}, **settings)
     plane.accepts = True
     return plane
 
 
 @contextmanager
 def open_door(
-    plane: Plane,
+    plane: InferenceCore,
     *,
     host: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
@@ -154,7 +156,7 @@ def open_door(
 ) -> Iterator[Client]:
     loop = make_loop()
     try:
-        door = RestDoor(plane, **settings)
+        door = RestServer(plane, **settings)
         port = door.bind(host, 0, tls)
         loop.run(door.start())
         try:

@@ -27,9 +27,9 @@ from PIL import Image
 
 from cloud.config import default_config, read_config
 from cloud.server import Server
-from coe.wire import inference_pb2 as pb
-from coe.wire.convert import DATATYPES, add_input, read_outputs
-from coe.wire.servicer import InferenceServicer
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.codec import DATATYPES, add_input, read_outputs
+from coe.protocol.servicer import InferenceServicer
 
 BUDGET = int(os.environ.get("COE_FUZZ_REQUESTS", "200000"))  # of the slow test
 PER_EXAMPLE = 25  # requests that one hypothesis example makes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud.limits import LEAST_RETRY_S, MOST_RETRY_S, Calls, Limits
+from cloud.limits import LEAST_RETRY_S, MOST_RETRY_S, CallGate, Limits
 from coe.cascade import InputError
 from coe.cascade.errors import TooManyCalls
-from coe.wire.plane import Request
+from coe.protocol.core import Request
 
 
 class Clock:
@@ -23,15 +23,15 @@ def request(**fields: object) -> Request:
     return Request("digits", "", "", {"input": np.zeros((1, 1), np.float32)}, **fields)  # type: ignore[arg-type]
 
 
-def hint(calls: Calls) -> float:
+def hint(calls: CallGate) -> float:
     with pytest.raises(TooManyCalls, match="2 calls are under way, at most 2 may be") as caught:
         calls.enter(request())
     assert caught.value.retry_after_s is not None
     return caught.value.retry_after_s
 
 
-def full(clock: Clock) -> Calls:
-    calls = Calls(Limits(max_calls=2), clock)
+def full(clock: Clock) -> CallGate:
+    calls = CallGate(Limits(max_calls=2), clock)
     calls.enter(request())
     calls.enter(request())
     return calls
@@ -64,7 +64,7 @@ def test_hints_are_spread_so_that_callers_do_not_come_back_together():
 
 
 def test_a_call_without_a_deadline_or_with_a_far_one_gets_the_servers():
-    calls = Calls(Limits(max_s=5.0))
+    calls = CallGate(Limits(max_s=5.0))
     for remaining_s, given in ((None, 5.0), (3600.0, 5.0), (2.0, 2.0)):
         asked = request(remaining_s=remaining_s)
         calls.enter(asked)
@@ -72,7 +72,7 @@ def test_a_call_without_a_deadline_or_with_a_far_one_gets_the_servers():
 
 
 def test_a_text_over_the_limit_is_refused_and_an_image_is_not_taken_for_one():
-    calls = Calls(Limits(max_text_bytes=8))
+    calls = CallGate(Limits(max_text_bytes=8))
     column = np.empty(2, dtype=object)
     column[:] = [b"\x89PNG" + bytes(100), b"longer than eight"]
     with pytest.raises(InputError, match="row 1: expected a text of at most 8 bytes, got 17"):

@@ -20,8 +20,8 @@ from cloud.server import Server
 from coe import zoo
 from coe.cascade import Batch, ModelError
 from coe.cascade.errors import CascadeError, NotAllowed
-from coe.wire.plane import Request
-from coe.wire.status import UnknownModel
+from coe.protocol.core import Request
+from coe.protocol.status import UnknownModel
 
 CONFIG = """
 task: models

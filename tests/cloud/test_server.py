@@ -31,8 +31,8 @@ from coe.cascade import (
     TierTimeout,
     TierUnavailable,
 )
-from coe.wire.remote import RemoteTier
-from coe.wire.service import SERVICE
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import SERVICE
 
 CONFIG = """
 task: numbers

@@ -15,14 +15,15 @@ import pytest
 import yaml
 from programs import Cloud, edge
 
-from coe.assembly import open_tier, read_cascade
 from coe.cascade import Always, Batch, Cascade, Confidence, Decision
-from coe.models.inputs import Door
-from coe.models.manifest import read_manifest
-from coe.settings import Fields, Report
-from coe.wire.plane import RESERVE
-from coe.wire.remote import RemoteTier
-from coe.wire.service import path
+from coe.config import Fields, Report
+from coe.config.cascade import read_cascade
+from coe.config.manifest import read_manifest
+from coe.config.open import open_tier
+from coe.models.inputs import InputDecoder
+from coe.protocol.core import RESERVE
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import path
 from coe.zoo import digits
 
 TASK = read_manifest(digits.MANIFEST).task
@@ -53,7 +54,7 @@ def config(folder: Path, name: str, *tiers: str, more: str = "") -> Path:
 
 def examples(n: int = N) -> list[Batch]:
     """One batch for each of the first bundled digits."""
-    door = Door(TASK.contract)
+    door = InputDecoder(TASK.contract)
     return [door.batch([name], [png]) for name, png, _ in digits.test_examples(n)]
 
 

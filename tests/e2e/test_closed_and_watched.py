@@ -19,7 +19,7 @@ from programs import Cloud, Program, edge, until
 
 from cloud.main import main
 from coe.cascade import Always, TierRejected, TierUnavailable
-from coe.wire.remote import RemoteTier
+from coe.protocol.remote import RemoteTier
 
 pytest.importorskip("onnxruntime")
 

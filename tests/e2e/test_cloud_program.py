@@ -15,13 +15,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from programs import Cloud, Program, closed_port, until
 
 from cloud.config import default_config, read_config
-from coe.assembly import open_cascade
 from coe.cascade import Always, Batch, Cascade, Confidence, TierUnavailable
-from coe.models.inputs import Door
-from coe.models.manifest import read_manifest
-from coe.wire import inference_pb2 as pb
-from coe.wire.remote import RemoteTier
-from coe.wire.service import SERVICE, path
+from coe.config.manifest import read_manifest
+from coe.config.open import open_cascade
+from coe.models.inputs import InputDecoder
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import SERVICE, path
 from coe.zoo import digits
 
 
@@ -33,7 +33,7 @@ def server(tmp_path_factory) -> Iterator[Cloud]:
 
 def a_batch(n: int) -> Batch:
     examples = digits.test_examples(n)
-    door = Door(read_manifest(digits.MANIFEST).task.contract)
+    door = InputDecoder(read_manifest(digits.MANIFEST).task.contract)
     return door.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
 
 

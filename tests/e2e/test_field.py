@@ -10,13 +10,13 @@ from programs import Cloud, closed_port, edge, edge_config, records_in
 
 from cloud.config import read_config as read_cloud
 from coe import zoo
-from coe.assembly import open_cascade
-from coe.models import Door
+from coe.config.open import open_cascade
+from coe.models import InputDecoder
 from coe.zoo import digits
 from coe.zoo.harvest import read_harvest
 from edge.config import read_config
 from edge.main import main as edge_main
-from edge.running import Running
+from edge.session import AgentSession
 from edge.sources import open_source
 
 N = 150
@@ -47,9 +47,9 @@ def truth(run):
     config = read_config(folder / "edge.yaml")
     device = open_cascade(config.cascade)
     beyond = open_cascade(read_cloud(zoo.find("digits/cloud.yaml")).cascade)
-    door, found = Door(config.cascade.task.contract), {}
+    decoder, found = InputDecoder(config.cascade.task.contract), {}
     for name, png, _ in digits.test_examples(N):
-        batch = door.batch([name], [png])
+        batch = decoder.batch([name], [png])
         votes = [int(member.predict(member.prepare(batch.x)).argmax()) for member in device.tiers[0].members]
         found[name] = votes, int(beyond.decide(batch).labels[0])
     device.close()
@@ -120,8 +120,8 @@ def test_the_page_of_an_agent_shows_no_picture_of_what_is_never_sent(tmp_path):
     port = closed_port()
     watch = f'watch: {{address: "127.0.0.1:{port}"}}'
     config = read_config(edge_config(tmp_path, closed_port(), watch, 'never_send: ["7", "1"]', sink="out.jsonl"))
-    with Running(config, tell=lambda line: None) as running:
-        running.agent.run(open_source(config.source), 24)
+    with AgentSession(config, tell=lambda line: None) as session:
+        session.agent.run(open_source(config.source), 24)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status.json", timeout=20) as answer:
             recent = json.load(answer)["recent"]
     assert {record["name"] for record in recent if not record["thumbnail"]} == {"7", "1"}

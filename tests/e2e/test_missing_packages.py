@@ -28,7 +28,7 @@ server: {grpc_port: 0}
 
 
 @pytest.mark.parametrize(
-    ("package", "program", "arguments", "mend"),
+    ("package", "program", "arguments", "fix"),
     [
         ("torch", "cloud", ["serve", "--config", "torch.yaml"], "pip install torch"),
         ("grpc_health", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
@@ -37,12 +37,12 @@ server: {grpc_port: 0}
         ("matplotlib", "sim", ["--delays", "--out", "report"], "pip install 'coe-cascade[sim]'"),
     ],
 )
-def test_a_missing_package_is_named_with_its_pip_install(tmp_path: Path, package, program, arguments, mend):
+def test_a_missing_package_is_named_with_its_pip_install(tmp_path: Path, package, program, arguments, fix):
     (tmp_path / "torch.yaml").write_text(TORCH)
     code = HIDE.format(package=package, program=program)
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert done.returncode == 2, done.stderr
-    assert mend in done.stderr.splitlines()[-1]
+    assert fix in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

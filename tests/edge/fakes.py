@@ -10,13 +10,13 @@ from fractions import Fraction
 import numpy as np
 
 from coe.cascade import Agreement, Always, Batch, DeferralRule, Vote
-from coe.models.contract import Contract
-from coe.models.inputs import Door
+from coe.models.input_spec import InputSpec
+from coe.models.inputs import InputDecoder
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 
 BOUND_S = 20.0
-DOOR = Door(Contract("tensor", (1,), dtype="int64"))
+DECODER = InputDecoder(InputSpec("tensor", (1,), dtype="int64"))
 
 
 class Numbers:

@@ -7,11 +7,10 @@ import threading
 import time
 
 import pytest
-from fakes import BOUND_S, DOOR, UNANIMOUS, Far, ListSink, Numbers, Seat, until
+from fakes import BOUND_S, DECODER, UNANIMOUS, Far, ListSink, Numbers, Seat, until
 
 from coe.cascade import Cascade, InputError, LocalTier, ModelError, TierTimeout, TierUnavailable
-from edge.agent import Agent
-from edge.onward import Onward
+from edge.agent import Agent, RemoteTiers
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 
@@ -22,7 +21,7 @@ def device() -> LocalTier:
 
 def agent_of(far: Far | None, sink: ListSink, keep_last_answer: bool = True, **options: object) -> Agent:
     tiers = [device()] if far is None else [device(), far]
-    return Agent(Cascade(tiers, keep_last_answer=keep_last_answer), DOOR, sink, **options)  # type: ignore[arg-type]
+    return Agent(Cascade(tiers, keep_last_answer=keep_last_answer), DECODER, sink, **options)  # type: ignore[arg-type]
 
 
 def running(agent: Agent, source: Numbers, limit: int | None = None) -> threading.Thread:
@@ -122,7 +121,7 @@ def test_a_member_that_fails_stops_the_agent_with_its_error():
     sink, source = ListSink(), Numbers(1000)
     cascade = Cascade([LocalTier("device", [Broken(1), Seat(2)], UNANIMOUS), Far()])
     with pytest.raises(ModelError, match="not a number"):
-        Agent(cascade, DOOR, sink).run(source)
+        Agent(cascade, DECODER, sink).run(source)
     assert source.n_taken == 7
     assert sorted(sink.ids) == [f"x{number}" for number in range(6)]  # those taken before have their outcome
 
@@ -172,7 +171,7 @@ def test_a_cascade_with_no_local_tier_has_errors_where_the_cloud_fails():
         raise TierTimeout("cloud", "late")
 
     sink = ListSink()
-    tally = Agent(Cascade([Far(fail)]), DOOR, sink).run(Numbers(6))
+    tally = Agent(Cascade([Far(fail)]), DECODER, sink).run(Numbers(6))
     assert tally.n_failed == 6
     assert {outcome.error for outcome in sink.outcomes} == {"timeout: tier cloud: late"}
 
@@ -323,11 +322,11 @@ def test_watchers_and_whoever_waits_for_an_example_are_told_once_it_is_in_the_si
                 yield Example(example.id, example.value, example.truth, answered=answered)
 
     class Watching:
-        def saw(self, example, outcome):
+        def on_outcome(self, example, outcome):
             assert example.id == outcome.id
             told.append(("watcher", outcome.id, outcome.id in sink.ids))
 
-    agent_of(Far(lambda batch: time.sleep(0.005)), sink, watchers=[Watching()], ordered=ordered).run(
+    agent_of(Far(lambda batch: time.sleep(0.005)), sink, observers=[Watching()], ordered=ordered).run(
         Numbered(6, bad=[2])
     )
     assert sorted(told) == [(who, f"x{number}", True) for who in ("caller", "watcher") for number in range(6)]
@@ -350,7 +349,9 @@ def test_the_agent_says_how_many_wait_for_a_server_and_since_when_it_is_busy():
     far = Far(lambda batch: opened.wait(BOUND_S))
     agent = agent_of(far, sink, max_in_flight=4)
     busy = []
-    agent.watchers.append(type("Watching", (), {"saw": lambda self, example, outcome: busy.append(agent.busy_since)})())
+    agent.observers.append(
+        type("Watching", (), {"saw": lambda self, example, outcome: busy.append(agent.busy_since)})()
+    )
     thread = running(agent, Numbers(6))
     until(lambda: agent.n_waiting == 3)
     assert agent.busy_since is None
@@ -362,15 +363,15 @@ def test_the_agent_says_how_many_wait_for_a_server_and_since_when_it_is_busy():
 
 def test_the_tiers_beyond_the_device_answer_alone_and_count_from_its_first():
     cascade = Cascade([device(), Far()])
-    onward = Onward(cascade, DOOR)
+    remote_tiers = RemoteTiers(cascade, DECODER)
     (example,) = Numbers(1).examples(threading.Event())
-    decision = onward.ask(example)
+    decision = remote_tiers.ask(example)
     assert (decision.label, decision.exit_tier, decision.id) == (0, 2, "x0")
-    assert onward.first_tier == 2
-    broken = Onward(Cascade([device(), Far(fail_with(TierUnavailable("cloud", "gone")))]), DOOR)
+    assert remote_tiers.first_tier == 2
+    broken = RemoteTiers(Cascade([device(), Far(fail_with(TierUnavailable("cloud", "gone")))]), DECODER)
     with pytest.raises(TierUnavailable):
         broken.ask(example)
-    assert not Onward(Cascade([device()]), DOOR).is_there
+    assert not RemoteTiers(Cascade([device()]), DECODER).is_there
 
 
 def test_an_answer_from_a_server_does_not_make_a_loop_that_hangs_look_idle():
@@ -384,7 +385,7 @@ def test_an_answer_from_a_server_does_not_make_a_loop_that_hangs_look_idle():
             return super().predict(x)
 
     cascade = Cascade([LocalTier("device", [Hangs(1), Seat(2)], UNANIMOUS), Far(lambda batch: hung.wait(BOUND_S))])
-    agent = Agent(cascade, DOOR, sink, max_in_flight=2)
+    agent = Agent(cascade, DECODER, sink, max_in_flight=2)
     thread = running(agent, Numbers(3))
     until(lambda: "x1" in sink.ids and agent.n_waiting == 0)  # deferred, and answered while the loop hangs at x2
     time.sleep(0.05)

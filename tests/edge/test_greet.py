@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 
 import pytest
-from fakes import BOUND_S, DOOR, UNANIMOUS, ListSink, Numbers, Seat, until
+from fakes import BOUND_S, DECODER, UNANIMOUS, ListSink, Numbers, Seat, until
 
-from coe.cascade import Always, Cascade, ConfigError, Delay, DelayedTier, LocalTier, Tier, TierUnavailable
-from coe.wire import inference_pb2 as pb
-from coe.wire.remote import RemoteTier, remote_of
+from coe.cascade import Always, Cascade, ConfigError, LocalTier, Tier, TierUnavailable
+from coe.link import Delay, DelayedTier
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.remote import RemoteTier, remote_of
 from edge.agent import Agent
-from edge.greet import Greeting
+from edge.session import RemoteTierCheck
 
 OTHER = ConfigError(["tier cloud: another task"])
 
@@ -41,11 +42,11 @@ def raising(error: Exception, after: threading.Event | None = None) -> Callable[
     return answer
 
 
-def greet(*far: Tier) -> tuple[Greeting, Agent, list[str]]:
+def greet(*far: Tier) -> tuple[RemoteTierCheck, Agent, list[str]]:
     cascade = Cascade([LocalTier("device", [Seat(1), Seat(1)], UNANIMOUS), *far])
     told: list[str] = []
-    agent = Agent(cascade, DOOR, ListSink(), interval_s=0.001)
-    return Greeting(cascade, agent, told.append), agent, told
+    agent = Agent(cascade, DECODER, ListSink(), interval_s=0.001)
+    return RemoteTierCheck(cascade, agent, told.append), agent, told
 
 
 def test_a_server_that_answers_is_ok():

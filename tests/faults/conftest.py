@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # The programs as processes, and gRPC servers inside the test's own: pytest adds these folders only once it has seen
 # a test in them.
-sys.path[1:1] = [str(Path(__file__).parent.parent / folder) for folder in ("e2e", "wire")]
+sys.path[1:1] = [str(Path(__file__).parent.parent / folder) for folder in ("e2e", "protocol")]
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import yaml
 
-from coe.assembly import open_cascade, read_cascade
 from coe.cascade import Batch, Cascade, Decision
-from coe.models.inputs import Door
-from coe.settings import Fields, Report
+from coe.config import Fields, Report
+from coe.config.cascade import read_cascade
+from coe.config.open import open_cascade
+from coe.models.inputs import InputDecoder
 from coe.zoo import digits
-from edge.link import LinkConfig, LinkedTier, link_up
+from edge.link import LinkConfig
+from edge.linked_tier import LinkedTier, watch_links
 
 LINK = LinkConfig(failures=3, rebuild_after=3, backoff_s=(0.05, 0.5))
 SLACK_S = 1.0  # beyond an example's deadline, on a machine that does other things as well
@@ -71,8 +73,8 @@ class Device:
         self.cascade: Cascade = open_cascade(config)
         self.links: list[LinkedTier] = []
         if link is not None:
-            self.cascade, self.links = link_up(self.cascade, link)
-        self._door = Door(config.task.contract)
+            self.cascade, self.links = watch_links(self.cascade, link)
+        self._door = InputDecoder(config.task.contract)
         self._digits = cycle(digits.test_examples(100))
 
     @property

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-sys.path[0:0] = [str(Path(__file__).parents[2]), *(str(Path(__file__).parents[1] / room) for room in ("e2e", "wire"))]
+sys.path[0:0] = [
+    str(Path(__file__).parents[2]),
+    *(str(Path(__file__).parents[1] / room) for room in ("e2e", "protocol")),
+]
 
 from device import device  # noqa: E402 - found where the line above says
 from programs import Cloud, closed_port  # noqa: E402
@@ -62,13 +65,13 @@ def after_a_switch_of_networks(link: LinkConfig | None, port: int) -> float:
         return time.monotonic() - began
 
 
-def after_an_outage(way: str, cut: Callable[[Running], None], mend: Callable[[Running], None], seconds: float) -> float:
+def after_an_outage(way: str, cut: Callable[[Running], None], fix: Callable[[Running], None], seconds: float) -> float:
     """From the mending until the cloud answers."""
     with tempfile.TemporaryDirectory() as folder, at_work(Path(folder), *[way][: way == "unwatched"]) as running:
         cut(running)
         time.sleep(seconds)
         ended = time.monotonic()
-        mend(running)
+        fix(running)
         return running.until_cloud_answers(ended)
 
 

@@ -13,8 +13,8 @@ import pytest
 from device import SLACK_S, Answered, Device, device
 from proxies import BlackHole, CutAfter, Proxy, Refuse, Reset, Slow
 
-from coe.wire.service import client_options
-from edge.link import LinkConfig, Status
+from coe.protocol.service import client_options
+from edge.link import LinkConfig, LinkStatus
 
 DEADLINE_S = 0.25
 N_DURING = 12
@@ -38,7 +38,7 @@ def proxy(server) -> Iterator[Proxy]:
 
 def until_down(opened: Device) -> None:
     end = time.monotonic() + BACK_S
-    while opened.link.state.status is not Status.OPEN:
+    while opened.link.state.status is not LinkStatus.OPEN:
         assert time.monotonic() < end
         opened.decide(DEADLINE_S)
 
@@ -113,7 +113,7 @@ def test_a_new_channel_would_take_over_the_dead_connection_of_the_old_one_if_it_
     with device(proxy.address, never) as opened:
         assert answers_anew(opened)
     proxy.fault = None
-    monkeypatch.setattr("coe.wire.remote.client_options", shared)
+    monkeypatch.setattr("coe.protocol.remote.client_options", shared)
     with device(proxy.address, never) as opened:
         assert not answers_anew(opened)
 
@@ -178,12 +178,12 @@ def test_a_probe_is_no_example_and_leaves_the_server_none_to_decide(proxy):
         until_down(opened)
         proxy.fault = None
         end = time.monotonic() + BACK_S
-        while opened.link.state.status is Status.OPEN:
+        while opened.link.state.status is LinkStatus.OPEN:
             assert time.monotonic() < end
             time.sleep(0.01)
-        assert opened.link.state.status is Status.HALF_OPEN  # no digit was decided meanwhile
+        assert opened.link.state.status is LinkStatus.HALF_OPEN  # no digit was decided meanwhile
         assert opened.decide().is_from_the_cloud
-        assert opened.link.state.status is Status.CLOSED
+        assert opened.link.state.status is LinkStatus.CLOSED
 
 
 def test_examples_that_wait_side_by_side_are_decided_in_their_time_through_every_fault_and_after(proxy):

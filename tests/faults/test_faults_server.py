@@ -11,7 +11,7 @@ from device import SLACK_S, Device, device
 from hosts import name_server
 from programs import Cloud
 
-from edge.link import Status
+from edge.link import LinkStatus
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def check_alone(opened: Device) -> None:
     answered = [opened.decide(DEADLINE_S) for _ in range(20)]
     assert all(one.took_s < DEADLINE_S + SLACK_S for one in answered)
     assert not any(one.is_from_the_cloud for one in answered)
-    assert opened.link.state.status is Status.OPEN
+    assert opened.link.state.status is LinkStatus.OPEN
     assert sorted(one.took_s for one in answered)[10] < 0.1
 
 
@@ -56,7 +56,7 @@ def test_one_that_is_back_on_another_address_of_its_name_is_found(tmp_path, monk
     with name_server(records) as dns, CloudAt(tmp_path, "127.0.0.1") as first:
         address = [f"cloud.test:{first.port}", "127.0.0.1:1"] if in_a_list else "127.0.0.1:1"
         if not in_a_list:  # gRPC is told which name server to ask
-            monkeypatch.setattr("coe.wire.remote.target_of", lambda _: _by_dns(dns, first.port))
+            monkeypatch.setattr("coe.protocol.remote.target_of", lambda _: _by_dns(dns, first.port))
         with device(address) as opened:
             opened.decide_until_cloud(BACK_S, deadline_s=2.0)
             first.send(signal.SIGKILL)
@@ -73,14 +73,14 @@ def test_one_that_drains_is_let_go_and_the_device_knows_why(tmp_path):
         opened.decide_until_cloud(BACK_S, deadline_s=2.0)
         first.send(signal.SIGTERM)
         end = time.monotonic() + BACK_S
-        while opened.link.state.status is not Status.OPEN:
+        while opened.link.state.status is not LinkStatus.OPEN:
             assert time.monotonic() < end
             assert opened.decide(DEADLINE_S).took_s < DEADLINE_S + SLACK_S
         check_alone(opened)
 
 
 def _by_dns(dns: int, port: int) -> object:
-    from coe.wire.target import Target
+    from coe.protocol.channel import Target
 
     return Target(f"dns://127.0.0.1:{dns}/cloud.test:{port}", is_balanced=True)
 

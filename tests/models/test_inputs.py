@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coe.cascade import InputError
-from coe.models import Contract, Door, decode_image
+from coe.models import InputDecoder, InputSpec, decode_image
 
-GREY = Contract("image", (8, 6, 1))
-RGB = Contract("image", (8, 6, 3))
+GREY = InputSpec("image", (8, 6, 1))
+RGB = InputSpec("image", (8, 6, 3))
 
 
 def encoded(pixels, kind="PNG", **options):
@@ -134,7 +134,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(width, 
 
 
 def test_the_limit_on_pixels_is_the_doors():
-    door = Door(GREY, max_pixels=47)
+    door = InputDecoder(GREY, max_pixels=47)
     with pytest.raises(InputError, match="expected at most 47 pixels, got 6 x 8"):
         door.row(encoded(noise(8, 6)))
     with pytest.raises(InputError):
@@ -179,7 +179,7 @@ def test_a_damaged_image_is_decoded_or_refused(kind, damage, cut):
 
 def test_encoded_images_keep_what_was_captured_beside_their_pixels():
     files = [encoded(noise(8, 6, seed=seed)) for seed in range(3)]
-    batch = Door(GREY).batch(["a", "b", "c"], files, deadline=4.0)
+    batch = InputDecoder(GREY).batch(["a", "b", "c"], files, deadline=4.0)
     assert batch.ids == ("a", "b", "c")
     assert batch.x.shape == (3, 8, 6, 1)
     assert batch.captured.tolist() == files
@@ -188,7 +188,7 @@ def test_encoded_images_keep_what_was_captured_beside_their_pixels():
 
 def test_images_of_several_sizes_are_a_ragged_batch_that_every_member_can_prepare():
     files = [encoded(noise(8, 6)), encoded(noise(20, 30)), encoded(noise(4, 3))]
-    batch = Door(GREY).batch(["a", "b", "c"], files)
+    batch = InputDecoder(GREY).batch(["a", "b", "c"], files)
     assert batch.x.dtype == object
     assert [image.shape for image in batch.x] == [(8, 6, 1), (20, 30, 1), (4, 3, 1)]
     assert GREY.prepare(batch.x).shape == (3, 1, 8, 6)
@@ -200,25 +200,25 @@ def test_images_of_several_sizes_are_a_ragged_batch_that_every_member_can_prepar
 def test_pixels_and_floats_and_files_in_one_batch_are_prepared_alike():
     pixels = noise(8, 6, 1)
     ready = GREY.prepare(pixels[None])[0]
-    batch = Door(GREY).batch(list("abcd"), [pixels, ready, encoded(pixels[..., 0]), ready.astype(np.float64)])
+    batch = InputDecoder(GREY).batch(list("abcd"), [pixels, ready, encoded(pixels[..., 0]), ready.astype(np.float64)])
     assert batch.captured is None
     assert [row.tolist() for row in GREY.prepare(batch.x)] == [ready.tolist()] * 4
 
 
 def test_an_array_of_pixels_is_a_batch_as_it_stands():
     pixels = noise(5, 8, 6, 3)
-    batch = Door(RGB).batch(list("abcde"), pixels)
+    batch = InputDecoder(RGB).batch(list("abcde"), pixels)
     assert batch.x is pixels
     assert batch.captured is None
 
 
 def test_an_image_without_a_channel_axis_is_grey():
-    assert Door(GREY).row(noise(9, 7)).shape == (9, 7, 1)
+    assert InputDecoder(GREY).row(noise(9, 7)).shape == (9, 7, 1)
 
 
 def test_one_bad_example_is_named():
     with pytest.raises(InputError, match=r"^example b: expected a PNG or JPEG image"):
-        Door(GREY).batch(["a", "b"], [encoded(noise(8, 6)), b"junk"])
+        InputDecoder(GREY).batch(["a", "b"], [encoded(noise(8, 6)), b"junk"])
 
 
 @pytest.mark.parametrize(
@@ -231,36 +231,36 @@ def test_one_bad_example_is_named():
         (GREY, np.zeros((8, 6, 1)), "expected shape [1, 8, 6], got [8, 6, 1]"),
         (GREY, np.zeros((1, 8, 6), dtype=np.int64), "expected uint8 pixels or floats, got int64"),
         (GREY, np.zeros((1, 8, 6), dtype=complex), "expected uint8 pixels or floats, got complex128"),
-        (Contract("tensor", (4,)), b"png", "expected a tensor of shape [4], got encoded bytes"),
-        (Contract("tensor", (4,)), np.zeros(5), "expected shape [4], got [5]"),
-        (Contract("tensor", (1,)), np.array(["a"]), "expected uint8 pixels or floats, got <U1"),
+        (InputSpec("tensor", (4,)), b"png", "expected a tensor of shape [4], got encoded bytes"),
+        (InputSpec("tensor", (4,)), np.zeros(5), "expected shape [4], got [5]"),
+        (InputSpec("tensor", (1,)), np.array(["a"]), "expected uint8 pixels or floats, got <U1"),
     ],
 )
 def test_an_example_of_another_shape_or_kind_says_what_was_expected(contract, value, message):
     with pytest.raises(InputError) as caught:
-        Door(contract).row(np.asarray(value) if not isinstance(value, bytes) else value)
+        InputDecoder(contract).row(np.asarray(value) if not isinstance(value, bytes) else value)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-@pytest.mark.parametrize("contract", [GREY, Contract("tensor", (1, 8, 6), "NHWC")])
+@pytest.mark.parametrize("contract", [GREY, InputSpec("tensor", (1, 8, 6), "NHWC")])
 def test_numbers_that_are_none_are_refused(bad, contract):
     x = np.zeros((2, 1, 8, 6))
     x[1, 0, 3, 3] = bad
     with pytest.raises(InputError, match="expected finite numbers in float32, got NaN, infinity or too large a one"):
-        Door(contract).batch(["a", "b"], x)
+        InputDecoder(contract).batch(["a", "b"], x)
 
 
 def test_numbers_too_large_for_the_models_type_are_refused():
-    half = Contract("tensor", (1,), "NHWC", "float16")
-    assert Door(half).row(np.array([60000.0])).tolist() == [60000.0]
+    half = InputSpec("tensor", (1,), "NHWC", "float16")
+    assert InputDecoder(half).row(np.array([60000.0])).tolist() == [60000.0]
     with pytest.raises(InputError, match="in float16"):
-        Door(half).row(np.array([70000.0]))
+        InputDecoder(half).row(np.array([70000.0]))
 
 
 def test_whole_numbers_are_a_tensor():
-    tensor = Contract("tensor", (3,), "NHWC", "int64")
-    batch = Door(tensor).batch(["a"], np.array([[1, 2, 3]], dtype=np.int32))
+    tensor = InputSpec("tensor", (3,), "NHWC", "int64")
+    batch = InputDecoder(tensor).batch(["a"], np.array([[1, 2, 3]], dtype=np.int32))
     assert tensor.prepare(batch.x).dtype == np.int64
 
 
@@ -276,10 +276,10 @@ VALUES = st.one_of(
 )
 
 
-@given(st.lists(VALUES, min_size=1, max_size=3), st.sampled_from([GREY, RGB, Contract("tensor", (8, 6), "NHWC")]))
+@given(st.lists(VALUES, min_size=1, max_size=3), st.sampled_from([GREY, RGB, InputSpec("tensor", (8, 6), "NHWC")]))
 def test_whatever_comes_in_can_be_prepared_or_is_refused(values, contract):
     try:
-        batch = Door(contract).batch([str(number) for number in range(len(values))], values)
+        batch = InputDecoder(contract).batch([str(number) for number in range(len(values))], values)
     except InputError as error:
         assert str(error).startswith("example ")  # noqa: PT017
         return
@@ -320,7 +320,7 @@ def naive(contract, pixels):
 )
 @pytest.mark.parametrize("scale", [1.0, 1 / 255])
 def test_pixels_are_scaled_shifted_and_laid_out_as_the_contract_says(layout, channels, mean, std, scale):
-    contract = Contract("image", (4, 3, channels), layout, "float32", scale, mean, std)
+    contract = InputSpec("image", (4, 3, channels), layout, "float32", scale, mean, std)
     pixels = noise(2, 4, 3, channels)
     before = pixels.copy()
     ready = contract.prepare(pixels)
@@ -333,7 +333,7 @@ def test_pixels_are_scaled_shifted_and_laid_out_as_the_contract_says(layout, cha
 
 
 def test_a_model_of_uint8_gets_the_pixels_untouched():
-    contract = Contract("image", (4, 3, 3), "NCHW", "uint8", 1 / 255, (0.5,), (0.5,))
+    contract = InputSpec("image", (4, 3, 3), "NCHW", "uint8", 1 / 255, (0.5,), (0.5,))
     pixels = noise(2, 4, 3, 3)
     ready = contract.prepare(pixels)
     assert ready.dtype == np.uint8
@@ -341,12 +341,12 @@ def test_a_model_of_uint8_gets_the_pixels_untouched():
 
 
 def test_a_model_of_float16_gets_float16():
-    assert Contract("image", (4, 3, 1), dtype="float16", scale=1 / 255).prepare(noise(1, 4, 3, 1)).dtype == np.float16
+    assert InputSpec("image", (4, 3, 1), dtype="float16", scale=1 / 255).prepare(noise(1, 4, 3, 1)).dtype == np.float16
 
 
 def test_floats_are_taken_as_prepared_already():
     ready = np.linspace(-1, 1, 96).reshape(2, 1, 8, 6)
-    contract = Contract("image", (8, 6, 1), scale=1 / 255, mean=(0.5,))
+    contract = InputSpec("image", (8, 6, 1), scale=1 / 255, mean=(0.5,))
     assert contract.prepare(ready).tolist() == ready.astype(np.float32).tolist()
 
 
@@ -367,7 +367,7 @@ def test_an_image_of_another_size_is_stretched():
 def test_an_image_of_another_size_is_cropped_to_its_middle_at_the_right_aspect():
     pixels = np.zeros((1, 16, 36, 1), dtype=np.uint8)
     pixels[:, :, 12:24] = 200  # the middle third has the aspect of 8 x 6
-    ready = Contract("image", (8, 6, 1), fit="crop").prepare(pixels)[0, 0]
+    ready = InputSpec("image", (8, 6, 1), fit="crop").prepare(pixels)[0, 0]
     assert ready.shape == (8, 6)
     assert ready[:, 1:-1].min() == 200
     assert ready.min() > 150  # the filter looks a pixel over the edge
@@ -382,17 +382,17 @@ def test_colour_is_resized_channel_by_channel():
 
 
 def test_images_of_any_size_fit_a_contract_of_the_same_channels_only():
-    assert GREY.takes(Contract("image", (100, 100, 1), "NHWC"))
+    assert GREY.takes(InputSpec("image", (100, 100, 1), "NHWC"))
     assert not GREY.takes(RGB)
-    assert not GREY.takes(Contract("tensor", (8, 6, 1)))
-    assert Contract("tensor", (4,)).takes(Contract("tensor", (4,), dtype="int64"))
-    assert not Contract("tensor", (4,)).takes(Contract("tensor", (5,)))
+    assert not GREY.takes(InputSpec("tensor", (8, 6, 1)))
+    assert InputSpec("tensor", (4,)).takes(InputSpec("tensor", (4,), dtype="int64"))
+    assert not InputSpec("tensor", (4,)).takes(InputSpec("tensor", (5,)))
 
 
 def test_a_warm_door_has_loaded_what_decoding_needs():
     code = (
-        "import sys; from coe.models import Contract, Door\n"
-        "door = Door(Contract('image', (4, 4, 1)))\n"
+        "import sys; from coe.models import InputSpec, InputDecoder\n"
+        "door = InputDecoder(InputSpec('image', (4, 4, 1)))\n"
         "assert 'PIL.Image' not in sys.modules\n"
         "door.warm_up()\n"
         "assert {'PIL.Image', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin'} <= sys.modules.keys()\n"
@@ -401,7 +401,7 @@ def test_a_warm_door_has_loaded_what_decoding_needs():
 
 
 def test_the_pixels_of_a_batch_count_together():
-    door = Door(GREY, max_pixels=100)
+    door = InputDecoder(GREY, max_pixels=100)
     small = encoded(np.zeros((8, 6), dtype=np.uint8))  # 48 pixels
     assert len(door.batch(["a", "b"], [small, small])) == 2
     with pytest.raises(InputError, match="example c: expected at most 4 pixels, got 6 x 8"):

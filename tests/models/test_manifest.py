@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from coe.cascade import ConfigError
-from coe.models import Contract, ModelSpec, Task, read_manifest
+from coe.config.manifest import Task, read_manifest
+from coe.models import InputSpec, ModelSpec
 
 SHA = "ab" * 32
 GOOD = f"""
@@ -62,7 +63,7 @@ def findings(tmp_path, **changes):
 def test_a_good_manifest_is_read_in_full(tmp_path):
     folder = written(tmp_path, GOOD)
     manifest = read_manifest(folder)
-    contract = Contract("image", (28, 24, 1), "NHWC", "float32", 0.00392156862745098, (0.13,), (0.3,), "crop")
+    contract = InputSpec("image", (28, 24, 1), "NHWC", "float32", 0.00392156862745098, (0.13,), (0.3,), "crop")
     labels = ("zero", "one", "two")
     assert manifest.task == Task("digits", labels, contract)
     assert manifest.models == {
@@ -77,7 +78,7 @@ def test_a_good_manifest_is_read_in_full(tmp_path):
             parameters=10,
             calibration_accuracy=0.97,
         ),
-        "b.bin": ModelSpec("b.bin", folder / "b.bin", "tflite", labels, Contract("image", (14, 14, 1)), "logits"),
+        "b.bin": ModelSpec("b.bin", folder / "b.bin", "tflite", labels, InputSpec("image", (14, 14, 1)), "logits"),
         "c.pt": ModelSpec("c.pt", folder / "c.pt", "torch", labels, contract, architecture="stroke"),
     }
     assert read_manifest(folder / "manifest.yaml") == manifest
@@ -90,7 +91,7 @@ def test_a_manifests_checksum_is_no_pin_of_the_operator(tmp_path):
 def test_a_tensor_task_is_read(tmp_path):
     text = "{task: t, labels: [a, b], input: {kind: tensor, shape: [3, 4], dtype: int64}, models: {}}"
     manifest = read_manifest(written(tmp_path, text))
-    assert manifest.task.contract == Contract("tensor", (3, 4), "NHWC", "int64")
+    assert manifest.task.contract == InputSpec("tensor", (3, 4), "NHWC", "int64")
     assert manifest.task.contract.model_shape == (3, 4)
 
 
@@ -182,7 +183,7 @@ def test_a_missing_manifest_is_named(tmp_path):
         read_manifest(tmp_path / "manifest.yaml")
 
 
-TASK = Task("digits", ("0", "1"), Contract("image", (28, 28, 1)))
+TASK = Task("digits", ("0", "1"), InputSpec("image", (28, 28, 1)))
 
 
 @pytest.mark.parametrize(

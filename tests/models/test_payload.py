@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from coe.cascade import Batch
-from coe.models import Contract, Door, decode_image
-from coe.models.payload import KINDS, Payload
+from coe.models import InputDecoder, InputSpec, decode_image
+from coe.models.inputs import KINDS, Payload
 
-GREY, RGB = Contract("image", (8, 8, 1)), Contract("image", (8, 8, 3))
+GREY, RGB = InputSpec("image", (8, 8, 1)), InputSpec("image", (8, 8, 3))
 
 
 def picture(height, width, channels, seed=1):
@@ -30,7 +30,7 @@ def png(pixels):
 
 def captured(contract, *pictures):
     files = [png(pixels) for pixels in pictures]
-    return Door(contract).batch([f"x{n}" for n in range(len(files))], files), files
+    return InputDecoder(contract).batch([f"x{n}" for n in range(len(files))], files), files
 
 
 @pytest.mark.parametrize("contract", [GREY, RGB])
@@ -40,7 +40,7 @@ def test_as_captured_is_the_very_file(contract):
 
 
 def test_what_was_never_a_file_is_sent_as_pixels_where_captured_is_asked_for():
-    batch = Door(RGB).batch(["a"], [picture(20, 30, 3)])
+    batch = InputDecoder(RGB).batch(["a"], [picture(20, 30, 3)])
     assert Payload().encoder(RGB)(batch) is batch.x
 
 
@@ -57,7 +57,7 @@ def test_at_the_models_size_the_far_side_prepares_what_this_one_would(contract, 
     batch, _ = captured(contract, *(picture(*size, contract.shape[2]) for size in sizes))
     sent = Payload("model-size").encoder(contract)(batch)
     assert (sent.shape, sent.dtype) == ((len(sizes), *contract.shape), np.uint8)
-    taken = Door(contract).batch(batch.ids, sent)
+    taken = InputDecoder(contract).batch(batch.ids, sent)
     assert contract.prepare(taken.x).tobytes() == contract.prepare(batch.x).tobytes()
 
 
@@ -88,12 +88,12 @@ def test_jpeg_is_smaller_and_further_off_the_lower_its_quality(contract):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_that_are_prepared_already_go_as_they_are(kind):
-    batch = Door(RGB).batch(["a"], [np.zeros((3, 8, 8), dtype=np.float32)])
+    batch = InputDecoder(RGB).batch(["a"], [np.zeros((3, 8, 8), dtype=np.float32)])
     assert Payload(kind).encoder(RGB)(batch) is batch.x
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_numbers_of_a_task_without_images_go_as_they_are(kind):
-    contract = Contract("tensor", (2,), dtype="uint8")
+    contract = InputSpec("tensor", (2,), dtype="uint8")
     batch = Batch(("a",), np.zeros((1, 2), dtype=np.uint8))
     assert Payload(kind).encoder(contract)(batch) is batch.x

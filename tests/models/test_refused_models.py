@@ -14,9 +14,8 @@ from strategies import LinearModel
 from tiny_models import CONTRACT, bundled, linear_module, weights_file
 
 from coe.cascade import ModelError, RuntimeMissing
-from coe.models import Contract, RunOptions, load
-from coe.models.base import format_of, import_runtime, softmax
-from coe.models.loading import try_out
+from coe.models import InputSpec, RunOptions, load
+from coe.models.loading import format_of, import_runtime, softmax, try_out
 
 LINEAR = LinearModel()
 
@@ -233,16 +232,16 @@ def test_a_format_nobody_runs_is_refused_with_those_known(tmp_path, name, declar
 
 
 @pytest.mark.parametrize(
-    ("package", "file", "mend"),
+    ("package", "file", "fix"),
     [("onnxruntime", "a.onnx", "pip install onnxruntime"), ("torch", "a.pt", "pip install torch")],
 )
-def test_a_runtime_that_is_not_installed_is_named_with_its_pip_install(shelf, monkeypatch, package, file, mend):
+def test_a_runtime_that_is_not_installed_is_named_with_its_pip_install(shelf, monkeypatch, package, file, fix):
     data = LINEAR.onnx() if file.endswith("onnx") else weights_file()
     spec = shelf.put(file, data, architecture="linear")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(RuntimeMissing, match=f"runtime is not installed: {mend}$") as caught:
+    with pytest.raises(RuntimeMissing, match=f"runtime is not installed: {fix}$") as caught:
         load(spec)
-    assert caught.value.mend == mend
+    assert caught.value.fix == fix
 
 
 def versions(monkeypatch, **installed):
@@ -288,7 +287,7 @@ def test_a_runtime_whose_import_fails_says_why(tmp_path, monkeypatch):
 
 
 def test_a_tensor_contract_is_what_a_model_takes_as_it_is(shelf):
-    member = load(shelf.put("a.onnx", LinearModel(shape=(16,)).onnx(), contract=Contract("tensor", (16,), "NHWC")))
+    member = load(shelf.put("a.onnx", LinearModel(shape=(16,)).onnx(), contract=InputSpec("tensor", (16,), "NHWC")))
     x = np.arange(32, dtype=np.float64).reshape(2, 16) / 32
     assert member.predict(member.prepare(x)) == pytest.approx(LINEAR(x), abs=1e-5)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from text_models import WORDS, digest, tokenizer
 
 from coe.cascade import InputError, ModelError, RuntimeMissing
-from coe.models import Contract, Door, TextContract
+from coe.models import InputDecoder, InputSpec, TextInputSpec
 from coe.models.text import IDS, MASK, TYPES, Tokens
 
 START, END = WORDS.index("[START]"), WORDS.index("[END]")
@@ -33,10 +33,10 @@ def in_bytes(*values: str) -> np.ndarray:
 
 
 @pytest.fixture
-def contract(tmp_path: Path) -> TextContract:
+def contract(tmp_path: Path) -> TextInputSpec:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenizer())
-    return TextContract(tokenizer=path, max_length=6)
+    return TextInputSpec(tokenizer=path, max_length=6)
 
 
 # The door
@@ -44,7 +44,7 @@ def contract(tmp_path: Path) -> TextContract:
 
 @pytest.mark.parametrize("values", [[b"a good film", "caf\u00e9".encode()], ["a good film", "caf\u00e9"]])
 def test_a_text_comes_in_as_utf_8_or_str_and_keeps_its_bytes(values):
-    batch = Door(TextContract()).batch(["a", "b"], values, 3.0)
+    batch = InputDecoder(TextInputSpec()).batch(["a", "b"], values, 3.0)
     assert batch.x.tolist() == ["a good film", "café"]
     assert batch.captured.tolist() == [b"a good film", b"caf\xc3\xa9"]
     assert (batch.ids, batch.deadline) == (("a", "b"), 3.0)
@@ -65,21 +65,21 @@ def test_a_text_comes_in_as_utf_8_or_str_and_keeps_its_bytes(values):
 )
 def test_what_is_no_text_is_refused_by_the_name_of_its_example(value, words):
     with pytest.raises(InputError, match=words):
-        Door(TextContract(), max_text_bytes=10).batch(["a", "b"], [b"film", value])
+        InputDecoder(TextInputSpec(), max_text_bytes=10).batch(["a", "b"], [b"film", value])
 
 
 def test_a_text_of_the_largest_size_comes_in():
-    assert Door(TextContract(), max_text_bytes=4).batch(["a"], [b"film"]).x[0] == "film"
+    assert InputDecoder(TextInputSpec(), max_text_bytes=4).batch(["a"], [b"film"]).x[0] == "film"
 
 
 @pytest.mark.parametrize("values", [np.zeros((2, 3), np.float32), np.array([[b"a"], [b"b"]], dtype=object)])
 def test_a_tensor_is_no_batch_of_texts(values):
     with pytest.raises(InputError, match="expected one text"):
-        Door(TextContract()).batch(["a", "b"], values)
+        InputDecoder(TextInputSpec()).batch(["a", "b"], values)
 
 
 def test_rows_of_a_batch_can_be_taken():
-    batch = Door(TextContract()).batch(["a", "b", "c"], in_bytes("one", "two", "three")).take(np.array([2, 0]))
+    batch = InputDecoder(TextInputSpec()).batch(["a", "b", "c"], in_bytes("one", "two", "three")).take(np.array([2, 0]))
     assert (batch.x.tolist(), batch.captured.tolist()) == (["three", "one"], [b"three", b"one"])
 
 
@@ -190,7 +190,7 @@ def test_a_length_with_no_room_for_its_special_tokens_is_refused(contract):
 
 def test_a_contract_without_a_tokenizer_prepares_nothing():
     with pytest.raises(ModelError, match="expected `tokenizer:`"):
-        TextContract().prepare(texts("film"))
+        TextInputSpec().prepare(texts("film"))
 
 
 def test_without_the_library_the_error_names_its_install(contract, monkeypatch):
@@ -200,7 +200,7 @@ def test_without_the_library_the_error_names_its_install(contract, monkeypatch):
 
 
 def test_texts_go_to_models_of_texts_alone(contract):
-    image, text = Contract("image", (4, 4, 1)), TextContract()
+    image, text = InputSpec("image", (4, 4, 1)), TextInputSpec()
     assert contract.takes(text)
     assert not contract.takes(image)
     assert not image.takes(text)
@@ -210,10 +210,11 @@ def test_a_device_without_texts_does_not_load_the_tokenizers(tmp_path):
     code = (
         "import sys\n"
         "from edge.main import main\n"
-        "from coe.models import Door, load, read_manifest\n"
+        "from coe.models import InputDecoder, load, read_manifest\n"
         "from coe.zoo import digits\n"
         "member = load(read_manifest(digits.FOLDER).models['stroke.onnx'])\n"
-        "batch = Door(read_manifest(digits.FOLDER).task.contract).batch(['a'], [digits.test_examples(1)[0][1]])\n"
+        "task = read_manifest(digits.FOLDER).task\n"
+        "batch = InputDecoder(task.contract).batch(['a'], [digits.test_examples(1)[0][1]])\n"
         "member.predict(member.prepare(batch.x))\n"
         "print([name for name in ('tokenizers', 'huggingface_hub') if name in sys.modules])"
     )

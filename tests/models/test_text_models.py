@@ -12,8 +12,8 @@ import yaml
 from text_models import LABELS, NAMES, digest, onnx_model, tokenizer, write_task
 
 from coe.cascade import Agreement, Batch, ConfigError, LocalTier, ModelError
-from coe.models import Door, ModelSpec, TextContract, load, read_manifest
-from coe.models.manifest import Task
+from coe.config.manifest import Task, read_manifest
+from coe.models import InputDecoder, ModelSpec, TextInputSpec, load
 
 TEXTS = ["a good film", "bad bad film", "good", "a film , a film , a film , bad"]
 
@@ -25,14 +25,14 @@ def put(tmp_path):
     def write(data: bytes, **contract: object) -> ModelSpec:
         (tmp_path / "a.onnx").write_bytes(data)
         (tmp_path / "t.json").write_bytes(tokenizer())
-        text = TextContract(tokenizer=tmp_path / "t.json", max_length=16)
+        text = TextInputSpec(tokenizer=tmp_path / "t.json", max_length=16)
         return ModelSpec("a.onnx", tmp_path / "a.onnx", "onnx", LABELS, replace(text, **contract))
 
     return write
 
 
 def batch_of(values=TEXTS) -> Batch:
-    return Door(TextContract()).batch([f"x{row}" for row in range(len(values))], values)
+    return InputDecoder(TextInputSpec()).batch([f"x{row}" for row in range(len(values))], values)
 
 
 def expected(values=TEXTS) -> np.ndarray:
@@ -141,10 +141,10 @@ def manifest_of(folder, **changes) -> None:
 
 def test_a_manifest_names_each_models_tokenizer_and_its_checksum(tmp_path):
     manifest = read_manifest(write_task(tmp_path, {"a.onnx": onnx_model(), "b.onnx": onnx_model()}))
-    assert manifest.task.contract == TextContract()
+    assert manifest.task.contract == TextInputSpec()
     for name in ("a", "b"):
         contract = manifest.models[f"{name}.onnx"].contract
-        assert isinstance(contract, TextContract)
+        assert isinstance(contract, TextInputSpec)
         assert contract.tokenizer == tmp_path / f"{name}.tokenizer.json"
         assert contract.tokenizer_sha256 == digest(tokenizer())
         assert (contract.max_length, contract.padding) == (16, "longest")
@@ -184,9 +184,9 @@ def test_a_model_of_texts_is_onnx(tmp_path):
 
 
 def test_tasks_of_texts_are_told_apart_by_their_labels_alone():
-    tasks = [Task("a", ("no", "yes"), TextContract()), Task("b", ("no", "yes"), TextContract(max_length=7))]
+    tasks = [Task("a", ("no", "yes"), TextInputSpec()), Task("b", ("no", "yes"), TextInputSpec(max_length=7))]
     assert tasks[0].fingerprint == tasks[1].fingerprint
-    assert Task("a", ("yes", "no"), TextContract()).fingerprint != tasks[0].fingerprint
+    assert Task("a", ("yes", "no"), TextInputSpec()).fingerprint != tasks[0].fingerprint
 
 
 def test_a_file_that_is_not_bundled_says_how_it_is_made(tmp_path):

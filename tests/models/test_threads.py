@@ -19,7 +19,7 @@ from tiny_models import bundled, linear_module, pixels, weights_file
 
 from coe.cascade import Agreement, Batch, LocalTier
 from coe.models import RunOptions, load
-from coe.models.threads import plan_threads
+from coe.models.pool import MemberPool, plan_threads
 from coe.models.torch import ARCHITECTURES
 
 TASKS = Path("/proc/self/task")
@@ -27,7 +27,7 @@ TASKS = Path("/proc/self/task")
 
 def specs(shelf, *flops, name="a.onnx", data=None):
     spec = shelf.put(name, LinearModel().onnx() if data is None else data)
-    return [replace(spec, name=f"m{seat}", flops=of_it) for seat, of_it in enumerate(flops)]
+    return [replace(spec, name=f"m{index}", flops=of_it) for index, of_it in enumerate(flops)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_members_side_by_side_bring_no_more_threads_to_life_than_stated_their_ru
     before = live()
     plan = plan_threads(models, budget, side_by_side=True)
     members = [load(spec, RunOptions(threads=n)) for spec, n in zip(models, plan.each, strict=True)]
-    tier = LocalTier("tier", members, Agreement(Fraction(1)), parallel=True, early=False, at_once=plan.at_once)
+    tier = LocalTier(
+        "tier", members, Agreement(Fraction(1)), early=False, pool=MemberPool.of("tier", members, plan.at_once)
+    )
     try:
         for _ in range(5):
             tier.vote(batch, tier.rule)
@@ -147,7 +149,9 @@ def test_no_more_threads_compute_than_a_tier_was_given(files, budget, side_by_si
     plan = plan_threads(models, budget, side_by_side=side_by_side)
     members = [load(spec, RunOptions(threads=n)) for spec, n in zip(models, plan.each, strict=True)]
     at_once = plan.at_once > 1
-    tier = LocalTier("tier", members, Agreement(Fraction(1)), parallel=at_once, early=False, at_once=plan.at_once)
+    tier = LocalTier(
+        "tier", members, Agreement(Fraction(1)), early=False, pool=MemberPool.of("tier", members, plan.at_once)
+    )
     ready = members[0].prepare(batch.x)
     in_turn = [partial(member.predict, ready) for member in members]  # each has threads of its own, which then sleep
     try:

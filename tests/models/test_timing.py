@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from strategies import one_hot
 
 from coe.models import TableMember
-from coe.models.timing import MOST_ROUNDS, cheapest_first, seconds_each
+from coe.models.pool import MOST_ROUNDS, cheapest_first, seconds_each
 
 X = np.zeros((1, 1), dtype=np.int64)
 
@@ -64,4 +64,4 @@ def test_a_preparation_counts_where_no_other_member_shares_it():
 def test_the_order_is_that_of_the_costs_and_of_the_list_where_these_are_the_same(seconds):
     seats = cheapest_first(seconds)
     assert sorted(seats) == list(range(len(seconds)))
-    assert [(seconds[seat], seat) for seat in seats] == sorted((cost, seat) for seat, cost in enumerate(seconds))
+    assert [(seconds[index], index) for index in seats] == sorted((cost, index) for index, cost in enumerate(seconds))

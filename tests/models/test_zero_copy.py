@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coe.models import Contract, Door
+from coe.models import InputDecoder, InputSpec
 
 SHAPE = (3, 4, 4)
-CONTRACT = Contract("tensor", SHAPE)
+CONTRACT = InputSpec("tensor", SHAPE)
 
 
-@pytest.mark.parametrize("contract", [CONTRACT, Contract("image", (4, 4, 3), scale=1 / 255)])
+@pytest.mark.parametrize("contract", [CONTRACT, InputSpec("image", (4, 4, 3), scale=1 / 255)])
 def test_a_raw_tensor_goes_through_the_door_and_the_contract_without_a_copy(contract):
     raw = np.random.default_rng(1).random((5, *SHAPE), dtype=np.float32).tobytes()
     wired = np.frombuffer(raw, dtype=np.float32).reshape(5, *SHAPE)
-    batch = Door(contract).batch([f"x{row}" for row in range(5)], wired)
+    batch = InputDecoder(contract).batch([f"x{row}" for row in range(5)], wired)
     ready = contract.prepare(batch.x)
     assert np.shares_memory(ready, wired)
     assert ready.__array_interface__["data"] == wired.__array_interface__["data"]
@@ -30,7 +30,7 @@ MEASURE = """
 import sys
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
-from coe.models import Contract, Door, ModelSpec, load
+from coe.models import InputSpec, InputDecoder, ModelSpec, load
 from pathlib import Path
 
 n, rows = 1 << 22, 8  # 16 MiB a row
@@ -50,11 +50,11 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
-contract = Contract("tensor", (n,))
+contract = InputSpec("tensor", (n,))
 member = load(ModelSpec("wide", path, "onnx", ("a", "b", "c"), contract))
 raw = bytes(4 * n * rows)
 before = peak()
-batch = Door(contract).batch([""] * rows, np.frombuffer(raw, dtype=np.float32).reshape(rows, n))
+batch = InputDecoder(contract).batch([""] * rows, np.frombuffer(raw, dtype=np.float32).reshape(rows, n))
 assert member.predict(member.prepare(batch.x)).shape == (rows, 3)
 print(peak() - before)
 """

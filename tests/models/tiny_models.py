@@ -14,10 +14,11 @@ import pytest
 from strategies import LinearModel
 
 from coe.cascade.types import Array
-from coe.models import Contract, LoadedMember, ModelSpec, read_manifest
+from coe.config.manifest import read_manifest
+from coe.models import InputSpec, LoadedMember, ModelSpec
 from coe.zoo import digits
 
-CONTRACT = Contract("image", (4, 4, 1), scale=1 / 255)
+CONTRACT = InputSpec("image", (4, 4, 1), scale=1 / 255)
 LABELS = ("a", "b", "c")
 
 

@@ -10,14 +10,14 @@ import pytest
 from simulator import Program
 
 from coe import zoo
-from coe.assembly import LocalTierConfig, read_cascade
 from coe.cascade import ConfigError
-from coe.models import read_manifest
-from coe.settings import Fields, Report, read_yaml
-from sim.from_trace import message_bytes, recording_of
-from sim.systems import SYSTEMS, Bundle, Hop, edge_config, write
+from coe.config import Fields, Report, read_yaml
+from coe.config.cascade import LocalTierConfig, read_cascade
+from coe.config.manifest import read_manifest
+from sim.records import message_bytes, recording_of
+from sim.systems import SYSTEMS, BundledTask, Uplink, edge_config, write
 from sim.traces import Trace, read_costs, read_trace
-from sim.traces.bundled import tasks
+from sim.traces.files import tasks
 
 pytest.importorskip("pyarrow")
 
@@ -112,7 +112,7 @@ def test_choosing_on_what_is_reported_is_refused(sim: Program):
 
 
 def test_a_recording_of_a_trace_asks_members_in_turn_and_charges_what_they_took(cifar10: Trace):
-    recording = recording_of(Bundle.of("cifar10"), cifar10)
+    recording = recording_of(BundledTask.of("cifar10"), cifar10)
     seconds = {name: cifar10.models[name].latency_s.astype(float) for name in cifar10.models}
     assert cifar10.payload_bytes is not None
     for row in range(0, len(cifar10), 50):
@@ -135,9 +135,9 @@ def test_a_recording_of_a_trace_asks_members_in_turn_and_charges_what_they_took(
 @pytest.mark.parametrize("task", ["digits", *TASKS])
 def test_a_system_s_config_stands_anywhere(task: str, tmp_path: Path):
     """Also where the bundled one names its files relative to itself."""
-    bundle = Bundle.of(task)
+    bundle = BundledTask.of(task)
     for system in SYSTEMS:
-        content = edge_config(bundle, system, Hop(1), tmp_path / "sink.jsonl", interval_s=0.0, max_in_flight=0)
+        content = edge_config(bundle, system, Uplink(1), tmp_path / "sink.jsonl", interval_s=0.0, max_in_flight=0)
         report = Report(system)
         config = read_cascade(Fields(read_yaml(write(content, tmp_path / "edge.yaml")), report), tmp_path)
         assert report.findings == []
@@ -161,7 +161,7 @@ def test_the_virtual_clock_replays_a_bundled_trace(task: str, sim: Program):
     assert set(rows) == {(system, delay_s) for system in SYSTEMS for delay_s in (1e-6, 1.0)}
     assert all(row["n"] == len(trace) and row["clock"] == "virtual" for row in rows.values())
     cascade, cloud = rows["cascade", 1.0], rows["cloud-only", 1.0]
-    assert len(cascade["exits"]) == Bundle.of(task).n_tiers("cascade")
+    assert len(cascade["exits"]) == BundledTask.of(task).n_tiers("cascade")
     assert cascade["communication_mean_s"] == pytest.approx(cascade["deferral_rate"], abs=1e-6)
     assert cloud["latency_mean_s"] == pytest.approx(1 + rows["cloud-only", 1e-6]["latency_mean_s"], abs=1e-5)
 

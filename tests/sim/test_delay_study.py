@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sim.live import Pace, Stage, run_live
-from sim.processes import Server
-from sim.progress import Progress
-from sim.systems import Bundle, Hop
+from sim.live import CloudProcess, LiveInput, Pace, run_live
+from sim.output import Progress
+from sim.systems import BundledTask, Uplink
 
 ROW_KEYS = {
     "system", "delay_s", "n", "accuracy", "deferral_rate", "latency_mean_s", "latency_p50_s", "latency_p99_s",
@@ -111,13 +110,13 @@ def test_the_virtual_clock_has_a_bundled_recording():
 
 @pytest.mark.slow
 def test_concurrency_does_not_change_single_instance_latency():
-    stage = Stage(Bundle.of("digits"))
-    with Server(stage.bundle.cloud_config) as server:
-        hop = Hop(server.port, 0.1)
+    live_input = LiveInput(BundledTask.of("digits"))
+    with CloudProcess(live_input.bundle.cloud_config) as server:
+        uplink = Uplink(server.port, 0.1)
         progress = Progress(3, stream=open("/dev/null", "w"))  # noqa: SIM115 - closed with the process
-        run_live(stage, "cloud-only", hop, 20, progress, "warming up", Pace.one_at_a_time())
-        alone = run_live(stage, "cloud-only", hop, 30, progress, "one at a time", Pace.one_at_a_time())
-        paced = run_live(stage, "cloud-only", hop, 150, progress, "many in flight", Pace.of(1000, 0.1))
+        run_live(live_input, "cloud-only", uplink, 20, progress, "warming up", Pace.one_at_a_time())
+        alone = run_live(live_input, "cloud-only", uplink, 30, progress, "one at a time", Pace.one_at_a_time())
+        paced = run_live(live_input, "cloud-only", uplink, 150, progress, "many in flight", Pace.of(1000, 0.1))
         progress.stream.close()
     means = [sum(record.latency_s for record in run) / len(run) for run in (alone, paced)]
     assert within_tolerance(means[1], means[0]), means

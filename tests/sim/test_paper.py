@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from simulator import Program
 
 from coe.cascade import ConfigError
-from sim.paper import TABLES, as_part, read_tables, recompute
-from sim.paper.implied import by_both, by_cost, by_ratio
-from sim.paper.tables import METRICS, Cell
+from sim.studies.paper import TABLES, as_part, read_tables
+from sim.studies.paper_tables import METRICS, Cell, by_both, by_cost, by_ratio, recompute
 
 COMPLETE = {
     "gpus": {"small": 0.5, "large": 2.0},
@@ -168,7 +167,7 @@ def test_the_lost_digit_of_table_3_is_said(sim: Program):
 
 
 def task_of(shares: list[float], prices: list[float], delays: list[float], cost: float, ratio: float):
-    from sim.paper.tables import TaskCells, TierCells
+    from sim.studies.paper_tables import TaskCells, TierCells
 
     tiers = [TierCells(Cell(), {**dict.fromkeys(METRICS, Cell()), "cost_usd_per_hour": Cell(price, "printed")}, Cell())
              for price in prices]  # fmt: skip

@@ -12,12 +12,10 @@ from simulator import Program
 from traces_of import trace_of
 
 from coe.cascade import Accounting, Agreement, Ideal
-from sim.progress import Progress
-from sim.studies import pareto
-from sim.studies.pareto import baselines
-from sim.studies.pareto.candidates import cascade, shapes
-from sim.studies.pareto.choose import Choices, drop_in, front, measure
-from sim.sweep import Panel
+from sim.output import Progress
+from sim.studies import baselines, pareto
+from sim.studies.candidates import Choices, cascade, drop_in, measure, pareto_set, shapes
+from sim.sweep import EnsembleVotes
 from sim.traces import Costs, TierSpec, Trace, batches, to_cascade
 
 COST = {"a": 1.0, "b": 2.0, "c": 3.0, "best": 50.0}
@@ -66,7 +64,7 @@ def test_of_too_many_cascades_some_are_drawn_the_same_for_the_same_seed():
 
 def test_the_front_is_what_no_other_beats_in_both():
     costs, accuracy = np.array([1.0, 2, 2, 3, 4]), np.array([0.5, 0.4, 0.7, 0.7, 0.9])
-    assert front(costs, accuracy) == [0, 2, 4]
+    assert pareto_set(costs, accuracy) == [0, 2, 4]
 
 
 def test_the_drop_in_is_the_cheapest_that_is_good_enough_or_else_the_best():
@@ -181,7 +179,7 @@ def test_a_tier_that_nothing_reaches_has_its_place_among_the_exits():
 def test_costs_are_the_accountings_of_the_exits():
     trace = trace_of([0, 0, 0, 0], {"a": [0, 0, 1, 0], "b": [0, 1, 1, 1], "c": [0, 0, 0, 0]}, {})
     own = cascade(((("a", "b"), 2), (("c",), 0)))
-    found = measure([own], Panel(trace), [Costs("flops", {"a": 1.0, "b": 2.0, "c": 10.0})])
+    found = measure([own], EnsembleVotes(trace), [Costs("flops", {"a": 1.0, "b": 2.0, "c": 10.0})])
     assert found.outcomes.exits.tolist() == [[2, 2]]
     assert found.outcomes.wrong.tolist() == [[1, 0]]
     assert found.costs["flops", Accounting.EXIT][0] == pytest.approx(6.0)
@@ -191,12 +189,12 @@ def test_costs_are_the_accountings_of_the_exits():
 
 def test_a_committee_pays_for_its_new_member_alone_and_pools_all_before_it(synthetic: Trace):
     found = [one for one in baselines.committees(COST) if one.charged == (("a",), ("b",), ("best",))]
-    tiers = found[0].make(Panel(synthetic))
+    tiers = found[0].make(EnsembleVotes(synthetic))
     assert [tier.members for tier in tiers] == [("a",), ("a", "b"), ("a", "b", "best")]
     mean = np.mean([synthetic.models[name].probabilities.astype(float) for name in ("a", "b", "best")], axis=0)
-    measured = measure(found[:1], Panel(synthetic), [COSTS])
+    measured = measure(found[:1], EnsembleVotes(synthetic), [COSTS])
     assert measured.outcomes.exits.sum() == len(synthetic)
-    pooled = Panel(synthetic).scored(("a", "b", "best"), pools=True)[0]
+    pooled = EnsembleVotes(synthetic).scored(("a", "b", "best"), pools=True)[0]
     assert pooled.mean() == pytest.approx((mean.argmax(axis=1) == synthetic.labels).mean(), abs=0.01)
 
 
@@ -261,13 +259,12 @@ def test_choices_that_cannot_be_are_told(sim: Program, trace_path: Path, argumen
 
 def test_the_entropy_of_a_model_is_that_of_its_output(synthetic: Trace):
     p = synthetic.models["a"].probabilities.astype(np.float64)
-    assert Panel(synthetic).entropies("a") == pytest.approx(-(p * np.log(p)).sum(axis=1))
+    assert EnsembleVotes(synthetic).entropies("a") == pytest.approx(-(p * np.log(p)).sum(axis=1))
 
 
 def test_names_of_points_that_lie_close_share_a_label():
     pytest.importorskip("matplotlib")
-    from sim.charts.canvas import canvas
-    from sim.charts.frontier import _gathered
+    from sim.charts import _gathered, canvas
 
     with canvas(5.0) as (_, axes):
         axes.set_xlim(0, 100)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.cascade import ConfigError, Delay
-from sim.records import Record
-from sim.replay import replay
+from coe.cascade import ConfigError
+from coe.link import Delay
+from sim.records import Record, replay
 
 seconds = st.floats(1e-6, 0.5)
 

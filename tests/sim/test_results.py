@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from simulator import SHARED, Program, shared
 
-from coe.settings import format_seconds
+from coe.config import format_seconds
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""

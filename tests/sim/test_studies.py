@@ -13,7 +13,7 @@ from simulator import Program
 from traces_of import trace_of
 
 from coe.cascade import ConfigError
-from sim.charts.canvas import spread
+from sim.charts import spread_labels
 from sim.studies import errors, exits, gpu_cost, model_table, parallel
 from sim.traces import Answers, Trace, parse_tiers
 
@@ -150,7 +150,7 @@ def test_a_study_that_only_prints_needs_no_matplotlib(sim: Program, plain_path: 
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "sim.charts.bars", raising=False)
+    monkeypatch.delitem(sys.modules, "sim.charts", raising=False)
     assert "large: best" in sim("errors", plain_path)[0]
     _, err = sim("errors", plain_path, "--out", "nowhere", code=2)
     assert "pip install 'coe-cascade[sim]'" in err
@@ -201,7 +201,7 @@ def test_ticks_of_a_time_axis_say_where_they_are():
 
 
 def test_a_long_cell_is_put_in_several_lines_and_a_short_one_is_not():
-    from sim.html import table_html
+    from sim.output import table_html
 
     page = table_html(
         ("method", "exits", "system"), [["cascade", "50% / 50%", "first,second,third,fourth,fifth,sixth | best"]]
@@ -211,6 +211,6 @@ def test_a_long_cell_is_put_in_several_lines_and_a_short_one_is_not():
 
 
 def test_names_beside_a_chart_are_moved_apart_in_their_order():
-    places = spread([0.5, 0.5, 0.51, 0.9], 0.1)
+    places = spread_labels([0.5, 0.5, 0.51, 0.9], 0.1)
     assert places == pytest.approx([0.4033333, 0.5033333, 0.6033333, 0.9])
-    assert spread([], 0.1) == []
+    assert spread_labels([], 0.1) == []

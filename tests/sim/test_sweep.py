@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from traces_of import tier_members, trace_of, traces
 
 from coe.cascade import Agreement, Confidence, DeferralRule, Ideal
-from sim.sweep import Panel, SweptTier, sweep
-from sim.sweep.bits import ones, packed
+from sim.sweep import EnsembleVotes, SweptTier, ones, packed, sweep
 from sim.traces import TierSpec, Trace, batches, to_cascade
 
 
@@ -38,14 +37,14 @@ def assert_equal_to_plain(trace: Trace, cascades: list[tuple[list[SweptTier], li
 @given(st.data())
 def test_many_cascades_at_once_are_each_what_the_cascade_itself_decides(data):
     trace = data.draw(traces())
-    panel = Panel(trace)
+    ensemble_votes = EnsembleVotes(trace)
     cascades = []
     for _ in range(data.draw(st.integers(1, 4))):
         members = data.draw(tier_members(trace))
         needed = [data.draw(st.integers(1, len(own))) for own in members]
         cascades.append(
             (
-                [panel.agreement(own, count) for own, count in zip(members, needed, strict=True)],
+                [ensemble_votes.agreement(own, count) for own, count in zip(members, needed, strict=True)],
                 [
                     TierSpec(own, Agreement(Fraction(count, len(own))))
                     for own, count in zip(members, needed, strict=True)
@@ -58,10 +57,10 @@ def test_many_cascades_at_once_are_each_what_the_cascade_itself_decides(data):
 @given(st.data(), st.booleans(), st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
 def test_confidence_cascades_are_those_of_the_cascade_s_own_rule(data, pools, threshold):
     trace = data.draw(traces(with_probabilities=pools))
-    panel = Panel(trace)
+    ensemble_votes = EnsembleVotes(trace)
     members = data.draw(tier_members(trace))
     rule: DeferralRule = Confidence(threshold, pools_scores=pools)
-    swept = [panel.confidence(own, threshold, pools=pools) for own in members]
+    swept = [ensemble_votes.confidence(own, threshold, pools=pools) for own in members]
     assert_equal_to_plain(trace, [(swept, [TierSpec(own, rule) for own in members])])
 
 
@@ -70,15 +69,17 @@ def test_the_ideal_rule_is_that_of_the_cascade(data):
     trace = data.draw(traces())
     members = data.draw(tier_members(trace))
     rule = Ideal(dict(zip(trace.ids, trace.labels.tolist(), strict=True)))
-    panel = Panel(trace)
-    assert_equal_to_plain(trace, [([panel.ideal(own) for own in members], [TierSpec(own, rule) for own in members])])
+    ensemble_votes = EnsembleVotes(trace)
+    assert_equal_to_plain(
+        trace, [([ensemble_votes.ideal(own) for own in members], [TierSpec(own, rule) for own in members])]
+    )
 
 
 def test_in_traces_of_top_scores_a_tie_goes_to_the_higher_mean_then_to_the_lower_label():
     said = {"a": [2, 2, 2], "b": [2, 1, 1], "c": [1, 1, 1], "d": [1, 2, 0]}
     scores = {"a": [0.9, 0.5, 0.5], "b": [0.1, 0.5, 0.5], "c": [0.6, 0.5, 0.5], "d": [0.6, 0.5, 0.99]}
     trace = trace_of([1, 1, 1], said, scores)
-    right, count = Panel(trace).counted(("a", "b", "c", "d"))
+    right, count = EnsembleVotes(trace).counted(("a", "b", "c", "d"))
     assert count.tolist() == [2, 2, 2]
     assert right.tolist() == [True, True, True]  # 0.6 over 0.5; equal, so the lower label; the plurality
 
@@ -99,10 +100,10 @@ def test_ones_are_counted_the_same_without_numpy_2(monkeypatch):
 
 def test_a_random_tier_keeps_its_share_and_is_the_same_for_the_same_seed():
     trace = trace_of([0] * 4000, {"a": [0] * 4000}, {})
-    panel = Panel(trace)
-    tiers = [panel.random(("a",), 0.3, np.random.default_rng(5)) for _ in range(2)]
-    assert ones(tiers[0].stands) == ones(tiers[1].stands)
-    assert ones(tiers[0].stands) / 4000 == pytest.approx(0.3, abs=0.03)
+    ensemble_votes = EnsembleVotes(trace)
+    tiers = [ensemble_votes.random(("a",), 0.3, np.random.default_rng(5)) for _ in range(2)]
+    assert ones(tiers[0].is_final) == ones(tiers[1].is_final)
+    assert ones(tiers[0].is_final) / 4000 == pytest.approx(0.3, abs=0.03)
 
 
 def test_no_configurations_are_no_outcomes():

@@ -25,7 +25,7 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]  # where it is run by itself
 
 from strategies import Broken, members_of  # noqa: E402
 
-from cloud.doors.messages import Asked, write_answer  # noqa: E402
+from cloud.transports.rest_messages import OutputFormats, write_answer  # noqa: E402
 from coe.cascade import (  # noqa: E402
     Agreement,
     Always,
@@ -45,10 +45,9 @@ from coe.cascade import (  # noqa: E402
 from coe.cascade.rule import parse_agreement  # noqa: E402
 from coe.cascade.types import Array  # noqa: E402
 from coe.cascade.vote import is_settled  # noqa: E402
-from coe.models.inputs import Contract, decode_image  # noqa: E402
-from coe.wire.answer import read_answer  # noqa: E402
-from coe.wire.form import Forms  # noqa: E402
-from coe.wire.plane import USUAL, Answer, Decided, Served  # noqa: E402
+from coe.models.inputs import InputSpec, decode_image  # noqa: E402
+from coe.protocol.core import USUAL, Answer, Decided, ResponseEncoder, ServedModel  # noqa: E402
+from coe.protocol.remote import read_answer  # noqa: E402
 
 FOLDER = ROOT / "web" / "vectors"
 ERRORS: dict[str, Callable[[str, str], TierError]] = {
@@ -261,7 +260,7 @@ def _prepared(rng: random.Random) -> dict[str, Any]:
     size = (rng.randrange(1, 13), rng.randrange(1, 13))
     height, width = size if rng.random() < 0.1 else (rng.randrange(1, 26), rng.randrange(1, 26))
     dtype = rng.choice(("float32", "float32", "uint8"))
-    contract = Contract(
+    contract = InputSpec(
         "image",
         (*size, channels),
         rng.choice(("NCHW", "NHWC")),
@@ -282,7 +281,7 @@ def _prepared(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _contract(contract: Contract) -> dict[str, Any]:
+def _contract(contract: InputSpec) -> dict[str, Any]:
     return {
         "size": list(contract.shape[:2]),
         "channels": contract.shape[2],
@@ -340,12 +339,12 @@ def _answer(rng: random.Random) -> dict[str, Any]:
     cascade = Cascade(tiers, last_rule=Always(asks_all=True))
     decisions = cascade.decide(_batch())
     names = [*USUAL, *(["tier_votes"] if len(tiers) > 1 else []), *(["degraded"] if decisions.is_degraded else [])]
-    served = Served("table", "v", tuple("abcd"), ("BYTES", (-1,)), None, None, cascade.n_tiers)  # type: ignore[arg-type]
+    served = ServedModel("table", "v", tuple("abcd"), ("BYTES", (-1,)), None, None, cascade.n_tiers)  # type: ignore[arg-type]
     columns = {name: Decided(decisions).column(name, served) for name in names}
     answer = Answer(served, "x", columns, {"server_s": rng.randrange(1, 100) / 8000})
-    text, _ = write_answer(answer, Asked())
+    text, _ = write_answer(answer, OutputFormats())
     call = {"call_s": 1.0}
-    vote = read_answer(Forms().fill(answer), 1, n_labels, call)
+    vote = read_answer(ResponseEncoder().fill(answer), 1, n_labels, call)
     return {
         "text": text.decode(),
         "vote": _row(vote),

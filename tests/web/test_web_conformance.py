@@ -11,9 +11,9 @@ import numpy as np
 import PIL
 import pytest
 
-from cloud.doors.messages import Limits, read_request
-from coe.models.manifest import read_contract
-from coe.settings import Fields, Report
+from cloud.transports.rest_messages import RequestLimits, read_request
+from coe.config import Fields, Report
+from coe.config.manifest import read_input_spec
 
 pytestmark = pytest.mark.skipif(not conformance.FOLDER.is_dir(), reason="no web/vectors beside these tests")
 
@@ -36,7 +36,7 @@ def test_the_committed_pixels_are_what_pillow_makes_of_them():
     assert told["greys"] == known["greys"]
     for now, then in zip(told["prepared"], known["prepared"], strict=True):
         assert {**now, "ready": ""} == {**then, "ready": ""}
-        contract = read_contract(Fields({"kind": "image", **now["input"]}, Report("vectors")))
+        contract = read_input_spec(Fields({"kind": "image", **now["input"]}, Report("vectors")))
         step = level if contract.dtype == "uint8" else level * abs(contract.scale) / min(contract.std) * 1.001
         dtype = np.uint8 if contract.dtype == "uint8" else np.dtype("<f4")
         before, after = (np.frombuffer(base64.b64decode(one["ready"]), dtype).astype(float) for one in (then, now))
@@ -57,7 +57,7 @@ def test_there_are_thousands_of_cases_with_the_edges_among_them():
 def test_the_questions_are_read_as_what_the_page_means():
     for case in committed("wire.json")["questions"]:
         body = base64.b64decode(case["body"])
-        limits = Limits(max_rows=8, max_bytes=2**20, max_json_bytes=2**20)
+        limits = RequestLimits(max_rows=8, max_bytes=2**20, max_json_bytes=2**20)
         request, _ = read_request(body, str(case["header_length"]), model="m", version="v", limits=limits)
         assert request.id == case["id"]
         assert list(request.inputs["input"]) == [base64.b64decode(case["captured"])]

@@ -1,8 +1,10 @@
 """Handwritten digits: the bundled models, their manifest and 1,000 test digits.
 
 Nothing here needs a runtime or a data package: manifest, model files and PNG files are read from this folder.
-`python -m coe.zoo.digits` trains and exports all of them again (needs `pip install 'coe-cascade[zoo]'`).
+`python -m recipes.digits` trains and exports all of them again (needs `pip install 'coe-cascade[recipes]'`).
 """
+
+from __future__ import annotations
 
 from pathlib import Path
 

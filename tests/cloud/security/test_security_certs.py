@@ -21,9 +21,8 @@ from cloud.security.certs import add_parser, run
 from cloud.security.config import read
 from cloud.security.identity import Authenticator
 from cloud.security.tls import grpc_credentials
-from coe.assembly import credentials
 from coe.cascade.errors import ConfigError
-from coe.settings import Fields, Report
+from coe.config import Fields, Report, cascade
 
 DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 
@@ -188,7 +187,7 @@ def test_the_documentation_s_commands_and_settings_fit_together(tmp_path: Path, 
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
     report = Report("docs")
     servers = [read(Fields(block["security"], report, "security"), tmp_path) for block in blocks if "security" in block]
-    devices = [credentials.read(Fields(block, report, "tier"), tmp_path) for block in blocks if "address" in block]
+    devices = [cascade.read(Fields(block, report, "tier"), tmp_path) for block in blocks if "address" in block]
     assert (report.findings, report.warnings) == ([], [])
     assert [(bool(server.client_ca), bool(server.tokens), bool(server.quota)) for server in servers] == [
         (True, False, False),

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pki import Pki
 
-from cloud.security import issue
+from cloud.limits import Rate
+from cloud.security import authority
 from cloud.security.config import Security, check_exposure, read
-from cloud.security.quota import Rate
 from coe.cascade.errors import ConfigError
-from coe.settings import Fields, Report
+from coe.config import Fields, Report
 
 DIGEST = hashlib.sha256(b"a token").hexdigest()
 
@@ -169,7 +169,7 @@ def test_a_client_ca_that_is_no_ca_is_a_finding(pki: Pki):
 
 def test_an_expired_client_ca_is_a_finding(pki: Pki):
     long_ago = datetime.now(UTC) - timedelta(days=10)
-    issue.make_authority("an old CA", days=5, now=long_ago).write(pki.folder, "old", force=False)
+    authority.make_authority("an old CA", days=5, now=long_ago).write(pki.folder, "old", force=False)
     assert "security.tls.client_ca: expected one that is valid today" in finding(tls(client_ca="old.pem"), pki.folder)
 
 

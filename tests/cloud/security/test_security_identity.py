@@ -13,11 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pki import Clock, Pki, call, echoing
 
+from cloud.limits import Rate
 from cloud.security.config import Security
-from cloud.security.identity import ANONYMOUS, Authenticator, Identity, bearer, grpc_identity, peer_names
-from cloud.security.quota import Rate
+from cloud.security.identity import (
+    ANONYMOUS,
+    HEADER,
+    Authenticator,
+    Identity,
+    add_token,
+    bearer,
+    hash_of,
+    identity_of_call,
+    peer_names,
+    read_tokens,
+)
 from cloud.security.tls import grpc_credentials
-from cloud.security.tokens import HEADER, add_token, hash_of, read_tokens
 from coe.cascade.errors import ConfigError, NotAllowed, Unauthenticated
 
 CA = Path("ca.pem")  # where only names are looked at, the handshake was somebody else's
@@ -286,7 +296,7 @@ def test_over_a_real_connection_each_call_is_known(tmp_path: Path, tokens: Path)
 
 def test_over_a_plaintext_connection_there_are_no_names():
     shown = []
-    with echoing(None, lambda context: shown.append(grpc_identity(context))) as address:
+    with echoing(None, lambda context: shown.append(identity_of_call(context))) as address:
         with grpc.insecure_channel(address) as channel:
             channel.unary_unary("/test.Echo/Echo")(b"", timeout=5)
     assert shown == [((), None)]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.security.quota import Quota, Rate
+from cloud.limits import Quota, Rate
 from coe.cascade.errors import TierOverloaded, TierRejected
-from coe.wire.plane import Request
+from coe.protocol.core import Request
 
 RATES = st.builds(Rate, st.floats(0.01, 1000), st.integers(1, 200))
 TRIES = st.lists(st.tuples(st.floats(0, 20), st.integers(1, 200)), min_size=1, max_size=60)  # (pause, rows)

@@ -19,7 +19,7 @@ from cryptography import x509
 from pki import Clock, Pki, call, echoing
 
 from cloud.security.config import Security
-from cloud.security.identity import grpc_identity
+from cloud.security.identity import identity_of_call
 from cloud.security.tls import grpc_credentials, http_context
 from coe.cascade.errors import ConfigError
 
@@ -87,7 +87,9 @@ def test_a_client_does_not_believe_a_device_that_serves(pki: Pki):
 
 def test_under_mutual_tls_a_device_is_known_by_its_name(pki: Pki):
     pki.device("pi-1")
-    with echoing(grpc_credentials(security_of(pki, mutual=True)), lambda context: grpc_identity(context)[0]) as address:
+    with echoing(
+        grpc_credentials(security_of(pki, mutual=True)), lambda context: identity_of_call(context)[0]
+    ) as address:
         assert call(address, pki.credentials("pi-1")) == "('pi-1',)"
 
 
@@ -116,13 +118,14 @@ def test_under_mutual_tls_a_server_certificate_names_no_device(pki: Pki):
 
 
 def test_under_mutual_tls_what_a_device_has_signed_is_worth_nothing(pki: Pki, tmp_path: Path):
-    from cloud.security import issue
+    from cloud.security import authority
 
     pki.device("pi-1")
-    device = issue.Pair(
-        x509.load_pem_x509_certificate(pki.bytes("pi-1.pem")), issue.read_authority(_as_authority(pki, tmp_path)).key
+    device = authority.KeyPair(
+        x509.load_pem_x509_certificate(pki.bytes("pi-1.pem")),
+        authority.read_authority(_as_authority(pki, tmp_path)).key,
     )
-    issue.make_device(device, "pi-2", 30).write(pki.folder, "pi-2", force=True)
+    authority.make_device(device, "pi-2", 30).write(pki.folder, "pi-2", force=True)
     pki["pi-2.pem"].write_bytes(pki.bytes("pi-2.pem") + pki.bytes("pi-1.pem"))
     with echoing(grpc_credentials(security_of(pki, mutual=True))) as address:
         turned_away(address, pki.credentials("pi-2"))

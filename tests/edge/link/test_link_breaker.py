@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.cascade import TierOverloaded, TierTimeout, TierUnavailable
-from edge.link import LinkConfig, LinkState, Status
-from edge.link.breaker import GROWTH, JITTER, Breaker
+from edge.link import GROWTH, JITTER, CircuitBreaker, LinkConfig, LinkState, LinkStatus
 
 GONE = TierUnavailable("cloud", "refused")
 LATE = TierTimeout("cloud", "no answer")
@@ -38,7 +37,7 @@ class Watched:
     def __init__(self, config: LinkConfig = CONFIG, seed: int = 0) -> None:
         self.now = 100.0
         self.told: list[LinkState] = []
-        self.breaker = Breaker(
+        self.breaker = CircuitBreaker(
             "cloud", config, clock=lambda: self.now, rng=random.Random(seed), changed=self.told.append
         )
         self.tickets: list[int] = []
@@ -65,10 +64,10 @@ def test_calls_pass_until_so_many_failures_in_a_row():
     link.fail(2)
     link.breaker.answered(0.01)
     link.fail(2)
-    assert (link.state.status, link.state.failures) == (Status.CLOSED, 2)
+    assert (link.state.status, link.state.failures) == (LinkStatus.CLOSED, 2)
     link.fail()
-    assert (link.state.status, link.state.failures, link.state.error) == (Status.OPEN, 3, str(GONE))
-    assert [state.status for state in link.told] == [Status.OPEN]
+    assert (link.state.status, link.state.failures, link.state.error) == (LinkStatus.OPEN, 3, str(GONE))
+    assert [state.status for state in link.told] == [LinkStatus.OPEN]
 
 
 def test_while_open_a_call_fails_at_once_and_says_when_the_next_probe_is():
@@ -84,13 +83,13 @@ def test_while_open_a_call_fails_at_once_and_says_when_the_next_probe_is():
 def test_after_a_good_probe_one_call_may_try_and_its_answer_lets_all_pass():
     link = Watched()
     link.half_open()
-    assert link.state.status is Status.HALF_OPEN
+    assert link.state.status is LinkStatus.HALF_OPEN
     link.breaker.admit()
     with pytest.raises(TierUnavailable, match="another call is trying it"):
         link.breaker.admit()
     link.breaker.answered(0.01)
     assert [link.breaker.admit() for _ in range(5)]
-    assert [state.status for state in link.told] == [Status.OPEN, Status.HALF_OPEN, Status.CLOSED]
+    assert [state.status for state in link.told] == [LinkStatus.OPEN, LinkStatus.HALF_OPEN, LinkStatus.CLOSED]
 
 
 def test_a_trial_that_fails_opens_again_and_waits_longer():
@@ -100,7 +99,7 @@ def test_a_trial_that_fails_opens_again_and_waits_longer():
     link.to_probe()
     link.breaker.probed(True)
     link.fail()
-    assert link.state.status is Status.OPEN
+    assert link.state.status is LinkStatus.OPEN
     assert link.state.next_probe_at - link.now > first
     assert link.state.n_opened == 1  # it was never up in between
 
@@ -109,9 +108,9 @@ def test_a_trial_that_tells_nothing_leaves_the_place_to_another():
     link = Watched()
     link.half_open()
     link.breaker.undecided(link.breaker.admit())
-    assert link.state.status is Status.HALF_OPEN
+    assert link.state.status is LinkStatus.HALF_OPEN
     link.breaker.answered(link.breaker.admit())
-    assert link.state.status is Status.CLOSED
+    assert link.state.status is LinkStatus.CLOSED
 
 
 def test_failures_of_calls_from_before_the_link_was_back_are_not_counted():
@@ -120,10 +119,10 @@ def test_failures_of_calls_from_before_the_link_was_back_are_not_counted():
     link.half_open()
     trial = link.breaker.admit()
     assert not any(link.breaker.failed(ticket, LATE) for ticket in old)
-    assert link.state.status is Status.HALF_OPEN
+    assert link.state.status is LinkStatus.HALF_OPEN
     link.breaker.answered(trial)
     assert not any(link.breaker.failed(ticket, LATE) for ticket in old)
-    assert (link.state.status, link.state.failures) == (Status.CLOSED, 0)
+    assert (link.state.status, link.state.failures) == (LinkStatus.CLOSED, 0)
 
 
 def test_so_many_deadline_misses_in_a_row_ask_for_a_new_connection_once():
@@ -160,7 +159,7 @@ def test_a_draining_server_is_not_called_and_is_known_to_drain():
     link.fail(3)
     link.to_probe()
     link.breaker.probed(False, "draining", is_draining=True)
-    assert (link.state.status, link.state.is_draining, link.state.error) == (Status.OPEN, True, "draining")
+    assert (link.state.status, link.state.is_draining, link.state.error) == (LinkStatus.OPEN, True, "draining")
     link.to_probe()
     link.breaker.probed(True)
     assert not link.state.is_draining
@@ -170,9 +169,9 @@ def test_an_answer_that_was_late_closes_and_a_probe_after_it_changes_nothing():
     link = Watched()
     link.fail(3)
     link.breaker.answered(1.9)
-    assert link.state.status is Status.CLOSED
+    assert link.state.status is LinkStatus.CLOSED
     link.breaker.probed(False, "refused")
-    assert (link.state.status, link.state.next_probe_at) == (Status.CLOSED, math.inf)
+    assert (link.state.status, link.state.next_probe_at) == (LinkStatus.CLOSED, math.inf)
 
 
 def test_the_state_is_of_one_moment_and_tells_of_the_round_trips():
@@ -225,13 +224,13 @@ def test_two_devices_do_not_probe_at_the_same_times():
 def test_whatever_happens_and_in_whatever_order(seed, steps):
     """One trial at a time; an answer closes; a link that is down has a probe due soon, one that is not has none."""
     link = Watched(seed=seed)
-    out: list[tuple[int, Status]] = []  # tickets, and what the status was when each was given
+    out: list[tuple[int, LinkStatus]] = []  # tickets, and what the status was when each was given
     n_trials = 0
 
     def back(at: int) -> int:
         nonlocal n_trials
         ticket, was = out.pop(at % len(out))
-        n_trials -= was is Status.HALF_OPEN and ticket == current
+        n_trials -= was is LinkStatus.HALF_OPEN and ticket == current
         return ticket
 
     current = link.breaker._ticket
@@ -239,10 +238,10 @@ def test_whatever_happens_and_in_whatever_order(seed, steps):
         before = link.state
         if op == "admit":
             admitted = _admitted(link.breaker.admit)
-            assert admitted is not None or before.status is not Status.CLOSED or link.now < before.held_until
+            assert admitted is not None or before.status is not LinkStatus.CLOSED or link.now < before.held_until
             if admitted is not None:
-                assert before.status is not Status.OPEN
-                if before.status is Status.HALF_OPEN:
+                assert before.status is not LinkStatus.OPEN
+                if before.status is LinkStatus.HALF_OPEN:
                     assert n_trials == 0
                     n_trials += 1
                 out.append((admitted, before.status))
@@ -250,11 +249,11 @@ def test_whatever_happens_and_in_whatever_order(seed, steps):
             link.now += at / 10
         elif op.startswith("probe") and before.next_probe_at <= link.now:
             link.breaker.probed(op == "probe up", "" if op == "probe up" else "refused")
-            assert link.state.status is (Status.HALF_OPEN if op == "probe up" else Status.OPEN)
+            assert link.state.status is (LinkStatus.HALF_OPEN if op == "probe up" else LinkStatus.OPEN)
         elif op == "hasten":
             link.breaker.hasten()
             assert link.state.next_probe_at <= before.next_probe_at
-        elif op == "rebuilt" and before.status is not Status.HALF_OPEN:
+        elif op == "rebuilt" and before.status is not LinkStatus.HALF_OPEN:
             link.breaker.rebuilt()
         elif out and op in ("answer", "overload"):
             back(at)
@@ -262,7 +261,7 @@ def test_whatever_happens_and_in_whatever_order(seed, steps):
                 link.breaker.answered(at / 100)
             else:
                 link.breaker.overloaded(at / 10)
-            assert (link.state.status, link.state.failures) == (Status.CLOSED, 0)
+            assert (link.state.status, link.state.failures) == (LinkStatus.CLOSED, 0)
         elif out and op in ("fail", "miss"):
             link.breaker.failed(back(at), GONE if op == "fail" else LATE)
         elif out and op == "undecided":
@@ -271,7 +270,7 @@ def test_whatever_happens_and_in_whatever_order(seed, steps):
             current, n_trials = link.breaker._ticket, 0
         state = link.state
         longest = CONFIG.backoff_s[1] * (1 + JITTER)
-        if state.status is Status.OPEN:
+        if state.status is LinkStatus.OPEN:
             assert state.next_probe_at <= max(link.now, before.next_probe_at if before == state else link.now) + longest
         else:
             assert state.next_probe_at == math.inf

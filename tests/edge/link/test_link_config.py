@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coe.cascade import ConfigError
-from coe.settings import Fields, Report
+from coe.config import Fields, Report
 from edge.link import LinkConfig, read_link
 
 

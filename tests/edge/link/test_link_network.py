@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from edge.link.network import NetworkChanges
+from edge.linked_tier import NetworkChanges
 
 # In a network namespace of its own, which ends with the program: its loopback is taken up.
 TAKES_UP = """
 import subprocess, time
-from edge.link.network import NetworkChanges
+from edge.linked_tier import NetworkChanges
 network = NetworkChanges()
 before = network.has_any()
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -19,8 +19,6 @@ from coe.cascade import (
     Batch,
     Cascade,
     ConfigError,
-    Delay,
-    DelayedTier,
     InputError,
     LocalTier,
     TierError,
@@ -31,9 +29,11 @@ from coe.cascade import (
     Vote,
 )
 from coe.cascade.rule import DeferralRule
+from coe.link import Delay, DelayedTier
 from coe.models import TableMember
-from coe.wire.remote import RemoteTier, remote_of
-from edge.link import LinkConfig, LinkedTier, LinkState, Status, link_up
+from coe.protocol.remote import RemoteTier, remote_of
+from edge.link import LinkConfig, LinkState, LinkStatus
+from edge.linked_tier import LinkedTier, watch_links
 
 BOUND_S = 20.0
 QUICK = LinkConfig(failures=3, rebuild_after=3, backoff_s=(0.02, 0.1))
@@ -113,7 +113,7 @@ def test_a_link_that_is_down_costs_no_call():
     with linked(NEVER) as (far, tier):
         far.answer = raising(GONE)
         fail(tier, 3)
-        assert tier.state.status is Status.OPEN
+        assert tier.state.status is LinkStatus.OPEN
         with pytest.raises(TierUnavailable, match="the link is down, next probe in"):
             tier.vote(ONE, Always())
         assert far.did == ["call"] * 3
@@ -123,10 +123,10 @@ def test_a_probe_asks_on_a_new_connection_and_no_example_is_risked_until_it_is_a
     with linked() as (far, tier):
         far.answer, far.ready = raising(GONE), lambda: len(far.did) > 8
         fail(tier, 3)
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
         far.answer = lambda batch: None
         assert tier.vote(ONE, Always()).labels.tolist() == [1]
-        assert tier.state.status is Status.CLOSED
+        assert tier.state.status is LinkStatus.CLOSED
     assert far.did[:3] == ["call"] * 3
     assert far.did[3:-2] == ["redial", "probe 2"] * 3
     assert far.did[-2:] == ["call", "close"]
@@ -137,7 +137,7 @@ def test_a_probe_has_a_deadline_of_its_own():
         with linked(LinkConfig(failures=1, backoff_s=(0.02, 0.1), probe_s=probe_s)) as (far, tier):
             far.answer, far.deadline_s = raising(GONE), 0.2
             fail(tier, 1)
-            until(lambda: tier.state.status is Status.HALF_OPEN)
+            until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
             assert told in far.did
 
 
@@ -147,7 +147,7 @@ def test_a_server_that_refuses_a_probe_is_there_and_the_next_call_learns_why(ans
         far.answer = raising(GONE)
         far.ready = lambda: raising(answer)(None)  # type: ignore[return-value]
         fail(tier, 3)
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
 
 
 def test_a_server_that_drains_is_not_called_until_it_is_ready_again():
@@ -155,10 +155,10 @@ def test_a_server_that_drains_is_not_called_until_it_is_ready_again():
         far.answer, far.ready = raising(GONE), lambda: False
         fail(tier, 3)
         until(lambda: tier.state.n_probes >= 2)
-        assert (tier.state.status, tier.state.is_draining) == (Status.OPEN, True)
+        assert (tier.state.status, tier.state.is_draining) == (LinkStatus.OPEN, True)
         assert "draining" in tier.state.error
         far.ready = lambda: True
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
 
 
 def test_a_channel_that_cannot_be_dialled_is_a_failed_probe_that_says_so_and_the_old_one_is_asked(caplog):
@@ -172,7 +172,7 @@ def test_a_channel_that_cannot_be_dialled_is_a_failed_probe_that_says_so_and_the
         assert tier.state.error == "token_file: cannot be read"
         assert tier.state.n_rebuilds == 0
         far.ready = lambda: True
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
     assert "cannot connect anew: token_file" in caplog.text
 
 
@@ -187,7 +187,7 @@ def test_a_change_of_the_devices_own_network_has_a_link_that_is_down_probed_soon
         def close(self) -> None:
             closed.append("closed")
 
-    monkeypatch.setattr("edge.link.linked.NetworkChanges", Network)
+    monkeypatch.setattr("edge.linked_tier.NetworkChanges", Network)
     with linked(LinkConfig(failures=1, backoff_s=(0.02, 1000.0))) as (far, tier):
         far.answer, far.ready = raising(GONE), lambda: raising(GONE)(None)  # type: ignore[return-value]
         fail(tier, 1)
@@ -197,7 +197,7 @@ def test_a_change_of_the_devices_own_network_has_a_link_that_is_down_probed_soon
         assert tier.state.next_probe_at - time.monotonic() > 100
         far.ready = lambda: True
         changes.set()
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
         until(lambda: closed == ["closed"])
 
 
@@ -208,19 +208,19 @@ def test_what_is_the_requests_fault_and_not_the_links_does_not_count():
             for _ in range(4):
                 with pytest.raises(type(error)):
                     tier.vote(ONE, Always())
-        assert (tier.state.status, tier.state.failures) == (Status.CLOSED, 0)
+        assert (tier.state.status, tier.state.failures) == (LinkStatus.CLOSED, 0)
 
 
 def test_a_trial_call_that_the_server_rejects_leaves_the_next_one_its_turn():
     with linked() as (far, tier):
         far.answer = raising(GONE)
         fail(tier, 3)
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
         far.answer = raising(TierRejected("cloud", "no"))
         fail(tier, 2)
         far.answer = lambda batch: None
         tier.vote(ONE, Always())
-        assert tier.state.status is Status.CLOSED
+        assert tier.state.status is LinkStatus.CLOSED
 
 
 def test_only_one_example_tries_a_link_that_may_be_back_and_the_others_are_answered_at_once():
@@ -233,7 +233,7 @@ def test_only_one_example_tries_a_link_that_may_be_back_and_the_others_are_answe
     with linked() as (far, tier):
         far.answer = raising(GONE)
         fail(tier, 3)
-        until(lambda: tier.state.status is Status.HALF_OPEN)
+        until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
         far.answer = slowly
         trial = threading.Thread(target=tier.vote, args=(ONE, Always()))
         trial.start()
@@ -242,7 +242,7 @@ def test_only_one_example_tries_a_link_that_may_be_back_and_the_others_are_answe
             tier.vote(ONE, Always())
         goes_on.set()
         trial.join(BOUND_S)
-        assert tier.state.status is Status.CLOSED
+        assert tier.state.status is LinkStatus.CLOSED
 
 
 def test_an_overloaded_server_is_left_alone_as_long_as_it_said():
@@ -299,10 +299,10 @@ def test_a_deadline_too_short_for_any_link_says_nothing_of_this_one():
     with linked(NEVER) as (far, tier):
         far.answer = raising(TierTimeout("cloud", "late"))
         fail(tier, 10, due_in(0.03))
-        assert (tier.state.status, tier.state.failures) == (Status.CLOSED, 0)
+        assert (tier.state.status, tier.state.failures) == (LinkStatus.CLOSED, 0)
         far.deadline_s = 0.01  # what the tier itself is given is always long enough
         fail(tier, 3)
-        assert tier.state.status is Status.OPEN
+        assert tier.state.status is LinkStatus.OPEN
 
 
 # Who is told
@@ -321,12 +321,12 @@ def test_listeners_are_told_of_each_change_in_order_and_the_link_outlives_their_
         for _ in range(2):
             far.answer = raising(GONE)
             fail(tier, 3)
-            until(lambda: tier.state.status is Status.HALF_OPEN)
+            until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
             far.answer = lambda batch: None
             tier.vote(ONE, Always())
         until(lambda: len(also) == 6)
     assert also == told
-    assert [state.status for state in told] == [Status.OPEN, Status.HALF_OPEN, Status.CLOSED] * 2
+    assert [state.status for state in told] == [LinkStatus.OPEN, LinkStatus.HALF_OPEN, LinkStatus.CLOSED] * 2
     assert [state.is_up for state in told] == [False, True, True] * 2
     assert told[-1].n_opened == 2
     assert "a bug" in caplog.text
@@ -370,17 +370,17 @@ def test_a_local_tier_has_no_link():
 def test_each_remote_tier_of_a_cascade_is_watched_and_the_cascade_is_otherwise_the_same():
     rule = Always(pools_scores=True)
     plain = Cascade([local(), Far(), Far()], keep_last_answer=False, last_rule=rule)
-    cascade, links = link_up(plain, QUICK)
+    cascade, links = watch_links(plain, QUICK)
     assert [remote_of(link) for link in links] == list(plain.tiers[1:])
     assert cascade.tiers == (plain.tiers[0], *links)
     assert (cascade.n_tiers, cascade.keep_last_answer, cascade.rules) == (plain.n_tiers, False, plain.rules)
     cascade.close()
     alone = Cascade([local()])
-    assert link_up(alone) == (alone, [])
+    assert watch_links(alone) == (alone, [])
 
 
 def test_an_example_whose_link_is_down_gets_the_devices_answer_with_all_members_asked():
-    cascade, (link,) = link_up(Cascade([local(), Far()]), NEVER)
+    cascade, (link,) = watch_links(Cascade([local(), Far()]), NEVER)
     far = remote_of(link)
     assert isinstance(far, Far)
     far.answer = raising(GONE)

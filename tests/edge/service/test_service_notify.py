@@ -11,7 +11,7 @@ import pytest
 from manager import Manager
 from programs import closed_port, edge, edge_config, until
 
-from edge.service import Notifier, Pulse
+from edge.supervisor import SystemdNotifier, Watchdog
 
 
 @pytest.fixture(params=[False, True], ids=["path", "abstract"])
@@ -21,7 +21,7 @@ def manager(request, tmp_path):
 
 
 def test_readiness_reload_and_stop_are_told_as_sd_notify_has_them(manager):
-    notifier = Notifier.of({"NOTIFY_SOCKET": manager.address})
+    notifier = SystemdNotifier.of({"NOTIFY_SOCKET": manager.address})
     before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notifier.ready("12 examples")
     notifier.reloading()
@@ -33,20 +33,20 @@ def test_readiness_reload_and_stop_are_told_as_sd_notify_has_them(manager):
 
 
 def test_a_status_stays_one_line(manager):
-    Notifier(manager.address).status("a\nREADY=1")
+    SystemdNotifier(manager.address).status("a\nREADY=1")
     manager.until("STATUS", "a READY=1")
     assert "READY" not in manager.heard[0]
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "relative"])
 def test_without_a_socket_of_this_machine_nobody_is_told(address):
-    notifier = Notifier.of({"NOTIFY_SOCKET": address})
+    notifier = SystemdNotifier.of({"NOTIFY_SOCKET": address})
     assert not notifier.is_heard
     notifier.ready()
 
 
 def test_a_manager_that_has_gone_away_is_no_matter_of_ours(tmp_path):
-    Notifier(str(tmp_path / "gone")).ready()
+    SystemdNotifier(str(tmp_path / "gone")).ready()
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_a_manager_that_has_gone_away_is_no_matter_of_ours(tmp_path):
     ],
 )
 def test_the_watchdog_is_ours_only_where_the_manager_says_so(environment, seconds):
-    assert Notifier.of({"NOTIFY_SOCKET": "/run/x", **environment}).watchdog_s == seconds
+    assert SystemdNotifier.of({"NOTIFY_SOCKET": "/run/x", **environment}).watchdog_s == seconds
 
 
 @pytest.mark.parametrize("manager", [False], indirect=True)
 def test_the_pulse_stops_while_an_example_takes_too_long_and_goes_on_after_it(manager):
     busy: list[float | None] = [None]
-    with Pulse(Notifier(manager.address, watchdog_s=0.4), lambda: "fine", lambda: busy[0]):
+    with Watchdog(SystemdNotifier(manager.address, watchdog_s=0.4), lambda: "fine", lambda: busy[0]):
         manager.until("WATCHDOG", more=3)
         busy[0] = time.monotonic() - 10
         manager.listen(0.3)  # what was on its way
@@ -80,7 +80,7 @@ def test_the_pulse_stops_while_an_example_takes_too_long_and_goes_on_after_it(ma
 
 
 def test_a_pulse_with_no_watchdog_tells_the_status_alone(manager):
-    with Pulse(Notifier(manager.address), lambda: "fine", lambda: None):
+    with Watchdog(SystemdNotifier(manager.address), lambda: "fine", lambda: None):
         manager.until("STATUS", "fine")
     assert manager.said("WATCHDOG") == []
 

@@ -13,10 +13,10 @@ import pytest
 from pki import Pki
 
 from coe import zoo
-from coe.wire import inference_pb2 as pb
+from coe.protocol import inference_pb2 as pb
 from edge.config import read_config
 from edge.main import main
-from edge.setup.privacy import state
+from edge.setup.explain import state
 
 BASE = """
 task: zoo:digits
@@ -135,9 +135,9 @@ def test_an_audit_is_said_and_takes_back_that_settled_examples_stay(tmp_path):
 
 def test_classes_that_are_never_sent_and_a_hook_are_said(tmp_path):
     (tmp_path / "rules.py").write_text("def private(value, votes):\n    return False\n")
-    found = said(tmp_path, BASE, "never_send: ['3', '7']", "hook: rules.py:private")
+    found = said(tmp_path, BASE, "never_send: ['3', '7']", "privacy_filter: rules.py:private")
     assert any(text.endswith("never leaves it: 3, 7.") for text in found["stays"])
-    assert any(text.startswith("The hook rules.py:private is asked") for text in found["stays"])
+    assert any(text.startswith("The privacy_filter rules.py:private is asked") for text in found["stays"])
     assert "never leaves it: " not in all_of(said(tmp_path))
 
 

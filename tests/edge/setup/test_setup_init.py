@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from coe import zoo
-from coe.assembly import LocalTierConfig
+from coe.config.cascade import LocalTierConfig
 from coe.zoo import digits
 from edge.config import read_config
 from edge.main import main
-from edge.setup.first_config import _quoted
+from edge.setup.init import _quoted
 
 
 def a_folder_of(folder: Path, *names: str) -> Path:

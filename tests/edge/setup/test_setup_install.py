@@ -13,7 +13,7 @@ from pki import Pki
 
 from edge.config import read_config
 from edge.main import main
-from edge.setup.unit import Service
+from edge.setup.install_service import Service
 
 BASE = """
 task: zoo:digits
@@ -92,7 +92,7 @@ def test_what_the_agent_reads_of_its_sinks_and_its_hook_counts_too(tmp_path):
     path = config(
         tmp_path,
         FOLDER,
-        "hook: rules.py:hold",
+        "privacy_filter: rules.py:hold",
         "sinks:",
         "  - {kind: webhook, url: 'https://example.org/in', token_file: w.token, ca: w.pem}",
         "  - kind: mqtt",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coe.cascade.errors import ConfigError
 from coe.zoo import digits
-from edge.setup.found_models import contract_of
+from edge.setup.init import contract_of
 from edge.setup.shapes import Tensor, shape_of
 
 ONNX_FILES = sorted(digits.FOLDER.glob("*.onnx"))

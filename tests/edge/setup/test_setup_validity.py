@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pki import Pki
 
-from edge.setup.validity import validities, validity
+from edge.setup.server_checks import certificate_validities, validity
 
 SECONDS = st.datetimes(datetime(1955, 1, 1), datetime(2090, 1, 1)).map(lambda when: when.replace(microsecond=0))
 
@@ -22,7 +22,7 @@ def test_a_file_with_several_certificates_gives_each_ones_dates(tmp_path):
     chain = tmp_path / "chain.pem"
     chain.write_bytes(b"a comment\n" + pki.bytes("pi-1.pem") + pki.bytes("ca.pem"))
     theirs = x509.load_pem_x509_certificates(chain.read_bytes())
-    assert validities(chain) == [(one.not_valid_before_utc, one.not_valid_after_utc) for one in theirs]
+    assert certificate_validities(chain) == [(one.not_valid_before_utc, one.not_valid_after_utc) for one in theirs]
 
 
 @settings(max_examples=20)
@@ -49,4 +49,4 @@ def test_what_is_no_certificate_is_told(data):
 def test_a_file_without_one_is_told(tmp_path):
     (tmp_path / "x.pem").write_text("hello")
     with pytest.raises(ValueError, match="it holds no certificate"):
-        validities(tmp_path / "x.pem")
+        certificate_validities(tmp_path / "x.pem")

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from coe.cascade import ConfigError
-from coe.settings import Fields, Report
+from coe.config import Fields, Report
 from edge.sinks import SinkConfig, read_sinks
-from edge.sinks.config import MqttConfig, WebhookConfig
-from edge.sinks.rotation import Rotation
-from edge.sinks.topics import filled, this_host
+from edge.sinks.config import MqttConfig, WebhookConfig, fill_topic, this_host
+from edge.sinks.jsonlines import Rotation
 
 FOLDER = Path("/etc/coe")
 
@@ -179,5 +178,5 @@ def test_a_password_that_others_could_read_on_its_way_is_warned_of():
 
 
 def test_what_a_record_says_is_one_level_of_a_topic_each():
-    assert filled("a/{id}/{name}", {"id": "x/+#\n", "name": "z é"}) == "a/x____/z é"
-    assert filled("a/{id}/{name}", {"id": "", "error": "cannot be read"}) == "a/_/none"
+    assert fill_topic("a/{id}/{name}", {"id": "x/+#\n", "name": "z é"}) == "a/x____/z é"
+    assert fill_topic("a/{id}/{name}", {"id": "", "error": "cannot be read"}) == "a/_/none"

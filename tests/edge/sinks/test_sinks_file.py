@@ -14,10 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.sinks import SinkConfig, file, open_sinks
-from edge.sinks.file import FileLines
-from edge.sinks.rotation import Rotation
-from edge.sinks.tail import parts_of
+from edge.sinks import SinkConfig, jsonlines, open_sinks
+from edge.sinks.jsonlines import JsonLinesFile, Rotation, parts_of
 
 
 def lines_in(path: Path) -> list[bytes]:
@@ -45,12 +43,12 @@ def test_records_in_are_records_out_whatever_their_sizes(tmp_path_factory, sizes
     path = tmp_path_factory.mktemp("sink") / "decisions.jsonl"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)  # the power stays on
-        writer = FileLines(path, Rotation(max_bytes, keep=1000))
+        writer = JsonLinesFile(path, Rotation(max_bytes, keep=1000))
         for number, n_bytes in enumerate(sizes):
             writer.write(sized(number, n_bytes))
             if number in reopened:
                 writer.close()
-                writer = FileLines(path, Rotation(max_bytes, keep=1000))
+                writer = JsonLinesFile(path, Rotation(max_bytes, keep=1000))
         writer.close()
     assert everything(path) == list(range(len(sizes)))
     for part in path.parent.iterdir():
@@ -59,7 +57,7 @@ def test_records_in_are_records_out_whatever_their_sizes(tmp_path_factory, sizes
 
 def test_only_so_many_old_files_are_kept_and_the_latest_is_1(tmp_path):
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path, Rotation(50, keep=3))
+    writer = JsonLinesFile(path, Rotation(50, keep=3))
     for number in range(10):
         writer.write(sized(number, 40))
     writer.close()
@@ -71,7 +69,7 @@ def test_only_so_many_old_files_are_kept_and_the_latest_is_1(tmp_path):
 
 def test_old_files_are_compressed_whole_and_keep_their_order(tmp_path):
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path, Rotation(50, keep=4, compress=True))
+    writer = JsonLinesFile(path, Rotation(50, keep=4, compress=True))
     for number in range(6):
         writer.write(sized(number, 40))
         assert writer._shelf is not None
@@ -87,7 +85,7 @@ def test_old_files_are_compressed_whole_and_keep_their_order(tmp_path):
 def test_a_file_that_is_not_compressed_yet_is_not_waited_for(tmp_path, monkeypatch):
     """The next one grows a little longer instead."""
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path, Rotation(50, keep=4, compress=True))
+    writer = JsonLinesFile(path, Rotation(50, keep=4, compress=True))
     assert writer._shelf is not None
     monkeypatch.setattr(type(writer._shelf), "is_busy", True)
     for number in range(3):
@@ -97,9 +95,9 @@ def test_a_file_that_is_not_compressed_yet_is_not_waited_for(tmp_path, monkeypat
 
 
 def test_a_file_that_was_moved_away_is_left_and_a_new_one_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(file, "FOLLOW_S", 0.0)
+    monkeypatch.setattr(jsonlines, "FOLLOW_S", 0.0)
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path)
+    writer = JsonLinesFile(path)
     writer.write(sized(0, 1))
     path.rename(tmp_path / "decisions.jsonl.1")  # as logrotate does
     writer.write(sized(1, 1))
@@ -111,9 +109,9 @@ def test_a_file_that_was_moved_away_is_left_and_a_new_one_begun(tmp_path, monkey
 
 def test_a_file_that_was_cut_off_is_gone_on_with(tmp_path, monkeypatch):
     """As logrotate's copytruncate does: what was before does not count for the next rotation."""
-    monkeypatch.setattr(file, "FOLLOW_S", 0.0)
+    monkeypatch.setattr(jsonlines, "FOLLOW_S", 0.0)
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path, Rotation(100))
+    writer = JsonLinesFile(path, Rotation(100))
     writer.write(sized(0, 60))
     os.truncate(path, 0)
     writer.write(sized(1, 60))
@@ -135,7 +133,7 @@ def files_end_at(n_bytes: int) -> Iterator[None]:
 
 def test_a_line_that_did_not_fit_leaves_nothing_behind(tmp_path):
     path = tmp_path / "decisions.jsonl"
-    writer = FileLines(path)
+    writer = JsonLinesFile(path)
     writer.write(sized(0, 50))
     with files_end_at(100), pytest.raises(OSError, match="File too large") as caught:
         writer.write(sized(1, 50))
@@ -149,7 +147,7 @@ def test_where_a_file_cannot_be_set_aside_its_records_stay(tmp_path):
     path = tmp_path / "decisions.jsonl"
     (tmp_path / "decisions.jsonl.1").mkdir()
     (tmp_path / "decisions.jsonl.1" / "full").touch()
-    writer = FileLines(path, Rotation(50, keep=1))
+    writer = JsonLinesFile(path, Rotation(50, keep=1))
     writer.write(sized(0, 40))
     with pytest.raises(OSError, match=r"decisions\.jsonl"):
         writer.write(sized(1, 40))
@@ -163,7 +161,7 @@ def test_where_a_file_cannot_be_set_aside_its_records_stay(tmp_path):
 def test_what_is_no_regular_file_is_written_and_nothing_more(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    writer = FileLines(tmp_path / "pipe", Rotation(10))
+    writer = JsonLinesFile(tmp_path / "pipe", Rotation(10))
     for number in range(3):
         writer.write(sized(number, 10))
     assert os.read(reader, 1000).count(b"\n") == 3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from outcomes import LABELS, outcome
 
 from edge.sinks import Event, Sinks
-from edge.sinks.queued import Queued, Refused
+from edge.sinks.delivery import BufferedSink, PermanentFailure
 
 
 class Place:
@@ -75,8 +75,8 @@ class Far:
         return [name for together in self.sent for name in together]
 
 
-def queued(far: Far, **options: Any) -> Queued:
-    return Queued(far, first_wait_s=0.005, **{"flush_s": 5.0, **options})
+def queued(far: Far, **options: Any) -> BufferedSink:
+    return BufferedSink(far, first_wait_s=0.005, **{"flush_s": 5.0, **options})
 
 
 def test_each_gets_every_record_in_order():
@@ -182,7 +182,7 @@ def test_what_is_away_is_tried_again_until_it_is_back_and_nothing_is_lost():
 
 
 def test_what_is_refused_is_not_sent_again():
-    far, place, lines = Far(error=Refused("HTTP 400 Bad Request")), Place(), []
+    far, place, lines = Far(error=PermanentFailure("HTTP 400 Bad Request")), Place(), []
     sinks = Sinks([queued(far), place], LABELS, lines.append)
     for number in range(3):
         sinks.write(outcome(f"x{number}"))
@@ -265,7 +265,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs():
 
 def test_one_that_is_back_while_the_agent_ends_still_gets_its_records():
     far = Far(error=OSError("away"))
-    writer = Queued(far, first_wait_s=0.02, flush_s=BOUND_S)
+    writer = BufferedSink(far, first_wait_s=0.02, flush_s=BOUND_S)
     writer.write({"id": "x"})
     until(lambda: far.n_calls >= 4)
     writer.begin_close()

@@ -25,8 +25,8 @@ from programs import Program, closed_port
 from coe.cascade import ConfigError, RuntimeMissing
 from edge.sinks import Event, Outcome, SinkConfig, Sinks, mqtt, open_sinks
 from edge.sinks.config import MqttConfig
-from edge.sinks.mqtt import Broker
-from edge.sinks.queued import Queued
+from edge.sinks.delivery import BufferedSink
+from edge.sinks.mqtt import MqttTransport
 
 HOST = "127.0.0.1"
 
@@ -47,8 +47,8 @@ def sinks_to(port: int, lines: list[str] | None = None, **changes: Any) -> Sinks
     return Sinks([queued(config(port, **changes))], LABELS, tell)
 
 
-def queued(chosen: MqttConfig, **options: Any) -> Queued:
-    return Queued(Broker(chosen, first_wait_s=0.05), first_wait_s=0.05, **{"flush_s": 20.0, **options})
+def queued(chosen: MqttConfig, **options: Any) -> BufferedSink:
+    return BufferedSink(MqttTransport(chosen, first_wait_s=0.05), first_wait_s=0.05, **{"flush_s": 20.0, **options})
 
 
 def ids(payloads: list[bytes]) -> list[str]:
@@ -203,7 +203,7 @@ def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path):
         until(lambda: sinks.status()[0].written == 1)
         sinks.close()
     with pytest.raises(ConfigError, match=r"sink\.password_file: .* cannot be read: No such file"):
-        Broker(config(1, username="pi", password_file=tmp_path / "nothing"))
+        MqttTransport(config(1, username="pi", password_file=tmp_path / "nothing"))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves a socket to be collected
@@ -225,7 +225,7 @@ def test_it_speaks_tls_and_shows_its_certificate(tmp_path):
         stranger.close()
         gc.collect()
     with pytest.raises(ConfigError, match=r"sink\.tls: a certificate or key cannot be used"):
-        Broker(config(1, tls=(tmp_path / "nothing", None, None)))
+        MqttTransport(config(1, tls=(tmp_path / "nothing", None, None)))
 
 
 def test_a_port_that_is_closed_is_no_reason_not_to_end():

@@ -35,7 +35,7 @@ def agent(folder: Path, broker: int, url: str, n: int, flush_ms: int = 20_000) -
 
 
 def in_files(folder: Path) -> list[str]:
-    from edge.sinks.tail import since
+    from edge.sinks.jsonlines import since
 
     return [str(record["id"]) for record in since(folder / "decisions.jsonl", "") if "id" in record]
 

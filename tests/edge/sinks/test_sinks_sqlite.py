@@ -15,7 +15,7 @@ from outcomes import LABELS, outcome, record
 
 from coe.cascade import ConfigError
 from edge.sinks import Event, Outcome, SinkConfig, Sinks, open_sinks, sqlite
-from edge.sinks.sqlite import Database
+from edge.sinks.sqlite import SqliteWriter
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_others_read_each_decision_as_soon_as_it_is_made(path):
 
 @pytest.mark.parametrize("name", ["bad\udcff.png", "\ud800", "new\nline.png", "a\0b", "ümläut 日本.png"])
 def test_any_name_that_a_file_can_have_is_a_row(path, name):
-    writer = Database(path)
+    writer = SqliteWriter(path)
     writer.write(record(name, truth=10**30, spooled="k1", degraded=f"timeout: {name}"))
     writer.write(record(name, corrects="k1", label=2))
     (row,) = rows(path)
@@ -62,7 +62,7 @@ def test_any_name_that_a_file_can_have_is_a_row(path, name):
 
 
 def test_a_late_answer_takes_the_place_of_the_one_it_corrects_once(path):
-    writer = Database(path)
+    writer = SqliteWriter(path)
     writer.write(record("a", spooled="k1", degraded="timeout: late"))
     writer.write(record("b", spooled="k2", degraded="timeout: late"))
     late = record("a", label=2, exit_tier=2, corrects="k1", truth=None)
@@ -77,7 +77,7 @@ def test_a_late_answer_takes_the_place_of_the_one_it_corrects_once(path):
 
 
 def test_a_late_answer_whose_example_is_not_there_has_a_row_of_its_own_once(path):
-    writer = Database(path)
+    writer = SqliteWriter(path)
     for _ in range(2):
         writer.write(record("a", label=2, corrects="k1"))
     assert [(row["id"], row["corrects"]) for row in rows(path)] == [("a", "k1")]
@@ -85,11 +85,11 @@ def test_a_late_answer_whose_example_is_not_there_has_a_row_of_its_own_once(path
 
 
 def test_after_a_crash_it_says_what_it_has(path):
-    writer = Database(path)
+    writer = SqliteWriter(path)
     mark = writer.mark()
     writer.write(record("a", spooled="k1"))
     writer.close()
-    writer = Database(path)
+    writer = SqliteWriter(path)
     middle = writer.mark()
     writer.write(record("a", corrects="k1"))
     writer.write(record("b"))
@@ -111,7 +111,7 @@ def test_it_keeps_the_newest_rows_and_few_more(tmp_path_factory, n, max_rows, ev
     path = tmp_path_factory.mktemp("sink") / "decisions.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite, "PRUNE_EVERY", every)
-        writer = Database(path, max_rows)
+        writer = SqliteWriter(path, max_rows)
         for number in range(n):
             writer.write({"id": f"x{number}"})
         writer.close()
@@ -121,7 +121,7 @@ def test_it_keeps_the_newest_rows_and_few_more(tmp_path_factory, n, max_rows, ev
 
 
 def test_a_full_disk_is_an_error_and_what_was_written_stays(path):
-    writer = Database(path)
+    writer = SqliteWriter(path)
     writer.write(record("a"))
     (n_pages,) = writer._db.execute("PRAGMA page_count").fetchone()
     writer._db.execute(f"PRAGMA max_page_count = {n_pages}")
@@ -135,8 +135,8 @@ def test_a_full_disk_is_an_error_and_what_was_written_stays(path):
 
 
 def test_somebody_who_holds_the_file_is_waited_for_a_moment_only(path):
-    writer = Database(path)
-    sinks = Sinks([writer, Database(path.with_name("other.db"))], LABELS)
+    writer = SqliteWriter(path)
+    sinks = Sinks([writer, SqliteWriter(path.with_name("other.db"))], LABELS)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         sinks.write(outcome("a"))

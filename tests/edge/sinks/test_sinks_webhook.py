@@ -15,8 +15,8 @@ from receiver import FINE, Receiver
 from coe.cascade import ConfigError
 from edge.sinks import Sinks, open_sinks
 from edge.sinks.config import SinkConfig, WebhookConfig
-from edge.sinks.queued import Queued, Refused
-from edge.sinks.webhook import NotNow, Webhook
+from edge.sinks.delivery import BufferedSink, PermanentFailure
+from edge.sinks.webhook import RetryLater, WebhookTransport
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def receiver() -> Iterator[Receiver]:
         yield server
 
 
-def hook(receiver: Receiver, **options: Any) -> Webhook:
-    return Webhook(WebhookConfig(receiver.url, is_local=True, **options))
+def hook(receiver: Receiver, **options: Any) -> WebhookTransport:
+    return WebhookTransport(WebhookConfig(receiver.url, is_local=True, **options))
 
 
-def queued(carrier: Webhook, **options: Any) -> Queued:
-    return Queued(carrier, first_wait_s=0.01, **options)
+def queued(transport: WebhookTransport, **options: Any) -> BufferedSink:
+    return BufferedSink(transport, first_wait_s=0.01, **options)
 
 
 def test_a_record_by_itself_is_an_object(receiver):
@@ -59,10 +59,10 @@ def test_several_go_together_as_an_array(receiver):
 def test_headers_and_a_token_go_along_and_a_new_token_is_taken(receiver, tmp_path):
     token = tmp_path / "token"
     token.write_text("first\n")
-    carrier = hook(receiver, headers=(("X-Site", "roof"),), token_file=token)
-    carrier.send([{"id": "a"}])
+    transport = hook(receiver, headers=(("X-Site", "roof"),), token_file=token)
+    transport.send([{"id": "a"}])
     token.write_text("second\n")
-    carrier.send([{"id": "b"}])
+    transport.send([{"id": "b"}])
     headers = [told for told, _ in receiver.requests]
     assert [told["Authorization"] for told in headers] == ["Bearer first", "Bearer second"]
     assert headers[0]["X-Site"] == "roof"
@@ -87,7 +87,7 @@ def test_what_the_server_cannot_take_now_is_sent_again_with_the_same_key(receive
 
 def test_the_server_says_when_to_come_again(receiver):
     receiver.answer = lambda number: (503, {"Retry-After": "7"}, b"")
-    with pytest.raises(NotNow, match="HTTP 503") as caught:
+    with pytest.raises(RetryLater, match="HTTP 503") as caught:
         hook(receiver).send([{"id": "a"}])
     assert caught.value.retry_after_s == 7.0
 
@@ -108,7 +108,7 @@ def test_what_the_server_refuses_is_dropped_and_told(receiver, status):
 
 def test_a_redirect_is_not_followed_as_its_records_would_be_lost(receiver):
     receiver.answer = lambda number: (302, {"Location": "/elsewhere"}, b"")
-    with pytest.raises(Refused, match=r"HTTP 302 Found, to /elsewhere \(set `url:` to where it leads\)"):
+    with pytest.raises(PermanentFailure, match=r"HTTP 302 Found, to /elsewhere \(set `url:` to where it leads\)"):
         hook(receiver).send([{"id": "a"}])
     assert receiver.bodies == [{"id": "a"}]  # and no GET
 
@@ -166,9 +166,9 @@ def test_https_believes_the_ca_it_is_given_and_no_other(tmp_path):
         context.load_cert_chain(pki["server.pem"], pki["server.key"])
         receiver._server.socket = context.wrap_socket(receiver._server.socket, server_side=True)
         url = f"https://127.0.0.1:{receiver.port}/"
-        Webhook(WebhookConfig(url, ca=pki["ca.pem"], is_local=True)).send([{"id": "a"}])
-        with pytest.raises(NotNow, match="certificate verify failed"):
-            Webhook(WebhookConfig(url, is_local=True)).send([{"id": "b"}])
+        WebhookTransport(WebhookConfig(url, ca=pki["ca.pem"], is_local=True)).send([{"id": "a"}])
+        with pytest.raises(RetryLater, match="certificate verify failed"):
+            WebhookTransport(WebhookConfig(url, is_local=True)).send([{"id": "b"}])
         assert receiver.bodies == [{"id": "a"}]
     with pytest.raises(ConfigError, match=r"sink\.ca: .* cannot be used: No such file"):
-        Webhook(WebhookConfig(url, ca=tmp_path / "nothing"))
+        WebhookTransport(WebhookConfig(url, ca=tmp_path / "nothing"))

@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[1:1] = [str(HERE.parent), *(str(HERE.parent.parent / folder) for folder in ("e2e", "wire"))]
+sys.path[1:1] = [str(HERE.parent), *(str(HERE.parent.parent / folder) for folder in ("e2e", "protocol"))]

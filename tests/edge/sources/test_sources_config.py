@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from coe.cascade import ConfigError
-from coe.models.contract import Contract
-from coe.models.manifest import Task
-from coe.settings import Fields, Report
+from coe.config import Fields, Report
+from coe.config.manifest import Task
+from coe.models.input_spec import InputSpec
 from edge.sources import SourceConfig, open_source, read_sources
-from edge.sources.config import CameraConfig, DoorConfig
-from edge.sources.several import SeveralSources
+from edge.sources.config import CameraConfig, GrpcSourceConfig
+from edge.sources.open import RoundRobinSource
 
 FOLDER = Path("/etc/coe")
-IMAGES = Task("birds", ("a", "b"), Contract("image", (28, 28, 3)))
-GREYS = Task("digits", ("a", "b"), Contract("image", (28, 28, 1)))
-NUMBERS = Task("numbers", ("a", "b"), Contract("tensor", (3,)))
+IMAGES = Task("birds", ("a", "b"), InputSpec("image", (28, 28, 3)))
+GREYS = Task("digits", ("a", "b"), InputSpec("image", (28, 28, 1)))
+NUMBERS = Task("numbers", ("a", "b"), InputSpec("tensor", (3,)))
 
 
 def read(content: dict[str, Any], task: Task = IMAGES) -> SourceConfig:
@@ -56,22 +56,22 @@ def test_a_camera_is_a_number_a_device_a_stream_or_a_video():
 
 
 def test_a_door_is_on_loopback_or_a_unix_socket():
-    door = read_one(kind="door").door
-    assert door == DoorConfig("127.0.0.1", 8002, None, "birds", IMAGES, 2)
-    assert door.address == "127.0.0.1:8002"
-    door = read_one(kind="door", address="unix:run/edge.sock", model="m", max_queued=5, max_message_mb=1).door
-    assert door == DoorConfig("", 0, FOLDER / "run/edge.sock", "m", IMAGES, 2, 5, 5, 2**20)
-    assert door.address == "unix:/etc/coe/run/edge.sock"
-    assert read_one(kind="door", address="[::1]:8002").door.host == "[::1]"
-    assert read_one(kind="door", address="localhost:0").door.host == "localhost"
+    server = read_one(kind="grpc").server
+    assert server == GrpcSourceConfig("127.0.0.1", 8002, None, "birds", IMAGES, 2)
+    assert server.address == "127.0.0.1:8002"
+    server = read_one(kind="grpc", address="unix:run/edge.sock", model="m", max_queued=5, max_message_mb=1).server
+    assert server == GrpcSourceConfig("", 0, FOLDER / "run/edge.sock", "m", IMAGES, 2, 5, 5, 2**20)
+    assert server.address == "unix:/etc/coe/run/edge.sock"
+    assert read_one(kind="grpc", address="[::1]:8002").server.host == "[::1]"
+    assert read_one(kind="grpc", address="localhost:0").server.host == "localhost"
 
 
 def test_several_are_a_list_and_one_in_a_list_is_one():
-    source = read({"sources": [{"kind": "digits", "interval_ms": 5}, {"kind": "door", "address": "unix:/run/a"}]})
-    assert [part.kind for part in source.parts] == ["digits", "door"]
+    source = read({"sources": [{"kind": "digits", "interval_ms": 5}, {"kind": "grpc", "address": "unix:/run/a"}]})
+    assert [part.kind for part in source.parts] == ["digits", "grpc"]
     assert (source.kind, source.interval_s, source.parts[0].interval_s) == ("several", 0.0, 0.005)
     opened = open_source(source)
-    assert isinstance(opened, SeveralSources)
+    assert isinstance(opened, RoundRobinSource)
     assert opened.intervals_s == (0.005, 0.0)
     assert read({"sources": [{"kind": "digits"}]}) == SourceConfig("digits")
 
@@ -95,18 +95,18 @@ BAD = [
     ({"kind": "camera", "device": "file://a.mp4"}, "source.device: expected a URL of rtsp, "),
     ({"kind": "camera", "device": 0, "loop": True}, "source.loop: expected it with a video file alone (leave it out)"),
     ({"kind": "camera", "every_ms": -1}, "source.every_ms: expected 0.0 to 86400000, got -1"),
-    ({"kind": "door", "address": "8002"}, 'source.address: expected 127.0.0.1:PORT or unix:PATH, got "8002"'),
-    ({"kind": "door", "address": "127.0.0.1:99999"}, "source.address: expected 127.0.0.1:PORT or unix:PATH"),
+    ({"kind": "grpc", "address": "8002"}, 'source.address: expected 127.0.0.1:PORT or unix:PATH, got "8002"'),
+    ({"kind": "grpc", "address": "127.0.0.1:99999"}, "source.address: expected 127.0.0.1:PORT or unix:PATH"),
     (
-        {"kind": "door", "address": "0.0.0.0:8002"},
+        {"kind": "grpc", "address": "0.0.0.0:8002"},
         "source.address: expected an address of this device alone, got 0.0.0.0 (write ",
     ),
     (
-        {"kind": "door", "address": "10.0.0.7:8002"},
+        {"kind": "grpc", "address": "10.0.0.7:8002"},
         "source.address: expected an address of this device alone, got 10.0.0.7",
     ),
-    ({"kind": "door", "address": "unix:/" + "x" * 120}, "source.address: expected a path of at most 107 bytes"),
-    ({"kind": "door", "max_queue": 3}, 'source.max_queue: unknown setting (did you mean "max_queued"?)'),
+    ({"kind": "grpc", "address": "unix:/" + "x" * 120}, "source.address: expected a path of at most 107 bytes"),
+    ({"kind": "grpc", "max_queue": 3}, 'source.max_queue: unknown setting (did you mean "max_queued"?)'),
 ]
 
 

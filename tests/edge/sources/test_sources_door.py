@@ -14,39 +14,39 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fakes import BOUND_S, DOOR, UNANIMOUS, Far, ListSink, Seat, until
+from fakes import BOUND_S, DECODER, UNANIMOUS, Far, ListSink, Seat, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from loopback import bytes_column, request_of
 
 from coe.cascade import Always, Batch, Cascade, ConfigError, LocalTier, TierTimeout, TierUnavailable
 from coe.cascade.errors import TierOverloaded, TierRejected
-from coe.models.contract import Contract
-from coe.models.manifest import Task
-from coe.wire import inference_pb2 as pb
-from coe.wire.convert import read_outputs
-from coe.wire.remote import RemoteTier
-from coe.wire.service import path
+from coe.config.manifest import Task
+from coe.models.input_spec import InputSpec
+from coe.protocol import inference_pb2 as pb
+from coe.protocol.codec import read_outputs
+from coe.protocol.remote import RemoteTier
+from coe.protocol.service import path
 from edge.agent import Agent
-from edge.sources.config import DoorConfig
-from edge.sources.door import DoorSource
+from edge.sources.config import GrpcSourceConfig
+from edge.sources.grpc_server import GrpcSource
 
-TASK = Task("numbers", ("zero", "one", "two"), Contract("tensor", (1,), dtype="int64"))
+TASK = Task("numbers", ("zero", "one", "two"), InputSpec("tensor", (1,), dtype="int64"))
 
 
-def door_config(socket: Path | None = None, **changes: Any) -> DoorConfig:
+def door_config(socket: Path | None = None, **changes: Any) -> GrpcSourceConfig:
     fields = {"model": "numbers", "task": TASK, "n_tiers": 2, **changes}
-    return DoorConfig("" if socket else "127.0.0.1", 0, socket, **fields)
+    return GrpcSourceConfig("" if socket else "127.0.0.1", 0, socket, **fields)
 
 
 class Home:
     """An agent behind a door, on a thread of its own: even numbers are decided here, odd ones by `far`."""
 
-    def __init__(self, config: DoorConfig, far: Far, sink: ListSink, **agent: Any) -> None:
-        self.source = DoorSource(config)
+    def __init__(self, config: GrpcSourceConfig, far: Far, sink: ListSink, **agent: Any) -> None:
+        self.source = GrpcSource(config)
         self.sink = sink
         tiers = [LocalTier("device", [Seat(0), Seat(1), Seat(2)], UNANIMOUS), far]
         keep = agent.pop("keep_last_answer", True)
-        self.agent = Agent(Cascade(tiers, keep_last_answer=keep), DOOR, sink, **agent)
+        self.agent = Agent(Cascade(tiers, keep_last_answer=keep), DECODER, sink, **agent)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -67,7 +67,7 @@ class Home:
 
     def __enter__(self) -> Home:
         self._thread.start()
-        until(lambda: self.source.desk.n_queued or self._is_open())
+        until(lambda: self.source.queue.n_queued or self._is_open())
         return self
 
     def _is_open(self) -> bool:
@@ -243,7 +243,7 @@ def test_calls_beyond_the_queue_are_refused_with_a_hint_and_the_others_answered(
         calls = [callers.submit(infer, at, 1)]
         until(lambda: gate.n_here == 1)  # the agent is busy with it
         calls += [callers.submit(infer, at, 3), callers.submit(infer, at, 2)]
-        until(lambda: at.source.desk.n_queued == 2)
+        until(lambda: at.source.queue.n_queued == 2)
         told = refusal(at, 4)
         assert told.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 examples wait, at most 2 may" in told.details()
@@ -251,7 +251,7 @@ def test_calls_beyond_the_queue_are_refused_with_a_hint_and_the_others_answered(
         assert 50 <= int(hint) <= 5000
         gate.open()
         assert [read_outputs(call.result(BOUND_S))["label"].tolist() for call in calls] == [[1], [0], [2]]
-        assert at.source.desk.n_refused == 1
+        assert at.source.queue.n_refused == 1
         assert refusal(at, 0, 2, 4).code() is grpc.StatusCode.INVALID_ARGUMENT  # more rows than it ever takes
 
 
@@ -267,7 +267,7 @@ def test_a_caller_that_has_given_up_costs_the_agent_nothing():
         infer(at, 4, name="next")
         assert at.sink.ids[-1] == "next"
         assert "late" not in at.sink.ids
-        assert at.source.desk.n_given_up == 1
+        assert at.source.queue.n_given_up == 1
 
 
 def test_on_a_stream_too_a_deadline_is_kept():
@@ -284,9 +284,9 @@ def test_a_stop_answers_what_is_under_way_and_refuses_what_is_not_begun():
         under_way = callers.submit(infer, at, 1)
         until(lambda: gate.n_here == 1)
         taken = callers.submit(infer, at, 3)  # the agent holds it, and waits for a place
-        until(lambda: at.source.desk.n_taken == 2)
+        until(lambda: at.source.queue.n_taken == 2)
         waiting = callers.submit(refusal, at, 2)
-        until(lambda: at.source.desk.n_queued == 1)
+        until(lambda: at.source.queue.n_queued == 1)
         at.agent.stop.set()
         gate.open()
         assert read_outputs(under_way.result(BOUND_S))["label"].tolist() == [1]
@@ -297,7 +297,7 @@ def test_a_stop_answers_what_is_under_way_and_refuses_what_is_not_begun():
 
 
 def test_a_sink_that_fails_leaves_no_caller_hanging(monkeypatch):
-    monkeypatch.setattr("edge.sources.door.GRACE_S", 0.1)
+    monkeypatch.setattr("edge.sources.grpc_server.GRACE_S", 0.1)
     sink = ListSink(lambda outcome: OSError(28, "No space left on device"))
     with home(sink=sink) as at:
         told = refusal(at, 2)
@@ -338,8 +338,8 @@ def _answers(at: Home) -> bool:
     return True
 
 
-def opened(config: DoorConfig) -> None:
-    next(DoorSource(config).examples(threading.Event()))
+def opened(config: GrpcSourceConfig) -> None:
+    next(GrpcSource(config).examples(threading.Event()))
 
 
 def test_an_address_that_is_taken_is_a_config_error(tmp_path):
@@ -352,7 +352,7 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path):
             opened(door_config(path))
         assert _answers(at)
     with home() as at, pytest.raises(ConfigError, match=r"source\.address: expected a free address, got 127\.0\.0\.1:"):
-        opened(DoorConfig("127.0.0.1", at.source.port, None, "numbers", TASK))
+        opened(GrpcSourceConfig("127.0.0.1", at.source.port, None, "numbers", TASK))
 
 
 def test_what_is_no_socket_is_left_alone(tmp_path):
@@ -365,7 +365,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path):
 
 
 def test_once_nobody_can_have_asked():
-    assert list(DoorSource(door_config(), once=True).examples(threading.Event())) == []
+    assert list(GrpcSource(door_config(), once=True).examples(threading.Event())) == []
 
 
 def test_many_callers_are_all_answered():

@@ -13,9 +13,9 @@ import pytest
 from programs import Cloud, Program, edge, records_in, until
 
 from coe.cascade import Always
-from coe.models.inputs import Door
-from coe.models.manifest import read_manifest
-from coe.wire.remote import RemoteTier
+from coe.config.manifest import read_manifest
+from coe.models.inputs import InputDecoder
+from coe.protocol.remote import RemoteTier
 from coe.zoo import digits
 
 TASK = read_manifest(digits.MANIFEST).task
@@ -68,7 +68,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         yield program
 
 
-TCP = 'source: {kind: door, address: "127.0.0.1:0"}'
+TCP = 'source: {kind: grpc, address: "127.0.0.1:0"}'
 
 
 def tier_to(address: str) -> RemoteTier:
@@ -76,7 +76,7 @@ def tier_to(address: str) -> RemoteTier:
 
 
 def test_a_chain_from_a_program_through_the_agents_cascade_to_the_cloud(cloud, tmp_path):
-    batch = Door(TASK.contract).batch([name for name, _, _ in EXAMPLES], [png for _, png, _ in EXAMPLES])
+    batch = InputDecoder(TASK.contract).batch([name for name, _, _ in EXAMPLES], [png for _, png, _ in EXAMPLES])
     with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as agent:
         tier = tier_to(agent.address)
         tier.metadata()
@@ -137,12 +137,12 @@ def test_a_folder_and_a_door_at_once(cloud, tmp_path):
     photos.mkdir()
     sources = (
         f"sources:\n  - {{kind: folder, path: {photos}, watch: true}}\n"
-        f"  - {{kind: door, address: 'unix:{tmp_path}/edge.sock'}}"
+        f"  - {{kind: grpc, address: 'unix:{tmp_path}/edge.sock'}}"
     )
     with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", sources) as agent:
         assert agent.address == f"unix:{tmp_path}/edge.sock"
         tier = tier_to(agent.address)
-        batch = Door(TASK.contract).batch(["x"], [EXAMPLES[0][1]])
+        batch = InputDecoder(TASK.contract).batch(["x"], [EXAMPLES[0][1]])
         for number, (_, png, _) in enumerate(EXAMPLES[:5]):
             (photos / f"{number}.png").write_bytes(png)
             tier.vote(batch, Always())

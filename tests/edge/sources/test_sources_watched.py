@@ -15,9 +15,8 @@ pytest.importorskip("watchdog.observers.inotify", reason="needs watchdog on Linu
 from fakes import BOUND_S, until
 
 from coe.zoo import digits
-from edge.sources import Example, SourceConfig, folder, landings, open_source
-from edge.sources.folder import FolderSource
-from edge.sources.landings import Landings, cannot_be_told, filesystem_of
+from edge.sources import Example, SourceConfig, folder, open_source
+from edge.sources.folder import FileWatcher, FolderSource, filesystem_of, why_not_watched
 
 PNG = digits.test_examples(1)[0][1]
 
@@ -30,7 +29,7 @@ class Watching:
         self.stop = threading.Event()
         self.examples: list[Example] = []
         self.lines: list[str] = []
-        self._source = FolderSource(path, True, poll_s, is_told=True, tell=self.lines.append)
+        self._source = FolderSource(path, True, poll_s, uses_inotify=True, tell=self.lines.append)
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def _read(self) -> None:
@@ -113,8 +112,8 @@ def test_a_file_moved_away_does_not_hold_up_the_next_one(tmp_path):
 
 def test_what_copies_a_file_has_a_moment_to_set_its_time_after_it_closed_it(tmp_path, monkeypatch):
     """As `shutil.copy2` does: else the file would be taken twice, once with either time."""
-    monkeypatch.setattr(landings, "SETTLE_S", 0.3)
-    seen, stop = Landings(tmp_path), threading.Event()
+    monkeypatch.setattr(folder, "SETTLE_S", 0.3)
+    seen, stop = FileWatcher(tmp_path), threading.Event()
     try:
         started = time.monotonic()
         for name in ("a.png", "b.png"):
@@ -149,7 +148,7 @@ def test_what_was_there_before_is_taken_too_and_the_folder_looked_through_now_an
 def test_a_folder_that_is_made_anew_is_watched_on(tmp_path):
     watched = tmp_path / "watched"
     watched.mkdir()
-    seen = Landings(watched)
+    seen = FileWatcher(watched)
     try:
         stop = threading.Event()
         (watched / "a.png").write_bytes(PNG)
@@ -168,7 +167,7 @@ def test_a_folder_that_is_made_anew_is_watched_on(tmp_path):
 
 
 def test_waiting_ends_soon_after_stop(tmp_path):
-    seen, stop = Landings(tmp_path), threading.Event()
+    seen, stop = FileWatcher(tmp_path), threading.Event()
     try:
         threading.Timer(0.05, stop.set).start()
         assert seen.wait(stop, 60.0) == set()
@@ -196,10 +195,10 @@ def test_the_filesystem_of_a_folder_is_the_one_mounted_nearest_above_it(tmp_path
 
 
 def test_a_folder_on_another_machine_is_looked_through_and_that_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(landings, "filesystem_of", lambda path: "nfs4")
+    monkeypatch.setattr(folder, "filesystem_of", lambda path: "nfs4")
     lines: list[str] = []
     source = open_source(SourceConfig("folder", tmp_path, watch=True), tell=lines.append)
-    assert not source.is_told
+    assert not source.uses_inotify
     assert lines == [
         f"warning: {tmp_path} is on nfs4, where other machines may write: looked through twice a second "
         "(poll: true says that it is meant)"
@@ -211,24 +210,24 @@ def test_a_folder_on_another_machine_is_looked_through_and_that_is_told(tmp_path
 
 def test_without_watchdog_it_is_looked_through_and_the_install_that_mends_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "watchdog.observers.inotify", None)
-    assert "pip install 'coe-cascade[edge]'" in cannot_be_told(tmp_path)
+    assert "pip install 'coe-cascade[edge]'" in why_not_watched(tmp_path)
     lines: list[str] = []
-    assert not open_source(SourceConfig("folder", tmp_path, watch=True), tell=lines.append).is_told
+    assert not open_source(SourceConfig("folder", tmp_path, watch=True), tell=lines.append).uses_inotify
     assert len(lines) == 1
 
 
 def test_where_the_system_will_not_tell_it_is_looked_through(tmp_path, monkeypatch):
-    def no_room(path: Path) -> Landings:
+    def no_room(path: Path) -> FileWatcher:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(folder, "Landings", no_room)
+    monkeypatch.setattr(folder, "FileWatcher", no_room)
     (tmp_path / "a.png").write_bytes(PNG)
-    source, stop, lines = FolderSource(tmp_path, True, 0.01, is_told=True), threading.Event(), []
+    source, stop, lines = FolderSource(tmp_path, True, 0.01, uses_inotify=True), threading.Event(), []
     source.tell = lines.append
     assert next(source.examples(stop)).id == "a.png"
     assert "does not tell of new files (inotify watch limit reached)" in lines[0]
 
 
 def test_once_is_not_watched_and_a_watched_one_is_told(tmp_path):
-    assert not open_source(SourceConfig("folder", tmp_path, watch=True), once=True).is_told
-    assert open_source(SourceConfig("folder", tmp_path, watch=True)).is_told
+    assert not open_source(SourceConfig("folder", tmp_path, watch=True), once=True).uses_inotify
+    assert open_source(SourceConfig("folder", tmp_path, watch=True)).uses_inotify

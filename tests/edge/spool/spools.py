@@ -10,8 +10,8 @@ from coe.cascade import Decision
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 from edge.spool import SpoolConfig
-from edge.spool.rows import Row
-from edge.spool.store import Store
+from edge.spool.store import SpoolStore
+from edge.spool.table import SpoolRow
 
 MB = 1_000_000
 
@@ -34,17 +34,19 @@ def local(name: str, why: str = "unavailable: gone") -> Outcome:
     return Outcome(name, decision, 0.002, 1, deferred=True, trace="ab")
 
 
-def better(row: Row) -> Outcome:
+def better(row: SpoolRow) -> Outcome:
     decision = Decision(row.local.id, 2, 2, 1.0, 0.9, 3, 3, (2 / 3, 1.0), (0.001, 0.1))
     return Outcome(row.local.id, decision, 1.0, 1, corrects=row.key)
 
 
-def opened(folder: Path, events: list[Event] | None = None, clock: Clock | None = None, **changes: object) -> Store:
+def opened(
+    folder: Path, events: list[Event] | None = None, clock: Clock | None = None, **changes: object
+) -> SpoolStore:
     config = replace(SpoolConfig(folder / "spool.db", max_bytes=MB, sync="normal"), **changes)  # type: ignore[arg-type]
-    return Store(config, [].append if events is None else events.append, clock or Clock())
+    return SpoolStore(config, [].append if events is None else events.append, clock or Clock())
 
 
-def put(store: Store, *names: str, size: int = 400) -> list[str]:
+def put(store: SpoolStore, *names: str, size: int = 400) -> list[str]:
     """Keys of examples that were put, and whose outcome is in the sink."""
     keys = [store.put(example(name, size), local(name)) for name in names]
     for key in keys:
@@ -52,7 +54,7 @@ def put(store: Store, *names: str, size: int = 400) -> list[str]:
     return keys
 
 
-def finish(store: Store) -> str:
+def finish(store: SpoolStore) -> str:
     """The id of the next, answered and gone."""
     row = store.next()
     assert row is not None

@@ -15,7 +15,7 @@ from coe.zoo import digits
 from edge.config import read_config
 from edge.sinks import Outcome
 from edge.sources import Example
-from edge.spool.store import Store
+from edge.spool.store import SpoolStore
 
 SHARE = 0.2
 LIVE = "{kind: digits, interval_ms: 25}"
@@ -38,7 +38,7 @@ def run(folder: Path, port: int, n_backlog: int, *, n_live: int) -> tuple[list[d
 def fill(config: Path, n: int) -> None:
     spool = read_config(config).spool
     assert spool is not None
-    store = Store(spool, [].append)
+    store = SpoolStore(spool, [].append)
     for name, png, label in digits.test_examples()[:n]:
         decision = Decision(name, 0, 1, 1.0, 0.5, 3, 3, (1.0,), (0.001,), degraded="unavailable: gone")
         store.confirm(store.put(Example(f"old-{name}", png, label), Outcome(f"old-{name}", decision, 0.001)))

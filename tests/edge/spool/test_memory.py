@@ -12,14 +12,13 @@ import pytest
 from fakes import BOUND_S
 
 from coe.cascade import ConfigError
-from edge.sinks import Sinks, Writer, tail
-from edge.sinks.file import FileLines
-from edge.sinks.jsonlines import JsonLines
+from edge.sinks import Sinks, Writer, jsonlines
+from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
 from edge.sources.folder import FolderSource
-from edge.spool import memory as memory_module
-from edge.spool.memory import Memory
+from edge.spool import recovery as memory_module
+from edge.spool.recovery import FileHistory
 
 
 class Life:
@@ -28,8 +27,8 @@ class Life:
     def __init__(self, path: Path, writers: list[Writer] | None = None, told: list[str] | None = None) -> None:
         self.path = path
         (path / "in").mkdir(exist_ok=True)
-        self.writers = writers or [FileLines(path / "out.jsonl")]
-        self.memory = Memory(path / "state", (told if told is not None else []).append)
+        self.writers = writers or [JsonLinesFile(path / "out.jsonl")]
+        self.memory = FileHistory(path / "state", (told if told is not None else []).append)
         self.memory.attach(Sinks(self.writers, ()))
         self.source = FolderSource(path / "in", watch=True, poll_s=0.01, memory=self.memory.of(path / "in"))
 
@@ -161,10 +160,10 @@ def test_an_example_that_still_waits_for_a_server_is_not_done(tmp_path):
 def test_what_one_sink_has_and_the_other_lacks_is_copied(tmp_path):
     drop(tmp_path, "a.png", "b.png")
     both = ["one.jsonl", "two.jsonl"]
-    life = Life(tmp_path, [FileLines(tmp_path / name) for name in both])
+    life = Life(tmp_path, [JsonLinesFile(tmp_path / name) for name in both])
     life.run(2, lambda example: life.writers[0].write({"id": example.id, "label": 1}))
     life.kill()
-    life = Life(tmp_path, [FileLines(tmp_path / name) for name in both])
+    life = Life(tmp_path, [JsonLinesFile(tmp_path / name) for name in both])
     assert life.run(0) == []
     life.end()
     assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
@@ -174,10 +173,10 @@ def test_where_no_sink_can_be_read_back_what_is_in_doubt_is_decided_again(tmp_pa
     import sys
 
     drop(tmp_path, "a.png", "b.png")
-    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life = Life(tmp_path, [JsonLinesStream(sys.stdout)])
     life.run(2, life.write)
     life.kill()
-    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life = Life(tmp_path, [JsonLinesStream(sys.stdout)])
     assert life.run(2) == ["a.png", "b.png"]
     life.end()
 
@@ -186,10 +185,10 @@ def test_what_the_spool_is_known_to_have_written_is_done(tmp_path):
     import sys
 
     drop(tmp_path, "a.png", "b.png")
-    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life = Life(tmp_path, [JsonLinesStream(sys.stdout)])
     life.run(2, lambda example: None)
     life.kill()
-    life = Life(tmp_path, [JsonLines(sys.stdout)])
+    life = Life(tmp_path, [JsonLinesStream(sys.stdout)])
     life.memory.attach(Sinks(life.writers, ()), {"a.png"})
     assert life.run(1) == ["b.png"]
     life.end()
@@ -234,13 +233,13 @@ def test_names_of_files_that_are_gone_are_forgotten_once_they_are_many_but_not_w
 
 
 def test_two_folders_do_not_share_names(tmp_path):
-    memory = Memory(tmp_path, [].append)
+    memory = FileHistory(tmp_path, [].append)
     one, two = memory.of(tmp_path / "one"), memory.of(tmp_path / "two")
     one.take({"a.png": (1, 2)})
     one.finish("a.png", (1, 2))
     assert two.done() == {}
     memory.close()
-    memory = Memory(tmp_path, [].append)
+    memory = FileHistory(tmp_path, [].append)
     assert memory.of(tmp_path / "one").done() == {"a.png": (1, 2)}
     assert memory.of(tmp_path / "two").done() == {}
     memory.close()
@@ -316,10 +315,10 @@ def test_a_disk_that_takes_nothing_is_told_once_and_costs_no_decision(tmp_path, 
 
 
 def test_the_mark_of_a_sink_is_where_its_next_record_will_stand(tmp_path):
-    writer = FileLines(tmp_path / "out.jsonl")
+    writer = JsonLinesFile(tmp_path / "out.jsonl")
     writer.write({"id": "before"})
     mark = writer.mark()
     writer.write({"id": "after"})
-    assert isinstance(writer, tail.Rereadable)
+    assert isinstance(writer, jsonlines.Rereadable)
     assert [record["id"] for record in writer.since(mark)] == ["after"]
     writer.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import BOUND_S, DOOR, UNANIMOUS, Far, Numbers, Seat, until
+from fakes import BOUND_S, DECODER, UNANIMOUS, Far, Numbers, Seat, until
 from spools import Clock, fill, opened, put
 
 from coe.cascade import (
@@ -23,15 +23,15 @@ from coe.cascade import (
     TierTimeout,
     TierUnavailable,
 )
-from edge.agent import Agent, HeldBack
+from edge.agent import Agent, HeldBackError
 from edge.sinks import Outcome, Sinks
-from edge.sinks.file import FileLines
+from edge.sinks.jsonlines import JsonLinesFile
 from edge.sources import Example
-from edge.spool import SpoolConfig, sender
-from edge.spool.sender import Line, Sender
-from edge.spool.spool import Spool
-from edge.spool.store import Store
-from edge.spool.table import Table
+from edge.spool import SpoolConfig
+from edge.spool import spool as spool_module
+from edge.spool.spool import Sender, SenderHooks, Spool
+from edge.spool.store import SpoolStore
+from edge.spool.table import SpoolTable
 
 Answer = Callable[[Example], Decision]
 
@@ -43,14 +43,14 @@ def answer(example: Example, degraded: str | None = None) -> Decision:
 class Bench:
     """A sender on a store, with an agent and a link that are the test's to say."""
 
-    def __init__(self, store: Store, ask: Answer = answer, share: float = 1.0) -> None:
+    def __init__(self, store: SpoolStore, ask: Answer = answer, share: float = 1.0) -> None:
         self.store = store
         self.asked: list[str] = []
         self.corrections: list[Outcome] = []
         self.is_busy, self.is_up = False, True
         self.failure: BaseException | None = None
         self._answer = ask
-        line = Line(self._ask, self._correct, lambda: self.is_busy, lambda: self.is_up, self._give_up)
+        line = SenderHooks(self._ask, self._correct, lambda: self.is_busy, lambda: self.is_up, self._give_up)
         self.sender = Sender(store, line, share=share)
 
     def _ask(self, example: Example) -> Decision:
@@ -84,9 +84,9 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(sender, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(sender, "MOST_BACKOFF_S", 0.05)
-    monkeypatch.setattr(sender, "BUSY_S", 0.002)
+    monkeypatch.setattr(spool_module, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(spool_module, "MOST_BACKOFF_S", 0.05)
+    monkeypatch.setattr(spool_module, "BUSY_S", 0.002)
 
 
 def test_each_is_corrected_once_under_its_key_and_then_gone(tmp_path):
@@ -175,8 +175,8 @@ def test_a_degraded_answer_is_not_the_last_word(tmp_path):
 
 
 def test_the_wait_after_failures_grows_and_ends_when_the_link_is_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(sender, "FIRST_BACKOFF_S", 1000.0)
-    monkeypatch.setattr(sender, "MOST_BACKOFF_S", 1000.0)
+    monkeypatch.setattr(spool_module, "FIRST_BACKOFF_S", 1000.0)
+    monkeypatch.setattr(spool_module, "MOST_BACKOFF_S", 1000.0)
     store = opened(tmp_path)
     put(store, "a")
 
@@ -319,8 +319,8 @@ class Cloud:
 
 def agent_with(cloud: Cloud, path: Path, **options: object) -> tuple[Agent, Sinks]:
     tiers = [LocalTier("device", [Seat(0), Seat(1), Seat(2)], UNANIMOUS), Far(cloud)]
-    sinks = Sinks([FileLines(path / "out.jsonl")], ("a", "b", "c"))
-    return Agent(Cascade(tiers), DOOR, sinks, **options), sinks  # type: ignore[arg-type]
+    sinks = Sinks([JsonLinesFile(path / "out.jsonl")], ("a", "b", "c"))
+    return Agent(Cascade(tiers), DECODER, sinks, **options), sinks  # type: ignore[arg-type]
 
 
 def spooling(agent: Agent, sinks: Sinks, path: Path, drop: str = "oldest", **options: object) -> Spool:
@@ -344,7 +344,7 @@ def test_what_no_server_answers_is_answered_by_the_device_now_and_corrected_late
     assert all(str(line["degraded"]).startswith("unavailable: ") for line in lines(tmp_path) if "spooled" in line)
     assert agent.tally.n_spooled == 3
     cloud.error = None
-    spool.link_is_back()
+    spool.on_link_up()
     until(lambda: agent.tally.n_corrected == 3)
     spool.close()
     sinks.close()
@@ -379,7 +379,7 @@ def test_what_may_not_leave_is_not_kept_either(tmp_path):
     agent, sinks = agent_with(cloud, tmp_path, hold_back=lambda example, run: "private")
     spool = spooling(agent, sinks, tmp_path)
     agent.run(Numbers(2))
-    assert {str(line["degraded"]).partition(":")[0] for line in lines(tmp_path)} == {"None", HeldBack.reason}
+    assert {str(line["degraded"]).partition(":")[0] for line in lines(tmp_path)} == {"None", HeldBackError.reason}
     status = spool.status()
     assert status is not None
     assert status.n_offered == 0
@@ -394,12 +394,12 @@ def test_what_may_no_longer_leave_and_cannot_be_dropped_keeps_the_agent_from_sta
     def full(table, *arguments, **options):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Table, "drop_while", full)
-    store.hold_to("")  # lets all go, as before
+    monkeypatch.setattr(SpoolTable, "drop_while", full)
+    store.apply_policy("")  # lets all go, as before
     with pytest.raises(ConfigError, match=r"may no longer leave, and cannot be dropped \(.*full; make room"):
-        store.hold_to("[3]")
+        store.apply_policy("[3]")
     monkeypatch.undo()
-    store.hold_to("[3]")
+    store.apply_policy("[3]")
     assert store.next() is None
     store.close()
 
@@ -438,7 +438,7 @@ def test_on_a_full_disk_the_agent_goes_on_and_says_once_that_nothing_is_kept(tmp
     assert spool.facts()["error"] == "disk full"
     (small_disk / "others").unlink()
     agent, _ = agent_with(cloud, tmp_path)
-    agent.keeper, agent.watchers, agent.sink = spool, [spool], sinks
+    agent.keeper, agent.observers, agent.sink = spool, [spool], sinks
     agent.run(Numbers(2))
     assert "spooled" in lines(tmp_path)[-1]
     assert spool.facts()["error"] == ""
@@ -500,7 +500,7 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     assert again == [first]
     assert spool.recovered == {"x1"}
     cloud.error = None
-    spool.link_is_back()
+    spool.on_link_up()
     until(lambda: any("corrects" in line for line in lines(tmp_path)))
     spool.close()
     sinks.close()

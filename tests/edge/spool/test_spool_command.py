@@ -13,7 +13,7 @@ from coe.cascade import ConfigError
 from edge.config import read_config
 from edge.main import main
 from edge.sources import Example
-from edge.spool.store import Store
+from edge.spool.store import SpoolStore
 
 CONFIG = """
 task: zoo:digits
@@ -31,10 +31,10 @@ def config(folder: Path, *more: str) -> Path:
     return path
 
 
-def filled(path: Path, *names: str) -> Store:
+def filled(path: Path, *names: str) -> SpoolStore:
     spool = read_config(path).spool
     assert spool is not None
-    store = Store(spool, [].append, Clock())
+    store = SpoolStore(spool, [].append, Clock())
     put(store, *names)
     return store
 

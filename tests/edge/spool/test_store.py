@@ -19,8 +19,8 @@ from spools import MB, Clock, better, example, fill, finish, local, opened, put
 from coe.cascade import ConfigError
 from edge.sources import Example
 from edge.spool.database import read_only, size_of
-from edge.spool.status import read_status
-from edge.spool.store import Store
+from edge.spool.store import SpoolStore
+from edge.spool.table import read_status
 
 # One example's way
 
@@ -136,7 +136,7 @@ def test_turns_are_by_age_and_those_asked_about_before_come_after_the_others(tmp
 # Bounds
 
 
-def counts(store: Store) -> tuple[int, dict[str, int]]:
+def counts(store: SpoolStore) -> tuple[int, dict[str, int]]:
     status = store.status()
     assert status is not None
     return status.n_waiting, dict(status.dropped)

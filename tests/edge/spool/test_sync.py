@@ -6,23 +6,22 @@ import sqlite3
 import threading
 
 from edge.sinks import Event, Sinks
-from edge.sinks.file import FileLines
-from edge.sinks.rotation import Rotation
-from edge.sinks.sqlite import Database
+from edge.sinks.jsonlines import JsonLinesFile, Rotation
+from edge.sinks.sqlite import SqliteWriter
 from edge.spool import recovery
 
 
 def test_a_flush_while_records_are_written_loses_none(tmp_path):
-    rotated = FileLines(tmp_path / "out.jsonl", Rotation(max_bytes=2000, keep=1000))
-    sinks = Sinks([rotated, Database(tmp_path / "out.db")], ("a",))
+    rotated = JsonLinesFile(tmp_path / "out.jsonl", Rotation(max_bytes=2000, keep=1000))
+    sinks = Sinks([rotated, SqliteWriter(tmp_path / "out.db")], ("a",))
     is_over = threading.Event()
     failures: list[BaseException] = []
 
     def flush() -> None:
         try:
             while not is_over.is_set():
-                recovery.sync(sinks)
-                recovery.mark(sinks)
+                recovery.sync_sinks(sinks)
+                recovery.sinks_mark(sinks)
         except Exception as error:  # noqa: BLE001 - the test raises it
             failures.append(error)
 

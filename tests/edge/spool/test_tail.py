@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.sinks import SinkConfig, tail
+from edge.sinks import SinkConfig, jsonlines
 from edge.sinks.open import open_writer
 
 WHOLE = [{"id": "a", "label": 1}, {"id": "b", "corrects": "17-1", "text": "né\u2028"}, {"id": "c"}]
@@ -37,16 +37,16 @@ def test_a_file_cut_anywhere_ends_with_a_whole_line_once_it_is_opened(tmp_path_f
 
 def test_a_torn_line_longer_than_what_is_read_at_once_is_cut_off(tmp_path):
     path = tmp_path / "decisions.jsonl"
-    path.write_bytes(lines(WHOLE) + b'{"id": "' + b"x" * 3 * tail.CHUNK_BYTES)
-    assert tail.mend(path) == 3 * tail.CHUNK_BYTES + 8
+    path.write_bytes(lines(WHOLE) + b'{"id": "' + b"x" * 3 * jsonlines.CHUNK_BYTES)
+    assert jsonlines.repair_last_line(path) == 3 * jsonlines.CHUNK_BYTES + 8
     assert path.read_bytes() == lines(WHOLE)
 
 
 def test_what_is_no_file_is_left_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert tail.mend(tmp_path / "pipe") == 0
-    assert tail.mend(tmp_path / "nothing") == 0
-    assert tail.missing_from(tmp_path / "nothing", {"k"}) == {"k"}
+    assert jsonlines.repair_last_line(tmp_path / "pipe") == 0
+    assert jsonlines.repair_last_line(tmp_path / "nothing") == 0
+    assert jsonlines.missing_from(tmp_path / "nothing", {"k"}) == {"k"}
 
 
 def test_corrections_that_are_in_the_file_or_in_what_was_rotated_away_are_not_missing(tmp_path):
@@ -61,12 +61,12 @@ def test_corrections_that_are_in_the_file_or_in_what_was_rotated_away_are_not_mi
 
 
 def test_the_search_for_corrections_has_a_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(tail, "SEARCH_BYTES", 10_000)
+    monkeypatch.setattr(jsonlines, "SEARCH_BYTES", 10_000)
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(
         lines([{"id": "x", "corrects": "far"}] + [{"id": "x" * 100}] * 500 + [{"id": "y", "corrects": "k"}])
     )
-    assert tail.missing_from(path, {"far", "k"}) == {"far"}
+    assert jsonlines.missing_from(path, {"far", "k"}) == {"far"}
 
 
 @given(
@@ -85,13 +85,13 @@ def test_records_since_a_mark_are_those_written_after_it_through_every_rotation(
         if number in rotations:
             rotate(path)
         if number == marked:
-            mark = tail.mark_of(path)
+            mark = jsonlines.mark_of(path)
         with path.open("ab") as file:
             file.write(lines([{"id": number, "text": "x" * size}]))
         os.utime(path, ns=(number, number))  # two in the same tick of the clock are in no order
     if marked < len(sizes):
-        assert [record["id"] for record in tail.since(path, mark)] == list(range(marked, len(sizes)))
-    assert [record["id"] for record in tail.since(path, "")] == list(range(len(sizes)))
+        assert [record["id"] for record in jsonlines.since(path, mark)] == list(range(marked, len(sizes)))
+    assert [record["id"] for record in jsonlines.since(path, "")] == list(range(len(sizes)))
 
 
 def rotate(path: Path) -> None:
@@ -105,6 +105,6 @@ def rotate(path: Path) -> None:
 def test_a_mark_in_the_middle_of_a_line_that_was_being_written_begins_at_the_next(tmp_path):
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(lines(WHOLE)[:10])
-    mark = tail.mark_of(path)
+    mark = jsonlines.mark_of(path)
     path.write_bytes(lines(WHOLE))
-    assert [record["id"] for record in tail.since(path, mark)] == ["b", "c"]
+    assert [record["id"] for record in jsonlines.since(path, mark)] == ["b", "c"]

@@ -1,0 +1,168 @@
+"""The ingress of the Ray engine: the same servicer and plane as everywhere, whose cascades ask tiers on the cluster.
+
+Ray Serve's gRPC port calls a method by the RPC's name, with what `ray_way.ServiceHandlers` made of the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from cloud.async_cascade import AsyncTier
+from cloud.config import ServerConfig
+from cloud.limits import CallGate
+from coe.cascade.tier import Tier
+from coe.config.cascade import LocalTierConfig, TierConfig
+from coe.protocol.core import InferenceCore
+from coe.protocol.service import METHODS, SERVICE, path
+from coe.protocol.servicer import InferenceServicer
+
+from .embedded import EmbeddedEngine, Say
+from .ray_tier import ClusterTier, ClusterTierClient
+
+CarriedRequest = tuple[bytes, float | None]  # the message, and the seconds left to its deadline
+
+
+class ClusterEngine(EmbeddedEngine):
+    """The embedded engine, but that tiers with members are on the cluster; those behind the network stay as they are.
+
+    Args:
+        handles: of the tiers' deployments, by tier name.
+    """
+
+    def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
+        self._handles = handles
+        super().__init__(config)
+
+    def _open(self, tier: TierConfig, notify: Say) -> Tier:
+        if isinstance(tier, LocalTierConfig):
+            placement, max_batch = self.config.engine.of(tier.name), self.config.limits.max_batch
+            batcher = ClusterTierClient(
+                tier.name, self._handles[tier.name], at_once=placement.calls_at_once, max_batch=max_batch
+            )
+            return ClusterTier(tier.name, tier.rule, batcher)
+        return super()._open(tier, notify)
+
+    def _lane(self, tier: Tier) -> AsyncTier:
+        assert isinstance(tier, ClusterTier)
+        return tier.batcher
+
+
+class CallRefused(Exception):
+    """A call that ends with a status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(text)
+        self.code, self.text, self.trailing = code, text, trailing
+
+
+class CarriedContext:
+    """What a servicer asks of a call's context, over what Ray carried here of it."""
+
+    def __init__(self, carried: Any, left_s: float | None) -> None:
+        self._carried = carried
+        self._left_s = left_s
+
+    def time_remaining(self) -> float | None:
+        return self._left_s
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        metadata: list[tuple[str, str]] = self._carried.invocation_metadata()
+        return metadata
+
+    async def abort(
+        self, code: grpc.StatusCode, text: str = "", trailing: tuple[tuple[str, str], ...] = ()
+    ) -> NoReturn:
+        raise CallRefused(code, text, tuple(trailing))
+
+
+class RawMessage:
+    """Bytes that are laid out already, as Ray wants a message."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        return self._data
+
+
+class MethodDetails(grpc.HandlerCallDetails):
+    """Names a method to a handler."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
+
+
+class RayIngress:
+    """One replica of the door.
+
+    Args:
+        handles: of the tiers' deployments, by tier name.
+    Raises:
+        CascadeError: the next server is of another task.
+    """
+
+    def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
+        limits = config.limits
+        self.engine = ClusterEngine(config, handles)
+        self.plane = InferenceCore(
+            self.engine.models,
+            max_rows=limits.max_rows,
+            max_bytes=limits.max_message_bytes,
+            gates=(CallGate(limits),),
+        )
+        self._max_bytes = limits.max_message_bytes
+        service = InferenceServicer(self.plane).handler()
+        self._handlers: dict[str, Any] = {name: service.service(MethodDetails(path(name))) for name in METHODS}
+        self.plane.accepts = True
+
+    async def Check(self, asked: CarriedRequest, grpc_context: Any) -> RawMessage:  # noqa: N802 - the protocol's name
+        """grpc.health.v1, for probes; nobody can watch it here."""
+        name = health_pb2.HealthCheckRequest.FromString(asked[0]).service
+        if name not in ("", SERVICE, *self.plane.models):
+            grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
+            return RawMessage(b"")
+        state = health_pb2.HealthCheckResponse.SERVING
+        return RawMessage(health_pb2.HealthCheckResponse(status=state).SerializeToString())
+
+    async def describe(self) -> list[str]:
+        """The models it serves."""
+        return list(self.plane.models)
+
+    async def call(self, name: str, asked: CarriedRequest, grpc_context: Any) -> RawMessage:
+        """Any RPC of the protocol, by the servicer that all engines share."""
+        data, left_s = asked
+        handler = self._handlers[name]
+        try:
+            if len(data) > self._max_bytes:
+                text = f"Received message larger than max ({len(data)} vs. {self._max_bytes})"  # gRPC's own words
+                raise CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ())
+            answer = await handler.unary_unary(data, CarriedContext(grpc_context, left_s))
+        except CallRefused as refused:
+            grpc_context.set_code(refused.code)
+            grpc_context.set_details(refused.text)
+            grpc_context.set_trailing_metadata(list(refused.trailing))
+            return RawMessage(b"")
+        return RawMessage(answer if handler.response_serializer is None else handler.response_serializer(answer))
+
+    def __del__(self) -> None:
+        """Ray calls it once the replica's last call has ended."""
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+
+def _method(name: str) -> Any:
+    async def rpc(self: RayIngress, asked: CarriedRequest, grpc_context: Any) -> RawMessage:
+        return await self.call(name, asked, grpc_context)
+
+    rpc.__name__ = name
+    rpc.__qualname__ = f"RayIngress.{name}"
+    return rpc
+
+
+for _name in METHODS:
+    setattr(RayIngress, _name, _method(_name))

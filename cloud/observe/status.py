@@ -1,0 +1,367 @@
+"""The state of the server and its models as one JSON object, and the HTML page that shows it.
+
+`status.json`, schema 1: `state`, `summary`, `notices`, `now` (the last 10 to 20 s), `models`, `errors` and
+`history` (equally long lists, one entry a slot, oldest first; the last slot is still under way).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from coe import __version__
+from coe.cascade.rule import Agreement, Confidence
+from coe.config import format_seconds
+from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig
+from coe.models.loading import ModelSpec
+
+from .tally import History, ModelTally, Slot, Tally, TierTally, errors_of, merged_slots, quantile
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """One member. `sha256`: of the file; `accuracy`: on the calibration split, None where unknown."""
+
+    name: str
+    format: str
+    sha256: str
+    runs_on: str
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TierFacts:
+    """One tier. `rule`: when it answers, in words. `address`: of the server that holds it; "": this one."""
+
+    name: str
+    rule: str
+    address: str = ""
+    members: tuple[MemberFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """One model of the protocol: a cascade of these tiers, or one of them alone."""
+
+    name: str
+    version: str
+    tiers: tuple[TierFacts, ...]
+
+    def tier_name(self, number: int) -> str:
+        """Of tier `number`, from 1; those behind another server have no name here but their number."""
+        return self.tiers[number - 1].name if number <= len(self.tiers) else str(number)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """The running server, as it is asked by those who watch it. All three are called often, and must be quick.
+
+    Args:
+        is_ready: of the server (""), or of a model by name.
+        facts: of all models, as served now.
+        queued: rows waiting now, by queue: a tier's, or a model's.
+    """
+
+    is_ready: Callable[[str], bool]
+    facts: Callable[[], Sequence[ModelFacts]]
+    queued: Callable[[], Mapping[str, int]]
+
+
+def describe(cascade: CascadeConfig, model: str, runs_on: Mapping[str, str] | None = None) -> tuple[ModelFacts, ...]:
+    """The whole cascade as `model`, and each local tier alone as `model-tier`. Reads files that have no checksum yet.
+
+    Args:
+        runs_on: what runs a member, by its name, as LoadedMember says; where it is not known, its tier's options.
+    """
+    runs_on = runs_on or {}
+    tiers = tuple(_tier_facts(tier, runs_on, is_last=tier is cascade.tiers[-1]) for tier in cascade.tiers)
+    alone = [
+        ModelFacts(f"{model}-{facts.name}", cascade.task.fingerprint, (facts,)) for facts in tiers if not facts.address
+    ]
+    return (ModelFacts(model, cascade.task.fingerprint, tiers), *alone)
+
+
+def _tier_facts(tier: TierConfig, runs_on: Mapping[str, str], is_last: bool) -> TierFacts:
+    rule = _rule_in_words(tier, is_last)
+    if isinstance(tier, RemoteTierConfig):
+        return TierFacts(tier.name, rule, f"{tier.model} at {tier.address}")
+    members = tuple(
+        MemberFacts(
+            spec.name,
+            spec.format,
+            spec.sha256 or _checksum(spec),
+            runs_on.get(spec.name) or _options(tier, spec),
+            spec.calibration_accuracy,
+        )
+        for spec in tier.members
+    )
+    return TierFacts(tier.name, rule, "", members)
+
+
+def _rule_in_words(tier: TierConfig, is_last: bool) -> str:
+    if is_last:
+        return "always answers"
+    if isinstance(tier.rule, Agreement):
+        theta = tier.rule.theta
+        if theta == 1:
+            return "answers when all members agree"
+        if isinstance(tier, LocalTierConfig):
+            return f"answers when {tier.rule.needed(len(tier.members))} of {len(tier.members)} members agree"
+        return f"answers when {theta} of the members agree"
+    if isinstance(tier.rule, Confidence):
+        return f"answers when its confidence is at least {tier.rule.threshold:g}"
+    return "always answers"
+
+
+def _options(tier: LocalTierConfig, spec: ModelSpec) -> str:
+    where = tier.options.device if spec.format.startswith("torch") else ", ".join(tier.options.providers)
+    threads = tier.options.threads
+    return f"{spec.format}, {where}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _checksum(spec: ModelSpec) -> str:
+    try:
+        return hashlib.sha256(spec.path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+SCHEMA = 1
+BUG = "the log has its trace, with the request's id"
+MEANINGS = {
+    "INVALID_ARGUMENT": "the message contradicts itself, or an example in it cannot be read",
+    "NOT_FOUND": "no such model, or not of that version",
+    "UNAUTHENTICATED": "the caller did not say who it is, or not so that it can be believed",
+    "PERMISSION_DENIED": "the caller is known, and may not do this",
+    "RESOURCE_EXHAUSTED": "a limit or a quota: too many calls, or too many rows waiting",
+    "DEADLINE_EXCEEDED": "the deadline passed, in the queue or in the call",
+    "UNAVAILABLE": "this server is draining, or the next tier's cannot be reached",
+    "FAILED_PRECONDITION": "the next server refused the example",
+    "CANCELLED": "the caller went away",
+    "INTERNAL": f"a bug: {BUG}",
+}
+ALARMING = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+Notice = dict[str, str]
+
+
+def status(watched: ServerView, tally: Tally, history: History) -> dict[str, Any]:
+    """Everything the status page shows. `level` of a notice: "bad", "warn" or "info"."""
+    facts = watched.facts()
+    tally.keep_only([model.name for model in facts])
+    slots = history.slots()
+    now, hour = merged_slots(slots[-2:]), errors_of(slots)
+    ready = watched.is_ready("")
+    return {
+        "schema": SCHEMA,
+        "name": "coe-cloud",
+        "version": __version__,
+        "time": slots[-1].ends_at,
+        "uptime_s": round(history.uptime_s, 1),
+        "state": "ready" if ready else "not ready",
+        "summary": _summary(ready, now, facts),
+        "notices": _notices(watched, facts, now, hour),
+        "now": _of_slot(now) | {"waiting": sum(watched.queued().values()), "under_way": tally.n_open},
+        "models": [_model(model, tally.models[model.name], watched) for model in facts],
+        "errors": _errors(tally, now, hour),
+        "history": _history(slots, facts),
+    }
+
+
+class StatusJson:
+    """`status` as bytes and headers, made anew at most once in `every_s`, however many look on."""
+
+    def __init__(self, watched: ServerView, tally: Tally, history: History, every_s: float = 1.0) -> None:
+        self._make: Callable[[], dict[str, Any]] = lambda: status(watched, tally, history)
+        self._history = history
+        self._every_s = every_s
+        self._made_at = -every_s
+        self._body = b""
+
+    def __call__(self) -> tuple[bytes, dict[str, str]]:
+        if self._history.uptime_s - self._made_at >= self._every_s or not self._body:
+            self._made_at = self._history.uptime_s
+            self._body = json.dumps(self._make(), separators=(",", ":"), allow_nan=False).encode()
+        headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return self._body, headers
+
+
+def _summary(ready: bool, now: Slot, facts: Sequence[ModelFacts]) -> str:
+    if not ready:
+        return "Not taking requests: models are loading, or the server is draining."
+    if not now.requests:
+        return "Ready. Nobody is asking at the moment."
+    rate = now.requests / max(now.seconds, 1e-9)
+    said = f"Answering {_rounded(rate)} requests a second: half of them within {_seconds(now.p50_s)}, "
+    said += f"99% within {_seconds(now.p99_s)}."
+    for model in facts:
+        exits = now.exits.get(model.name, [])
+        rows = sum(exits)
+        if len(exits) > 1 and rows:
+            return f"{said} {exits[0] / rows:.0%} of the rows for {model.name} go no further than its first tier."
+    return said
+
+
+def _notices(watched: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: Counter[str]) -> list[Notice]:
+    found: list[tuple[str, str]] = []
+    ready = watched.is_ready("")
+    if not ready:
+        found.append(("bad", "The server takes no requests. Loading ends by itself; draining ends with a stop."))
+    asleep = [one.name for one in facts if ready and not watched.is_ready(one.name)]
+    found += [("bad", f"Model {name} takes no requests.") for name in asleep]
+    asked = now.requests + now.failed
+    ours = sum(now.errors[code] for code in ALARMING)
+    if asked and ours / asked > 0.01:
+        code = max(ALARMING, key=lambda code: now.errors[code])
+        share = ours / asked
+        text = f"{share:.0%} of requests fail at the moment, most with {code}: {MEANINGS[code]}."
+        found.append(("bad" if share > 0.1 else "warn", text))
+    if bugs := hour["INTERNAL"]:
+        found.append(("warn", f"{bugs} request{'s' * (bugs != 1)} met a bug in the last hour: {BUG}."))
+    if now.degraded:
+        share = now.degraded / max(now.rows, 1)
+        text = f"{share:.0%} of rows get the answer of an earlier tier at the moment: the next one gives none."
+        found.append(("warn", text))
+    return [{"level": level, "text": text} for level, text in found]
+
+
+def _model(facts: ModelFacts, tally: ModelTally, watched: ServerView) -> dict[str, Any]:
+    queued = watched.queued()
+    tiers = tally.tiers_up_to(len(facts.tiers))
+    return {
+        "name": facts.name,
+        "version": facts.version,
+        "ready": watched.is_ready(facts.name),
+        "requests": tally.requests,
+        "rows": tally.rows,
+        "failed": tally.failed.total(),
+        "p50_s": _digits(quantile(tally.seconds.counts, 0.5)),
+        "p99_s": _digits(quantile(tally.seconds.counts, 0.99)),
+        "tiers": [
+            _tier(number, facts.tiers[number - 1] if number <= len(facts.tiers) else None, tier, queued)
+            for number, tier in enumerate(tiers, start=1)
+        ],
+    }
+
+
+def _tier(number: int, facts: TierFacts | None, tally: TierTally, queued: Any) -> dict[str, Any]:
+    """One tier; `facts` None: it is behind another server, which alone knows more."""
+    name = str(number) if facts is None else facts.name
+    return {
+        "number": number,
+        "name": name,
+        "rule": "held by another server" if facts is None else facts.rule,
+        "address": "" if facts is None else facts.address,
+        "rows": tally.rows,
+        "exits": tally.exits,
+        "agreement": _digits(tally.shares.total / tally.rows) if tally.rows else None,
+        "p50_s": _digits(quantile(tally.seconds.counts, 0.5)),
+        "p99_s": _digits(quantile(tally.seconds.counts, 0.99)),
+        "queued": queued.get(name, 0),
+        "members": [
+            {"name": m.name, "format": m.format, "sha256": m.sha256, "runs_on": m.runs_on, "accuracy": m.accuracy}
+            for m in (() if facts is None else facts.members)
+        ],
+    }
+
+
+def _errors(tally: Tally, now: Slot, hour: Counter[str]) -> list[dict[str, Any]]:
+    """By code, the most frequent first."""
+    totals: Counter[str] = Counter()
+    for _, model in tally.everybody:
+        for (code, _kind), n in model.failed.items():
+            totals[code] += n
+    return [
+        {
+            "code": code,
+            "meaning": MEANINGS.get(code, ""),
+            "now": now.errors[code],
+            "hour": hour[code],
+            "total": n,
+        }
+        for code, n in totals.most_common()
+    ]
+
+
+def _of_slot(slot: Slot) -> dict[str, Any]:
+    seconds = max(slot.seconds, 1e-9)
+    return {
+        "seconds": _digits(slot.seconds),
+        "requests_per_s": _digits(slot.requests / seconds),
+        "rows_per_s": _digits(slot.rows / seconds),
+        "failed_per_s": _digits(slot.failed / seconds),
+        "p50_s": _digits(slot.p50_s),
+        "p99_s": _digits(slot.p99_s),
+        "queued": slot.queued,
+        "open_calls": slot.open_calls,
+    }
+
+
+def _history(slots: Sequence[Slot], facts: Sequence[ModelFacts]) -> dict[str, Any]:
+    return {
+        "ends_at": [round(slot.ends_at, 1) for slot in slots],
+        "seconds": [round(slot.seconds, 2) for slot in slots],
+        "requests": [slot.requests for slot in slots],
+        "failed": [slot.failed for slot in slots],
+        "p50_s": [_digits(slot.p50_s) for slot in slots],
+        "p99_s": [_digits(slot.p99_s) for slot in slots],
+        "queued": [slot.queued for slot in slots],
+        "exits": {model.name: [slot.exits.get(model.name, []) for slot in slots] for model in facts},
+    }
+
+
+def _digits(value: float | None) -> float | None:
+    """To four digits: more is noise, and costs bytes."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _seconds(value: float | None) -> str:
+    return "no time" if value is None else format_seconds(value, 2)
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1g}"
+
+
+PACKAGE = "cloud.observe"
+
+
+@cache
+def page() -> tuple[bytes, dict[str, str]]:
+    """The document and its headers. It fetches `status.json` from where it came, every few seconds."""
+    style, script = _text("page.css"), _text("page.js")
+    document = _text("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return document.encode(), headers
+
+
+def _text(name: str) -> str:
+    return resources.files(PACKAGE).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,416 @@
+"""Counters of the requests by outcome, model and tier, and what they gained in each ten seconds of the last hour.
+
+A request costs 2 to 5 microseconds here. Metrics and history are views of these numbers and cost a request nothing.
+Nothing a stranger sends becomes a name: models, tiers, codes and reasons are as many as the server itself has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from array import array
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from coe.cascade.errors import CascadeError, TierOverloaded
+from coe.cascade.types import Array
+from coe.protocol.core import Decided, Request, ServedModel
+from coe.protocol.status import TABLE
+
+if TYPE_CHECKING:
+    from .status import ServerView
+
+
+OK = "OK"
+INTERNAL = "INTERNAL"
+CANCELLED = "CANCELLED"
+SERVER = "server"
+BUG = "bug"  # the kind of every error that is none of ours
+
+
+def code_of(error: BaseException) -> str:
+    """The status code's name. One of a fixed few, so that it can be a label."""
+    if isinstance(error, asyncio.CancelledError):
+        return CANCELLED
+    for kind, code in TABLE:
+        if isinstance(error, kind):
+            return code.name
+    return INTERNAL
+
+
+def kind_of(error: BaseException) -> str:
+    """The error's own name where it is one of ours; as many as there are classes."""
+    return type(error).__name__ if isinstance(error, CascadeError) else BUG
+
+
+def refused_by(error: BaseException, model: str) -> str | None:
+    """What shed a request for `model`; None where nothing did.
+
+    An error with a `reason` of its own says it (such as "quota"); else it is the tier whose queue is full, or the
+    server, which refuses in the model's name.
+    """
+    if not isinstance(error, TierOverloaded):
+        return None
+    if error.reason != TierOverloaded.reason:
+        return error.reason
+    return SERVER if error.tier == model[:64] else error.tier
+
+
+_STEPS = (100, 112, 125, 140, 160, 180, 200, 224, 250, 275, 300, 325, 355, 400, 450, 500, 560, 630, 710, 800, 900)
+SECONDS = tuple(float(f"{step}e{power}") for power in range(-7, 0) for step in _STEPS)  # 10 us .. 90 s
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHARES = (0.2, 0.34, 0.5, 0.6, 0.67, 0.75, 0.8, 0.9, 0.99, 1.0)  # 1/3, 2/3 and 1 each in a bucket of their own
+_SHARES = tuple(share + 1e-6 for share in SHARES)  # 4/5 in float32 is a little over 0.8
+MOST_TIERS = 64
+UNKNOWN = "(unknown)"  # the model of a request that named none of ours
+REASONS = ("unavailable", "timeout", "overloaded", "rejected", "error")
+
+
+class Histogram:
+    """How many values fell between `bounds`, each bound included below, and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def add_all(self, values: Array) -> None:
+        """Every value of (N,)."""
+        for place, n in enumerate(np.bincount(np.searchsorted(self.bounds, values)).tolist()):
+            self.counts[place] += n
+        self.total += float(values.sum())
+
+
+class TierTally:
+    """One tier of one model. `rows` that reached it, those that `exits` there, and how far its members agreed.
+
+    `seconds` is once for each request that had rows there: its votes, with the wait for them.
+    """
+
+    __slots__ = ("exits", "rows", "seconds", "shares")
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.exits = 0
+        self.shares = Histogram(_SHARES)
+        self.seconds = Histogram(SECONDS)
+
+
+class ModelTally:
+    """One model. `batches`: rows decided together with each request's own, these included."""
+
+    __slots__ = ("batches", "bytes_in", "degraded", "failed", "queue", "requests", "rows", "seconds", "tiers")
+
+    def __init__(self) -> None:
+        self.requests = 0  # answered
+        self.rows = 0
+        self.bytes_in = 0
+        self.seconds = Histogram(SECONDS)
+        self.queue = Histogram(SECONDS)
+        self.batches = Histogram(ROWS)
+        self.tiers: list[TierTally] = []
+        self.failed: Counter[tuple[str, str]] = Counter()  # by code and kind of error
+        self.degraded: Counter[str] = Counter()  # rows, by the reason's first word
+
+    def tiers_up_to(self, number: int) -> list[TierTally]:
+        while len(self.tiers) < min(number, MOST_TIERS):
+            self.tiers.append(TierTally())
+        return self.tiers
+
+
+class Tally:
+    """A gate that lets everybody pass and a watcher, so that it sees every request twice. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelTally] = {}
+        self.strangers = ModelTally()  # what was asked of models that are not there
+        self.refused: Counter[str] = Counter()  # by what shed the load
+        self.n_open = 0
+        self.bytes_out = 0
+
+    def enter(self, request: Request) -> None:
+        self.n_open += 1
+
+    def leave(self, request: Request) -> None:
+        self.n_open -= 1
+
+    def sent(self, n_bytes: int) -> None:
+        """An answer of so many bytes went out: a door's to say."""
+        self.bytes_out += n_bytes
+
+    def answered(self, request: Request, served: ServedModel, decided: Decided, seconds: float) -> None:
+        model = self.models.get(served.name)
+        if model is None:
+            model = self.models[served.name] = ModelTally()
+        model.requests += 1
+        model.bytes_in += request.n_bytes
+        model.seconds.add(seconds)
+        model.batches.add(len(decided.decisions.batch.ids))
+        exits = decided.column("exit_tier", served)  # (b,), laid out for the answer already
+        votes = decided.column("tier_votes" if served.n_tiers > 1 else "vote", served)  # (b, T) or (b,)
+        n_rows = len(exits)
+        model.rows += n_rows
+        tiers = model.tiers
+        if votes.size > len(tiers) * n_rows:
+            tiers = model.tiers_up_to(votes.size // n_rows)
+        reached = _count_row(tiers, exits, votes) if n_rows == 1 else _count_rows(tiers, exits, votes)
+        decisions, queue_s = decided.decisions, decided.queue_s
+        is_degraded = len(decisions.degraded) > 0
+        for visit in decisions.visits:
+            place = visit.first_tier - 1
+            if reached[place] == reached[place]:  # not NaN: some of these rows were there
+                tiers[place].seconds.add(visit.time_s)
+                vote = visit.vote
+                if vote.call:
+                    queue_s += vote.call.get("queue_s", 0.0)
+                if vote.degraded is not None:
+                    is_degraded = True
+        model.queue.add(queue_s)
+        if is_degraded:
+            _count_degraded(model, decided.column("degraded", served))
+
+    def failed(self, request: Request, error: BaseException, seconds: float) -> None:
+        model = self.models.get(request.model, self.strangers)
+        model.bytes_in += request.n_bytes
+        model.failed[code_of(error), kind_of(error)] += 1
+        shed_by = refused_by(error, request.model)
+        if shed_by is not None:
+            known = shed_by in self.refused or len(self.refused) < MOST_TIERS
+            self.refused[shed_by if known else "other"] += 1
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Forget models that are not served any more, and begin with those that are."""
+        for name in [name for name in self.models if name not in names]:
+            del self.models[name]
+        for name in names:
+            self.models.setdefault(name, ModelTally())
+
+    @property
+    def everybody(self) -> list[tuple[str, ModelTally]]:
+        """Every model by name, strangers last where there were any."""
+        strangers = [(UNKNOWN, self.strangers)] if self.strangers.failed else []
+        return [*self.models.items(), *strangers]
+
+
+def _count_row(tiers: list[TierTally], exits: Array, votes: Array) -> Sequence[float]:
+    """One row's exit and shares, on plain numbers. (T) numbers, NaN for the tiers it did not reach."""
+    number = exits.item()
+    if number <= len(tiers):
+        tiers[number - 1].exits += 1
+    shares: list[float] = votes.ravel().tolist()
+    for tier, share in zip(tiers, shares, strict=False):
+        if share == share:  # NaN: not visited
+            tier.rows += 1
+            tier.shares.add(share)
+    return shares
+
+
+def _count_rows(tiers: list[TierTally], exits: Array, votes: Array) -> Sequence[float]:
+    """The same for many rows."""
+    for place, n in enumerate(np.bincount(exits)[1 : len(tiers) + 1].tolist()):
+        tiers[place].exits += n
+    columns = votes.reshape(len(exits), -1)
+    reached: list[float] = []
+    for tier, column in zip(tiers, columns.T, strict=False):
+        shares = column[column == column]
+        reached.append(float(len(shares)) or math.nan)
+        if len(shares):
+            tier.rows += len(shares)
+            tier.shares.add_all(shares)
+    return reached
+
+
+def _count_degraded(model: ModelTally, reasons: Array) -> None:
+    """Rows by the first word of why an earlier tier answered; `reasons` (b,) of bytes, empty where none did."""
+    for text in reasons.tolist():
+        if text:
+            reason = text.decode("utf-8", "replace").partition(":")[0]
+            model.degraded[reason if reason in REASONS else "other"] += 1
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """The time below which `share` of the requests in `counts` (over SECONDS) stayed; None: there were none."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted, below = share * total, 0
+    for place, n in enumerate(counts):
+        if n and below + n >= wanted:
+            if place == len(SECONDS):
+                break
+            low = SECONDS[place - 1] if place else 0.0
+            return low + (SECONDS[place] - low) * (wanted - below) / n
+        below += n
+    return SECONDS[-1]
+
+
+SLOT_S = 10.0
+N_SLOTS = 360  # an hour
+_NONE = [0] * (len(SECONDS) + 1)
+
+
+@dataclass(slots=True)
+class Slot:
+    """What happened in `seconds` up to `ends_at` (seconds since 1970).
+
+    Args:
+        times: requests answered, by how long they took, over `tally.SECONDS`.
+        p50_s, p99_s: seconds within which half of them and 99% were answered; None where there were none.
+        degraded: rows answered by the tier before the one that should have.
+        queued: most rows seen waiting at once; open_calls: most requests seen under way.
+        errors: requests that failed, by code.
+        exits: by model, the rows that left at each tier.
+    """
+
+    ends_at: float
+    seconds: float
+    requests: int = 0
+    rows: int = 0
+    degraded: int = 0
+    queued: int = 0
+    open_calls: int = 0
+    times: array[int] = field(default_factory=lambda: array("Q", _NONE))
+    p50_s: float | None = None
+    p99_s: float | None = None
+    errors: Counter[str] = field(default_factory=Counter)
+    exits: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> int:
+        return self.errors.total()
+
+    def take_times(self, times: array[int]) -> None:
+        self.times = times
+        self.p50_s, self.p99_s = quantile(times, 0.5), quantile(times, 0.99)
+
+
+class _Reading:
+    """The tally's running totals at one moment."""
+
+    __slots__ = ("degraded", "errors", "exits", "requests", "rows", "times")
+
+    def __init__(self, tally: Tally) -> None:
+        everybody = [model for _, model in tally.everybody]
+        self.requests = sum(model.requests for model in everybody)
+        self.rows = sum(model.rows for model in everybody)
+        self.degraded = sum(model.degraded.total() for model in everybody)
+        self.times = _added(model.seconds.counts for model in everybody)
+        self.errors: Counter[str] = Counter()
+        for model in everybody:
+            for (code, _), n in model.failed.items():
+                self.errors[code] += n
+        self.exits = {name: _exits(model) for name, model in tally.models.items()}
+
+    def gained(self, before: _Reading, slot: Slot) -> Slot:
+        """`slot` with what came since; a model that was forgotten meanwhile takes its counts along."""
+        slot.requests = max(self.requests - before.requests, 0)
+        slot.rows = max(self.rows - before.rows, 0)
+        slot.degraded = max(self.degraded - before.degraded, 0)
+        slot.take_times(array("Q", [max(now - then, 0) for now, then in zip(self.times, before.times, strict=True)]))
+        slot.errors = self.errors - before.errors
+        for name, exits in self.exits.items():
+            then = before.exits.get(name, [])
+            then = [*then, *[0] * (len(exits) - len(then))]
+            slot.exits[name] = [max(now - was, 0) for now, was in zip(exits, then, strict=False)]
+        return slot
+
+
+class History:
+    """Slots of the last hour.
+
+    Args:
+        clock, wall: seconds that only go forward, and seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        watched: ServerView,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.tally = tally
+        self.watched = watched
+        self.started = clock()
+        self._clock = clock
+        self._wall = wall
+        self._closed: deque[Slot] = deque(maxlen=N_SLOTS)
+        self._reading = _Reading(tally)
+        self._began = self.started
+        self._queued = self._open = 0
+
+    @property
+    def uptime_s(self) -> float:
+        return self._clock() - self.started
+
+    def sample(self) -> None:
+        """Look at what waits now, and close the slot when its time has come. Wanted about once a second."""
+        self._queued = max(self._queued, sum(self.watched.queued().values()))
+        self._open = max(self._open, self.tally.n_open)
+        if self._clock() - self._began < SLOT_S:
+            return
+        self.tally.keep_only([model.name for model in self.watched.facts()])
+        reading = _Reading(self.tally)
+        self._closed.append(reading.gained(self._reading, self._slot()))
+        self._reading, self._began = reading, self._clock()
+        self._queued = self._open = 0
+
+    def slots(self) -> list[Slot]:
+        """Oldest first; the last is still under way."""
+        self.sample()
+        return [*self._closed, _Reading(self.tally).gained(self._reading, self._slot())]
+
+    def _slot(self) -> Slot:
+        return Slot(self._wall(), self._clock() - self._began, queued=self._queued, open_calls=self._open)
+
+
+def merged_slots(slots: Iterable[Slot]) -> Slot:
+    """Slots in a row as one."""
+    parts = list(slots)
+    whole = Slot(parts[-1].ends_at if parts else 0.0, sum(part.seconds for part in parts))
+    whole.requests = sum(part.requests for part in parts)
+    whole.rows = sum(part.rows for part in parts)
+    whole.degraded = sum(part.degraded for part in parts)
+    whole.queued = max((part.queued for part in parts), default=0)
+    whole.open_calls = max((part.open_calls for part in parts), default=0)
+    whole.take_times(_added(part.times for part in parts))
+    for part in parts:
+        whole.errors.update(part.errors)
+        for name, exits in part.exits.items():
+            so_far = whole.exits.setdefault(name, [])
+            so_far.extend([0] * (len(exits) - len(so_far)))
+            for place, n in enumerate(exits):
+                so_far[place] += n
+    return whole
+
+
+def errors_of(slots: Iterable[Slot]) -> Counter[str]:
+    """Requests that failed in all of them, by code."""
+    errors: Counter[str] = Counter()
+    for slot in slots:
+        if slot.errors:
+            errors.update(slot.errors)
+    return errors
+
+
+def _exits(model: ModelTally) -> list[int]:
+    return [tier.exits for tier in model.tiers]
+
+
+def _added(counts: Iterable[Iterable[int]]) -> array[int]:
+    """Histograms over SECONDS as one."""
+    columns = list(zip(*counts, strict=True))
+    return array("Q", [sum(column) for column in columns] or _NONE)

@@ -1,0 +1,170 @@
+"""Making keys and certificates: a CA, and what it signs. For development and for fleets without a PKI of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from coe.cascade.errors import ConfigError
+
+from .identity import write_private
+
+CA_DAYS = 3650
+SKEW = timedelta(hours=1)  # a device's clock may be behind
+HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*", re.I)
+PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "device": ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A certificate and its private key (EC P-256)."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    def write(self, folder: Path, name: str, *, force: bool) -> None:
+        """`name`.key, for its owner alone, and `name`.pem.
+
+        Raises:
+            ConfigError: the key is there already, and not `force`.
+        """
+        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path = folder / f"{name}.key"
+        try:
+            write_private(path, key, force=force)
+        except FileExistsError:
+            raise ConfigError([f"expected no key yet, got {path} (--force makes a new one in its place)"]) from None
+        (folder / f"{name}.pem").write_bytes(self.certificate.public_bytes(Encoding.PEM))
+
+
+def read_authority(folder: Path) -> KeyPair:
+    """The CA that `init` has made in `folder`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+        key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not PEM"
+        fix = "`coe-cloud certs init DIR` makes one"
+        raise ConfigError([f"expected a CA in {folder} (ca.pem, ca.key): {reason} ({fix})"]) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError([f"expected an EC key, got {folder / 'ca.key'} of another kind"])
+    return KeyPair(certificate, key)
+
+
+def make_authority(name: str = "coe development CA", days: int = CA_DAYS, now: datetime | None = None) -> KeyPair:
+    """A CA that signs certificates, but no other CA."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = _builder(name, name, key, days, now)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs=True), critical=True)
+    return KeyPair(builder.sign(key, hashes.SHA256()), key)
+
+
+def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: datetime | None = None) -> KeyPair:
+    """A certificate a server shows, for DNS names and IP addresses.
+
+    Raises:
+        ConfigError: one of the hosts is neither.
+    """
+    names = [_general_name(host) for host in hosts]
+    return _make("server", authority, hosts[0], names, days, now)
+
+
+def make_device(authority: KeyPair, name: str, days: int, now: datetime | None = None) -> KeyPair:
+    """A certificate a device shows; it names the device, and serves nothing."""
+    return _make("device", authority, name, [x509.DNSName(name)], days, now)
+
+
+def _make(
+    purpose: Literal["server", "device"],
+    authority: KeyPair,
+    name: str,
+    names: Sequence[x509.GeneralName],
+    days: int,
+    now: datetime | None,
+) -> KeyPair:
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = authority.certificate
+    builder = _builder(name, issuer.subject, key, days, now, at_most=issuer.not_valid_after_utc)
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    extensions: list[tuple[x509.ExtensionType, bool]] = [
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_usage(signs=False), True),
+        (x509.ExtendedKeyUsage([PURPOSES[purpose]]), False),
+        (x509.SubjectAlternativeName(names), False),
+        (by, False),
+    ]
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return KeyPair(builder.sign(authority.key, hashes.SHA256()), key)
+
+
+def _builder(
+    name: str,
+    issuer: str | x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    days: int,
+    now: datetime | None,
+    at_most: datetime | None = None,
+) -> x509.CertificateBuilder:
+    start = datetime.now(UTC) if now is None else now
+    end = start + timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .issuer_name(_name(issuer) if isinstance(issuer, str) else issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - SKEW)
+        .not_valid_after(end if at_most is None else min(end, at_most))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    if len(host) > 253 or not HOST.fullmatch(host):
+        raise ConfigError([f'--host: expected a DNS name or an IP address, got "{host}" (without scheme and port)'])
+    return x509.DNSName(host)

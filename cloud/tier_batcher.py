@@ -1,0 +1,316 @@
+"""A lane: one local tier, asked by many callers at once, one call at a time.
+
+Everything here runs on the event loop. A call that is over sooner than a thread would be woken is made on the spot;
+a longer one on the lane's own thread, and what arrives meanwhile makes up the next. An idle tier never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from coe.cascade.errors import InputError, TierOverloaded, TierTimeout
+from coe.cascade.rule import DeferralRule
+from coe.cascade.tier import Tier
+from coe.cascade.types import Array, Batch, Vote, added_calls
+
+QUICK_S = 0.001  # a call expected to take less is made on the event loop itself
+TURNS = 8  # of the event loop, about what a small call needs from its arrival to its answer
+SLOW_CALLS = 3  # in a row that took ten times that: it is not quick
+LOOK_EVERY = 32  # calls on the thread, of which the quickest tells whether it is
+
+
+class _TierCall:
+    """One caller's rows, waiting for their vote; or other work on the tier that must have it alone."""
+
+    __slots__ = ("alarm", "answer", "batch", "queued_at", "rule", "work")
+
+    def __init__(self, batch: Batch, rule: DeferralRule | None, work: Callable[[], Any] | None = None) -> None:
+        self.batch = batch
+        self.rule = rule
+        self.work = work
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.queued_at = time.perf_counter()
+        self.alarm: asyncio.TimerHandle | None = None
+
+    def merges_with(self, other: _TierCall) -> bool:
+        """Only rows of one shape, dtype and rule go together."""
+        return (
+            self.work is None and other.work is None and self.rule == other.rule and can_merge(self.batch, other.batch)
+        )
+
+
+class TierBatcher:
+    """`tier`, behind a queue.
+
+    Args:
+        max_batch: most rows in one call of the tier.
+        max_delay_s: how long a call with fewer rows waits for more, where the tier is not quick; 0: not at all.
+        max_queued: most rows waiting; beyond it callers are refused at once.
+        quick_rows: most rows of a call that is made on the event loop; `measure` finds out.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        max_batch: int = 64,
+        max_delay_s: float = 0.0,
+        max_queued: int = 1024,
+        quick_rows: int = 0,
+    ) -> None:
+        self.tier = tier
+        self.max_batch = max_batch
+        self.max_delay_s = max_delay_s
+        self.max_queued = max_queued
+        self.quick_rows = quick_rows
+        self._n_slow = 0  # calls in a row, on the event loop, that were not quick at all
+        self._n_looked = 0  # calls on the thread since the last look at how quick they are,
+        self._best = (math.inf, 0)  # and the quickest of them: its seconds, and its rows
+        self.n_queued = 0  # rows waiting
+        self._queue: deque[_TierCall] = deque()
+        self._is_busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = ThreadPoolExecutor(1, f"coe-lane-{tier.name}")
+        self._call_s = 0.0  # what a call took lately, for the hint when to come again
+
+    def measure(self, batch: Batch, rule: DeferralRule) -> None:
+        """Find out how many rows the tier answers within QUICK_S. `batch` has `max_batch` rows, which also warm it."""
+        one = batch.take(np.arange(1))
+        one_s, all_s = (min(_timed(self.tier, rows, rule) for _ in range(3)) for rows in (one, batch))
+        self._call_s = all_s
+        if all_s <= QUICK_S:
+            self.quick_rows = self.max_batch
+        elif one_s <= QUICK_S and len(batch) > 1:
+            row_s = (all_s - one_s) / (len(batch) - 1)
+            self.quick_rows = 1 + int((QUICK_S - one_s) / row_s) if row_s > 0 else 1
+
+    async def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """The tier's say on these rows, voted on together with other callers' rows.
+
+        Raises:
+            TierOverloaded: too many rows are waiting.
+            TierTimeout: the batch's deadline passed in the queue.
+        """
+        n_rows = len(batch)
+        if n_rows > self.max_batch:
+            return await self._in_pieces(batch, rule)
+        if batch.deadline < time.monotonic():
+            raise TierTimeout(self.tier.name, "the deadline passed before it could be asked")
+        if not self._is_busy and not self._queue and n_rows <= self.quick_rows:
+            return self._vote_inline(batch, rule)
+        if self.n_queued and self.n_queued + n_rows > self.max_queued:  # an empty queue takes any batch
+            n_calls = math.ceil(self.n_queued / self.max_batch)
+            raise TierOverloaded(
+                self.tier.name,
+                f"{self.n_queued} examples are waiting, at most {self.max_queued} may",
+                retry_after_s=max(n_calls * self._call_s, 0.01),
+            )
+        vote: Vote = await self._queued(_TierCall(batch, rule))
+        return vote
+
+    async def alone(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, with no other call of the tier at the same time. It may take long."""
+        return await self._queued(_TierCall(Batch((), np.empty(0)), None, work))
+
+    def close(self) -> None:
+        """Wait for the call under way; nobody may ask any more."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _in_pieces(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """A batch over `max_batch`, piece by piece, so that smaller callers come in between."""
+        votes = []
+        for start in range(0, len(batch), self.max_batch):
+            votes.append(await self.vote(batch.take(np.arange(start, min(start + self.max_batch, len(batch)))), rule))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        return _joined_votes(votes)
+
+    def _vote_inline(self, batch: Batch, rule: DeferralRule) -> Vote:
+        started = time.perf_counter()
+        try:
+            return self.tier.vote(batch, rule)
+        finally:
+            self._n_slow = self._n_slow + 1 if time.perf_counter() - started > 10 * QUICK_S else 0
+            if self._n_slow == SLOW_CALLS:  # not as measured, and no mere hiccup: the event loop gets fewer of them
+                self.quick_rows //= 2
+                self._n_slow = 0
+
+    async def _queued(self, ticket: _TierCall) -> Any:
+        left = ticket.batch.deadline - time.monotonic()
+        if left < math.inf:
+            ticket.alarm = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, ticket)
+        self._queue.append(ticket)
+        self.n_queued += len(ticket.batch)
+        self._advance()
+        try:
+            return await ticket.answer
+        finally:
+            if ticket.alarm is not None:
+                ticket.alarm.cancel()
+            if ticket.answer.cancelled():  # the caller went away
+                self._forget(ticket)
+
+    def _expire(self, ticket: _TierCall) -> None:
+        """Turn away a ticket whose deadline passed in the queue; one being voted on is a model call away."""
+        if self._forget(ticket) and not ticket.answer.done():
+            waited = time.perf_counter() - ticket.queued_at
+            message = f"the deadline passed after {waited * 1000:.0f} ms in the queue"
+            ticket.answer.set_exception(TierTimeout(self.tier.name, message))
+
+    def _forget(self, ticket: _TierCall) -> bool:
+        with contextlib.suppress(ValueError):
+            self._queue.remove(ticket)
+            self.n_queued -= len(ticket.batch)
+            return True
+        return False
+
+    def _advance(self) -> None:
+        """Start the next call, where the tier is free and something waits."""
+        if self._is_busy or not self._queue:
+            return
+        loop = asyncio.get_running_loop()
+        if self.max_delay_s > 0 and self.n_queued < self.max_batch:
+            waited = time.perf_counter() - self._queue[0].queued_at
+            if waited < self.max_delay_s:
+                if self._timer is None:
+                    self._timer = loop.call_later(self.max_delay_s - waited, self._after_delay)
+                return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        group, n_taken = take_group(self._queue, self.max_batch)
+        self.n_queued -= n_taken
+        if not group:
+            return
+        self._is_busy = True
+        call = loop.run_in_executor(self._thread, self._call, group)
+        call.add_done_callback(lambda done: self._finish(group, done))
+
+    def _after_delay(self) -> None:
+        self._timer = None
+        self._advance()
+
+    def _call(self, group: Sequence[_TierCall]) -> list[Any]:
+        """On the lane's thread: one call of the tier for the whole group; for each ticket its vote, or the error."""
+        started = time.perf_counter()
+        try:
+            first = group[0]
+            if first.work is not None:
+                return [first.work()]
+            assert first.rule is not None
+            vote = self.tier.vote(merged_batches([ticket.batch for ticket in group]), first.rule)
+        except InputError as error:
+            if len(group) == 1:
+                return [error]
+            return [self._call([ticket])[0] for ticket in group]  # the bad row is its own caller's
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
+            return [error] * len(group)
+        self._call_s = time.perf_counter() - started
+        self._best = min(self._best, (self._call_s, sum(len(ticket.batch) for ticket in group)))
+        answers, start = [], 0
+        for ticket in group:
+            end = start + len(ticket.batch)
+            piece = vote if len(group) == 1 else vote.take(np.arange(start, end))
+            waited = {"queue_s": started - ticket.queued_at}
+            answers.append(replace(piece, call=added_calls((piece.call, waited))))
+            start = end
+        return answers
+
+    def _measure_again(self) -> None:
+        """Every so often: a tier that was slow for a while, or when it was measured, may be quick."""
+        self._n_looked += 1
+        if self._n_looked < LOOK_EVERY:
+            return
+        seconds, n_rows = self._best
+        if seconds <= QUICK_S and n_rows > self.quick_rows:
+            self.quick_rows = n_rows
+        self._n_looked, self._best = 0, (math.inf, 0)
+
+    def _finish(self, group: Sequence[_TierCall], call: asyncio.Future[list[Any]]) -> None:
+        self._is_busy = False
+        self._measure_again()
+        answers = [call.exception()] * len(group) if call.cancelled() or call.exception() else call.result()
+        for ticket, answer in zip(group, answers, strict=True):
+            if ticket.answer.done():
+                continue
+            if isinstance(answer, BaseException):
+                ticket.answer.set_exception(answer)
+            else:
+                ticket.answer.set_result(answer)
+        self._advance()
+
+
+class QueuedRows(Protocol):
+    """A caller's rows in a queue; `answer` is done once the caller has gone away."""
+
+    batch: Batch
+    answer: asyncio.Future[Any]
+
+    def merges_with(self, other: Any) -> bool: ...
+
+
+W = TypeVar("W", bound=QueuedRows)
+
+
+def take_group(queue: deque[W], max_batch: int) -> tuple[list[W], int]:
+    """Those at the front that may be asked about together, taken off the queue; and how many rows were."""
+    group: list[W] = []
+    n_rows = n_taken = 0
+    while queue:
+        waiting = queue[0]
+        size = len(waiting.batch)
+        if group and (n_rows + size > max_batch or not waiting.merges_with(group[0])):
+            break
+        queue.popleft()
+        n_taken += size
+        if not waiting.answer.done():
+            group.append(waiting)
+            n_rows += size
+    return group, n_taken
+
+
+def can_merge(one: Batch, other: Batch) -> bool:
+    """Only rows of one shape and dtype go together."""
+    return one.x.shape[1:] == other.x.shape[1:] and one.x.dtype == other.x.dtype
+
+
+def merged_batches(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches, one after another; the latest deadline, so that nobody's is cut short."""
+    if len(batches) == 1:
+        return batches[0]
+    captured: list[Array] = [batch.captured for batch in batches if batch.captured is not None]
+    return Batch(
+        ids=tuple([name for batch in batches for name in batch.ids]),
+        x=np.concatenate([batch.x for batch in batches]),
+        captured=np.concatenate(captured) if len(captured) == len(batches) else None,
+        deadline=max(batch.deadline for batch in batches),
+    )
+
+
+def _joined_votes(votes: Sequence[Vote]) -> Vote:
+    """The votes on consecutive pieces as one; a caller's pieces all come from the same tier."""
+    first = votes[0]
+    return Vote(
+        labels=np.concatenate([vote.labels for vote in votes]),
+        count=np.concatenate([vote.count for vote in votes]),
+        asked=np.concatenate([vote.asked for vote in votes]),
+        n_members=first.n_members,
+        score=np.concatenate([vote.score for vote in votes]),
+        call=added_calls(vote.call for vote in votes),
+    )
+
+
+def _timed(tier: Tier, batch: Batch, rule: DeferralRule) -> float:
+    started = time.perf_counter()
+    tier.vote(batch, rule)
+    return time.perf_counter() - started

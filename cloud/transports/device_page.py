@@ -1,0 +1,260 @@
+"""What `/device` hands out: the page that makes a phone a device, and the cascade that runs in it.
+
+device:
+  config: phone.yaml       # an edge config, whose tiers the page runs; default: the bundled one of a bundled task
+  page: web/dist           # the built page; default: where it is found
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coe import __version__, zoo
+from coe.cascade.errors import ConfigError
+from coe.cascade.rule import Agreement, Confidence, DeferralRule
+from coe.config import Fields, Report, read_yaml
+from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, read_cascade, resolve
+from coe.config.manifest import Task
+from coe.models.input_spec import InputSpec
+from coe.models.loading import ModelSpec, read_verified
+
+if TYPE_CHECKING:
+    from .rest_routes import Page
+
+
+PATH = "/device"
+DTYPES = ("float32", "uint8")  # that the page prepares
+FALLBACKS = ("answer-local", "spool", "fail")  # of an edge config; the page queues in any case
+NOT_BUILT_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>coe: no page yet</title>
+<h1>The page is not built yet</h1>
+<p>This server can make a phone a device of its cascade, once the page for it is built. In a checkout, with Node 20:</p>
+<pre>cd web
+npm ci
+npm run build</pre>
+<p>Then start the server again. A page that is built elsewhere is named by <code>device: {page: PATH}</code> in the
+server's config; <code>device: {enabled: false}</code> takes this one away.</p>
+</html>
+"""
+PLACES = (  # of the built page: in a checkout, in an installed package
+    Path(__file__).parents[2] / "web" / "dist",
+    Path(__file__).parent / "page",
+)
+
+
+@dataclass(frozen=True)
+class DevicePage:
+    """A device's part of the cascade, as a page runs it.
+
+    Args:
+        cascade: its local tiers, then at most one remote tier: a model of this server; None: no edge config is known.
+        page: folder of the built page; None: it is not built.
+    """
+
+    cascade: CascadeConfig | None
+    page: Path | None
+
+
+def read_device_page(
+    fields: Fields, folder: Path, task: Task, reference: object, models: Collection[str]
+) -> DevicePage | None:
+    """The `device:` section of a server's config; None where it says `enabled: false`.
+
+    Args:
+        folder: relative paths start here.
+        task: the server's; reference: what its config says under `task`.
+        models: that the server serves; the first is the whole cascade.
+    """
+    is_enabled = fields.flag("enabled", True)
+    config, page = _path(fields, "config", folder), _path(fields, "page", folder)
+    fields.finish()
+    if not is_enabled:
+        return None
+    cascade: CascadeConfig | None = None
+    if config is not None:
+        cascade, findings = _read_edge(config, task, models)
+        for finding in findings:
+            fields.wrong("config", finding)
+    elif (bundled := _bundled(reference)) is not None:
+        cascade, _ = _read_edge(bundled, task, ())  # one of texts, say, is no page's
+        cascade = _of_this_server(cascade, models)
+    return DevicePage(cascade, _find_page(fields, page))
+
+
+class DeviceFiles:
+    """What the HTTP port offers for `/device`: the page as a folder, or a word on how to build it; and its files.
+
+    The files are read now, and handed out as they were read.
+
+    Raises:
+        ModelError: a model file cannot be read, or is not what its manifest says.
+    """
+
+    def __init__(self, device: DevicePage) -> None:
+        files = {} if device.cascade is None else _files(device.cascade)
+        self.files: dict[str, Page] = {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
+        if device.cascade is None:
+            self.files[f"{PATH}/cascade.json"] = lambda accept: None
+        self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
+        self.pages: dict[str, Page] = {}
+        if device.page is None:
+            told = _page(NOT_BUILT_PAGE.encode(), "text/html; charset=utf-8", "no-cache")
+            self.pages = {PATH: told, f"{PATH}/": told}
+
+
+def _page(body: bytes, media_type: str, cached: str) -> Page:
+    headers = {"Content-Type": media_type, "Cache-Control": cached}
+    return lambda accept: (body, headers)
+
+
+def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
+    """`cascade.json` and the model files, by name: content, media type, how long to keep it."""
+    files: dict[str, tuple[bytes, str, str]] = {}
+    tiers: list[dict[str, Any]] = []
+    for tier in cascade.tiers:
+        if isinstance(tier, RemoteTierConfig):
+            tiers.append({"name": tier.name, "model": tier.model, "deadline_ms": tier.deadline_s * 1000})
+            continue
+        members = []
+        for spec in tier.members:
+            data = read_verified(spec)
+            member = _member(spec, data)
+            files[member["file"]] = (data, "application/octet-stream", "private, max-age=31536000, immutable")
+            members.append(member)
+        tiers.append({"name": tier.name, **_rule(tier.rule), "early": tier.early, "members": members})
+    told = {
+        "version": __version__,
+        "task": cascade.task.name,
+        "labels": cascade.task.labels,
+        "fingerprint": cascade.task.fingerprint,
+        "input": _contract(cascade.task.contract),
+        "keep_last_answer": cascade.keep_last_answer,
+        "tiers": tiers,
+    }
+    files["cascade.json"] = (json.dumps(told).encode(), "application/json", "no-cache")
+    return files
+
+
+def _bundled(reference: object) -> Path | None:
+    """The edge config that comes with a bundled task."""
+    if not (isinstance(reference, str) and reference.startswith("zoo:")):
+        return None
+    try:
+        path = zoo.find(reference.removeprefix("zoo:").split("/")[0]) / "edge.yaml"
+    except ConfigError:
+        return None
+    return path if path.is_file() else None
+
+
+def _read_edge(path: Path, task: Task, models: Collection[str]) -> tuple[CascadeConfig | None, list[str]]:
+    """The cascade in an edge config, or why a page of this server cannot run it."""
+    report = Report(str(path))
+    try:
+        cascade = read_cascade(Fields(read_yaml(path), report), path.parent, fallbacks=FALLBACKS)
+        report.check()
+    except ConfigError as error:
+        return None, str(error).splitlines()
+    findings = [f"{path}: {finding}" for finding in (*_unfit(cascade, task), *_unserved(cascade, models))]
+    return (None if findings else cascade), findings
+
+
+def _unfit(cascade: CascadeConfig, task: Task) -> list[str]:
+    """Why a page cannot run it."""
+    if cascade.task.fingerprint != task.fingerprint:
+        return [
+            f"expected the task of this server, {task.name} (fingerprint {task.fingerprint}), got {cascade.task.name} "
+            f"({cascade.task.fingerprint}); labels and input of both must match"
+        ]
+    if task.contract.kind != "image":
+        return [f"expected a task of images, got {task.contract.kind} (a page has a camera, photos and a pad)"]
+    findings = []
+    for number, tier in enumerate(cascade.tiers):
+        where = f"tiers[{number}]"
+        if isinstance(tier, RemoteTierConfig):
+            if number == 0 or number < len(cascade.tiers) - 1:
+                findings.append(f"{where}: expected local tiers, then at most one with an address, the last (move it)")
+            continue
+        for spec in tier.members:
+            if spec.format != "onnx" or spec.contract.dtype not in DTYPES:
+                findings.append(
+                    f"{where}: {spec.name}: expected ONNX that takes {' or '.join(DTYPES)}, "
+                    f"got {spec.format} of {spec.contract.dtype} (export it again)"
+                )
+    return findings
+
+
+def _unserved(cascade: CascadeConfig, models: Collection[str]) -> list[str]:
+    last = cascade.tiers[-1]
+    if not models or isinstance(last, LocalTierConfig) or last.model in models:
+        return []
+    return [f"tiers[{len(cascade.tiers) - 1}].model: expected one of {', '.join(models)}, got {last.model}"]
+
+
+def _of_this_server(cascade: CascadeConfig | None, models: Collection[str]) -> CascadeConfig | None:
+    """The same, with this server's whole cascade behind the device where it names a model that is not here."""
+    if cascade is None or not _unserved(cascade, models):
+        return cascade
+    whole = next(iter(models))
+    tiers = (replace(tier, model=whole) if isinstance(tier, RemoteTierConfig) else tier for tier in cascade.tiers)
+    return replace(cascade, tiers=tuple(tiers))
+
+
+def _path(fields: Fields, key: str, folder: Path) -> Path | None:
+    """A setting that names a path; None where it is left out, or cannot be one."""
+    if not fields.has(key):
+        return None
+    try:
+        return resolve(fields.text(key), folder)
+    except ConfigError as error:
+        fields.wrong(key, str(error))
+        return None
+
+
+def _find_page(fields: Fields, page: Path | None) -> Path | None:
+    if page is None:
+        return next((place for place in PLACES if (place / "index.html").is_file()), None)
+    if not (page / "index.html").is_file():
+        fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
+        return None
+    return page
+
+
+def _member(spec: ModelSpec, data: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    return {
+        "name": spec.name,
+        "file": f"models/{digest}.onnx",
+        "sha256": digest,
+        "n_bytes": len(data),
+        "input": _contract(spec.contract),
+        "output": spec.output,
+        "flops": spec.flops,
+        "calibration_accuracy": spec.calibration_accuracy,
+    }
+
+
+def _contract(contract: InputSpec) -> dict[str, Any]:
+    height, width, channels = contract.shape
+    return {
+        "size": [height, width],
+        "channels": channels,
+        "layout": contract.layout,
+        "dtype": contract.dtype,
+        "scale": contract.scale,
+        "mean": contract.mean,
+        "std": contract.std,
+        "fit": contract.fit,
+    }
+
+
+def _rule(rule: DeferralRule) -> Mapping[str, Any]:
+    if isinstance(rule, Agreement):
+        return {"agreement": f"{rule.theta.numerator}/{rule.theta.denominator}"}
+    if isinstance(rule, Confidence):
+        return {"confidence": rule.threshold}
+    return {}  # the last tier's: it answers

@@ -1,0 +1,367 @@
+"""The REST protocol's routes and responses: who may ask, what is asked, the answer with its security headers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from cloud.security.identity import bearer
+from coe import __version__
+from coe.cascade.errors import TierTimeout, TierUnavailable, Unauthenticated
+from coe.protocol.core import Answer, InferenceCore, Request
+from coe.protocol.servicer import EXTENSIONS, NotOffered, RepositoryExtension
+from coe.protocol.trace_context import HEADERS as TRACE
+
+from .http_server import PEER, BodyReader, ConnectionPeer
+from .rest_messages import (
+    LENGTH,
+    HttpError,
+    RequestLimits,
+    metadata,
+    parse,
+    read_request,
+    to_http,
+    to_json,
+    write_answer,
+)
+
+# A page, from the Accept header: body and headers; None: there is none.
+Page = Callable[[str], tuple[bytes, Mapping[str, str]] | None]
+
+NO_PATH = "no such path"
+JSON, BINARY = "application/json", "application/octet-stream"
+SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+PAGE = SAFE | {"content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
+FOLDER = SAFE | {
+    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self'; worker-src 'self'; manifest-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+}
+MEDIA_TYPES = {  # whatever this machine's own table says: a browser runs nothing of another type
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".wasm": "application/wasm",
+    ".webmanifest": "application/manifest+json",
+}
+FOREVER = "public, max-age=31536000, immutable"
+PACKED = {"br": ".br", "gzip": ".gz"}  # the smaller first
+HASHED = "assets/"  # the build names what is below it after its content
+
+
+class StaticFolder(StaticFiles):
+    """Static files, with a policy for pages that run models; compressed where FILE.br or FILE.gz lies beside FILE."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        found = await super().get_response(path, scope)
+        own = FOLDER | {"cache-control": FOREVER if path.startswith(HASHED) else "no-cache"}
+        suffix = ".html" if path == "." else PurePath(path).suffix
+        media_type = MEDIA_TYPES.get(suffix, found.headers.get("content-type"))
+        packed = [name for name in PACKED if self.lookup_path(f"{path}{PACKED[name]}")[1] is not None]
+        if packed and found.status_code == 200:
+            own["vary"] = "accept-encoding"
+            told = Headers(scope=scope).get("accept-encoding", "").split(",")
+            taken = {encoding.partition(";")[0].strip() for encoding in told}
+            if encoding := next((name for name in packed if name in taken), None):
+                found = await super().get_response(f"{path}{PACKED[encoding]}", scope)
+                own["content-encoding"] = encoding
+        if media_type is not None:
+            own["content-type"] = media_type
+        found.headers.update(own)
+        return found
+
+
+def response(content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
+    """JSON, unless `headers` say otherwise."""
+    return Response(content, status, {"content-type": JSON, **SAFE, **(headers or {})})
+
+
+def of_json(message: Any, status: int = 200) -> Response:
+    return response(to_json(message), {"cache-control": "no-store"}, status)
+
+
+def of_page(page: Page) -> Callable[[HttpRequest, str], Awaitable[Response]]:
+    """What answers with a page; the page's own headers go before the usual ones."""
+
+    async def method(http: HttpRequest, caller: str) -> Response:
+        found = page(http.headers.get("accept", ""))
+        if found is None:
+            raise HttpError(404, NO_PATH)
+        body, headers = found
+        return Response(body, headers=PAGE | {name.lower(): value for name, value in headers.items()})
+
+    return method
+
+
+def refusal(error: Exception) -> Response:
+    status, headers, text = to_http(error)
+    return response(to_json({"error": text}), headers, status)
+
+
+async def no_route(http: HttpRequest, error: Exception) -> Response:
+    """What starlette refuses by itself: paths and methods there are none of."""
+    assert isinstance(error, HTTPException)
+    texts = {404: NO_PATH, 405: f"expected another method than {http.method}"}
+    return refusal(HttpError(error.status_code, texts.get(error.status_code, error.detail), error.headers))
+
+
+Identify = Callable[[Sequence[str], str | None], str]
+Method = Callable[[HttpRequest, str], Awaitable[Response]]
+
+ASK_PASSWORD = 'Basic realm="coe-cloud", charset="UTF-8"'  # a browser asks for it; the token is the password
+SMALL_BODY = 64 * 1024
+
+
+class Routes:
+    """What the door answers.
+
+    Args:
+        identify: who calls, by the names in its certificate and its token; None: nobody is asked.
+        repository: answers the model repository extension; None: it is not offered.
+        max_message_bytes: most bytes of one body; limits: of what is in it.
+    """
+
+    def __init__(
+        self,
+        plane: InferenceCore,
+        intake: BodyReader,
+        limits: RequestLimits,
+        *,
+        max_message_bytes: int,
+        identify: Identify | None = None,
+        repository: RepositoryExtension | None = None,
+        origins: Sequence[str] = (),
+        sent: Callable[[int], None] = lambda n_bytes: None,
+    ) -> None:
+        self.plane = plane
+        self.sent = sent
+        self.intake = intake
+        self.limits = limits
+        self.max_message_bytes = max_message_bytes
+        self.identify = identify
+        self.repository = repository
+        self.origins = tuple(origins)
+
+    def app(
+        self,
+        pages: Mapping[str, Page],
+        folders: Mapping[str, Any],
+        handouts: Mapping[str, Page],
+        *,
+        watch_needs_identity: bool,
+    ) -> Starlette:
+        """The ASGI application; pages, folders and handouts by path, beside the protocol."""
+        routes: list[BaseRoute] = []
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [
+                self._route(f"{model}/infer", self.infer, "POST"),
+                self._route(f"{model}/ready", self.model_ready, is_open=True),
+                self._route(model, self.model_metadata),
+            ]
+        routes += [
+            self._route("/v2/health/live", self.live, is_open=True),
+            self._route("/v2/health/ready", self.ready, is_open=True),
+            self._route("/v2", self.server_metadata),
+            self._route("/v2/repository/index", self.repository_index, "POST"),
+            self._route("/v2/repository/models/{name}/load", self.repository_load, "POST"),
+            self._route("/v2/repository/models/{name}/unload", self.repository_unload, "POST"),
+        ]
+        for path, page in pages.items():
+            routes.append(self._route(path, of_page(page), is_open=not watch_needs_identity, is_page=True))
+        for path, handout in handouts.items():  # ahead of the folder they may be in
+            routes.append(self._route(path, of_page(handout)))
+        for path, folder in folders.items():
+            routes += [Route(path, _slashed), Mount(path, StaticFolder(directory=folder, html=True))]
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=self.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", LENGTH, "request-timeout", *TRACE),
+            expose_headers=(LENGTH, "retry-after"),
+        )
+        app = Starlette(
+            routes=routes, middleware=[cors] if self.origins else [], exception_handlers={HTTPException: no_route}
+        )
+        app.router.redirect_slashes = False  # it would believe the Host header
+        return app
+
+    async def infer(self, http: HttpRequest, caller: str) -> Response:
+        started = time.monotonic()
+        headers, told_length = http.headers, http.headers.get(LENGTH)
+        content_type = headers.get("content-type")
+        if content_type is not None and content_type.partition(";")[0].strip().lower() not in (JSON, BINARY):
+            raise HttpError(415, f"content-type: expected {JSON} or {BINARY}, got {content_type[:64]!r}")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise HttpError(415, "content-encoding: expected none, got a compressed body (send it as it is)")
+        timeout_s = _timeout(headers.get("request-timeout"))
+        most = self.limits.max_json_bytes if told_length is None else self.max_message_bytes
+        async with self.intake.body(http.receive, headers, min(most, self.max_message_bytes)) as body:
+            params = http.path_params
+            request, asked = read_request(
+                body, told_length, model=params["name"], version=params.get("version", ""), limits=self.limits
+            )
+            request.caller = caller
+            request.trace = {name: headers[name] for name in TRACE if name in headers}
+            request.remaining_s = _remaining(request.remaining_s, timeout_s, started)
+            answer = await self._asked(request, http.scope["state"][PEER])
+        content, length = write_answer(answer, asked)
+        self.sent(len(content))
+        if length is None:
+            return response(content)
+        return response(content, {"content-type": BINARY, LENGTH: str(length)})
+
+    async def _asked(self, request: Request, peer: ConnectionPeer) -> Answer:
+        """The plane's answer, unless the request's time is over, or its caller gone, before it comes."""
+        peer.task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(request.remaining_s):
+                return await self.plane.infer(request)
+        except TimeoutError:
+            raise TierTimeout(request.model[:64], "the request's time is over") from None
+        finally:
+            peer.task = None
+
+    async def live(self, http: HttpRequest, caller: str) -> Response:
+        return of_json({"live": True})
+
+    async def ready(self, http: HttpRequest, caller: str) -> Response:
+        is_ready = self.plane.is_ready()
+        return of_json({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def model_ready(self, http: HttpRequest, caller: str) -> Response:
+        served = self.plane.find(http.path_params["name"], http.path_params.get("version", ""))
+        is_ready = self.plane.is_ready(served.name)
+        return of_json({"name": served.name, "ready": is_ready}, 200 if is_ready else 503)
+
+    async def server_metadata(self, http: HttpRequest, caller: str) -> Response:
+        extensions = EXTENSIONS if self.repository else EXTENSIONS[1:]
+        return of_json({"name": "coe-cloud", "version": __version__, "extensions": list(extensions)})
+
+    async def model_metadata(self, http: HttpRequest, caller: str) -> Response:
+        return of_json(metadata(self.plane.find(http.path_params["name"], http.path_params.get("version", ""))))
+
+    async def repository_index(self, http: HttpRequest, caller: str) -> Response:
+        repository, asked = self._repository(), await self._small_body(http)
+        models = [
+            {"name": model.name, "version": model.version, "state": model.state, "reason": model.reason}
+            for model in repository.index()
+            if model.state == "READY" or asked.get("ready") is not True
+        ]
+        return of_json(models)
+
+    async def repository_load(self, http: HttpRequest, caller: str) -> Response:
+        repository, _ = self._repository(), await self._small_body(http)
+        await repository.load(http.path_params["name"])
+        return of_json({})
+
+    async def repository_unload(self, http: HttpRequest, caller: str) -> Response:
+        repository, _ = self._repository(), await self._small_body(http)
+        await repository.unload(http.path_params["name"])
+        return of_json({})
+
+    def _repository(self) -> RepositoryExtension:
+        if self.repository is None:
+            raise NotOffered("the model repository extension is not offered by this server")
+        return self.repository
+
+    async def _small_body(self, http: HttpRequest) -> dict[str, Any]:
+        async with self.intake.body(http.receive, http.headers, SMALL_BODY) as body:
+            return parse(body) if body.strip() else {}
+
+    def _route(
+        self, path: str, method: Method, verb: str = "GET", *, is_open: bool = False, is_page: bool = False
+    ) -> Route:
+        """The boundary: who calls is found out here, and any error leaves as a status, by the one table."""
+
+        async def endpoint(http: HttpRequest) -> Response:
+            try:
+                if verb == "POST":
+                    self._check_origin(http)
+                caller = "" if is_open or self.identify is None else self._caller(http, is_page)
+                return await method(http, caller)
+            except asyncio.CancelledError:  # the caller is gone, or the server's grace is over
+                return refusal(TierUnavailable("http", "the server stops"))
+            except Exception as error:  # noqa: BLE001 - the boundary
+                refused = refusal(error)
+                if is_page and isinstance(error, Unauthenticated):
+                    refused.headers.append("www-authenticate", ASK_PASSWORD)
+                return refused
+
+        return Route(path, endpoint, methods=[verb])
+
+    def _caller(self, http: HttpRequest, is_page: bool) -> str:
+        assert self.identify is not None
+        shown = http.headers.getlist("authorization")
+        if len(shown) > 1:
+            raise Unauthenticated(f"expected one `authorization`, got {len(shown)}")
+        token = bearer(shown[0]) if shown else None
+        if token is None and shown and is_page:
+            token = _password(shown[0])
+        peer: ConnectionPeer = http.scope["state"][PEER]
+        return self.identify(peer.names, token)
+
+    def _check_origin(self, http: HttpRequest) -> None:
+        """A page of another site may make a browser send a POST, though it cannot read the answer."""
+        origin = http.headers.get("origin")
+        if origin is None or origin in self.origins or "*" in self.origins:
+            return
+        try:
+            host = urlsplit(origin).netloc
+        except ValueError:
+            host = ""
+        if not host or host != http.headers.get("host"):
+            raise HttpError(403, f"origin {origin[:64]!r} is not allowed (set `server.cors`)")
+
+
+async def _slashed(http: HttpRequest) -> Response:
+    """A folder's own path, so that what its pages name is found below it."""
+    return RedirectResponse(f"{http.url.path}/", headers=SAFE)
+
+
+def _timeout(header: str | None) -> float | None:
+    """Seconds."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise HttpError(400, f"request-timeout: expected seconds, over 0, got {header[:64]!r}")
+    return seconds
+
+
+def _remaining(first: float | None, second: float | None, started: float) -> float | None:
+    """Of the shorter one, what is left."""
+    given = [timeout for timeout in (first, second) if timeout is not None]
+    return max(0.0, min(given) - (time.monotonic() - started)) if given else None
+
+
+def _password(header: str) -> str | None:
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return None

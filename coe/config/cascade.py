@@ -1,0 +1,420 @@
+"""The cascade part of a config file, as edge and cloud both read it.
+
+- name: cloud
+  address: gpu-host:8001
+  tls: {ca: ca.pem, certificate: pi-1.pem, key: pi-1.key, server_name: gpu-host}   # or `tls: true`: the public CAs
+  token_file: pi-1.token
+
+task: zoo:digits                     # a manifest, or `task:`, `labels:`, `input:` written out
+tiers:
+  - name: device
+    members: [zoo:digits/a.onnx, zoo:digits/b.onnx, models/c.tflite]
+    agreement: 2/3
+  - name: cloud
+    address: 10.0.0.7:8001
+    model: digits
+"""
+
+from __future__ import annotations
+
+import ssl
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coe import zoo
+from coe.cascade.errors import ConfigError
+from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
+from coe.link import Delay
+from coe.models.input_spec import InputSpec
+from coe.models.inputs import KINDS, Payload
+from coe.models.loading import ModelSpec, RunOptions
+from coe.protocol.channel import is_address
+from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
+
+from . import Fields
+from .manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
+
+
+def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
+    """`tls:` and `token_file:` of a remote tier, their files opened and checked.
+
+    Args:
+        fields: of the tier.
+        folder: relative paths start here.
+    """
+    security = _read_tls(fields, folder)
+    token_file = _file(fields, "token_file", folder)
+    if token_file is None:
+        return security
+    try:
+        read_token(token_file)
+    except ConfigError as error:
+        fields.wrong("token_file", str(error))
+    _check_private(fields, "token_file", token_file)
+    return ClientSecurity(
+        tls=security.tls,
+        ca=security.ca,
+        certificate=security.certificate,
+        key=security.key,
+        token_file=token_file,
+        server_name=security.server_name,
+    )
+
+
+def _read_tls(fields: Fields, folder: Path) -> ClientSecurity:
+    if not fields.has("tls") or isinstance(fields.content["tls"], bool):
+        return ClientSecurity(tls=fields.flag("tls", False))
+    tls = fields.section("tls")
+    security = ClientSecurity(
+        tls=True,
+        ca=_file(tls, "ca", folder),
+        certificate=_file(tls, "certificate", folder),
+        key=_file(tls, "key", folder),
+        server_name=tls.text("server_name", ""),
+    )
+    tls.finish()
+    if (security.certificate is None) != (security.key is None) and tls.has("certificate") != tls.has("key"):
+        missing = "key" if tls.has("certificate") else "certificate"
+        tls.wrong(missing, "expected certificate and key together, got one of them (add it)")
+    _check_files(tls, security)
+    return security
+
+
+def _check_files(tls: Fields, security: ClientSecurity) -> None:
+    """gRPC would say so only with the first call, and not what is wrong."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if security.ca is not None:
+        try:
+            context.load_verify_locations(security.ca)
+        except (OSError, ValueError):  # ssl.SSLError is an OSError
+            tls.wrong("ca", f"expected certificates in PEM, got {security.ca} which holds none")
+    if security.certificate is not None and security.key is not None:
+        try:
+            context.load_cert_chain(security.certificate, security.key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            fix = "`coe-cloud certs device DIR NAME` makes both"
+            message = f"expected the key of {security.certificate}, in PEM and without a password, got {security.key}"
+            tls.wrong("key", f"{message}: {reason} ({fix})")
+        _check_private(tls, "key", security.key)
+
+
+def _file(fields: Fields, key: str, folder: Path) -> Path | None:
+    """A file that is there and can be read; None where it is not set, or a finding."""
+    reference = fields.text(key, "")
+    if not reference:
+        return None
+    try:
+        path = folder / Path(reference).expanduser()
+        with path.open("rb"):
+            return path
+    except RuntimeError:
+        fields.wrong(key, f'expected a path, got "{reference}" (no such user)')
+    except OSError as error:
+        fields.wrong(key, f"expected a readable file, got {path}: {error.strerror}")
+    return None
+
+
+def _check_private(fields: Fields, key: str, path: Path) -> None:
+    if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+        fields.warn(key, f"{path} can be read or written by others on this machine (chmod o=,g-w {path})")
+
+
+UNKNOWN = Task("unknown", ("0", "1"), InputSpec("tensor", (1,)))  # stands in where `task` has findings
+
+# What a member in a config may say in place of its manifest, as ModelSpec names it; `input` and `sha256` too.
+STATED = ("format", "output", "architecture", "flops", "parameters", "calibration_accuracy")
+
+
+@dataclass(frozen=True)
+class LocalTierConfig:
+    name: str
+    members: tuple[ModelSpec, ...]
+    rule: DeferralRule
+    parallel: bool
+    early: bool
+    threads: int  # of the whole tier; `options.threads`, of one member, follow from it
+    options: RunOptions
+    delay: Delay | None
+    order: str = "fixed"  # of members asked in turn: as listed; or "measured", at the start: the cheapest first
+
+
+@dataclass(frozen=True)
+class RemoteTierConfig:
+    name: str
+    addresses: tuple[str, ...]
+    model: str
+    rule: DeferralRule
+    deadline_s: float
+    send: Payload
+    foreign: bool
+    n_tiers: int
+    stream: bool
+    delay: Delay | None
+    security: ClientSecurity = PLAINTEXT
+
+    @property
+    def address(self) -> str:
+        """Its address, or all of them, for people."""
+        return ", ".join(self.addresses)
+
+
+TierConfig = LocalTierConfig | RemoteTierConfig
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """A cascade as configured; `coe.assembly.open_cascade` makes it run."""
+
+    task: Task
+    tiers: tuple[TierConfig, ...]
+    when_unavailable: str
+
+    @property
+    def keep_last_answer(self) -> bool:
+        """Whether the tier before has the last word where one gives no answer."""
+        return self.when_unavailable != "fail"
+
+
+def read_cascade(
+    fields: Fields, folder: Path, *, parallel: bool = False, fallbacks: Sequence[str] = ("answer-local", "fail")
+) -> CascadeConfig:
+    """`task`, `tiers` and `when_unavailable` of a config file.
+
+    Args:
+        folder: relative paths start here.
+        parallel: the default of a tier's own `parallel:`.
+        fallbacks: what a program can do where a tier gives no answer; the first is the default.
+    """
+    task = _read_task(fields, folder)
+    entries = fields.sections("tiers")
+    if not entries and fields.has("tiers"):
+        fields.wrong("tiers", "expected at least one tier, got none")
+    reader = _TierReader(task, folder, parallel)
+    tiers = tuple(reader.read(entry, is_last=entry is entries[-1]) for entry in entries)
+    names = [tier.name for tier in tiers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        fields.wrong("tiers", f'expected each tier to have its own name, got "{name}" twice')
+    return CascadeConfig(task, tiers, fields.choice("when_unavailable", fallbacks, fallbacks[0]))
+
+
+def resolve(reference: str, folder: Path) -> Path:
+    """A path in a config: `zoo:NAME/FILE` is bundled, others are relative to the config's folder.
+
+    Raises:
+        ConfigError: the zoo has no such task, or "~name" names nobody.
+    """
+    if reference.startswith("zoo:"):
+        return zoo.find(reference.removeprefix("zoo:"))
+    try:
+        return folder / Path(reference).expanduser()
+    except RuntimeError:
+        raise ConfigError([f'expected a path, got "{reference}" (no such user)']) from None
+
+
+def _read_task(fields: Fields, folder: Path) -> Task:
+    if fields.has("labels") or fields.has("input"):
+        return read_task(fields)
+    reference = fields.text("task")
+    try:
+        return read_manifest(resolve(reference, folder)).task
+    except ConfigError as error:
+        if reference:
+            fields.report.findings.extend(f"task: {line}" for line in str(error).splitlines())
+        return UNKNOWN
+
+
+class _TierReader:
+    def __init__(self, task: Task, folder: Path, parallel: bool) -> None:
+        self.task = task
+        self.folder = folder
+        self.parallel = parallel
+        self.manifests: dict[Path, Manifest | None] = {}
+
+    def read(self, entry: Fields, is_last: bool) -> TierConfig:
+        if entry.has("members") == entry.has("address"):
+            entry.wrong("", "expected `members:` (a local tier) or `address:` (a remote one), got both or neither")
+        tier = self._remote(entry, is_last) if entry.has("address") else self._local(entry, is_last)
+        entry.finish()
+        return tier
+
+    def _local(self, entry: Fields, is_last: bool) -> LocalTierConfig:
+        entries = entry.raw("members", expected="a list of model files")
+        entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
+        members = tuple(self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries))
+        if not members:
+            entry.wrong("members", "expected at least one model file, got none")
+        parallel, threads = self._threads(entry, max(len(members), 1))
+        early = entry.flag("early", True)
+        options = RunOptions(
+            providers=entry.texts("providers", ["cpu"]),
+            device=entry.text("device", "cpu"),
+        )
+        return LocalTierConfig(
+            name=entry.text("name", "tier"),
+            members=members,
+            rule=_read_rule(entry, max(len(members), 1), is_last),
+            parallel=parallel,
+            early=early,
+            threads=threads,
+            options=options,
+            delay=_read_delay(entry),
+            order=_read_order(entry, has_no_effect=parallel or not early),
+        )
+
+    def _threads(self, entry: Fields, n_members: int) -> tuple[bool, int]:
+        """Whether members run side by side, and the whole tier's threads; unless stated, one for each that runs."""
+        parallel = entry.flag("parallel", self.parallel)
+        threads = entry.integer("threads", n_members if parallel else 1, 1, 256)
+        if parallel and threads == 1 and n_members > 1 and entry.has("parallel"):
+            entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
+        return parallel, threads
+
+    def _remote(self, entry: Fields, is_last: bool) -> RemoteTierConfig:
+        addresses = _read_addresses(entry)
+        stream = entry.flag("stream", False)
+        if stream and len(addresses) > 1:
+            entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
+        return RemoteTierConfig(
+            name=entry.text("name", "cloud"),
+            addresses=addresses,
+            model=entry.text("model", self.task.name),
+            rule=_read_rule(entry, None, is_last),
+            deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
+            send=_read_payload(entry, self.task),
+            foreign=entry.flag("foreign", False),
+            n_tiers=entry.integer("tiers", 1, 1, 64),
+            stream=stream,
+            delay=_read_delay(entry),
+            security=read_credentials(entry, self.folder),
+        )
+
+    def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
+        """A member: a path, or a section with `file:` and what the manifest would say of it."""
+        own = Fields({"file": value} if isinstance(value, str) else value, entry.report, f"{entry.trail}.{key}")
+        try:
+            path = resolve(own.text("file"), self.folder)
+        except ConfigError as error:
+            own.wrong("file", str(error))
+            path = self.folder
+        spec = self._from_manifest(own, path)
+        if spec is None or not isinstance(value, str):
+            declared = read_model(own, path, self.task, pinned=True, known_format=spec.format if spec else None)
+            spec = declared if spec is None else _merged(spec, declared, own)
+        own.finish()
+        if self.task is not UNKNOWN:
+            self._check_fit(own, spec)
+        return spec
+
+    def _check_fit(self, own: Fields, spec: ModelSpec) -> None:
+        task, takes = self.task, spec.contract
+        if spec.labels != task.labels:
+            own.wrong("file", f"its manifest has other labels ({len(spec.labels)}) than the task ({len(task.labels)})")
+        if not takes.takes(task.contract):
+            own.wrong(
+                "file",
+                f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {task.contract.kind} "
+                f"{list(task.contract.shape)} (an image's size may differ, its channels may not)",
+            )
+
+    def _from_manifest(self, own: Fields, path: Path) -> ModelSpec | None:
+        """What the manifest in the file's folder says of it, if it does."""
+        if path.parent not in self.manifests:
+            here = path.parent / NAME
+            try:
+                self.manifests[path.parent] = read_manifest(here) if here.is_file() else None
+            except ConfigError as error:
+                own.report.findings.extend(f"{own.trail}: {line}" for line in str(error).splitlines())
+                self.manifests[path.parent] = None
+        manifest = self.manifests[path.parent]
+        return manifest.models.get(path.name) if manifest else None
+
+
+def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
+    """The manifest's word, with what the config states itself on top."""
+    stated = {key: getattr(declared, key) for key in STATED if own.has(key)}
+    if own.has("input"):
+        stated["contract"] = declared.contract
+    if own.has("sha256"):
+        stated.update(sha256=declared.sha256, pinned=True)
+    return replace(manifest, **stated)
+
+
+def _read_addresses(entry: Fields) -> tuple[str, ...]:
+    """One "host:port", or a list of them, each of which must be good."""
+    if not isinstance(entry.content.get("address"), list):
+        one = entry.text("address")
+        if one and not is_address(one):
+            entry.wrong("address", f'expected host:port, got "{one}" (coe-cloud serves on port 8001)')
+        return (one,)
+    several = entry.texts("address")
+    whole: list[object] = entry.content["address"]
+    if not whole:
+        entry.wrong("address", "expected at least one host:port, got an empty list")
+    for number, value in enumerate(whole):
+        if isinstance(value, str) and not is_address(value):
+            entry.wrong(f"address[{number}]", f'expected host:port, got "{value}" (coe-cloud serves on port 8001)')
+        elif value in whole[:number]:
+            entry.wrong(f"address[{number}]", f'expected each host once, got "{value}" twice')
+    return several
+
+
+def _read_order(entry: Fields, has_no_effect: bool) -> str:
+    """In which order members are asked."""
+    order = entry.choice("order", ("fixed", "measured"), "fixed")
+    if order == "measured" and has_no_effect:
+        entry.warn("order", "it matters only where members are asked in turn and the vote stops early (leave it out)")
+    return order
+
+
+def _read_payload(entry: Fields, task: Task) -> Payload:
+    """`send: png`, or `send: {jpeg: 85}`."""
+    if isinstance(entry.content.get("send"), dict):
+        own = entry.section("send")
+        payload = Payload("jpeg", own.integer("jpeg", low=1, high=100))
+        own.finish()
+    else:
+        payload = Payload(entry.choice("send", KINDS, "captured"))
+    if entry.has("send") and entry.content.get("foreign") is True:
+        entry.warn("send", "a foreign server is sent what its metadata asks for, so this has no effect (leave it out)")
+    fits = {"image": KINDS, "tensor": ("captured", "pixels")}.get(task.contract.kind, ("captured",))
+    if payload.kind not in fits and task is not UNKNOWN:
+        kind = task.contract.kind
+        entry.wrong("send", f"expected {' or '.join(fits)} for a task whose examples are of kind {kind}, got {payload}")
+    return payload
+
+
+def _read_delay(entry: Fields) -> Delay | None:
+    """An injected delay, for studies."""
+    delay_ms = entry.number("delay_ms", None, high=600_000)
+    one_way = entry.flag("delay_one_way", False)
+    return None if delay_ms is None else Delay(delay_ms / 1000, one_way)
+
+
+def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:
+    """`agreement:` or `confidence:`; unanimity where neither is said; the last tier needs neither."""
+    if entry.has("confidence"):
+        if entry.raw("agreement", None) is not None:
+            entry.wrong("agreement", "expected agreement or confidence, got both (leave one out)")
+        return Confidence(entry.number("confidence", high=1.0))
+    value = entry.raw("agreement", None)
+    if is_last:
+        if value is not None:
+            entry.warn("agreement", "the last tier always answers, so this has no effect (leave it out)")
+        return Always()
+    if n_members == 1:
+        entry.wrong(
+            "agreement",
+            "one member always agrees with itself, so this tier would never defer (add members, or set `confidence:`)",
+        )
+    try:
+        rule, warning = parse_agreement("unanimous" if value is None else value, n_members)
+    except ValueError as error:
+        entry.wrong("agreement", str(error))
+        return Always()
+    if warning:
+        entry.warn("agreement", warning)
+    return rule

@@ -1,0 +1,234 @@
+"""Reading settings with a trail, every error at once, and times with their unit.
+
+Each reader returns a value of its type even where the setting is wrong, so that one pass finds all there is
+to mend; `Report.check` then raises them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from coe.cascade.errors import ConfigError
+
+UNITS_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from "1us", "10ms" or "1.5s".
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|µs|ms|s)\s*", text)
+    if not match:
+        raise ValueError(f'expected a time with its unit, got "{text}" (write 1us, 10ms or 2s)')
+    return float(match[1]) * UNITS_S[match[2]]
+
+
+def format_seconds(seconds: float, digits: int = 3) -> str:
+    """The shortest of "12 us", "3.4 ms", "1.2 s", to so many digits; "1234 s" in full."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if abs(seconds) / size < 1000 - 0.5 * 10 ** (3 - digits):  # what rounds to 1000 is the next unit's
+            return f"{seconds / size:.{digits}g} {unit}"
+    return f"{seconds:.0f} s"
+
+
+T = TypeVar("T")
+MISSING: Any = object()
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one starts ten times faster
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError([f"cannot be read: {reason}"], str(path)) from None
+    try:
+        content = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError([f"{where}not YAML: {getattr(error, 'problem', error)}"], str(path)) from None
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # of a date, a tag, a depth it cannot do
+        raise ConfigError([f"not YAML: {error}"], str(path)) from None
+    if not isinstance(content, dict):
+        raise ConfigError([f"expected a mapping of settings, got {_kind(content)}"], str(path))
+    return content
+
+
+@dataclass(slots=True)
+class Report:
+    """What one reading of a file found; warnings do not stop it."""
+
+    source: str
+    findings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise ConfigError with every finding, if there is any."""
+        if self.findings:
+            raise ConfigError(self.findings, self.source)
+
+
+class Fields:
+    """One mapping of a settings file, read key by key."""
+
+    def __init__(self, content: Any, report: Report, trail: str = "") -> None:
+        self.report = report
+        self.trail = trail
+        self.known: list[str] = []
+        if not isinstance(content, Mapping):
+            self.wrong("", f"expected a mapping, got {_kind(content)}")
+            content = {}
+        self.content: Mapping[Any, Any] = content
+
+    def has(self, key: str) -> bool:
+        return key in self.content
+
+    def wrong(self, key: str, message: str) -> None:
+        self.report.findings.append(f"{self._at(key)}: {message}")
+
+    def warn(self, key: str, message: str) -> None:
+        self.report.warnings.append(f"{self._at(key)}: {message}")
+
+    def raw(self, key: str, default: Any = MISSING, expected: str = "a value") -> Any:
+        """The value as it stands; a finding where it is required and missing."""
+        self.known.append(key)
+        if key not in self.content or self.content[key] is None:
+            if default is MISSING:
+                self.wrong(key, f"expected {expected}, got nothing (add it)")
+                return None
+            return default
+        return self.content[key]
+
+    def text(self, key: str, default: Any = MISSING) -> str:
+        value: str = self._typed(key, default, (str,), "a text", "")
+        return value
+
+    def flag(self, key: str, default: Any = MISSING) -> bool:
+        value: bool = self._typed(key, default, (bool,), "true or false", False)
+        return value
+
+    def integer(self, key: str, default: Any = MISSING, low: int = 0, high: int = 2**31) -> int:
+        value = self._typed(key, default, (int,), "a whole number", low)
+        whole: int = self._within(key, value, low, high)
+        return whole
+
+    def number(self, key: str, default: Any = MISSING, low: float = 0.0, high: float = 1e12) -> float:
+        value: float = self._within(key, self._typed(key, default, (int, float), "a number", low), low, high)
+        return float(value) if isinstance(value, int) else value
+
+    def choice(self, key: str, options: Sequence[str], default: Any = MISSING) -> str:
+        value: str = self._typed(key, default, (str,), f"one of {', '.join(options)}", options[0])
+        if value is not None and value not in options:
+            near = difflib.get_close_matches(value, options, 1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            self.wrong(key, f'expected one of {", ".join(options)}, got "{value}"{hint}')
+            return options[0]
+        return value
+
+    def texts(self, key: str, default: Any = MISSING) -> tuple[str, ...]:
+        """A list of texts; one text alone counts as a list of one."""
+        value = self.raw(key, default, "a list of texts")
+        entries = [value] if isinstance(value, str) else value
+        return tuple(self._list(key, entries, (str,), "a text"))
+
+    def numbers(self, key: str, default: Any = MISSING) -> tuple[float, ...]:
+        value = self.raw(key, default, "a list of numbers")
+        entries = [value] if _is(value, (int, float)) else value
+        good = self._list(key, entries, (int, float), "a number")
+        if not all(abs(entry) <= 1e12 for entry in good):
+            self.wrong(key, f"expected finite numbers, got {entries}")
+            return (1.0,) * len(good)
+        return tuple(float(entry) for entry in good)
+
+    def integers(self, key: str, default: Any = MISSING) -> tuple[int, ...]:
+        return tuple(self._list(key, self.raw(key, default, "a list of whole numbers"), (int,), "a whole number"))
+
+    def section(self, key: str, default: Any = MISSING) -> Fields:
+        value = self.raw(key, default, "a section")
+        return Fields({} if value is None else value, self.report, self._at(key))
+
+    def sections(self, key: str) -> list[Fields]:
+        value = self.raw(key, expected="a list of sections")
+        entries = self._list(key, value, (object,), "a section")
+        return [Fields(entry, self.report, f"{self._at(key)}[{i}]") for i, entry in enumerate(entries)]
+
+    def entries(self, key: str) -> list[tuple[str, Fields]]:
+        """The entries of a mapping of mappings, in file order."""
+        inner = self.section(key)
+        return [
+            (str(name), Fields(content, self.report, f"{inner.trail}.{name}"))
+            for name, content in inner.content.items()
+        ]
+
+    def finish(self) -> None:
+        """Every key nobody asked for is a finding, with the nearest known one."""
+        for key in self.content:
+            if key not in self.known:
+                near = difflib.get_close_matches(str(key), self.known, 1)
+                hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(set(self.known)))}"
+                self.wrong(str(key), f"unknown setting ({hint})")
+
+    def _at(self, key: str) -> str:
+        return f"{self.trail}.{key}" if self.trail and key else self.trail or key or "file"
+
+    def _typed(self, key: str, default: Any, types: tuple[type, ...], expected: str, placeholder: Any) -> Any:
+        value = self.raw(key, default, expected)
+        if value is None and default is MISSING:
+            return placeholder
+        if value is default or (_is(value, types) and value != ""):
+            return value
+        hint = f' (write "{value}" in quotes)' if expected == "a text" and isinstance(value, int | float) else ""
+        self.wrong(key, f"expected {expected}, got {_kind(value)}{hint}")
+        return placeholder
+
+    def _within(self, key: str, value: Any, low: Any, high: Any) -> Any:
+        if value is not None and not low <= value <= high:
+            self.wrong(key, f"expected {low} to {high}, got {value}")
+            return low
+        return value
+
+    def _list(self, key: str, value: Any, types: tuple[type, ...], expected: str) -> list[Any]:
+        if value is None:
+            return []
+        if not isinstance(value, list | tuple):
+            self.wrong(key, f"expected a list, got {_kind(value)}")
+            return []
+        good = []
+        for i, entry in enumerate(value):
+            if _is(entry, types):
+                good.append(entry)
+            else:
+                self.wrong(f"{key}[{i}]", f"expected {expected}, got {_kind(entry)}")
+        return good
+
+
+def _is(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, bool) and bool not in types and object not in types:
+        return False  # YAML's `yes` is no number
+    return isinstance(value, types)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return f'"{value}"' if isinstance(value, str) else str(value)

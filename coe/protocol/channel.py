@@ -1,0 +1,395 @@
+"""The channel to a tier's hosts: name resolution, the persistent stream, and replacement while calls are under way.
+
+Requests are told apart by their id; answers come in any order. A call that gives up takes nothing back: its answer is
+dropped when it comes. What goes wrong with the stream, and not with a request, is TierUnavailable to every call on
+it, and the next call opens a new one.
+
+gRPC keeps a connection that has gone silent, as after a switch of networks, for as long as the kernel does: up to a
+quarter of an hour, whatever the keepalive (grpc/grpc#32435). A new channel connects anew.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from coe.cascade.errors import ConfigError, TierError, TierTimeout, TierUnavailable
+
+from . import inference_pb2 as pb
+from .codec import get_parameters, set_parameter
+from .service import FRAME_BYTES, STREAM, path
+from .status import from_status
+from .trace_context import HEADERS, OUTGOING, Header
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a channel is opened to.
+
+    Args:
+        uri: as gRPC names it.
+        is_balanced: several hosts may be behind it.
+    """
+
+    uri: str
+    is_balanced: bool
+
+
+def target_of(addresses: Sequence[str]) -> Target:
+    """The target of one or more "host:port".
+
+    One name is looked up by gRPC, anew as hosts fail, and every record of it is a host. The names of a list are looked
+    up here, once: gRPC takes a list of IP addresses alone.
+
+    Raises:
+        ConfigError: a name of a list cannot be looked up.
+    """
+    if len(addresses) == 1:
+        (address,) = addresses
+        return Target(address, is_balanced=_ip(split(address)[0]) is None)
+    hosts = list(dict.fromkeys(host for address in addresses for host in _looked_up(address)))
+    if all(ip.version == 4 for ip, _ in hosts):
+        return Target("ipv4:" + ",".join(f"{ip}:{port}" for ip, port in hosts), is_balanced=True)
+    return Target("ipv6:" + ",".join(f"[{_as_v6(ip)}]:{port}" for ip, port in hosts), is_balanced=True)
+
+
+def is_address(text: str) -> bool:
+    """Whether it is "host:port"."""
+    host, port = split(text)
+    return bool(host) and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
+
+
+def split(address: str) -> tuple[str, str]:
+    """Host and port of "host:port"."""
+    host, _, port = address.rpartition(":")
+    return host, port
+
+
+def _ip(host: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+
+
+def _looked_up(address: str) -> Iterable[tuple[IPAddress, int]]:
+    host, port = split(address)
+    ip = _ip(host)
+    if ip is not None:
+        return [(ip, int(port))]
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:
+        fix = "write its IP address, or start once the name is known"
+        raise ConfigError([f"address {address}: the name cannot be looked up: {error} ({fix})"]) from None
+    return [(ipaddress.ip_address(str(sockaddr[0])), int(port)) for *_, sockaddr in found]
+
+
+def _as_v6(ip: IPAddress) -> str:
+    """gRPC takes addresses of one kind in a list: an IPv4 address has an IPv6 form."""
+    return str(ip) if ip.version == 6 else f"::ffff:{ip}"
+
+
+TIMEOUT = "timeout_ms"  # parameter of a request: int64, from when it is sent
+STATUS = "status_code"  # parameters of a refusal: int64, gRPC's number of the code,
+RETRY_AFTER = "retry_after_ms"  # and when to come again
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class InferStream:
+    """One stream of a channel, opened by the first call and again after it broke.
+
+    Args:
+        tier: whose calls these are, for errors.
+    """
+
+    def __init__(self, tier: str, channel: grpc.Channel) -> None:
+        self.tier = tier
+        self.is_offered = True  # until the server says that it has no such method
+        self._open = channel.stream_stream(path(STREAM), None, None)
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._line: _OpenStream | None = None
+
+    def ask(
+        self, request: pb.ModelInferRequest, end: float, headers: Sequence[Header], call: dict[str, float]
+    ) -> pb.ModelInferResponse:
+        """The answer to one request, which is given an id and a deadline.
+
+        Args:
+            end: `time.monotonic()` second by which the answer is wanted.
+            headers: those of a trace and of `headers.OUTGOING` go with the request, as parameters; others are sent
+                where this call opens the stream.
+            call: `bytes_sent` and `bytes_received` are added to.
+        Raises:
+            TierError: TierUnavailable: the stream broke, and whether the server saw the request is not known;
+                TierTimeout; or the server's own word about this request.
+        """
+        left = end - time.monotonic()
+        number = str(next(self._ids))
+        request.id = number
+        set_parameter(request.parameters, TIMEOUT, max(1, int(left * 1000)))
+        ours: list[Header] = []
+        for name, value in headers:
+            if name in HEADERS or name in dict(OUTGOING.get()):
+                set_parameter(request.parameters, name, value)
+            else:
+                ours.append((name, value))
+        waiting = _PendingCall(request.SerializeToString())
+        n_bytes = len(waiting.request) + FRAME_BYTES
+        line = self._send(number, waiting, tuple(ours))
+        if not waiting.done.acquire(timeout=max(left, 0.0)):
+            line.forget(number)
+            if line.answered_at < end - left:  # not a word since: it may be stuck
+                self._retire(line)
+            call["bytes_sent"] += n_bytes
+            raise TierTimeout(self.tier, "no answer on the stream within the deadline")
+        if waiting.answer is None:
+            self.is_offered = self.is_offered and not line.is_refused
+            raise TierUnavailable(self.tier, f"the stream ended: {line.reason}")
+        call["bytes_sent"] += n_bytes
+        call["bytes_received"] += waiting.n_bytes
+        return self._judged(waiting.answer, line)
+
+    def close(self) -> None:
+        """End the stream; calls under way are TierUnavailable."""
+        with self._lock:
+            line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def _send(self, number: str, waiting: _PendingCall, headers: tuple[Header, ...]) -> _OpenStream:
+        with self._lock:
+            if self._line is None or not self._line.send(number, waiting):
+                self._line = _OpenStream(self._open, headers, self.tier)
+                if not self._line.send(number, waiting):  # over already: there is nobody
+                    waiting.done.release()
+            return self._line
+
+    def _judged(self, answer: pb.ModelStreamInferResponse, line: _OpenStream) -> pb.ModelInferResponse:
+        if not answer.error_message:
+            return answer.infer_response
+        parameters = get_parameters(answer.infer_response.parameters)
+        number = parameters.get(STATUS)
+        code = CODES.get(number if isinstance(number, int) else -1, grpc.StatusCode.UNKNOWN)
+        if code is grpc.StatusCode.UNAUTHENTICATED:  # who we are was said as the stream was opened: say it anew
+            self._retire(line)
+            raise TierUnavailable(self.tier, f"{code.name}: {answer.error_message}")
+        error: TierError = from_status(self.tier, code, answer.error_message, str(parameters.get(RETRY_AFTER, "")))
+        raise error
+
+    def _retire(self, line: _OpenStream) -> None:
+        """Let the calls on it finish; the next one opens a new stream."""
+        with self._lock:
+            if self._line is line:
+                self._line = None
+        line.finish()
+
+
+class _PendingCall:
+    """A call on its way. `done` is released when there is an answer, or when there will be none (None)."""
+
+    __slots__ = ("answer", "done", "n_bytes", "request")
+
+    def __init__(self, request: bytes) -> None:
+        self.request = request
+        self.answer: pb.ModelStreamInferResponse | None = None
+        self.n_bytes = 0
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
+class _OpenStream:
+    """One open stream, and the thread that reads it."""
+
+    def __init__(self, open_stream: Any, headers: tuple[Header, ...], tier: str) -> None:
+        self.reason = "closed"
+        self.is_refused = False  # the server has no such method
+        self.answered_at = 0.0  # `time.monotonic()` of the latest answer
+        self._is_over = False
+        self._is_finishing = False
+        self._lock = threading.Lock()
+        self._under_way: dict[str, _PendingCall] = {}
+        self._outbox: SimpleQueue[_PendingCall | None] = SimpleQueue()
+        self._call = open_stream(self._requests(), metadata=headers or None)
+        self._reader = threading.Thread(target=self._read, name=f"coe-stream-{tier}", daemon=True)
+        self._reader.start()
+
+    def send(self, number: str, waiting: _PendingCall) -> bool:
+        """False: it is over, and nothing was sent."""
+        with self._lock:
+            if self._is_over or self._is_finishing:
+                return False
+            self._under_way[number] = waiting
+        self._outbox.put(waiting)
+        return True
+
+    def forget(self, number: str) -> None:
+        """Nobody waits for it any more. If it was not sent yet, it need not be."""
+        with self._lock:
+            waiting = self._taken(number)
+        if waiting is not None:
+            waiting.request = b""
+
+    def finish(self) -> None:
+        """No more requests; the stream ends with the last call under way on it."""
+        with self._lock:
+            self._is_finishing = True
+            self._taken("")
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._reader.join(5)
+
+    def _requests(self) -> Iterator[bytes]:
+        for waiting in iter(self._outbox.get, None):
+            if waiting.request:
+                yield waiting.request
+
+    def _read(self) -> None:
+        try:
+            for data in self._call:
+                answer = pb.ModelStreamInferResponse.FromString(data)
+                self.answered_at = time.monotonic()
+                with self._lock:
+                    waiting = self._taken(answer.infer_response.id)
+                if waiting is not None:
+                    waiting.answer = answer
+                    waiting.n_bytes = len(data) + FRAME_BYTES
+                    waiting.done.release()
+                elif answer.error_message and not answer.infer_response.id:  # of a request we cannot tell
+                    self.reason = answer.error_message[:200]
+                    self._call.cancel()
+                    return
+        except grpc.RpcError as error:
+            self.is_refused = error.code() is grpc.StatusCode.UNIMPLEMENTED
+            self.reason = f"{error.code().name}: {error.details()}"
+        except DecodeError as error:
+            self.reason = f"its answer cannot be read: {error}"
+            self._call.cancel()
+        finally:
+            self._end()
+
+    def _taken(self, number: str) -> _PendingCall | None:
+        """The call of that id, no longer under way. To be called with the lock held."""
+        waiting = self._under_way.pop(number, None)
+        if self._is_finishing and not self._under_way:
+            self._call.cancel()
+        return waiting
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_over = True
+            left = list(self._under_way.values())
+            self._under_way.clear()
+        self._outbox.put(None)  # gRPC's own thread waits there for the next request
+        for waiting in left:
+            waiting.done.release()
+
+
+class TierChannel:
+    """One channel, and what is called on it.
+
+    Args:
+        tier: whose calls these are, for errors.
+        stream: whether calls go on a persistent stream.
+    """
+
+    def __init__(self, tier: str, channel: grpc.Channel, *, stream: bool) -> None:
+        self.channel = channel
+        self.infer = channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
+        self.stream = InferStream(tier, channel) if stream else None
+
+    def close(self) -> None:
+        """Calls under way are TierUnavailable."""
+        if self.stream is not None:
+            self.stream.close()
+        self.channel.close()
+
+
+class ChannelPool:
+    """The line in use, and those before it on which calls are still under way. Thread-safe.
+
+    Args:
+        tier: whose calls these are, for errors.
+        dial: opens a line.
+    """
+
+    def __init__(self, tier: str, dial: Callable[[], TierChannel]) -> None:
+        self._tier = tier
+        self._dial = dial
+        self._lock = threading.Lock()  # over all below
+        self._line = dial()
+        self._n_calls = {self._line: 0}  # under way on each line that is open
+        self._is_closed = False
+
+    @contextmanager
+    def use(self) -> Iterator[TierChannel]:
+        """The line in use, which stays open while the block runs.
+
+        Raises:
+            TierUnavailable: all are closed, or were in the block.
+        """
+        with self._lock:
+            line = self._line
+            if self._is_closed:
+                raise TierUnavailable(self._tier, "closed")
+            self._n_calls[line] += 1
+        try:
+            yield line
+        except ValueError:  # gRPC's word for a channel that was closed before the call was on its way
+            if not self._is_closed:
+                raise
+            raise TierUnavailable(self._tier, "closed") from None
+        finally:
+            with self._lock:
+                self._n_calls[line] -= 1
+                is_over = self._is_over(line)
+            if is_over:
+                line.close()
+
+    def redial(self) -> None:
+        """A new line from here on. The old one is closed when the last call on it has ended; every call has a
+        deadline.
+
+        Raises:
+            ConfigError: there is no new line; the old one stays.
+        """
+        line = self._dial()
+        with self._lock:
+            old, is_late = self._line, self._is_closed
+            if not is_late:
+                self._line = line
+                self._n_calls[line] = 0
+                is_over = self._is_over(old)
+        if is_late:
+            line.close()
+        elif is_over:
+            old.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            left = list(self._n_calls)
+        for line in left:
+            line.close()
+
+    def _is_over(self, line: TierChannel) -> bool:
+        """Whether nobody will call on it any more; then it is no longer ours. To be called with the lock held."""
+        if line is self._line or self._n_calls[line]:
+            return False
+        del self._n_calls[line]
+        return True

@@ -1,0 +1,222 @@
+"""What a client shows, and whom it believes: TLS, its own certificate, a bearer token.
+
+A token goes out over TLS alone, or to this same machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from coe.cascade.errors import ConfigError
+
+from .service import Options
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """How a remote tier is dialled. As it stands: plaintext.
+
+    Args:
+        tls: encrypt, and believe the public CAs where no `ca` is given.
+        ca: PEM file of the CA that signed the server's certificate.
+        certificate, key: PEM files the client shows, for mutual TLS.
+        token: bearer token.
+        token_file: file that holds it; read again when it changes.
+        server_name: the name in the server's certificate, where the address has another one.
+    """
+
+    tls: bool = False
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str | None = None
+    token_file: Path | None = None
+    server_name: str = ""
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.tls or self.ca is not None or self.certificate is not None or bool(self.server_name)
+
+    @property
+    def has_token(self) -> bool:
+        return self.token is not None or self.token_file is not None
+
+    def __repr__(self) -> str:
+        """Without the token: configs are logged."""
+        return f"ClientSecurity(tls={self.is_encrypted}, ca={self.ca}, certificate={self.certificate})"
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """For TLS; None: plaintext.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        if not self.is_encrypted:
+            return None
+        ca, key, certificate = (_read(path) for path in (self.ca, self.key, self.certificate))
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+PLAINTEXT = ClientSecurity()
+
+
+def dial(target: str, options: Options | None = None, *, security: ClientSecurity = PLAINTEXT) -> grpc.Channel:
+    """A channel to a gRPC target; it connects with its first call.
+
+    Raises:
+        ConfigError: a file cannot be read, or a token would leave this machine in plaintext.
+    """
+    chosen: Options = list(options or ())
+    credentials = security.channel_credentials()
+    check_target(target, security)
+    if credentials is None:
+        if security.has_token:
+            chosen.append(("grpc.enable_http_proxy", 0))  # $http_proxy would get to read it
+        channel = grpc.insecure_channel(target, chosen)
+    else:
+        if security.server_name:
+            chosen.append(("grpc.ssl_target_name_override", security.server_name))
+        channel = grpc.secure_channel(target, credentials, chosen)
+    if not security.has_token:
+        return channel
+    read = _token_reader(security)
+    read()  # a token that cannot be used is told now
+    return grpc.intercept_channel(channel, _ShowsToken(read))
+
+
+def check_target(target: str, security: ClientSecurity) -> None:
+    """A bearer token is never sent where others can read it, and a list of hosts is told by one name.
+
+    Raises:
+        ConfigError: a token, no TLS, and a target that is not of this machine; or TLS to a list without `server_name`.
+    """
+    if security.has_token and not security.is_encrypted and not is_this_machine(target):
+        fix = "set `tls: true`, or `tls: {ca: ...}` for a CA of your own"
+        raise ConfigError([f"tls: expected TLS for a bearer token, got plaintext to {target} ({fix})"])
+    if security.is_encrypted and not security.server_name and target.startswith(("ipv4:", "ipv6:")) and "," in target:
+        raise ConfigError(
+            [f"tls.server_name: expected the name that the certificates of all hosts have, got none for {target}"]
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """A host or an IP address that cannot be reached from other machines."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def is_this_machine(target: str) -> bool:
+    """Every address of a gRPC target is of this machine; one that cannot be told is not."""
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme in ("unix", "unix-abstract"):
+        return True
+    if colon and scheme in ("ipv4", "ipv6"):
+        return all(is_loopback(_host(one)) for one in rest.split(","))
+    if colon and scheme == "dns":
+        return is_loopback(_host(rest.removeprefix("///")))  # "dns://SERVER/localhost": whatever that server says
+    return is_loopback(_host(target))
+
+
+def _host(address: str) -> str:
+    """Of "host:port", "[::1]:port" or a host alone."""
+    if address.startswith("["):
+        return address.partition("]")[0][1:]
+    return address.rpartition(":")[0] if address.count(":") == 1 else address
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"cannot be read: {error.strerror}"], str(path)) from None
+
+
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        ConfigError: no such file, or something else in it. What it holds is never told.
+    """
+    words = (_read(path) or b"").split()
+    if len(words) != 1 or not words[0].isascii() or not words[0].decode().isprintable():
+        raise ConfigError(
+            [f"expected one token, got {len(words)} words (`coe-cloud certs token` makes one)"], str(path)
+        )
+    return words[0].decode()
+
+
+def _token_reader(security: ClientSecurity) -> Callable[[], str]:
+    if security.token_file is not None:
+        return _TokenFile(security.token_file)
+    token = security.token or ""
+    return lambda: token
+
+
+class _TokenFile:
+    """The token in a file, read again when the file changes; one that cannot be used leaves the old one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = self._look()
+        self._token = read_token(path)
+
+    def __call__(self) -> str:
+        stamp = self._look()
+        if stamp != self._stamp:
+            try:
+                self._token = read_token(self.path)
+                self._stamp = stamp
+            except ConfigError:
+                pass  # being written: asked again with the next call
+        return self._token
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class _ShowsToken(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.StreamStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """Adds the token to each call.
+
+    gRPC's own call credentials would do so, too, but on a thread made for each call: 150 us against 30 us here.
+    """
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def _show(self, proceed: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+        metadata = [*(client_call_details.metadata or ()), ("authorization", f"Bearer {self._token()}")]
+        return proceed(client_call_details._replace(metadata=metadata), request)
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._show(continuation, client_call_details, request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return self._show(continuation, client_call_details, request)
+
+    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._show(continuation, client_call_details, request_iterator)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return self._show(continuation, client_call_details, request_iterator)

@@ -1,0 +1,508 @@
+"""A tier on other machines, asked over the Open Inference Protocol, and the reading of its metadata and responses.
+
+The server may be `coe-cloud` (a tier, or a whole cascade) or any other that answers with class probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
+from coe.cascade.rule import DeferralRule
+from coe.cascade.tier import Prepare, Tier
+from coe.cascade.types import Array, Batch, Vote
+from coe.cascade.vote import exact_share
+
+from . import inference_pb2 as pb
+from .channel import ChannelPool, Target, TierChannel, target_of
+from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
+from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, METHODS, PLATFORM, Options, client_options, path
+from .status import from_rpc_error
+from .trace_context import Header, Headers, headers_of, network_times
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteInput:
+    """A model's one input: its name, datatype, and the shape of one row, -1 where free."""
+
+    name: str
+    datatype: str
+    row: tuple[int, ...] = ()
+
+    def tensor(self, batch: Batch, prepare: Prepare | None) -> Array:
+        """The batch as this input takes it.
+
+        Args:
+            prepare: makes the model's floats from a batch's x, by the task's contract.
+        Raises:
+            WireError: the batch has no such form.
+        """
+        if self.datatype == "BYTES":
+            if batch.captured is None:
+                raise self._misfit("examples as captured (BYTES)", "pixels or tensors")
+            return batch.captured
+        x = batch.x
+        if self.datatype.startswith("FP") and prepare is not None:
+            x = prepare(x).astype(DATATYPES[self.datatype], copy=False)
+        if x.dtype != DATATYPES[self.datatype]:
+            raise self._misfit(self.datatype, str(x.dtype))
+        if len(x.shape) != 1 + len(self.row) or any(
+            want not in (-1, have) for want, have in zip(self.row, x.shape[1:], strict=True)
+        ):
+            raise self._misfit(f"rows of {list(self.row)}", str(list(x.shape[1:])))
+        return x
+
+    def _misfit(self, expected: str, got: str) -> WireError:
+        fix = "the task's `input:` must be what the server takes"
+        return WireError(f"input {self.name!r}", expected, got, fix)
+
+
+OUR_INPUT = RemoteInput(INPUT, "BYTES")  # or a tensor: it takes either
+
+
+def read_remote_input(told: pb.ModelMetadataResponse) -> RemoteInput:
+    """The input a server asks for.
+
+    Raises:
+        WireError: it takes several inputs, or a datatype no example of ours has.
+    """
+    if told.platform == PLATFORM:
+        return OUR_INPUT
+    inputs = [(entry.name, entry.datatype, tuple(entry.shape)) for entry in told.inputs]
+    if len(inputs) != 1:
+        names = ", ".join(name for name, _, _ in inputs) or "none"
+        raise WireError("its inputs", "one", names, "serve a model with one input")
+    name, datatype, shape = inputs[0]
+    if datatype not in ("BYTES", "UINT8", "FP16", "FP32", "FP64"):
+        raise WireError(f"its input {name!r}", "BYTES, UINT8 or floats", datatype, "serve a model that takes these")
+    return RemoteInput(name, datatype, shape[1:])
+
+
+MOST_TIERS = 64  # behind one server
+VOTE_OUTPUTS = frozenset({"vote", "score", "members"})  # what goes with a label where a tier gives it
+
+
+def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: int, call: dict[str, float]) -> Vote:
+    """The vote in an answer to `n_rows` rows.
+
+    Args:
+        n_labels: of the task; a label outside it is refused.
+        call: what the call cost as measured here, `call_s` among it; becomes the vote's own, and gains the seconds
+            that the server tells of.
+    Raises:
+        ValueError: it cannot be read as such; the text says what was expected.
+    """
+    try:
+        response = pb.ModelInferResponse.FromString(answer) if isinstance(answer, bytes) else answer
+        vote = _vote(read_outputs(response), n_rows, n_labels, call)
+    except (WireError, DecodeError) as error:
+        raise ValueError(str(error)) from None
+    told = {
+        key: value
+        for key, value in get_parameters(response.parameters).items()
+        if key.endswith("_s") and isinstance(value, float) and math.isfinite(value)
+    }
+    if "server_s" in told:
+        call["server_s"] = told["server_s"]
+    call.update(network_times(told, call))
+    for key, seconds in told.items():
+        if not key.startswith("hop_"):
+            call.setdefault(key, seconds)  # what was measured here stands
+    return vote
+
+
+def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call: Mapping[str, float]) -> Vote:
+    if "label" not in outputs or not VOTE_OUTPUTS.intersection(outputs):  # others call theirs "label" too
+        return _single_model(outputs, n_rows, n_labels, call)
+    labels = _column(outputs, "label", n_rows, "iu", 0, n_labels - 1).astype(np.int64)
+    share = _column(outputs, "vote", n_rows, "f", 0, 1)
+    members = outputs.get("members")
+    if members is not None:
+        asked, seats = _members(members, n_rows)
+        n_members = int(seats.max(initial=1))
+        count = np.rint(share * asked).astype(np.int64)
+    else:
+        exact = [exact_share(float(vote)) for vote in share]
+        count = np.array([vote.numerator for vote in exact], dtype=np.int64)
+        asked = np.array([vote.denominator for vote in exact], dtype=np.int64)
+        n_members = int(asked.max(initial=1))
+    tier_votes = outputs.get("tier_votes")
+    if tier_votes is not None:
+        fits = tier_votes.ndim == 2 and 1 <= tier_votes.shape[1] <= MOST_TIERS
+        _check(tier_votes, "tier_votes", fits, n_rows, "f")
+    exit_tier = None
+    if "exit_tier" in outputs:
+        last = MOST_TIERS if tier_votes is None else tier_votes.shape[1]
+        exit_tier = _column(outputs, "exit_tier", n_rows, "iu", 1, last).astype(np.int64)
+    reasons = outputs.get("degraded")
+    if reasons is not None:
+        _check(reasons, "degraded", reasons.size == n_rows, n_rows, "O")
+    return Vote(
+        labels=labels,
+        count=count,
+        asked=asked,
+        n_members=n_members,
+        score=_column(outputs, "score", n_rows, "f").astype(np.float32),
+        exit_tier=exit_tier,
+        tier_votes=tier_votes,
+        degraded=None if reasons is None else tuple(_reason(text) for text in reasons.ravel()),
+        call=call,
+    )
+
+
+def _single_model(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call: Mapping[str, float]) -> Vote:
+    """An ensemble of one: a plain model on another server, which answers with (B, L) probabilities."""
+    fitting = [array for array in outputs.values() if array.shape == (n_rows, n_labels) and array.dtype.kind == "f"]
+    if fitting:
+        array = next(filter(_are_probabilities, fitting), fitting[0])  # where it gives its logits as well
+        labels = array.argmax(axis=1)
+        ones = np.ones(n_rows, dtype=np.int64)
+        score = array[np.arange(n_rows), labels].astype(np.float32)  # argmax points at a NaN if there is one
+        if not np.isfinite(score).all():
+            raise ValueError("expected probabilities, got NaN or infinity")
+        return Vote(labels, ones, ones, 1, score, call=call)
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())[:200] or "none"
+    raise ValueError(f'expected an output "label", or probabilities [{n_rows}, {n_labels}], got {shapes}')
+
+
+def _are_probabilities(array: Array) -> bool:
+    """Whether each row of (B, L) adds up to 1, as closely as half floats do."""
+    if not (array >= 0).all():
+        return False
+    with np.errstate(over="ignore"):
+        return bool((np.abs(array.sum(axis=1, dtype=np.float64) - 1) < 0.01).all())
+
+
+def _column(
+    outputs: Mapping[str, Array],
+    name: str,
+    n_rows: int,
+    kinds: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Array:
+    """(B,) one number per row, of a dtype in `kinds`, each within `low` to `high`."""
+    if name not in outputs:
+        raise ValueError(f'expected an output "{name}", got {", ".join(map(repr, outputs))[:200]}')
+    column = outputs[name]
+    _check(column, name, column.size == n_rows, n_rows, kinds)
+    column = column.reshape(n_rows)
+    if low is not None and not ((column >= low) & (column <= high)).all():  # false for a NaN
+        raise ValueError(f"output {name}: expected {low} to {high}, got {column.min()} to {column.max()}")
+    return column
+
+
+def _members(members: Array, n_rows: int) -> tuple[Array, Array]:
+    """Members asked, and members there are, each (B,)."""
+    _check(members, "members", members.ndim == 2 and members.shape[1] == 2, n_rows, "iu")
+    asked, seats = members[:, 0].astype(np.int64), members[:, 1].astype(np.int64)
+    if not ((asked >= 1) & (asked <= seats)).all():
+        raise ValueError("output members: expected 1 to all of them asked, got others")
+    return asked, seats
+
+
+def _check(array: Array, name: str, fits: bool, n_rows: int, kinds: str) -> None:
+    if not fits or len(array) != n_rows or array.dtype.kind not in kinds:
+        got = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"output {name}: expected an entry of its kind for each of {n_rows} rows, got {got}")
+
+
+def _reason(text: Any) -> str | None:
+    return text.decode("utf-8", "replace") or None if isinstance(text, bytes) else None
+
+
+Dial = Callable[[str, Options], grpc.Channel]
+Encode = Callable[[Batch], Array]
+
+MOST_WAIT = 0.5  # of the time left, and
+MOST_WAIT_S = 0.5  # in all, that a call waits where an overloaded server says when to come again
+
+
+class RemoteTier:
+    """Asks `model` at `address`. Needs no server to be there until its first vote.
+
+    Args:
+        address: "host:port", or several. Calls go to each host in turn (a name may stand for several, too), to none
+            that is gone or, where the server is ours, draining.
+        model: the name the server gives the tier or cascade.
+        n_labels: of the task; a label outside it is refused.
+        fingerprint: of the task, sent as the model version, so that a server with other labels refuses; ""
+            asks for any version.
+        is_foreign: the server is not ours: it is sent what its metadata asks for.
+        deadline_s: of one call; less where the batch's own deadline is nearer.
+        send_captured: send examples as captured where they have such a form, else as tensors (ours takes either).
+        encode: makes what is sent to a server of ours from a batch, in place of that: (B,) `bytes`, or a tensor.
+        prepare: makes a foreign server's floats from a batch's x.
+        n_tiers: how many tiers the server holds; learnt from its answers where it says.
+        dial: opens a channel to a target, with options; by itself in plaintext.
+        headers: asked once for each vote's headers, such as those of a trace; those of `headers.OUTGOING` go along.
+        stream: calls go on one persistent stream where the server has it. It keeps to one host.
+    Raises:
+        ConfigError: a name in a list of addresses cannot be looked up.
+    """
+
+    waits = True
+
+    def __init__(
+        self,
+        name: str,
+        address: str | Sequence[str],
+        model: str,
+        rule: DeferralRule,
+        *,
+        n_labels: int,
+        fingerprint: str = "",
+        deadline_s: float = 2.0,
+        send_captured: bool = True,
+        encode: Encode | None = None,
+        is_foreign: bool = False,
+        prepare: Prepare | None = None,
+        n_tiers: int = 1,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        dial: Dial = grpc.insecure_channel,
+        headers: Headers | None = None,
+        stream: bool = False,
+    ) -> None:
+        addresses = (address,) if isinstance(address, str) else tuple(address)
+        self.name = name
+        self.rule = rule
+        self.address = ", ".join(addresses)
+        self.model = model
+        self.n_labels = n_labels
+        self.n_tiers = n_tiers
+        self.deadline_s = deadline_s
+        self._fingerprint = fingerprint
+        self._encode = encode or (_as_captured if send_captured else _as_tensor)
+        self._prepare = prepare
+        self._is_foreign = is_foreign
+        self._offer: RemoteInput | None = None if is_foreign else OUR_INPUT  # None: not asked yet
+        self._headers = headers
+        self._addresses = addresses
+        self._target: Target | None = None  # where they were found last
+        self._max_message_bytes = max_message_bytes
+        self._open_channel = dial
+        self._streams = stream
+        self._lines = ChannelPool(name, self._dial)
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """The server's answers to a batch.
+
+        Raises:
+            TierError: by what the caller can do: TierUnavailable, TierTimeout, TierOverloaded, TierRejected.
+        """
+        now = time.monotonic()
+        end = min(now + self.deadline_s, batch.deadline)
+        if end <= now:
+            raise TierTimeout(self.name, "the example's deadline has passed before the call")
+        request = self._request(batch, end - now)
+        started = time.perf_counter()
+        call = {"call_s": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
+        try:
+            answer = self._ask(request, end, headers_of(self._headers), call)
+            call["call_s"] = time.perf_counter() - started
+            return self._read(answer, len(batch), call)
+        except TierError as error:
+            call["call_s"] = time.perf_counter() - started
+            error.call = call
+            raise
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        return vote
+
+    def bytes_of(self, batch: Batch) -> int:
+        """What one call for this batch sends, as `bytes_sent` counts it. A foreign server may be asked what it takes.
+
+        Raises:
+            TierRejected: the batch has no form to be sent in.
+        """
+        return self._request(batch, self.deadline_s).ByteSize() + FRAME_BYTES
+
+    def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
+        """What the server says of the model.
+
+        Raises:
+            TierError: it cannot be asked.
+            ConfigError: it has no such model, serves another task (other labels or another input), or takes what
+                no example of ours is.
+        """
+        try:
+            request = pb.ModelMetadataRequest(name=self.model)
+            told: pb.ModelMetadataResponse = self._told("ModelMetadata", request, timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise ConfigError([f"tier {self.name}: {self.address} has no such model: {error.details()}"]) from None
+            raise from_rpc_error(self.name, error) from None
+        for output in told.outputs:
+            if output.name == "tier_votes" and output.shape[-1:] and output.shape[-1] > 0:
+                self.n_tiers = output.shape[-1]
+        if told.platform == PLATFORM and self._fingerprint and self._fingerprint not in told.versions:
+            raise ConfigError(
+                [
+                    f"tier {self.name}: {self.address} serves {self.model} for another task: expected fingerprint "
+                    f"{self._fingerprint}, got {', '.join(told.versions)} (labels and input of both ends must match)"
+                ]
+            )
+        if self._is_foreign:
+            try:
+                self._offer = read_remote_input(told)
+            except WireError as error:
+                raise ConfigError([f"tier {self.name}: {self.address}, model {self.model}: {error}"]) from None
+        elif told.platform != PLATFORM:
+            raise ConfigError(
+                [f"tier {self.name}: {self.address} is no coe-cloud but {told.platform!r} (set `foreign: true`)"]
+            )
+        return told
+
+    def is_ready(self, timeout_s: float = 2.0) -> bool:
+        """Whether the server takes calls for the model; False: it answers, but is draining or still loading.
+
+        Raises:
+            TierError: it cannot be asked, or will not say.
+        """
+        request = pb.ModelReadyRequest(name=self.model, version=self._fingerprint)
+        try:
+            told: pb.ModelReadyResponse = self._told("ModelReady", request, timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # by a foreign server that is there
+                return True
+            raise from_rpc_error(self.name, error) from None
+        return told.ready
+
+    def redial(self) -> None:
+        """Call on a new channel from here on; calls under way on the old one finish or fail there by themselves.
+
+        The names of a list of addresses are looked up anew; while that fails, where they were found last stands.
+
+        Raises:
+            ConfigError: what proves who we are, or whom to believe, cannot be read; the old channel stays.
+        """
+        self._lines.redial()
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _dial(self) -> TierChannel:
+        try:
+            self._target = target_of(self._addresses)
+        except ConfigError as error:
+            if self._target is None:
+                raise ConfigError([f"tier {self.name}: {error}"]) from None
+        target = self._target
+        options = client_options(
+            self._max_message_bytes, is_balanced=target.is_balanced, checks_health=not self._is_foreign
+        )
+        return TierChannel(self.name, self._open_channel(target.uri, options), stream=self._streams)
+
+    def _told(self, method: str, request: Any, timeout_s: float) -> Any:
+        """The answer to a question about the model.
+
+        Raises:
+            grpc.RpcError
+        """
+        request_type, response_type = METHODS[method]
+        with self._lines.use() as line:
+            ask = line.channel.unary_unary(
+                path(method),
+                request_serializer=request_type.SerializeToString,
+                response_deserializer=response_type.FromString,
+            )
+            return ask(request, timeout=timeout_s)
+
+    def _request(self, batch: Batch, timeout: float) -> pb.ModelInferRequest:
+        request = pb.ModelInferRequest(model_name=self.model, model_version=self._fingerprint)
+        try:
+            if self._offer is None:
+                self.metadata(timeout)
+            offer = self._offer or OUR_INPUT
+            if offer is OUR_INPUT:
+                sent = self._encode(batch)
+                add_input(request, INPUT, _as_tensor(batch) if sent is batch.x else sent)
+            else:
+                add_input(request, offer.name, offer.tensor(batch, self._prepare))
+        except (WireError, ConfigError) as error:
+            raise TierRejected(self.name, str(error)) from None
+        return request
+
+    def _ask(
+        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
+    ) -> bytes | pb.ModelInferResponse:
+        """Ask; and once more where the server is overloaded, says when to come again, and that is soon enough."""
+        try:
+            return self._ask_once(request, end, headers, call)
+        except TierOverloaded as error:
+            wait_s = error.retry_after_s
+            if wait_s is None or wait_s > min(MOST_WAIT_S, MOST_WAIT * (end - time.monotonic())):
+                raise
+            time.sleep(wait_s)
+        return self._ask_once(request, end, headers, call)
+
+    def _ask_once(
+        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
+    ) -> bytes | pb.ModelInferResponse:
+        with self._lines.use() as line:
+            return self._ask_on(line, request, end, headers, call)
+
+    def _ask_on(
+        self,
+        line: TierChannel,
+        request: pb.ModelInferRequest,
+        end: float,
+        headers: tuple[Header, ...],
+        call: dict[str, float],
+    ) -> bytes | pb.ModelInferResponse:
+        if line.stream is not None and line.stream.is_offered:
+            try:
+                return line.stream.ask(request, end, headers, call)
+            except TierUnavailable:
+                pass  # asked once more by itself, below: with retries, on another host where there is one
+        data = request.SerializeToString()
+        try:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TierTimeout(self.name, "the deadline has passed before the call")
+            answer: bytes = line.infer(data, timeout=left, metadata=headers or None)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(self.name, error)
+            if not isinstance(failure, TierUnavailable):  # then how much arrived is not known
+                call["bytes_sent"] += len(data) + FRAME_BYTES
+            raise failure from None
+        call["bytes_sent"] += len(data) + FRAME_BYTES
+        call["bytes_received"] += len(answer) + FRAME_BYTES
+        return answer
+
+    def _read(self, answer: bytes | pb.ModelInferResponse, n_rows: int, call: dict[str, float]) -> Vote:
+        try:
+            vote = read_answer(answer, n_rows, self.n_labels, call)
+        except ValueError as error:
+            raise TierRejected(self.name, f"its answer cannot be read: {error}") from None
+        if vote.tier_votes is not None:
+            self.n_tiers = vote.tier_votes.shape[1]
+        return vote
+
+
+def _as_captured(batch: Batch) -> Array:
+    return batch.x if batch.captured is None else batch.captured
+
+
+def _as_tensor(batch: Batch) -> Array:
+    """x as one tensor; images of several sizes have no such form."""
+    if batch.x.dtype == object:
+        raise WireError("input", "examples of one size", "several sizes", "send them as captured, or one by one")
+    return batch.x
+
+
+def remote_of(tier: Tier) -> RemoteTier | None:
+    """The remote tier, as it is or behind what wraps it as its `tier` (an injected delay, a watched link); None for a
+    local one."""
+    inner: object = tier
+    while not isinstance(inner, RemoteTier) and hasattr(inner, "tier"):
+        inner = inner.tier
+    return inner if isinstance(inner, RemoteTier) else None

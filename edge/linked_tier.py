@@ -1,0 +1,283 @@
+"""A remote tier behind a circuit breaker, with the thread that probes its link and reconnects it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from coe.cascade.cascade import Cascade
+from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
+from coe.cascade.rule import Always, DeferralRule
+from coe.cascade.tier import Tier
+from coe.cascade.types import Batch, Vote
+from coe.config import format_seconds
+from coe.protocol.remote import remote_of
+
+from .link import CircuitBreaker, LinkConfig, LinkState
+
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = (
+    0x1,
+    0x10,
+    0x40,
+    0x100,
+    0x400,
+)  # rtnetlink(7), RTMGRP_*
+RTMGRP_ALL = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
+RECEIVE_BYTES = 65536
+
+
+class NetworkChanges:
+    """Changes of this machine's interfaces, addresses and routes; none are ever seen where the system is not Linux."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        with suppress(OSError, AttributeError):  # a sandbox that forbids it, another system
+            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+            self._socket = opened
+            opened.bind((0, RTMGRP_ALL))
+
+    def has_any(self) -> bool:
+        """Whether there was one since this was asked before; waits for nothing."""
+        found = False
+        while self._socket is not None:
+            try:
+                self._socket.recv(RECEIVE_BYTES)
+            except OSError as error:
+                return found or error.errno == errno.ENOBUFS  # more of them than fit
+            found = True
+        return found
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+log = logging.getLogger(__name__)
+
+OnChange = Callable[[LinkState], None]
+
+FITS = 0.9  # a call with less than this share of the best round trip left cannot have its answer in time
+FAIR_S = 0.05  # a deadline below this, if not the tier's own, says nothing of the link when it is missed
+LEAST_PROBE_S = 1.0
+LOOK_S = 0.25  # between two looks whether this machine's network changed, while the link is down
+CLOSE_S = 5.0  # that closing waits for a probe under way
+DRAINING = "the server is draining, or not ready yet"
+REBUILD: Final = object()
+
+
+class LinkedTier:
+    """`tier`, asked only while its link works; a link that is down is TierUnavailable at once.
+
+    It goes around an injected delay, which stands for the link: what is refused here waits for nobody, and the times
+    of calls are what an example's deadline has to hold.
+
+    Args:
+        tier: remote, or remote behind an injected delay.
+        on_change: as `listen` takes it.
+        reserve_s: how much of a batch's deadline to keep for the answer of the tier before, should this one give none;
+            asked for each batch that has one, and the config's where that is more.
+        rng: varies the waits between probes.
+    Raises:
+        ValueError: the tier is a local one.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        config: LinkConfig | None = None,
+        *,
+        on_change: OnChange | None = None,
+        reserve_s: Callable[[], float] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        remote = remote_of(tier)
+        if remote is None:
+            raise ValueError(f"tier {tier.name}: expected a remote tier, got one with no link")
+        self.tier = tier
+        self.name = tier.name
+        self.rule = tier.rule
+        self.config = config or LinkConfig()
+        self._remote = remote
+        self._reserve_s = reserve_s
+        self._listeners: list[OnChange] = [] if on_change is None else [on_change]
+        self._inbox: SimpleQueue[LinkState | object | None] = SimpleQueue()
+        self._breaker = CircuitBreaker(tier.name, self.config, rng=rng, changed=self._inbox.put)
+        self._thread = threading.Thread(target=self._watch, name=f"coe-link-{tier.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_tiers(self) -> int:
+        return self.tier.n_tiers
+
+    @property
+    def waits(self) -> bool:
+        return self.tier.waits
+
+    @property
+    def state(self) -> LinkState:
+        """What is known of the link now; taken without a lock."""
+        return self._breaker.state
+
+    def listen(self, on_change: OnChange) -> None:
+        """Have this told of each change of the link's status from here on.
+
+        In order, on a thread of the link's own, which probes as well: it must not take long. What waits for the link
+        can begin as soon as `is_up`; when half-open, its first call is the one that tries.
+        """
+        self._listeners.append(on_change)
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        """The tier's answers.
+
+        Raises:
+            TierError: also without a call: TierUnavailable where the link is down, TierTimeout where no answer can
+                come in time, TierOverloaded where the server asked to be left alone.
+        """
+        batch, left_s = self._within_budget(batch)
+        ticket = self._breaker.admit()
+        started = time.perf_counter()
+        try:
+            vote = self.tier.vote(batch, rule)
+        except TierOverloaded as error:
+            self._breaker.overloaded(error.retry_after_s)
+            raise
+        except (TierTimeout, TierUnavailable) as error:
+            if isinstance(error, TierTimeout) and not self._is_fair(left_s):
+                self._breaker.undecided(ticket)
+            elif self._breaker.failed(ticket, error):
+                self._inbox.put(REBUILD)
+            raise
+        except BaseException:
+            self._breaker.undecided(ticket)
+            raise
+        self._breaker.answered(time.perf_counter() - started)
+        return vote
+
+    def complete(self, batch: Batch, vote: Vote) -> Vote:
+        return self.tier.complete(batch, vote)
+
+    def close(self) -> None:
+        """Close the tier and end the watch; twice is fine."""
+        self._inbox.put(None)
+        self.tier.close()  # which ends a probe under way
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_S)
+
+    def _within_budget(self, batch: Batch) -> tuple[Batch, float]:
+        """The batch with its reserve taken off, and the seconds a call about it has.
+
+        Raises:
+            TierTimeout: the link is up, but no answer can come within them.
+        """
+        left_s = self._remote.deadline_s
+        if batch.deadline != math.inf:
+            asked_s = 0.0 if self._reserve_s is None else self._reserve_s()
+            batch = replace(batch, deadline=batch.deadline - max(asked_s, self.config.reserve_s))
+            left_s = min(left_s, batch.deadline - time.monotonic())
+        best_s = self._breaker.best_s
+        if self.state.is_up and (left_s <= 0 or left_s < FITS * best_s):
+            text = f"{format_seconds(max(left_s, 0.0))} of the example's deadline are left for a call"
+            best = "" if math.isnan(best_s) else f", and none was quicker than {format_seconds(best_s)}"
+            raise TierTimeout(self.name, text + best)
+        return batch, left_s
+
+    def _is_fair(self, left_s: float) -> bool:
+        """Whether a call with so much time tells something of the link when it has no answer in time."""
+        return left_s >= min(self._remote.deadline_s, FAIR_S)
+
+    def _watch(self) -> None:
+        """Tell of changes, connect anew, and probe when it is time; until closed."""
+        network: NetworkChanges | None = None  # looked at while the link is down
+        while True:
+            wait_s = self.state.next_probe_at - time.monotonic()
+            try:
+                told = self._inbox.get(timeout=None if wait_s == math.inf else min(max(wait_s, 0.0), LOOK_S))
+            except Empty:
+                if wait_s <= LOOK_S:
+                    self._probe()
+                elif network is not None and network.has_any():
+                    self._breaker.hasten()
+                continue
+            if isinstance(told, LinkState):
+                if network is not None:
+                    network.close()
+                network = None if told.is_up else NetworkChanges()
+                self._tell(told)
+            elif told is REBUILD:
+                self._rebuild()
+            else:
+                break
+        if network is not None:
+            network.close()
+
+    def _rebuild(self) -> str:
+        """Connect anew; what is wrong with that, in words."""
+        try:
+            self._remote.redial()
+        except ConfigError as error:
+            log.warning("tier %s: cannot connect anew: %s", self.name, error)
+            return str(error)
+        self._breaker.rebuilt()
+        return ""
+
+    def _probe(self) -> None:
+        """Ask whether the tier takes calls, on a new connection: names are looked up anew, and gRPC's own waits
+        between attempts do not come on top of ours."""
+        error = self._rebuild()
+        deadline_s = self.config.probe_s or max(LEAST_PROBE_S, self._remote.deadline_s)
+        try:
+            is_ready = self._remote.is_ready(deadline_s)
+        except (TierOverloaded, TierRejected) as answer:  # nothing is wrong with the link
+            self._breaker.probed(True, str(answer))
+        except TierError as failure:
+            self._breaker.probed(False, error or str(failure))
+        else:
+            self._breaker.probed(is_ready, "" if is_ready else DRAINING, is_draining=not is_ready)
+
+    def _tell(self, state: LinkState) -> None:
+        log.info("tier %s: the link is %s", self.name, state.status)
+        for listener in tuple(self._listeners):
+            try:
+                listener(state)
+            except Exception:  # its bug must not end the probes
+                log.exception("tier %s: a listener to its link failed", self.name)
+
+
+def watch_links(
+    cascade: Cascade,
+    config: LinkConfig | None = None,
+    *,
+    on_change: OnChange | None = None,
+    reserve_s: Callable[[], float] | None = None,
+) -> tuple[Cascade, list[LinkedTier]]:
+    """The same cascade with a watch over the link of each remote tier, and those tiers. Close the new one alone.
+
+    Args:
+        on_change, reserve_s: as LinkedTier takes them; on_change is called from a thread for each tier.
+    """
+    linked: list[LinkedTier] = []
+    tiers: list[Tier] = []
+    for tier in cascade.tiers:
+        if remote_of(tier) is None:
+            tiers.append(tier)
+        else:
+            linked.append(LinkedTier(tier, config, on_change=on_change, reserve_s=reserve_s))
+            tiers.append(linked[-1])
+    if not linked:
+        return cascade, []
+    last = cascade.rules[-1]
+    watched = Cascade(
+        tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last if isinstance(last, Always) else None
+    )
+    return watched, linked

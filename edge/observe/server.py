@@ -1,0 +1,141 @@
+"""The HTTP server of the status page, its JSON, thumbnails and metrics; it answers GET and HEAD alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Callable
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import urlsplit
+
+from coe.cascade.errors import ConfigError
+
+from .config import ObserveConfig
+from .metrics import CONTENT_TYPE, exposition
+from .status import AgentView, status
+
+SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+
+@cache
+def page() -> tuple[bytes, dict[str, str]]:
+    """The document and its headers. It fetches `status.json` from where it came, every two seconds."""
+    style, script = _text("page.css"), _text("page.js")
+    document = _text("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
+        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return document.encode(), {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, **SAFE}
+
+
+def _text(name: str) -> str:
+    return resources.files("edge.observe").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+log = logging.getLogger(__name__)
+
+Reply = tuple[int, bytes, dict[str, str]]
+TEXT = {"Content-Type": "text/plain; charset=utf-8", **SAFE}
+LOCAL = ("127.0.0.1", "localhost", "::1")
+READ_S = 10.0  # for a request's head
+
+
+class ObserveServer:
+    """Serves on threads of its own until closed.
+
+    Raises:
+        ConfigError: the address is taken, or not this device's.
+    """
+
+    def __init__(self, config: ObserveConfig, watched: AgentView) -> None:
+        hosts = None if config.host not in LOCAL else LOCAL  # of a page elsewhere that a name was bent to here
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            server_version, sys_version = "coe-edge", ""
+            protocol_version = "HTTP/1.1"
+            timeout = READ_S
+
+            def do_GET(self) -> None:
+                code, body, headers = _answer(routes, self.path, self.headers.get("Host", ""), hosts)
+                self.send_response(code)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815 - the library's own naming
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                log.debug(format, *arguments)
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                log.debug("a page's connection from %s ended", client_address, exc_info=True)
+
+        if ":" in config.host:
+            Server.address_family = http.server.socketserver.socket.AF_INET6  # type: ignore[attr-defined]
+        try:
+            self._server = Server((config.host, config.port), Handler)
+        except OSError as error:
+            raise ConfigError([f"watch.address: {config.host}:{config.port} cannot be had: {error.strerror}"]) from None
+        routes = _Routes(watched)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="coe-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Routes:
+    def __init__(self, watched: AgentView) -> None:
+        self._watched = watched
+        self._metrics = exposition(lambda: status(watched), watched.recent)
+
+    def find(self, path: str) -> Callable[[], Reply] | None:
+        if path in ("/", "/index.html"):
+            return lambda: (200, *page())
+        if path == "/status.json":
+            return self._status
+        if path == "/metrics":
+            return lambda: (200, self._metrics(), {"Content-Type": CONTENT_TYPE, **SAFE})
+        if path.startswith("/thumbnails/") and path.removeprefix("/thumbnails/").isdecimal():
+            return lambda: self._thumbnail(int(path.removeprefix("/thumbnails/")))
+        return None
+
+    def _status(self) -> Reply:
+        told = status(self._watched) | {"recent": self._watched.recent.newest()}
+        return 200, json.dumps(told).encode(), {"Content-Type": "application/json", **SAFE}
+
+    def _thumbnail(self, number: int) -> Reply:
+        found = self._watched.recent.thumbnail(number)
+        if found is None:
+            return 404, b"no longer here\n", TEXT
+        return 200, found[0], {"Content-Type": found[1], **SAFE}
+
+
+def _answer(routes: _Routes, target: str, host: str, hosts: tuple[str, ...] | None) -> Reply:
+    name = urlsplit(f"//{host}").hostname or ""
+    if hosts is not None and name not in hosts:
+        return 403, b"asked for by another name than this device's\n", TEXT
+    route = routes.find(urlsplit(target).path)
+    if route is None:
+        return 404, b"nothing here; there are /, /status.json and /metrics\n", TEXT
+    return route()

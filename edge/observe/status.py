@@ -1,0 +1,210 @@
+"""The state of an agent as plain data, with its latest decisions: the page shows it, the metrics count it."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import itertools
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from coe import __version__
+from coe.cascade.types import Array
+from edge.agent import Agent
+from edge.field.monitors import Monitors
+from edge.link import LinkState
+from edge.sinks import Outcome, as_record
+from edge.sinks.delivery import SinkStatus
+from edge.sources import Example
+
+N_NEWEST = 24
+MAX_THUMBNAIL_BYTES = 64 * 1024  # of one thumbnail
+SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
+
+@dataclass(frozen=True, slots=True)
+class RecentDecision:
+    """One decision: its number from 1, its record, and the example as it may be shown."""
+
+    number: int
+    record: dict[str, Any]
+    value: bytes | Array | None
+
+
+class RecentDecisions:
+    """A watcher. Memory stays what it is once the newest are all there.
+
+    Args:
+        thumbnails: keep examples to show.
+        clears: whether an outcome's example may be shown; those held back are not in any case.
+    """
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        *,
+        thumbnails: bool,
+        may_be_shared: Callable[[Outcome], bool] = lambda outcome: outcome.reason != "held-back",
+    ) -> None:
+        self.labels = labels
+        self.thumbnails = thumbnails
+        self._clears = may_be_shared
+        self.times = [0] * (len(SECONDS) + 1)  # decisions by how long they took, the last: longer than all
+        self.time_s = 0.0
+        self.reasons: Counter[str] = Counter()  # decisions and failures that are not what was wanted
+        self.n_deferred = 0
+        self._numbers = itertools.count(1)
+        self._newest: deque[RecentDecision] = deque(maxlen=N_NEWEST)
+        self._shown: deque[list[RecentDecision]] = deque(
+            maxlen=2
+        )  # lists given to a page, which then asks for their thumbnails
+        self._lock = threading.Lock()
+
+    def on_outcome(self, example: Example, outcome: Outcome) -> None:
+        reason = outcome.reason
+        value = example.value if self.thumbnails and self._clears(outcome) else None
+        if value is not None and not _is_image(value):
+            value = None
+        with self._lock:
+            self._newest.append(RecentDecision(next(self._numbers), as_record(outcome, self.labels), value))
+            if outcome.corrects:
+                return
+            self.n_deferred += outcome.deferred
+            if reason:
+                self.reasons[reason if outcome.deferred else "unreadable"] += 1
+            if outcome.decision is not None:
+                self.times[bisect.bisect_left(SECONDS, outcome.latency_s)] += 1
+                self.time_s += outcome.latency_s
+
+    def newest(self) -> list[dict[str, Any]]:
+        """The newest first: their records, with `number`, and `thumbnail` where there is one to ask for.
+
+        A thumbnail can be asked for as long as its decision is in one of the last two of these lists.
+        """
+        with self._lock:
+            newest = list(self._newest)
+            self._shown.append(newest)
+        return [seen.record | {"number": seen.number, "thumbnail": seen.value is not None} for seen in reversed(newest)]
+
+    def thumbnail(self, number: int) -> tuple[bytes, str] | None:
+        """The example of a decision, as an image, and its media type; None where there is none."""
+        with self._lock:
+            shown = itertools.chain(*reversed(self._shown))
+            value = next((seen.value for seen in shown if seen.number == number), None)
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            return value, next(kind for magic, kind in TYPES if value.startswith(magic))
+        return _as_png(value), "image/png"
+
+
+def _is_image(value: bytes | Array) -> bool:
+    """PNG, JPEG or uint8 pixels (H, W), (H, W, 1) or (H, W, 3), and small enough."""
+    if isinstance(value, bytes):
+        return len(value) <= MAX_THUMBNAIL_BYTES and value.startswith(tuple(magic for magic, _ in TYPES))
+    is_picture = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3))
+    return bool(value.dtype == np.uint8 and is_picture and 0 < value.nbytes <= MAX_THUMBNAIL_BYTES)
+
+
+def _as_png(pixels: Array) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """Where the facts are.
+
+    Args:
+        tiers: their names, in order.
+        links: the state of each link now.
+        spool: its facts; None: there is no spool.
+    """
+
+    agent: Agent
+    monitors: Monitors
+    recent: RecentDecisions
+    task: str
+    tiers: Sequence[str]
+    links: Callable[[], Sequence[LinkState]]
+    spool: Callable[[], Facts] | None = None
+    sinks: Callable[[], Sequence[SinkStatus]] = lambda: ()
+    started_at: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+
+
+def status(watched: AgentView) -> dict[str, Any]:
+    """Everything but the recent decisions, at one moment."""
+    tally, recent, monitors = watched.agent.tally, watched.recent, watched.monitors
+    return {
+        "version": __version__,
+        "task": watched.task,
+        "tiers": list(watched.tiers),
+        "at": time.time(),
+        "started_at": watched.started_at,
+        "uptime_s": time.monotonic() - watched.started,
+        "examples": tally.n,
+        "decided": tally.n_decided,
+        "failed": tally.n_failed,
+        "deferred": recent.n_deferred,
+        "degraded": tally.n_degraded,
+        "kept_share": tally.kept_share,
+        "waiting": watched.agent.n_waiting,
+        "exits": {str(tier): n for tier, n in sorted(dict(tally.exits).items())},
+        "reasons": dict(recent.reasons),
+        "calls": tally.n_calls,
+        "bytes_sent": tally.bytes_sent,
+        "bytes_received": tally.bytes_received,
+        "mean_latency_s": tally.latency_s / tally.n_decided if tally.n_decided else None,
+        "spooled": tally.n_spooled,
+        "corrected": tally.n_corrected,
+        "links": [_link(state) for state in watched.links()],
+        "spool": None if watched.spool is None else dict(watched.spool()),
+        "sinks": [_sink(sink) for sink in watched.sinks()],
+        "audit": None if monitors.audit is None else monitors.audit.report(),
+        "drift": [] if monitors.drift is None else monitors.drift.report(),
+        "harvest": None if monitors.harvest is None else monitors.harvest.report(),
+    }
+
+
+def _sink(sink: SinkStatus) -> dict[str, Any]:
+    return {
+        "name": sink.name,
+        "kind": sink.kind,
+        "written": sink.written,
+        "dropped": sink.dropped,
+        "queued": sink.queued,
+        "failing": sink.failing_since is not None,
+        "error": sink.last_error,
+    }
+
+
+def _link(state: LinkState) -> dict[str, Any]:
+    now = time.monotonic()
+    return {
+        "tier": state.tier,
+        "status": str(state.status),
+        "for_s": max(now - state.since, 0.0),
+        "failures": state.failures,
+        "error": state.error,
+        "is_draining": state.is_draining,
+        "next_probe_s": None if math.isinf(state.next_probe_at) else max(state.next_probe_at - now, 0.0),
+        "opened": state.n_opened,
+        "probes": state.n_probes,
+        "rebuilds": state.n_rebuilds,
+        "round_trip_s": None if math.isnan(state.round_trip_s) else state.round_trip_s,
+    }

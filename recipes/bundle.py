@@ -1,0 +1,79 @@
+"""The manifest that lies beside a task's bundled model files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".pt": "torch"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One model file's line in the manifest.
+
+    Args:
+        made_by: the command that makes the file, where it is not bundled.
+    """
+
+    file: str
+    architecture: str
+    tier: int
+    flops: int
+    parameters: int
+    calibration_accuracy: float
+    made_by: str | None = None
+
+    def as_yaml(self, folder: Path) -> dict[str, Any]:
+        made = {} if self.made_by is None else {"made_by": self.made_by}
+        return {
+            "tier": self.tier,
+            "sha256": hashlib.sha256((folder / self.file).read_bytes()).hexdigest(),
+            "output": "probabilities",
+            "flops": self.flops,
+            "parameters": self.parameters,
+            "calibration_accuracy": round(self.calibration_accuracy, 4),
+            "architecture": self.architecture,
+            "format": FORMATS[Path(self.file).suffix],
+            **made,
+        }
+
+
+def write_manifest(folder: Path, header: str, contract: Mapping[str, Any], entries: Sequence[ModelEntry]) -> None:
+    """Writes manifest.yaml; files that `entries` leaves out keep the lines they had.
+
+    Args:
+        header: comment lines.
+        contract: the task, its labels and its input, as the manifest says them.
+    """
+    path = folder / "manifest.yaml"
+    models: dict[str, Any] = {}
+    if path.exists():
+        models.update(yaml.safe_load(path.read_text(encoding="utf-8"))["models"])
+    models.update({entry.file: entry.as_yaml(folder) for entry in entries})
+    models = {name: models[name] for name in sorted(models, key=lambda name: (models[name]["tier"], name))}
+    text = yaml.safe_dump(dict(contract), sort_keys=False, default_flow_style=None, width=100)
+    text += yaml.safe_dump({"models": models}, sort_keys=False, default_flow_style=False)
+    path.write_text(header + text, encoding="utf-8")
+
+
+def read_entries(folder: Path) -> list[ModelEntry]:
+    """The manifest's lines, as they were written."""
+    models = yaml.safe_load((folder / "manifest.yaml").read_text(encoding="utf-8"))["models"]
+    return [
+        ModelEntry(
+            file,
+            one["architecture"],
+            one["tier"],
+            one["flops"],
+            one["parameters"],
+            one["calibration_accuracy"],
+            one.get("made_by"),
+        )
+        for file, one in models.items()
+    ]

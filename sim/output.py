@@ -1,0 +1,345 @@
+"""What a study prints and writes: tables, figures, sections of an HTML page, JSON and progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from coe import __version__
+from coe.config import format_seconds
+from coe.models.loading import import_runtime
+
+from .records import DelayRow
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 72rem; margin: 2.5rem auto;
+       padding: 0 1.25rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .25rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p, figcaption { max-width: 56rem; }
+.lead { color: #555; margin-top: 0; } .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
+.card { flex: 1 1 10rem; border: 1px solid #ddd; border-radius: .6rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.6rem; line-height: 1.2; } .card span { color: #555; font-size: .9rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
+th:nth-child(-n+2), td:nth-child(-n+2), .text { text-align: left; }
+th.number, td.number { text-align: right; }
+th.long, td.long { text-align: left; white-space: normal; min-width: 12rem; } th { border-bottom: 2px solid #999; }
+tr.cascade td { background: #eef6fb; } svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+figcaption, .note { color: #555; font-size: .9rem; }
+"""
+
+
+LONG = 40  # characters: a cell with more is put in several lines
+
+
+def _breakable(cell: str) -> str:
+    """A line may end after a comma: a list of models has no spaces."""
+    return html.escape(cell).replace(",", ",<wbr>") if len(cell) > LONG else html.escape(cell)
+
+
+def document(title: str, body: str) -> str:
+    """A whole page."""
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
+        f"content='width=device-width, initial-scale=1'><title>{html.escape(title)}</title><style>{CSS}</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def text_html(text: str) -> str:
+    return html.escape(text)
+
+
+def figure_html(title: str, svg: str, caption: str, level: int = 2) -> str:
+    """A titled figure from SVG text."""
+    heading = f"<h{level}>{html.escape(title)}</h{level}>"
+    return f"{heading}<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def table_html(head: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 2) -> str:
+    """A table that scrolls where it is too wide; the first `text_columns` to the left, long cells in several lines."""
+    kinds = ["text" if place < text_columns else "number" for place in range(len(head))]
+    for place in range(len(head)):
+        if any(len(line[place]) > LONG for line in lines):
+            kinds[place] = "long"
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "".join(
+            f"<{tag} class={kind}>{_breakable(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
+        )
+
+    body = "".join(f"<tr>{row(line, 'td')}</tr>" for line in lines)
+    return f"<div class=scroll><table><tr>{row(head, 'th')}</tr>{body}</table></div>"
+
+
+OURS = "cascade of ensembles"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One method's points, by rising cost; `names` are written beside them."""
+
+    method: str
+    costs: Sequence[float]
+    accuracies: Sequence[float]
+    names: Sequence[str] = ()
+
+
+def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """Columns padded to their widest cell; the first `text_columns` to the left, numbers to the right."""
+    cells = [list(header), *(list(line) for line in lines)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    padded = [
+        "  ".join(
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    return "\n".join([padded[0], "  ".join("-" * width for width in widths), *padded[1:]])
+
+
+DELAY_HEADER = (
+    "delay",
+    "system",
+    "mean",
+    "p50",
+    "p95",
+    "p99",
+    "virtual",
+    "diff",
+    "comm",
+    "sent/ex",
+    "deferred",
+    "accuracy",
+)
+
+
+def delay_table(rows: Sequence[DelayRow]) -> str:
+    """The delay study's rows. `virtual` is the prediction, `diff` how far the measured mean is from it."""
+    return aligned(DELAY_HEADER, [cells(row) for row in rows], text_columns=2)
+
+
+def cells(row: DelayRow) -> list[str]:
+    """One row under HEADER."""
+    difference = row.latency_mean_s - row.predicted_mean_s
+    return [
+        format_seconds(row.delay_s),
+        row.system,
+        format_seconds(row.latency_mean_s, 4),
+        format_seconds(row.latency_p50_s, 4),
+        format_seconds(row.latency_p95_s, 4),
+        format_seconds(row.latency_p99_s, 4),
+        format_seconds(row.predicted_mean_s, 4),
+        f"{difference / row.predicted_mean_s:+.1%}",
+        format_seconds(row.communication_mean_s, 4) if row.communication_mean_s else "-",
+        f"{row.bytes_sent_per_example:.0f} B",
+        f"{row.deferral_rate:.1%}",
+        f"{row.accuracy:.1%}",
+    ]
+
+
+def achieved_table(rows: Sequence[DelayRow]) -> str:
+    """The injected delay, checked: target and achieved, for the systems that cross the hop."""
+    lines = [
+        [
+            format_seconds(row.delay_s),
+            row.system,
+            format_seconds(row.achieved_delay_s, 4),
+            format_seconds(row.achieved_delay_p99_s, 4),
+        ]
+        for row in rows
+        if row.deferral_rate > 0
+    ]
+    return aligned(("target delay", "system", "achieved mean", "achieved p99"), lines, text_columns=2)
+
+
+TITLE = "Studies of cascades"
+ORDER = ("replay", "pareto", "errors", "exits", "parallel")  # of a trace's chapters
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as texts, numbers to the right from column `text_columns` on; `name` is its CSV's."""
+
+    name: str
+    title: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    note: str = ""
+    text_columns: int = 1
+
+    def as_text(self) -> str:
+        body = aligned(self.header, self.lines, self.text_columns)
+        return "\n".join([f"{self.title}:", "", body, *([self.note] if self.note else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One picture, in both forms; `name` is its PNG's."""
+
+    name: str
+    title: str
+    svg: str
+    png: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One study's chapter.
+
+    Args:
+        name: of its files.
+        verdict: sentences, first the one that matters most.
+        content: what `--json` prints.
+        data: rows for a CSV of their own, too many to print.
+        draw: its pictures; needs matplotlib, so it is called only where they are wanted.
+    """
+
+    name: str
+    title: str
+    verdict: Sequence[str]
+    tables: Sequence[Table] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Sequence[Sequence[object]]] = field(default_factory=dict)
+    draw: Callable[[], Sequence[Figure]] = tuple
+
+    def as_text(self) -> str:
+        return "\n\n".join([*(table.as_text() for table in self.tables), "\n".join(self.verdict)])
+
+    def as_html(self, figures: Sequence[Figure]) -> str:
+        blocks = [f"<h2>{text_html(self.title)}</h2>", *(f"<p>{text_html(line)}</p>" for line in self.verdict)]
+        for figure in figures:
+            blocks.append(figure_html(figure.title, figure.svg, figure.caption, level=3))
+        for table in self.tables:
+            note = f"<p class=note>{text_html(table.note)}</p>" if table.note else ""
+            body = table_html(table.header, table.lines, table.text_columns)
+            blocks.append(f"<h3>{text_html(table.title)}</h3>{body}{note}")
+        return "".join(blocks)
+
+
+def save(part: Part, folder: Path) -> list[Path]:
+    """The part's pictures as PNG, its tables as CSV, its content as JSON, and its chapter of the folder's page.
+
+    The page holds the chapters of every study that wrote into the folder, and opens offline as one file.
+    """
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    figures = part.draw()
+    written = []
+    for figure in figures:
+        written.append(folder / f"{part.name}-{figure.name}.png")
+        written[-1].write_bytes(figure.png)
+    rows = {table.name: [table.header, *table.lines] for table in part.tables} | dict(part.data)
+    for name, lines in rows.items():
+        written.append(folder / f"{part.name}-{name}.csv")
+        with written[-1].open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(lines)
+    written.append(folder / f"{part.name}.json")
+    written[-1].write_text(json.dumps(part.content, indent=1) + "\n", encoding="utf-8")
+    (folder / "parts" / f"{part.name}.html").write_text(part.as_html(figures), encoding="utf-8")
+    written.append(_write_page(folder))
+    return written
+
+
+def _write_page(folder: Path) -> Path:
+    chapters = [path.read_text(encoding="utf-8") for path in sorted((folder / "parts").glob("*.html"), key=_order)]
+    lead = f"<p class=lead>coe-sim {__version__}</p>"
+    path = folder / "report.html"
+    path.write_text(document(TITLE, f"<h1>{TITLE}</h1>{lead}{''.join(chapters)}"), "utf-8")
+    return path
+
+
+def _order(path: Path) -> tuple[str, int]:
+    """Trace by trace, and the studies of each in the order of ORDER."""
+    trace, _, study = path.stem.rpartition("-")
+    return trace, ORDER.index(study) if study in ORDER else len(ORDER)
+
+
+WIDTH = 24
+
+
+class Progress:
+    """Steps of known length, shown one after another."""
+
+    def __init__(self, n_steps: int, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.n_steps = n_steps
+        self.step = 0
+        self._title = ""
+        self._total = 1
+        self._started = time.perf_counter()
+
+    def start(self, title: str, total: int) -> None:
+        self.step += 1
+        self._title = title
+        self._total = max(total, 1)
+        self._started = time.perf_counter()
+        self.show(0)
+
+    def show(self, done: int) -> None:
+        if not self.stream.isatty():
+            return
+        filled = round(WIDTH * min(done / self._total, 1.0))
+        bar = "#" * filled + "." * (WIDTH - filled)
+        self.stream.write(f"\r\x1b[K[{self.step}/{self.n_steps}] {self._title} {bar} {done}/{self._total}")
+        self.stream.flush()
+
+    def end(self) -> None:
+        took = time.perf_counter() - self._started
+        start = "\r\x1b[K" if self.stream.isatty() else ""
+        self.stream.write(f"{start}[{self.step}/{self.n_steps}] {self._title}: {self._total} in {took:.1f} s\n")
+        self.stream.flush()
+
+
+def require_matplotlib(options: argparse.Namespace) -> None:
+    """Where pictures will be wanted, matplotlib must be there before the work, not missing after it."""
+    if options.out:
+        import_runtime("matplotlib", "report", "pip install 'coe-cascade[sim]'")
+
+
+def finish_part(options: argparse.Namespace, part: Part) -> int:
+    """The study on standard output, and its files in the folder asked for."""
+    return finish_parts(options, [part], part.content)
+
+
+def finish_parts(options: argparse.Namespace, parts: Sequence[Part], content: Mapping[str, Any]) -> int:
+    if options.out:
+        for part in parts:
+            written = save(part, options.out)
+        log(f"wrote {written[-1]}, its tables as CSV and its pictures as PNG")
+    return print_result(options, content, "\n\n".join(part.as_text() for part in parts))
+
+
+def finish(options: argparse.Namespace, name: str, content: Mapping[str, Any], text: str) -> int:
+    """The JSON as `name` in the folder asked for, then the result on standard output."""
+    if options.out:
+        write_json(options.out, name, content)
+    return print_result(options, content, text)
+
+
+def print_result(options: argparse.Namespace, content: Mapping[str, Any], text: str) -> int:
+    """JSON alone, or the text, on standard output."""
+    print(json.dumps(content) if options.json else text, flush=True)
+    return 0
+
+
+def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    log(f"wrote {path}")
+
+
+def log(line: str) -> None:
+    """To the person, not into the result."""
+    print(f"coe-sim: {line}", file=sys.stderr)

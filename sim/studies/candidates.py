@@ -1,0 +1,213 @@
+"""Every cascade that could be deployed, its measurement over a trace, and the choice on a calibration split.
+
+A candidate holds no data: it makes its tiers over any panel, so that it is chosen on one split and reported on
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import Accounting, tier_charges
+from sim.sweep import EnsembleVotes, Outcomes, SweptTier, sweep
+from sim.traces import Costs, Trace
+
+MOST_MEMBERS, MOST_TIERS = 5, 5
+
+Ensemble = tuple[str, ...]
+Shape = tuple[tuple[Ensemble, int], ...]  # per tier: members, votes needed (0: it always answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One system.
+
+    Args:
+        method: whose it is.
+        charged: per tier, the models an example pays for there.
+        make: its tiers over a panel.
+        rules: per tier, as a reader would write it.
+        shape: of a cascade of ensembles, for the variants that keep its tiers.
+    """
+
+    method: str
+    charged: tuple[Ensemble, ...]
+    make: Callable[[EnsembleVotes], list[SweptTier]]
+    rules: tuple[str, ...]
+    shape: Shape = ()
+
+    def as_text(self) -> str:
+        tiers = (
+            ",".join(tier) + (f"@{rule}" if rule else "") for tier, rule in zip(self.charged, self.rules, strict=True)
+        )
+        return " | ".join(tiers)
+
+
+def by_cost(cost: dict[str, float]) -> list[str]:
+    """The models from the cheapest."""
+    return sorted(cost, key=lambda name: (cost[name], name))
+
+
+def ensembles(models: Sequence[str], least: int = 1) -> Iterator[Ensemble]:
+    """Every choice of `least` to MOST_MEMBERS models."""
+    for size in range(least, min(MOST_MEMBERS, len(models)) + 1):
+        yield from combinations(models, size)
+
+
+def cascade(shape: Shape) -> Candidate:
+    """The candidate of a shape, by agreement."""
+    return Candidate(
+        "cascade of ensembles",
+        tuple(members for members, _ in shape),
+        lambda ensemble_votes: [ensemble_votes.agreement(members, needed) for members, needed in shape],
+        tuple(f"{needed}/{len(members)}" if needed else "" for members, needed in shape),
+        shape,
+    )
+
+
+def shapes(cost: dict[str, float], most: int, rng: np.random.Generator) -> tuple[list[Shape], bool]:
+    """Cascades of 2 to MOST_TIERS tiers of different models, no tier cheaper than the one before; and whether these
+    are all there are. Where there are more than `most`, as many are drawn at random."""
+    models = by_cost(cost)
+    found = list(islice(_every(models, cost, 0.0, MOST_TIERS), most + 1))
+    if len(found) <= most:
+        return found, True
+    drawn: dict[Shape, None] = {}
+    for _ in range(20 * most):
+        if (shape := _draw(models, cost, rng)) is not None:
+            drawn[shape] = None
+        if len(drawn) == most:
+            break
+    return list(drawn), False
+
+
+def _every(models: Sequence[str], cost: dict[str, float], least: float, tiers_left: int) -> Iterator[Shape]:
+    """Shapes of up to `tiers_left` tiers whose first costs at least `least`."""
+    for first in ensembles(models, least=2):
+        dearest = max(cost[name] for name in first)
+        if dearest < least:
+            continue
+        rest = [name for name in models if name not in first]
+        for needed in range(2, len(first) + 1):
+            own = (first, needed)
+            for last in ensembles(rest):
+                if max(cost[name] for name in last) >= dearest:
+                    yield (own, (last, 0))
+            if tiers_left > 2:
+                for after in _every(rest, cost, dearest, tiers_left - 1):
+                    yield (own, *after)
+
+
+def _draw(models: Sequence[str], cost: dict[str, float], rng: np.random.Generator) -> Shape | None:
+    """One shape at random, a small one more often; None where the models do not suffice for it."""
+    n_tiers = 1 + _small(rng, MOST_TIERS - 1)
+    sizes = [1 + _small(rng, MOST_MEMBERS - 1) for _ in range(n_tiers - 1)]
+    sizes.append(_small(rng, MOST_MEMBERS))
+    if sum(sizes) > len(models):
+        return None
+    order = [models[at] for at in rng.permutation(len(models))]
+    ends = np.cumsum([0, *sizes]).tolist()
+    # Members in the order of their cost, so that one ensemble is one and the same however it was drawn.
+    groups = [tuple(sorted(order[a:b], key=models.index)) for a, b in pairwise(ends)]
+    groups.sort(key=lambda group: (max(cost[name] for name in group), group))
+    if any(len(group) == 1 for group in groups[:-1]):
+        return None
+    needed = [int(rng.integers(2, len(group) + 1)) for group in groups[:-1]]
+    return tuple(zip(groups, [*needed, 0], strict=True))
+
+
+def _small(rng: np.random.Generator, most: int) -> int:
+    """1 to `most`, each half as often as the one before."""
+    return min(int(rng.geometric(0.5)), most)
+
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the choice is made by.
+
+    Args:
+        costs: every kind known; the first is the one chosen by.
+        accounting: by which the choice is charged; None: `reach` for time, in which members side by side cost no more
+            than the slowest, and `reach-serial` for all else, where every member asked is paid for.
+        calibration: share of the examples to choose on, or a trace of other examples.
+        most: systems tried per method, at most; more are drawn at random.
+    """
+
+    costs: Sequence[Costs]
+    accounting: Accounting | None = None
+    calibration: float | Trace = 0.5
+    most: int = 20_000
+    seed: int = 0
+
+    def splits(self, trace: Trace, rng: np.random.Generator) -> tuple[Trace, Trace]:
+        """(to choose on, to report on)."""
+        return trace.split(self.calibration, rng) if isinstance(self.calibration, float) else (self.calibration, trace)
+
+    @property
+    def charged_by(self) -> Accounting:
+        if self.accounting is not None:
+            return self.accounting
+        return Accounting.REACH if self.costs[0].kind == "latency_s" else Accounting.REACH_SERIAL
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Candidates of one method over one panel: (C,) each, costs by kind and accounting."""
+
+    candidates: Sequence[Candidate]
+    outcomes: Outcomes
+    costs: Mapping[tuple[str, Accounting], Values]
+
+    @property
+    def accuracy(self) -> Values:
+        return self.outcomes.accuracy
+
+    def only(self, rows: Sequence[int]) -> list[Candidate]:
+        return [self.candidates[row] for row in rows]
+
+
+def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, costs: Sequence[Costs]) -> Measured:
+    """Every candidate over the panel's examples."""
+    made = [candidate.make(ensemble_votes) for candidate in candidates]
+    outcomes = sweep(made, len(ensemble_votes))
+    shares = outcomes.shares
+    charged = {
+        (one.kind, accounting): np.array(
+            [
+                shares[row, : len(candidate.charged)]
+                @ tier_charges([[one.of[name] for name in tier] for tier in candidate.charged], accounting)
+                for row, candidate in enumerate(candidates)
+            ]
+        )
+        for one in costs
+        for accounting in Accounting
+    }
+    return Measured(candidates, outcomes, charged)
+
+
+def pareto_set(costs: Values, accuracy: Values) -> list[int]:
+    """The Pareto set, by rising cost: nothing else is as cheap and as accurate. Paper: Figure 6."""
+    order = np.lexsort((-accuracy, costs))
+    found: list[int] = []
+    best = -np.inf
+    for at in order.tolist():
+        if accuracy[at] > best:
+            found.append(at)
+            best = accuracy[at]
+    return found
+
+
+def drop_in(costs: Values, accuracy: Values, needed: float) -> int:
+    """The cheapest that is at least `needed` accurate; where none is, the most accurate."""
+    good = np.flatnonzero(accuracy >= needed)
+    if good.size:
+        return int(good[np.lexsort((-accuracy[good], costs[good]))[0]])
+    return int(np.lexsort((costs, -accuracy))[0])

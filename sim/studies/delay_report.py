@@ -1,0 +1,153 @@
+"""The report: one HTML file that stands alone, offline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe import __version__
+from coe.config import format_seconds
+from sim import charts
+from sim.output import DELAY_HEADER, cells, document, figure_html, table_html
+from sim.records import DelayRow
+from sim.systems import TITLES
+
+from .delays import DelayStudy, verdict
+from .digits import Profile
+
+
+def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path:
+    """The report of a delay study, and of the models where they were run; its first plot also as `latency.svg`."""
+    rows = study.rows
+    latency = charts.latency_against_delay(rows)
+    path.with_name("latency.svg").write_text(latency, encoding="utf-8")
+    parts = [
+        f"<h1>Where a cascade answers, and what that saves</h1><p class=lead>coe-sim {__version__}; "
+        f"{rows[0].n:,} examples; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
+        f"{html.escape(study.about)}</p>",
+        _cards(rows),
+        *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),
+        figure_html(
+            "Latency against delay",
+            latency,
+            "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay."
+            if rows[0].clock == "real"
+            else "Means in virtual time; nothing was measured anew.",
+        ),
+        _exit_chart(rows),
+        _distribution(study),
+        "<h2>All rows</h2>" + _rows_table(rows),
+        "<p class=note>virtual: predicted mean; diff: measured against it; comm: mean communication (injected delay "
+        "and the wire) over all examples, those that stayed on the device counting 0; sent/ex: bytes of the messages "
+        f"sent, per example. The delay is charged {'in each direction' if study.one_way else 'once per round trip'}."
+        "</p>",
+        "<h2>The injected delay, checked</h2>" + _achieved(rows),
+    ]
+    if profile is not None:
+        parts += [_models_table(profile), _accountings_table(profile)]
+    path.write_text(document("Cascade report", "".join(parts)), encoding="utf-8")
+    return path
+
+
+def _cards(rows: Sequence[DelayRow]) -> str:
+    far = max(row.delay_s for row in rows)
+    at = {row.system: row for row in rows if row.delay_s == far}
+    cascade, cloud = at["cascade"], at["cloud-only"]
+    faster = cloud.latency_mean_s / cascade.latency_mean_s
+    saved = 1 - cascade.bytes_sent_per_example / cloud.bytes_sent_per_example
+    cards = [
+        (f"{1 - cascade.deferral_rate:.1%}", "decided on the device"),
+        (f"{faster:.1f}x", f"lower mean latency than the cloud alone at {format_seconds(far)}"),
+        (f"{saved:.1%}", "fewer bytes sent"),
+        (f"{cascade.accuracy:.1%}", f"accuracy; best single model {cloud.accuracy:.1%}"),
+    ]
+    return (
+        "<div class=cards>"
+        + "".join(f"<div class=card><b>{value}</b><span>{html.escape(text)}</span></div>" for value, text in cards)
+        + "</div>"
+    )
+
+
+def _exit_chart(rows: Sequence[DelayRow]) -> str:
+    shares = next(row for row in rows if row.system == "cascade").exits
+    names = ["tier 1, on the device", *(f"tier {number}, cloud" for number in range(2, len(shares) + 1))]
+    return figure_html(
+        "Where examples exit", charts.exits(shares, names), "The tier whose members agreed, or the last."
+    )
+
+
+def _distribution(study: DelayStudy) -> str:
+    delays = sorted({row.delay_s for row in study.rows})
+    middle = delays[-2] if len(delays) > 1 else delays[-1]
+    caption = "The cascade is two kinds of example: most answered at once on the device, the others after the delay."
+    return figure_html("Latency distribution", charts.distribution(study.latencies, middle), caption)
+
+
+def _rows_table(rows: Sequence[DelayRow]) -> str:
+    lines = "".join(
+        f"<tr class={row.system}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(row))}</tr>" for row in rows
+    )
+    return f"<div class=scroll><table><tr>{_header_cells(DELAY_HEADER)}</tr>{lines}</table></div>"
+
+
+def _achieved(rows: Sequence[DelayRow]) -> str:
+    lines = [
+        (
+            format_seconds(row.delay_s),
+            TITLES[row.system],
+            format_seconds(row.achieved_delay_s, 4),
+            format_seconds(row.achieved_delay_p99_s, 4),
+        )
+        for row in rows
+        if row.deferral_rate > 0
+    ]
+    return table_html(("target", "system", "achieved mean", "achieved p99"), lines)
+
+
+def _models_table(profile: Profile) -> str:
+    lines = [
+        (
+            entry.name,
+            f"tier {entry.tier}",
+            f"{entry.accuracy:.1%}",
+            "-" if entry.calibration_accuracy is None else f"{entry.calibration_accuracy:.1%}",
+            format_seconds(entry.latency_s),
+            "-" if entry.flops is None else f"{entry.flops:.2g}",
+        )
+        for entry in profile.members
+    ]
+    head = ("model", "tier", "accuracy", "on calibration", "latency, batch 1", "FLOPs")
+    return "<h2>The models</h2>" + table_html(head, lines)
+
+
+def _accountings_table(profile: Profile) -> str:
+    lines = [
+        (
+            kind,
+            _MEANING[kind],
+            format_seconds(profile.latency_s[kind]),
+            f"{profile.latency_s[kind] / profile.best_latency_s:.2f}x",
+            f"{profile.flops[kind]:.2g}",
+            f"{profile.flops[kind] / profile.best_flops:.2f}x",
+        )
+        for kind in profile.latency_s
+    ]
+    head = ("accounting", "an example pays for", "latency", "against best", "FLOPs", "against best")
+    return (
+        "<h2>Compute in three accountings</h2>"
+        + table_html(head, lines)
+        + f"<p class=note>best: {html.escape(profile.best_name)} alone, {format_seconds(profile.best_latency_s)} and "
+        f"{profile.best_flops:.2g} FLOPs. Model time alone, on one machine; no network.</p>"
+    )
+
+
+_MEANING = {
+    "exit": "the tier where it leaves",
+    "reach": "every tier passed, members side by side",
+    "reach-serial": "every member of every tier passed",
+}
+
+
+def _header_cells(names: Sequence[str]) -> str:
+    return "".join(f"<th>{html.escape(name)}</th>" for name in names)

@@ -1,0 +1,496 @@
+"""`coe-sim pareto`: accuracy against average cost of cascades of ensembles and of every baseline.
+
+Paper: Figures 2, 3 and 6.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe.cascade import Accounting, Agreement, ConfigError
+from sim import arguments
+from sim.output import OURS, Figure, Part, Progress, Series, Table, finish_part, require_matplotlib
+from sim.sweep import EnsembleVotes
+from sim.traces import CALIBRATION, TEST, Costs, TierSpec, Trace, pick, read_trace
+
+from . import baselines
+from .candidates import Candidate, Choices, Measured, Values, cascade, drop_in, measure, pareto_set, shapes
+from .replay import lead, replay_trace
+
+__all__ = ["Choices", "ParetoStudy", "as_part", "run"]
+
+
+N_METHODS = 10
+BEST_FOUR = 4  # the paper shows the best four confidence cascades of a wide sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method's chosen systems on the report split, by rising calibration cost.
+
+    Args:
+        pick: which of them is the drop-in: on calibration the cheapest at least as accurate as the best single model,
+            or the most accurate where none is.
+        is_drop_in: whether it was at least as accurate there.
+        tried: systems swept on calibration.
+        calibration_accuracy: (C,) of the chosen.
+    """
+
+    name: str
+    chosen: Measured
+    calibration_accuracy: Values
+    pick: int
+    is_drop_in: bool
+    tried: int
+
+
+@dataclass(frozen=True)
+class ParetoStudy:
+    """Both splits, all methods. `cloud`: (costs, accuracies) of every cascade tried, on calibration."""
+
+    trace: Trace
+    choices: Choices
+    calibration: Trace
+    report: Trace
+    best_single: str
+    methods: Sequence[Method]
+    cloud: tuple[Values, Values]
+    is_complete: bool
+    left_out: Sequence[str]
+
+    @cached_property
+    def lead(self) -> tuple[float, float]:
+        """How much more accurate the chosen cascade is than the best single model, and half its 95% interval.
+
+        Through `coe.cascade` itself, example by example; the sweep must have come to the same.
+        """
+        ours = self.method(OURS)
+        if ours is None:
+            return 0.0, 0.0
+        shape = ours.chosen.candidates[ours.pick].shape
+        specs = [TierSpec(own, Agreement(Fraction(max(needed, 1), len(own)))) for own, needed in shape]
+        replayed = replay_trace(self.report, specs)
+        if replayed.wrong_exits != ours.chosen.outcomes.wrong[ours.pick, : len(specs)].tolist():
+            raise AssertionError(f"the sweep and the cascade differ on {shape}")
+        return lead(replayed.right, self.report.right(self.best_single))
+
+    def method(self, name: str) -> Method | None:
+        return next((one for one in self.methods if one.name == name), None)
+
+
+def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
+    """Choose on calibration, report on other examples. A method whose data the trace lacks is left out, and said."""
+    rng = np.random.default_rng(choices.seed)
+    calibration, report = choices.splits(trace, rng)
+    progress.start("sweeping methods", N_METHODS)
+    chooser = _Chooser(choices, EnsembleVotes(calibration), EnsembleVotes(report), progress)
+    cost = dict(choices.costs[0].of)
+    found, is_complete = shapes(cost, choices.most, rng)
+    chooser.prepare([members for shape in found for members, _ in shape])
+    singles = baselines.singles(trace)
+    best_single = chooser.set_bar(singles)
+    methods = [chooser.choose(singles)]
+    methods += [chooser.choose(baselines.alone(trace, cost, choices.most, rng))] if len(trace.models) > 1 else []
+    cloud: tuple[Values, Values] = (np.zeros(0), np.zeros(0))
+    if found:
+        ours = chooser.measure(list(map(cascade, found)))
+        cloud = (ours.costs[chooser.key], ours.accuracy)
+        methods.append(chooser.choose_from(ours))
+        methods += _variants(chooser, methods[-1].chosen.candidates, choices.seed)
+    methods += _confidence(chooser, cost)
+    progress.end()
+    return ParetoStudy(
+        trace, choices, calibration, report, best_single, methods, cloud, is_complete, _left_out(trace, bool(found))
+    )
+
+
+def _confidence(chooser: _Chooser, cost: dict[str, float]) -> list[Method]:
+    trace = chooser.calibration.trace
+    if not trace.has_scores or len(trace.models) < 2:
+        return []
+    found = [
+        chooser.choose(baselines.confidence(trace, cost), at_most=BEST_FOUR),
+        chooser.choose(baselines.idk(chooser.calibration, cost)),
+    ]
+    if trace.has_probabilities:
+        found.append(chooser.choose(baselines.idk_entropy(chooser.calibration, cost)))
+        found.append(chooser.choose(baselines.committees(cost)))
+    return found
+
+
+def _variants(chooser: _Chooser, chosen: Sequence[Candidate], seed: int) -> list[Method]:
+    """The chosen cascades with other rules in the same tiers."""
+    found = []
+    if chooser.calibration.trace.has_scores:
+        found.append(chooser.choose(baselines.same_members(chooser.calibration, [one.shape for one in chosen])))
+    on_calibration = chooser.measure(chosen).outcomes
+    random = []
+    for one, exits in zip(chosen, on_calibration.exits.tolist(), strict=True):
+        left = np.cumsum([0, *exits])[:-1]
+        stays = [share / max(on_calibration.n - before, 1) for share, before in zip(exits, left.tolist(), strict=True)]
+        random.append(baselines.random_deferral(one.shape, stays, seed))
+    found.append(chooser.take_all(random))
+    found.append(chooser.take_all([baselines.ideal(one.shape) for one in chosen]))
+    return found
+
+
+def _left_out(trace: Trace, has_cascades: bool) -> list[str]:
+    reasons = []
+    if not has_cascades:
+        reasons.append("cascades of ensembles: three models at least are needed, two of them in the first tier")
+    if not trace.has_scores:
+        reasons.append("confidence and IDK cascades: the trace has no scores")
+    elif not trace.has_probabilities:
+        reasons.append("IDK by entropy and committee cascades (Wang et al. 2021): the trace has no probabilities")
+    return reasons
+
+
+class _Chooser:
+    """Two panels, and one way to choose."""
+
+    def __init__(self, choices: Choices, calibration: EnsembleVotes, report: EnsembleVotes, progress: Progress) -> None:
+        self.choices = choices
+        self.progress = progress
+        self.n_chosen = 0
+        self.calibration = calibration
+        self.report = report
+        self.key: tuple[str, Accounting] = (choices.costs[0].kind, choices.charged_by)
+        self.bar = 0.0  # the best single model's accuracy on calibration
+
+    def prepare(self, ensembles: Sequence[tuple[str, ...]]) -> None:
+        self.calibration.count_all(ensembles)
+
+    def set_bar(self, singles: Sequence[Candidate]) -> str:
+        """The best single model on calibration."""
+        accuracy = self.measure(singles).accuracy
+        self.bar = float(accuracy.max())
+        return singles[int(accuracy.argmax())].charged[0][0]
+
+    def measure(self, candidates: Sequence[Candidate]) -> Measured:
+        return measure(candidates, self.calibration, self.choices.costs)
+
+    def choose(self, candidates: Sequence[Candidate], at_most: int | None = None) -> Method:
+        return self.choose_from(self.measure(candidates), at_most)
+
+    def choose_from(self, swept: Measured, at_most: int | None = None) -> Method:
+        """The Pareto set of what was swept on calibration, or the most accurate of it, over the report split."""
+        costs, accuracy = swept.costs[self.key], swept.accuracy
+        rows = pareto_set(costs, accuracy)[-at_most if at_most else None :]
+        pick = drop_in(costs[rows], accuracy[rows], self.bar)
+        return self._method(swept, rows, pick)
+
+    def take_all(self, candidates: Sequence[Candidate]) -> Method:
+        """As they are, by rising cost: variants of systems chosen already."""
+        swept = self.measure(candidates)
+        rows = np.argsort(swept.costs[self.key], kind="stable").tolist()
+        return self._method(swept, rows, drop_in(swept.costs[self.key][rows], swept.accuracy[rows], self.bar))
+
+    def _method(self, swept: Measured, rows: list[int], pick: int) -> Method:
+        accuracy = swept.accuracy[rows]
+        chosen = measure(swept.only(rows), self.report, self.choices.costs)
+        name = chosen.candidates[0].method
+        self.n_chosen += 1
+        self.progress.show(self.n_chosen)
+        return Method(name, chosen, accuracy, pick, bool(accuracy[pick] >= self.bar), len(swept.candidates))
+
+
+MEANING = {
+    Accounting.EXIT: "each example pays for the tier where it leaves",
+    Accounting.REACH: "each example pays for every tier it passed, members side by side",
+    Accounting.REACH_SERIAL: "each example pays for every member of every tier it passed",
+}
+
+
+def as_part(study: ParetoStudy) -> Part:
+    costs = study.choices.costs[0]
+    return Part(
+        f"{study.trace.name}-pareto",
+        f"Accuracy against cost: {study.trace.name}",
+        [*_verdict(study), *(f"left out: {reason}" for reason in study.left_out)],
+        [_picks(study, one) for one in study.choices.costs],
+        _content(study),
+        {"points": _points(study)},
+        lambda: _figures(study, costs),
+    )
+
+
+def _value(method: Method, costs: Costs, accounting: Accounting) -> float:
+    return float(method.chosen.costs[costs.kind, accounting][method.pick])
+
+
+def _best_single(study: ParetoStudy) -> tuple[float, dict[str, float]]:
+    """Its accuracy on the report split, and its cost of each kind."""
+    of = {one.kind: one.of[study.best_single] for one in study.choices.costs}
+    return study.report.accuracy(study.best_single), of
+
+
+def _picks(study: ParetoStudy, costs: Costs) -> Table:
+    """Each method's drop-in for the best single model."""
+    accuracy, of = _best_single(study)
+    best = of[costs.kind]
+    lines = [
+        [
+            f"best single: {study.best_single}",
+            f"{accuracy:.2%}",
+            "",
+            *["1.00x"] * len(Accounting),
+            "",
+            "100%",
+            study.best_single,
+        ]
+    ]
+    for method in study.methods:
+        if method.name == "single models":
+            continue
+        own = method.chosen
+        shares = _shares(method, method.pick)
+        ratios = [f"{_value(method, costs, kind) / best:.2f}x" if best else "-" for kind in Accounting]
+        lines.append(
+            [
+                method.name + ("" if method.is_drop_in else " *"),
+                f"{own.accuracy[method.pick]:.2%}",
+                f"{own.accuracy[method.pick] - accuracy:+.2%}",
+                *ratios,
+                " / ".join(f"{share:.0%}" for share in shares),
+                f"{1 - shares[0]:.0%}" if len(shares) > 1 else "-",
+                own.candidates[method.pick].as_text(),
+            ]
+        )
+    header = ("method", "accuracy", "difference", *(kind.value for kind in Accounting), "exits", "sent", "system")
+    source = f": {costs.note.rstrip('.')}" if costs.note else ""
+    note = (
+        f"Chosen on {len(study.calibration):,} examples, reported on {len(study.report):,} others. Each method: the "
+        f"cheapest by {study.choices.charged_by.value} that is at least as accurate as the best single model on "
+        f"calibration; *: none is, the most accurate instead. Costs against {study.best_single} "
+        f"({costs.text(best)}){source}. sent: the share of the examples that the first tier does not answer, "
+        "so of the bytes that leave a device (the best single model in the cloud is sent all)."
+    )
+    return Table(f"drop-in-{costs.kind}", f"in place of the best single model, by {costs.axis}", header, lines, note)
+
+
+def _shares(method: Method, row: int) -> list[float]:
+    """Of each tier, of one choice."""
+    n_tiers = len(method.chosen.candidates[row].charged)
+    shares: list[float] = method.chosen.outcomes.shares[row, :n_tiers].tolist()
+    return shares
+
+
+def _verdict(study: ParetoStudy) -> list[str]:
+    ours = study.method(OURS)
+    if ours is None:
+        return ["no cascade of ensembles can be made of these models"]
+    costs, accounting = study.choices.costs[0], study.choices.charged_by
+    accuracy, of = _best_single(study)
+    own = float(ours.chosen.accuracy[ours.pick])
+    ratio = _value(ours, costs, accounting) / of[costs.kind] if of[costs.kind] else float("nan")
+    outcome = "wins" if ratio < 1 and own >= accuracy else "loses" if ratio >= 1 and own <= accuracy else "trades"
+    others = [
+        f"{_value(ours, costs, kind) / of[costs.kind]:.2f}x by {kind.value}"
+        for kind in Accounting
+        if kind is not accounting and of[costs.kind]
+    ]
+    gain, margin = study.lead
+    lines = [
+        f"The cascade of ensembles {outcome} against {study.best_single}: {own:.2%} against {accuracy:.2%} "
+        f"({gain:+.2%} +- {margin:.2%}, 95%), at {ratio:.2f}x its cost ({accounting.value}: {MEANING[accounting]}; "
+        f"{', '.join(others)})."
+    ]
+    better = [
+        f"{method.name} ({method.chosen.accuracy[method.pick]:.2%} at "
+        f"{_value(method, costs, accounting) / of[costs.kind]:.2f}x)"
+        for method in study.methods
+        if method.name not in (OURS, "single models", "random deferral", "ideal rule")
+        and method.chosen.accuracy[method.pick] >= own
+        and _value(method, costs, accounting) <= _value(ours, costs, accounting)
+        and of[costs.kind]
+    ]
+    if better:
+        lines.append(f"As accurate or more, and no dearer than it: {'; '.join(better)}.")
+    else:
+        lines.append("No baseline's choice is both as accurate and as cheap.")
+    if not study.is_complete:
+        lines.append(f"{ours.tried:,} cascades were drawn at random from more.")
+    return lines
+
+
+def _content(study: ParetoStudy) -> dict[str, Any]:
+    accuracy, of = _best_single(study)
+    return {
+        "trace": study.trace.name,
+        "n_calibration": len(study.calibration),
+        "n_report": len(study.report),
+        "cost": study.choices.costs[0].kind,
+        "accounting": study.choices.charged_by.value,
+        "best_single": {"model": study.best_single, "accuracy": accuracy, "costs": of},
+        "lead": {"accuracy": study.lead[0], "margin_95": study.lead[1]},
+        "methods": {method.name: _method_content(study, method) for method in study.methods},
+        "left_out": list(study.left_out),
+    }
+
+
+def _method_content(study: ParetoStudy, method: Method) -> dict[str, Any]:
+    points = [_point(study, method, row) for row in range(len(method.chosen.candidates))]
+    return {"tried": method.tried, "drop_in": method.pick, "is_drop_in": method.is_drop_in, "points": points}
+
+
+def _point(study: ParetoStudy, method: Method, row: int) -> dict[str, Any]:
+    own = method.chosen
+    shares = _shares(method, row)
+    costs: dict[str, dict[str, float]] = {}
+    for one in study.choices.costs:
+        costs[one.kind] = {kind.value: float(own.costs[one.kind, kind][row]) for kind in Accounting}
+    return {
+        "system": own.candidates[row].as_text(),
+        "accuracy": float(own.accuracy[row]),
+        "calibration_accuracy": float(method.calibration_accuracy[row]),
+        "exit": shares,
+        "sent": 1 - shares[0] if len(shares) > 1 else None,
+        "wrong_exit": own.outcomes.wrong[row, : len(shares)].tolist(),
+        "costs": costs,
+    }
+
+
+def _points(study: ParetoStudy) -> list[list[object]]:
+    """Every chosen system as a row of a CSV."""
+    kinds = [(one.kind, accounting) for one in study.choices.costs for accounting in Accounting]
+    rows: list[list[object]] = [
+        ["method", "drop_in", "calibration_accuracy", "accuracy",
+         *(f"{kind} {by.value}" for kind, by in kinds), "exits", "system"]
+    ]  # fmt: skip
+    for method in study.methods:
+        for row, candidate in enumerate(method.chosen.candidates):
+            point = _point(study, method, row)
+            rows.append(
+                [method.name, row == method.pick, point["calibration_accuracy"], point["accuracy"],
+                 *(point["costs"][kind][by.value] for kind, by in kinds),
+                 " ".join(f"{share:.4f}" for share in point["exit"]), candidate.as_text()]
+            )  # fmt: skip
+    return rows
+
+
+def _figures(study: ParetoStudy, costs: Costs) -> list[Figure]:
+    from sim.charts import frontier
+
+    accounting = study.choices.charged_by
+    key = (costs.kind, accounting)
+    axis = f"average {costs.axis}, accounting: {accounting.value}"
+    paid = MEANING[accounting][0].upper() + MEANING[accounting][1:]
+    singles = _singles(study, costs)
+    series = [
+        _series(method, key) for method in study.methods if method.name not in ("single models", "ensembles alone")
+    ]
+    floor = _floor([_series(study.methods[0], key), *series])
+    n_chosen, n_reported = len(study.calibration), len(study.report)
+    chosen = f"{paid}. All choices on {n_chosen:,} examples, accuracy and cost on {n_reported:,} others."
+    figures = [
+        frontier([singles, *series], axis, costs.text, name="methods", title="All methods (Figure 3)", floor=floor,
+                 caption=f"Each line is what a method would choose, cheap to dear. {chosen}"),
+    ]  # fmt: skip
+    alone = study.method("ensembles alone")
+    if alone is not None:
+        figures.append(
+            frontier([singles, _series(alone, key)], axis, costs.text, name="ensembles", floor=floor,
+                     title="Ensembles alone (Figure 2)",
+                     caption=f"Every example through one ensemble, nothing deferred. {chosen}")
+        )  # fmt: skip
+    ours = study.method(OURS)
+    if ours is not None:
+        cloud = _thinned(study.cloud)
+        figures.append(
+            frontier([singles, _series(ours, key)], axis, costs.text, name="set", title="The Pareto set (Figure 6)",
+                     cloud=cloud, floor=floor,
+                     caption=f"Dots: {len(cloud[0]):,} of {len(study.cloud[0]):,} cascades tried, on calibration; the "
+                             f"line: their Pareto set there, as it does on the rest. {chosen}")
+        )  # fmt: skip
+    return figures
+
+
+def _singles(study: ParetoStudy, costs: Costs) -> Series:
+    names = sorted(study.trace.models, key=lambda name: costs.of[name])
+    accuracy = [study.report.accuracy(name) for name in names]
+    return Series("single models", [costs.of[name] for name in names], accuracy, names if len(names) <= 12 else ())
+
+
+def _series(method: Method, key: tuple[str, Accounting]) -> Series:
+    values = method.chosen.costs[key]
+    order = np.argsort(values, kind="stable")
+    return Series(method.name, values[order].tolist(), method.chosen.accuracy[order].tolist())
+
+
+def _floor(series: Sequence[Series]) -> float:
+    """A little under what any method would choose: models far below it are named at the edge."""
+    chosen = [accuracy for one in series for accuracy in one.accuracies]
+    return min(chosen) - 0.15 * (max(chosen) - min(chosen) + 0.01)
+
+
+def _thinned(cloud: tuple[Values, Values], most: int = 4000) -> tuple[Sequence[float], Sequence[float]]:
+    step = max(1, len(cloud[0]) // most)
+    return cloud[0][::step].tolist(), cloud[1][::step].tolist()
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "pareto",
+        help="cascades and all baselines, accuracy against cost",
+        description="Sweep cascades and baselines; choose on a calibration split, report on the rest.",
+    )
+    arguments.add_trace(parser)
+    arguments.add_costs(parser)
+    arguments.add_choices(parser)
+    arguments.add_output(parser)
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    from sim.output import Progress
+
+    require_matplotlib(options)
+    trace = arguments.open_trace(options)
+    study = run(trace, choices(options, trace), Progress(1))
+    return finish_part(options, as_part(study))
+
+
+def choices(options: argparse.Namespace, trace: Trace) -> Choices:
+    """What the options say of how to choose.
+
+    Raises:
+        ConfigError: no cost is known, or a split is empty.
+    """
+
+    known = arguments.open_costs(options, trace)
+    first = pick(known, options.by)
+    return Choices(
+        costs=[first, *(one for one in known if one is not first)],
+        accounting=None if options.accounting is None else Accounting(options.accounting),
+        calibration=_calibration(options.calibration, trace),
+        most=options.most,
+        seed=options.seed,
+    )
+
+
+def _calibration(given: float | Path | None, trace: Trace) -> float | Trace:
+    """A share, or the trace to choose on; that of a bundled test trace is known."""
+    if given is None and trace.task is not None and trace.name == f"{trace.task}-{Path(TEST).stem}":
+        given = Path(f"zoo:{trace.task}/{CALIBRATION}")
+    if isinstance(given, Path):
+        other = read_trace(given)
+        arguments.check_models("--calibration", list(trace.models), other)
+        shared = set(other.ids) & set(trace.ids)
+        if shared:
+            raise ConfigError(
+                [f"--calibration: expected other examples than those reported on, got {len(shared)} of them, "
+                 f"{min(shared)} first (give a share of one trace instead)"]
+            )  # fmt: skip
+        return other.only(list(trace.models))
+    share = 0.5 if given is None else given
+    if not 1 <= round(share * len(trace)) < len(trace):
+        raise ConfigError([f"--calibration: {share:g} of {len(trace)} examples leaves one split empty"])
+    return share

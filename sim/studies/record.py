@@ -1,0 +1,355 @@
+"""`coe-sim record`: every model on every example of a data set, once, into a trace."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe import zoo
+from coe.cascade import Batch, ConfigError, Member
+from coe.cascade.types import Array, Labels
+from coe.config import Fields, Report, read_yaml
+from coe.config.cascade import CascadeConfig, LocalTierConfig, read_cascade
+from coe.config.manifest import Task
+from coe.models import InputDecoder, ModelSpec, load
+from coe.models.loading import import_runtime
+from coe.zoo import digits
+from sim import arguments
+from sim.output import Progress, log, print_result
+from sim.traces import Answers, Trace
+from sim.traces.files import INSTALL_HINT, read_table
+
+BATCH = 64
+REPEATS = 3  # of each timing: the best counts
+SUFFIXES = (".png", ".jpg", ".jpeg")
+DIGITS = tuple(map(str, range(10)))  # labels of the bundled examples
+TEXT_COLUMNS = ("text", "sentence")
+LISTS = ("labels.tsv", "labels.csv")
+READERS = {"imagenet": "read_imagenet", "swag": "read_swag"}  # PREFIX:PATH -> function of recipes.readers.datasets
+PUBLISHED = {"cifar10": "recipes.cifar10.data"}  # whose test_examples reads the data set as it is published
+TEXTS = {"sst2": "sst2_dev.tsv", "tfns": "tfns_valid.parquet"}  # the same, of tasks whose test split is a table
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The local models of one or more configs, in their order, each once."""
+
+    task: Task
+    specs: Sequence[ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Examples as captured, with their labels."""
+
+    ids: Sequence[str]
+    values: Sequence[bytes]
+    labels: Sequence[int]
+
+
+def read_models(references: Sequence[str]) -> Models:
+    """The local tiers of configs (edge or cloud), or of a bundled task by its name ("digits").
+
+    Raises:
+        ConfigError: every finding of a config; no local tier; models of different tasks.
+    """
+    configs: list[CascadeConfig] = []
+    for reference in references:
+        bundled = reference in zoo.TASKS
+        paths = [zoo.find(f"{reference}/{name}.yaml") for name in ("edge", "cloud")] if bundled else [Path(reference)]
+        configs += [_read(path) for path in paths]
+    tiers = [tier for config in configs for tier in config.tiers if isinstance(tier, LocalTierConfig)]
+    specs: dict[str, ModelSpec] = {}
+    for spec in (spec for tier in tiers for spec in tier.members):
+        if specs.setdefault(spec.name, spec).path != spec.path:
+            raise ConfigError(
+                [f"--models: expected one file of each name, got {specs[spec.name].path} and {spec.path}"]
+            )
+    if not specs:
+        raise ConfigError(
+            [f"--models: expected local tiers, got none in {', '.join(references)} (name their server's)"]
+        )
+    labels = {config.task.labels for config in configs}
+    if len(labels) > 1:
+        raise ConfigError([f"--models: expected one task, got {len(labels)} with different labels (record them apart)"])
+    return Models(configs[0].task, list(specs.values()))
+
+
+def _read(path: Path) -> CascadeConfig:
+    report = Report(str(path))
+    config = read_cascade(Fields(read_yaml(path), report), path.parent)
+    report.check()
+    return config
+
+
+def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
+    """The bundled digits by their name, or a folder: one sub-folder per label, or files and a labels.tsv, or the
+    data set of a bundled task in the form that its recipe reads; or imagenet:FOLDER, swag:FILE.csv, as published;
+    of texts, a table (.tsv, .csv, .parquet) with the columns label and text or sentence.
+
+    Raises:
+        ConfigError: no such folder, or a label that the task does not have.
+    """
+    if reference == "digits":
+        if task.labels != DIGITS:
+            raise ConfigError([f"--data: expected examples of {task.name}, got the bundled digits (name a folder)"])
+        ids, values, labels = zip(*digits.test_examples(limit), strict=True)
+        return DataSet(ids, values, labels)
+    kind, _, place = reference.partition(":")
+    if kind in READERS and place:
+        return _read_as(kind, Path(place), task, limit)
+    folder = Path(reference)
+    if task.contract.kind == "text" and folder.is_file():
+        return _read_texts(folder, task, limit)
+    if task.contract.kind == "text" and folder.is_dir():
+        return _read_texts(_table_in(folder, task), task, limit)
+    if not folder.is_dir():
+        raise ConfigError([f'--data: expected "digits" or a folder, got "{reference}" (create it, or mend the path)'])
+    if (found := _published(folder, task, limit)) is not None:
+        return found
+    listed = next((folder / name for name in LISTS if (folder / name).exists()), None)
+    pairs = _by_list(listed) if listed else _by_folder(folder)
+    if not pairs:
+        raise ConfigError([f"{folder}: expected PNG or JPEG files in a folder per label, or a labels.tsv, got none"])
+    numbers = {name: number for number, name in enumerate(task.labels)}
+    unknown = sorted({label for _, label in pairs if label not in numbers and not _is_number(label, len(numbers))})
+    if unknown:
+        known = ", ".join(task.labels[:10]) + (", .." if len(task.labels) > 10 else "")
+        raise ConfigError([f'{folder}: label "{unknown[0]}" is none of the task\'s ({known})'])
+    pairs = pairs[:limit]
+    return DataSet(
+        [path.relative_to(folder).as_posix() for path, _ in pairs],
+        [path.read_bytes() for path, _ in pairs],
+        [numbers[label] if label in numbers else int(label) for _, label in pairs],
+    )
+
+
+def _read_as(kind: str, path: Path, task: Task, limit: int | None) -> DataSet:
+    """A data set as it is published; its labels are numbered as the task's are."""
+    found = getattr(_recipe("recipes.readers.datasets"), READERS[kind])(path, limit)
+    if len(found.names) != len(task.labels):
+        raise ConfigError([f"--data: {path}: expected {len(task.labels)} labels as the task, got {len(found.names)}"])
+    return DataSet(found.ids, found.values, found.labels)
+
+
+def _recipe(module: str) -> Any:
+    """A reader of a published data set. These are in the repository, with the recipes, and not in the package."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "recipes":
+            raise
+        raise ConfigError(
+            ["--data: readers of published data sets are in the repository, not in the package (run in a checkout)"]
+        ) from None
+
+
+def _table_in(folder: Path, task: Task) -> Path:
+    """The table of a bundled task's test texts, in the folder that its recipe reads."""
+    name = TEXTS.get(task.name)
+    if name and (folder / name).is_file():
+        return folder / name
+    there = f"{name} in it, or " if name else ""
+    raise ConfigError(
+        [f"--data: {folder}: expected {there}a table of texts (.tsv, .csv, .parquet), got a folder (name the file)"]
+    )
+
+
+def _read_texts(path: Path, task: Task, limit: int | None) -> DataSet:
+    """A table of texts, as examples."""
+    ids, texts, labels = read_texts(path, TEXT_COLUMNS, len(task.labels))
+    return DataSet(ids[:limit], [text.encode() for text in texts[:limit]], labels[:limit].tolist())
+
+
+def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple[str, ...], tuple[str, ...], Labels]:
+    """Ids, texts and labels (B,) of a table: .parquet, .tsv (without quoting, as SST-2 is published) or .csv.
+
+    Args:
+        columns: names that the column of the texts may have; the first that is there. The label's is `label`, the
+            id's `id`, made up where there is none.
+    Raises:
+        ConfigError: it is missing, or has other columns or labels.
+    """
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _text_rows(path)
+    known = set(rows[0] if rows else ())
+    text = next((column for column in columns if column in known), None)
+    missing = [*([" or ".join(columns)] if text is None else []), *({"label"} - known)]
+    if text is None or missing:
+        expected = f"the columns {' or '.join(columns)} and label"
+        raise ConfigError([f"expected {expected}, got none of {', '.join(missing)}"], str(path))
+    try:
+        labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
+    except ValueError as error:
+        raise ConfigError([f"expected labels as numbers: {error}"], str(path)) from None
+    if not ((labels >= 0) & (labels < n_labels)).all():
+        raise ConfigError([f"expected labels 0 to {n_labels - 1}, got {sorted(set(labels.tolist()))}"], str(path))
+    ids = tuple(str(row.get("id") or f"{path.stem}-{number:05d}") for number, row in enumerate(rows))
+    return ids, tuple(str(row[text]) for row in rows), labels
+
+
+def _text_rows(path: Path) -> Sequence[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        if path.suffix == ".tsv":
+            return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(lines))
+
+
+def _parquet_rows(path: Path) -> Sequence[dict[str, Any]]:
+    parquet = import_runtime("pyarrow.parquet", "Parquet", INSTALL_HINT)
+    rows: Sequence[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
+    """The test split of a bundled task; None where the folder does not hold its data set."""
+    if task.name not in PUBLISHED:
+        return None
+    try:
+        ids, values, labels = zip(*_recipe(PUBLISHED[task.name]).test_examples(folder, limit), strict=True)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError([f"--data: {error}"]) from None
+    return DataSet(ids, values, labels)
+
+
+def write_lines(data: DataSet, task: Task, path: Path) -> Path:
+    """The examples as JSON lines, as `coe-edge` reads them from standard input."""
+    is_text = task.contract.kind == "text"
+    with path.open("w", encoding="utf-8") as file:
+        for name, value, label in zip(data.ids, data.values, data.labels, strict=True):
+            content = {"text": value.decode()} if is_text else {"image": base64.b64encode(value).decode()}
+            file.write(json.dumps({"id": name, **content, "label": label}) + "\n")
+    return path
+
+
+def _is_number(label: str, n_labels: int) -> bool:
+    return label.isdigit() and int(label) < n_labels
+
+
+def _by_folder(folder: Path) -> list[tuple[Path, str]]:
+    return [
+        (path, path.parent.name)
+        for path in sorted(folder.glob("*/*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+
+
+def _by_list(path: Path) -> list[tuple[Path, str]]:
+    table = read_table(path)
+    if not {"file", "label"} <= set(table):
+        raise ConfigError([f"expected the columns file and label, got {', '.join(table)}"], str(path))
+    return [(path.parent / name, label) for name, label in zip(table["file"], table["label"], strict=True)]
+
+
+def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool, name: str) -> Trace:
+    """Every model's prediction, score and probabilities, and the bytes of every example.
+
+    The data set is read in pieces, each once, and need not fit into memory.
+
+    Args:
+        latencies: have each example answered alone, as a device does, and time it, preparation included, one thread:
+            the best of three. In batches the answers of a model that is quantised as it runs can differ a little.
+    """
+    door = InputDecoder(models.task.contract)
+    members: list[Member] = []
+    try:
+        members += map(load, models.specs)
+        progress.start(f"{len(members)} models", len(data.ids))
+        recorded: list[list[Answers]] = [[] for _ in members]
+        sizes: list[int] = []
+        for start in range(0, len(data.ids), BATCH):
+            values = data.values[start : start + BATCH]
+            batch = door.batch(data.ids[start : start + BATCH], list(values))
+            sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
+            for member, pieces in zip(members, recorded, strict=True):
+                pieces.append(_alone(member, batch) if latencies else _answers(member.predict(member.prepare(batch.x))))
+            progress.show(start + len(batch))
+        progress.end()
+    finally:
+        for member in members:
+            member.close()
+    answers = {spec.name: _joined(pieces) for spec, pieces in zip(models.specs, recorded, strict=True)}
+    labels = np.array(data.labels, dtype=np.int32)
+    return Trace(name, tuple(data.ids), labels, answers, np.array(sizes, dtype=np.int32))
+
+
+def _joined(pieces: Sequence[Answers]) -> Answers:
+    columns: dict[str, Any] = {}
+    for name in Answers.__slots__:
+        parts = [getattr(piece, name) for piece in pieces]
+        columns[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return Answers(**columns)
+
+
+def _answers(outputs: Array) -> Answers:
+    predictions = outputs.argmax(axis=1)
+    scores = outputs[np.arange(len(predictions)), predictions]
+    return Answers(predictions.astype(np.int32), scores.astype(np.float32), outputs.astype(np.float16))
+
+
+def _alone(member: Member, batch: Batch) -> Answers:
+    """Every example by itself, with its seconds."""
+    times = np.empty((REPEATS, len(batch)), dtype=np.float32)
+    outputs: list[Array] = []
+    for repeat in range(REPEATS):
+        outputs = []
+        for row in range(len(batch)):
+            started = time.perf_counter()
+            outputs.append(member.predict(member.prepare(batch.x[row : row + 1])))
+            times[repeat, row] = time.perf_counter() - started
+    return replace(_answers(np.concatenate(outputs)), latency_s=times.min(axis=0))
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "record",
+        help="run models over a data set once, into a trace",
+        description="Every model's prediction, score and probabilities on every example, as one Parquet file.",
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="the .parquet file to write")
+    parser.add_argument(
+        "--models", nargs="+", default=["digits"], metavar="CONFIG", help="edge or cloud YAMLs, or digits (default)"
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="DIR",
+        help="a folder with one per label or a labels.tsv; a table of texts; imagenet:DIR; swag:FILE; default: digits",
+    )
+    parser.add_argument("--latencies", action="store_true", help="time every example alone: best of three, one thread")
+    parser.add_argument("--limit", type=arguments.count, metavar="N", help="the first N examples")
+    parser.add_argument("--json", action="store_true", help="only JSON on standard output")
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    from sim.output import Progress, aligned
+    from sim.traces import write_parquet
+    from sim.traces.files import INSTALL_HINT
+
+    if options.trace.suffix != ".parquet":
+        raise ConfigError([f"expected a name that ends in .parquet, got {options.trace}"])
+    import_runtime("pyarrow", "Parquet", INSTALL_HINT)  # not after minutes of recording
+    models = read_models(options.models)
+    data = read_data(options.data, models.task, options.limit)
+    progress = Progress(1)
+    name = options.trace.stem
+    trace = record(models, data, progress, latencies=options.latencies, name=name)
+    write_parquet(trace, options.trace)
+    log(f"wrote {options.trace}, {options.trace.stat().st_size:,} bytes")
+    single = {model: trace.accuracy(model) for model in trace.models}
+    content = {"n": len(trace), "single": single, "path": str(options.trace)}
+    return print_result(
+        options, content, aligned(("model", "accuracy"), [[key, f"{at:.2%}"] for key, at in single.items()])
+    )

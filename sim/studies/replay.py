@@ -1,0 +1,155 @@
+"""`coe-sim replay`: one cascade over a trace: accuracy, exits, and cost in three accountings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
+from sim import arguments
+from sim.output import Part, Table, finish_part
+from sim.traces import Costs, TierSpec, Trace, batches, to_cascade
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What the cascade decided.
+
+    Args:
+        exit_tier: (B,) from 1; right: (B,).
+    """
+
+    trace: Trace
+    specs: Sequence[TierSpec]
+    exit_tier: NDArray[np.int64]
+    right: NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+    @property
+    def exits(self) -> list[float]:
+        """Share of the examples that left at each tier."""
+        return [float((self.exit_tier == tier).mean()) for tier in range(1, len(self.specs) + 1)]
+
+    @property
+    def wrong_exits(self) -> list[int]:
+        return [int((~self.right & (self.exit_tier == tier)).sum()) for tier in range(1, len(self.specs) + 1)]
+
+    @property
+    def single(self) -> dict[str, float]:
+        """Accuracy of each model alone."""
+        return {name: self.trace.accuracy(name) for name in self.trace.models}
+
+    def average_costs(self, costs: Costs) -> dict[str, float]:
+        """Per accounting, of one example."""
+        members = [[costs.of[member] for member in spec.members] for spec in self.specs]
+        return {kind.value: average_cost(self.exits, members, kind) for kind in Accounting}
+
+    def sent_bytes(self) -> tuple[float, float] | None:
+        """Mean payload that leaves the first tier, and what sending every example would take; None: not recorded."""
+        payload = self.trace.payload_bytes
+        if payload is None:
+            return None
+        return float(np.where(self.exit_tier > 1, payload, 0).mean()), float(payload.mean())
+
+
+def replay_trace(trace: Trace, specs: Sequence[TierSpec]) -> Replayed:
+    """Every example of the trace, in order, through the cascade."""
+    cascade = to_cascade(specs, trace)
+    decisions = [cascade.decide(batch) for batch in batches(trace)]
+    labels = np.concatenate([one.labels for one in decisions])
+    return Replayed(trace, specs, np.concatenate([one.exit_tier for one in decisions]), labels == trace.labels)
+
+
+def lead(mine: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
+    """How much more accurate, and half the 95% interval of that: the same examples, so only where they differ."""
+    difference = mine.astype(np.float64) - other.astype(np.float64)
+    return float(difference.mean()), float(1.96 * difference.std() / max(len(difference), 1) ** 0.5)
+
+
+def rule_text(rule: DeferralRule, n_members: int) -> str:
+    if isinstance(rule, Agreement):
+        return f"{rule.needed(n_members)} of {n_members}"
+    return f"confidence >= {rule.threshold:g}" if isinstance(rule, Confidence) else "always"
+
+
+def as_part(result: Replayed, costs: Sequence[Costs]) -> Part:
+    single = result.single
+    best = max(single, key=lambda name: single[name])
+    gain, margin = lead(result.right, result.trace.right(best))
+    content: dict[str, Any] = {
+        "n": len(result.trace),
+        "accuracy": result.accuracy,
+        "exit": result.exits,
+        "wrong_exit": result.wrong_exits,
+        "single": single,
+    }
+    lines = [
+        [str(number), " ".join(spec.members), rule_text(spec.rule, len(spec.members)), f"{share:.1%}", f"{wrong:,}",
+         f"{1 - wrong / max(round(share * len(result.trace)), 1):.1%}"]
+        for number, (spec, share, wrong) in enumerate(
+            zip(result.specs, result.exits, result.wrong_exits, strict=True), start=1
+        )
+    ]  # fmt: skip
+    tables = [
+        Table("tiers", "tiers", ("tier", "members", "answers at", "exits", "wrong exits", "right"), lines, "", 3),
+        Table("single", "single models", ("model", "accuracy"), [[name, f"{at:.2%}"] for name, at in single.items()]),
+    ]
+    verdict = [
+        f"cascade: {result.accuracy:.2%} of {len(result.trace):,} examples right; best single model ({best}): "
+        f"{single[best]:.2%}; difference {gain:+.2%} +- {margin:.2%} (95%)"
+    ]
+    if costs:
+        content["costs"] = {one.kind: {**result.average_costs(one), "single": dict(one.of)} for one in costs}
+        tables.append(_cost_table(result, costs, best))
+    if (sent := result.sent_bytes()) is not None:
+        content["sent_bytes"] = {"cascade": sent[0], "all": sent[1]}
+        verdict.append(f"sent per example, if the first tier is on the device: {sent[0]:.0f} B of {sent[1]:.0f} B")
+    return Part(f"{result.trace.name}-replay", f"One cascade: {result.trace.name}", verdict, tables, content)
+
+
+def _cost_table(result: Replayed, costs: Sequence[Costs], best: str) -> Table:
+    lines = []
+    for one in costs:
+        for accounting, value in result.average_costs(one).items():
+            ratio = f"{value / one.of[best]:.2f}x" if one.of[best] else "-"
+            lines.append([one.axis, accounting, one.text(value), one.text(one.of[best]), ratio])
+    header = ("cost", "accounting", "cascade", best, "against it")
+    return Table("costs", "average cost", header, lines, costs[0].note, 2)
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "replay",
+        help="one cascade over recorded predictions",
+        description="Decide every example of a trace with a cascade, through the same code as the edge and the cloud.",
+    )
+    arguments.add_trace(parser)
+    parser.add_argument(
+        "--tiers",
+        nargs="+",
+        required=True,
+        metavar="TIER",
+        help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where nothing is said; "
+        "'a@confidence>=0.8' defers by score",
+    )
+    arguments.add_costs(parser)
+    arguments.add_output(parser, "CSV and a chapter of report.html")
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    from sim.traces import parse_tiers
+
+    trace = arguments.open_trace(options)
+    specs, warnings = parse_tiers(options.tiers, trace)
+    arguments.warn(warnings)
+    costs = arguments.open_costs(options, trace)
+    return finish_part(options, as_part(replay_trace(trace, specs), costs))

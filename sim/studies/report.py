@@ -1,0 +1,56 @@
+"""`coe-sim report`: every study of one or more traces, as one page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from coe.cascade import ConfigError
+from sim import arguments
+from sim.output import Part, finish_parts, require_matplotlib
+from sim.traces import Trace, read_costs, read_trace
+
+from . import errors, exits
+from .pareto import choices
+
+
+def add(studies: arguments.Studies) -> None:
+    parser = studies.add_parser(
+        "report",
+        help="all studies of one or more traces, as one page",
+        description="The Pareto study, wrong agreements, exits and, where known, latencies of each trace, in one page.",
+    )
+    parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE")
+    arguments.add_costs(parser)
+    arguments.add_choices(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", required=True, help="where report.html goes, with PNG and CSV"
+    )
+    parser.add_argument("--json", action="store_true", help="only JSON on standard output")
+    parser.set_defaults(run=run_command)
+
+
+def run_command(options: argparse.Namespace) -> int:
+    require_matplotlib(options)
+    parts = [part for path in options.traces for part in _parts(options, read_trace(path))]
+    return finish_parts(options, parts, {part.name: part.content for part in parts})
+
+
+def _parts(options: argparse.Namespace, trace: Trace) -> Iterator[Part]:
+    """What can be told of this trace, in the order of the paper."""
+    from sim.output import Progress
+
+    from . import errors as wrong
+    from . import exits as leaving
+    from . import parallel, pareto
+
+    if len(trace.models) < 3:
+        raise ConfigError([f"{trace.name}: expected at least three models, got {len(trace.models)}"])
+    if read_costs(options.costs, trace):
+        yield pareto.as_part(pareto.run(trace, choices(options, trace), Progress(1)))
+    large = max(trace.models, key=trace.accuracy)
+    yield wrong.as_part(wrong.run(trace, errors.ensembles(trace, large), large))
+    yield leaving.as_part(leaving.run(trace, exits.default_tiers(trace)))
+    if all(answers.latency_s is not None for answers in trace.models.values()):
+        yield parallel.as_part(parallel.run(trace, list(trace.models)[:5]))

@@ -1,0 +1,166 @@
+"""Where decisions go; the order restored; the live line; the tally's words."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import time
+
+import pytest
+from fakes import until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe.cascade import ConfigError, Decision
+from edge.sinks import Outcome, ReorderBuffer, SinkConfig, Sinks, as_record, open_sinks
+from edge.sinks.jsonlines import JsonLinesStream
+from edge.tally import LiveLine, Tally, format_bytes
+
+LABELS = ("zero", "one", "two")
+
+
+def decision(**changes: object) -> Decision:
+    fields: dict[str, object] = {
+        "id": "x",
+        "label": 1,
+        "exit_tier": 1,
+        "vote": 2 / 3,
+        "score": 0.5,
+        "asked": 3,
+        "n_members": 3,
+        "tier_votes": (2 / 3,),
+        "tier_times_s": (0.001,),
+    }
+    return Decision(**(fields | changes))  # type: ignore[arg-type]
+
+
+def outcome(name: str = "x", **changes: object) -> Outcome:
+    return Outcome(name, decision(id=name, **changes), 0.002, 1, at=1700000000.0)
+
+
+def test_a_record_says_all_there_is_to_say():
+    record = as_record(outcome(call={"bytes_sent": 100.0}, degraded="timeout: late"), LABELS)
+    assert record == {
+        "id": "x",
+        "label": 1,
+        "name": "one",
+        "exit_tier": 1,
+        "vote": 0.666667,
+        "score": 0.5,
+        "asked": 3,
+        "members": 3,
+        "tier_votes": [0.666667],
+        "tier_times_s": [0.001],
+        "degraded": "timeout: late",
+        "call": {"bytes_sent": 100.0},
+        "truth": 1,
+        "latency_s": 0.002,
+        "at": 1700000000.0,
+    }
+
+
+def test_an_outcome_without_a_decision_has_its_error_in_place():
+    record = as_record(Outcome("x", None, 0.0, None, "cannot be read", at=17.0), LABELS)
+    assert record == {"id": "x", "error": "cannot be read", "latency_s": 0.0, "at": 17.0}
+
+
+def test_a_score_that_is_not_known_is_null_so_that_every_line_is_json():
+    stream = io.StringIO()
+    Sinks([JsonLinesStream(stream)], LABELS).write(outcome(score=math.nan))
+    assert json.loads(stream.getvalue(), parse_constant=pytest.fail)["score"] is None
+
+
+def test_each_line_is_flushed_as_it_is_written():
+    flushed = []
+
+    class Stream(io.StringIO):
+        def flush(self) -> None:
+            flushed.append(self.getvalue().count("\n"))
+
+    sink = Sinks([JsonLinesStream(Stream())], LABELS)
+    sink.write(outcome("a"))
+    sink.write(Outcome("b \u2028\n", None, 0.0, error="né\ud800"))
+    assert flushed[:2] == [1, 2]
+
+
+def test_a_sink_on_a_file_appends_and_closes_it(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    for name in ("a", "b"):
+        sink = open_sinks([SinkConfig(path=path)], LABELS)
+        sink.write(outcome(name))
+        sink.close()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_a_sink_that_cannot_be_opened_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"sink\.path: .* cannot be written: No such file or directory"):
+        open_sinks([SinkConfig(path=tmp_path / "nowhere" / "decisions.jsonl")], LABELS)
+
+
+@given(order=st.permutations(range(7)))
+def test_the_order_is_restored_whatever_the_order_of_arrival(order):
+    reorder: ReorderBuffer[str] = ReorderBuffer()
+    given: list[str] = []
+    for number in order:
+        given += reorder.take(number, f"x{number}")
+        arrived = set(order[: order.index(number) + 1])
+        ready = next(count for count in itertools.count() if count not in arrived)
+        assert len(given) == ready  # nothing waits longer than it must
+    assert given == [f"x{number}" for number in range(7)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_is_rewritten_on_a_terminal_and_gone_at_the_end():
+    stream, words = Terminal(), itertools.count()
+    with LiveLine(lambda: f"turn {next(words)}", stream, every_s=0.005):
+        until(lambda: "turn 3" in stream.getvalue())
+    assert "\n" not in stream.getvalue()
+    assert stream.getvalue().startswith("\r\x1b[Kturn 0\r\x1b[Kturn 1")
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_the_live_line_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    stream = Terminal()
+    with LiveLine(lambda: "x" * 500, stream, every_s=0.005):
+        until(lambda: "x" in stream.getvalue())
+    assert "x" * 19 in stream.getvalue()
+    assert "x" * 20 not in stream.getvalue()
+
+
+def test_where_there_is_no_terminal_nothing_is_shown():
+    stream = io.StringIO()
+    with LiveLine(lambda: pytest.fail("asked"), stream, every_s=0.001):
+        time.sleep(0.02)
+    assert stream.getvalue() == ""
+
+
+def test_the_tally_counts_and_says_what_it_counted():
+    tally = Tally()
+    assert "0 examples" in tally.line()
+    assert tally.summary()[0] == "0 examples, 0 decided (none)"
+    tally.add(outcome())
+    tally.add(outcome(exit_tier=2, label=2, call={"bytes_sent": 1500.0, "bytes_received": 250.0}))
+    tally.add(outcome(degraded="timeout: late"))
+    tally.add(Outcome("x", None, 0.0, 1, "cannot be read"))
+    assert tally.kept_share == pytest.approx(1 / 4)
+    assert tally.line() == "4 examples  25% kept on the device  1.5 kB sent  2 ms mean  cloud timeout"
+    assert tally.summary() == [
+        "4 examples, 3 decided (tier 1: 2, tier 2: 1)",
+        "25.0% kept on the device; 1.5 kB sent, 250 B received in 1 calls",
+        "mean latency 2 ms",
+        "accuracy 66.67% of 3 with a known label",
+        "1 degraded: a tier gave no answer, or was not to be asked, so the one before it had the last word",
+        "1 without a decision: their lines say why",
+    ]
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (812, "812 B"), (12_340, "12.3 kB"), (4_500_000, "4.5 MB")])
+def test_bytes_are_written_as_people_do(n, text):
+    assert format_bytes(n) == text
