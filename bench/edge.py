@@ -53,7 +53,7 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
     files = [Path(member).name.replace(".onnx", f".{suffix}") for member in device["members"]]
     members = [load(manifest.models[file]) for file in files]
     names, images, _ = zip(*digits.test_examples(n), strict=True)
-    whole = InputDecoder(manifest.task.contract).batch(names, images)
+    whole = InputDecoder(manifest.task.input_spec).batch(names, images)
     batches = [Batch((name,), whole.x[row : row + 1]) for row, name in enumerate(names)]
     ready = [members[0].prepare(batch.x) for batch in batches]
     plain, own = [_plain(member) for member in members], [member._run for member in members]

@@ -40,8 +40,8 @@ def write_config(folder: Path, limits: Mapping[str, Any]) -> Path:
 def tensors(n: int) -> tuple[np.ndarray, list[int]]:
     """(n, *S) float32 as the models take them, and the true labels."""
     names, images, truth = zip(*_examples(n), strict=True)
-    contract = read_manifest(digits.FOLDER).task.contract
-    return contract.prepare(InputDecoder(contract).batch(names, images).x), list(truth)
+    input_spec = read_manifest(digits.FOLDER).task.input_spec
+    return input_spec.prepare(InputDecoder(input_spec).batch(names, images).x), list(truth)
 
 
 def requests(payload: str, rows: int, n: int = N_REQUESTS) -> tuple[list[bytes], list[list[int]]]:

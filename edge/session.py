@@ -106,7 +106,7 @@ class AgentSession:
                 reserve_s=lambda: self.agent.local_s.high,  # where more than the config's
             )
             opened.callback(cascade.close)
-            decoder = InputDecoder(config.cascade.task.contract)
+            decoder = InputDecoder(config.cascade.task.input_spec)
             decoder.warm_up()
             self.agent = Agent(
                 cascade,

@@ -76,7 +76,7 @@ def _kept_here(n_digits: int) -> list[bytes]:
     """Digits that the device decides by itself: no network in the figures."""
     config = read_config(default_config())
     cascade = open_cascade(config.cascade)
-    door = InputDecoder(config.cascade.task.contract)
+    door = InputDecoder(config.cascade.task.input_spec)
     kept = []
     for name, png, _ in test_examples(n_digits):
         run = cascade.start(door.batch([name], [png]))
@@ -117,7 +117,7 @@ def _python(digits: list[bytes]) -> list[float]:
     """The same with ONNX Runtime in Python: one example at a time, one thread, PNG to answer."""
     config = read_config(default_config())
     cascade = open_cascade(config.cascade)
-    door = InputDecoder(config.cascade.task.contract)
+    door = InputDecoder(config.cascade.task.input_spec)
     rows = []
     for number, png in enumerate(digits[:WARM] + digits):
         started = time.perf_counter()

@@ -93,7 +93,7 @@ class EmbeddedEngine:
         return open_tier(tier, self.config.cascade, notify)
 
     def _lane(self, tier: Tier) -> AsyncTier:
-        return warm_tier_batcher(tier, self.config.cascade.task.contract, self.config.limits)
+        return warm_tier_batcher(tier, self.config.cascade.task.input_spec, self.config.limits)
 
     def _served(self) -> dict[str, ServedModel]:
         config = self.config
@@ -102,10 +102,10 @@ class EmbeddedEngine:
             if tier.name in self.lanes:
                 cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
         task = config.cascade.task
-        door = InputDecoder(task.contract, config.limits.max_pixels, config.limits.max_text_bytes)
+        door = InputDecoder(task.input_spec, config.limits.max_pixels, config.limits.max_text_bytes)
         door.warm_up()
-        is_tensor = task.contract.kind == "tensor"
-        offered: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.contract.shape)) if is_tensor else ("BYTES", (-1,))
+        is_tensor = task.input_spec.kind == "tensor"
+        offered: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.input_spec.shape)) if is_tensor else ("BYTES", (-1,))
         return {
             name: ServedModel(
                 name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers
@@ -133,16 +133,16 @@ class EmbeddedEngine:
         return decide
 
 
-def warm_tier_batcher(tier: Tier, contract: InputSpec, limits: Limits) -> TierBatcher:
+def warm_tier_batcher(tier: Tier, input_spec: InputSpec, limits: Limits) -> TierBatcher:
     """A local tier's lane, warm: every member has seen the smallest and the largest batch."""
     batcher = TierBatcher(
         tier, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued
     )
     with contextlib.suppress(InputError):  # members were tried out as they loaded; empty examples may not suit them
-        batcher.measure(_blank(contract, limits.max_batch), Always(asks_all=True))
+        batcher.measure(_blank(input_spec, limits.max_batch), Always(asks_all=True))
     return batcher
 
 
-def _blank(contract: InputSpec, n_rows: int) -> Batch:
+def _blank(input_spec: InputSpec, n_rows: int) -> Batch:
     """A batch of empty examples, to warm up with."""
-    return Batch(tuple(f"blank {row}" for row in range(n_rows)), np.repeat(contract.blank(), n_rows, axis=0))
+    return Batch(tuple(f"blank {row}" for row in range(n_rows)), np.repeat(input_spec.blank(), n_rows, axis=0))

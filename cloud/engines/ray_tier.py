@@ -67,7 +67,7 @@ class TierReplica:
             self.tier = open_tier(tier, cascade, self.said.append)
         except CascadeError as error:
             raise RuntimeError(f"{CANNOT_OPEN}{error}") from None
-        self.batcher = warm_tier_batcher(self.tier, cascade.task.contract, limits)
+        self.batcher = warm_tier_batcher(self.tier, cascade.task.input_spec, limits)
 
     async def describe(self) -> list[str]:
         """What its members run on, for the start-up lines."""

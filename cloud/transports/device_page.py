@@ -132,7 +132,7 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
         "task": cascade.task.name,
         "labels": cascade.task.labels,
         "fingerprint": cascade.task.fingerprint,
-        "input": _contract(cascade.task.contract),
+        "input": _input_spec(cascade.task.input_spec),
         "keep_last_answer": cascade.keep_last_answer,
         "tiers": tiers,
     }
@@ -170,8 +170,8 @@ def _unfit(cascade: CascadeConfig, task: Task) -> list[str]:
             f"expected the task of this server, {task.name} (fingerprint {task.fingerprint}), got {cascade.task.name} "
             f"({cascade.task.fingerprint}); labels and input of both must match"
         ]
-    if task.contract.kind != "image":
-        return [f"expected a task of images, got {task.contract.kind} (a page has a camera, photos and a pad)"]
+    if task.input_spec.kind != "image":
+        return [f"expected a task of images, got {task.input_spec.kind} (a page has a camera, photos and a pad)"]
     findings = []
     for number, tier in enumerate(cascade.tiers):
         where = f"tiers[{number}]"
@@ -180,10 +180,10 @@ def _unfit(cascade: CascadeConfig, task: Task) -> list[str]:
                 findings.append(f"{where}: expected local tiers, then at most one with an address, the last (move it)")
             continue
         for spec in tier.members:
-            if spec.format != "onnx" or spec.contract.dtype not in DTYPES:
+            if spec.format != "onnx" or spec.input_spec.dtype not in DTYPES:
                 findings.append(
                     f"{where}: {spec.name}: expected ONNX that takes {' or '.join(DTYPES)}, "
-                    f"got {spec.format} of {spec.contract.dtype} (export it again)"
+                    f"got {spec.format} of {spec.input_spec.dtype} (export it again)"
                 )
     return findings
 
@@ -231,24 +231,24 @@ def _member(spec: ModelSpec, data: bytes) -> dict[str, Any]:
         "file": f"models/{digest}.onnx",
         "sha256": digest,
         "n_bytes": len(data),
-        "input": _contract(spec.contract),
+        "input": _input_spec(spec.input_spec),
         "output": spec.output,
         "flops": spec.flops,
         "calibration_accuracy": spec.calibration_accuracy,
     }
 
 
-def _contract(contract: InputSpec) -> dict[str, Any]:
-    height, width, channels = contract.shape
+def _input_spec(input_spec: InputSpec) -> dict[str, Any]:
+    height, width, channels = input_spec.shape
     return {
         "size": [height, width],
         "channels": channels,
-        "layout": contract.layout,
-        "dtype": contract.dtype,
-        "scale": contract.scale,
-        "mean": contract.mean,
-        "std": contract.std,
-        "fit": contract.fit,
+        "layout": input_spec.layout,
+        "dtype": input_spec.dtype,
+        "scale": input_spec.scale,
+        "mean": input_spec.mean,
+        "std": input_spec.std,
+        "fit": input_spec.fit,
     }
 
 

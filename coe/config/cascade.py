@@ -310,14 +310,14 @@ class _TierReader:
         return spec
 
     def _check_fit(self, own: Fields, spec: ModelSpec) -> None:
-        task, takes = self.task, spec.contract
+        task, takes = self.task, spec.input_spec
         if spec.labels != task.labels:
             own.wrong("file", f"its manifest has other labels ({len(spec.labels)}) than the task ({len(task.labels)})")
-        if not takes.takes(task.contract):
+        if not takes.takes(task.input_spec):
             own.wrong(
                 "file",
-                f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {task.contract.kind} "
-                f"{list(task.contract.shape)} (an image's size may differ, its channels may not)",
+                f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {task.input_spec.kind} "
+                f"{list(task.input_spec.shape)} (an image's size may differ, its channels may not)",
             )
 
     def _from_manifest(self, own: Fields, path: Path) -> ModelSpec | None:
@@ -337,7 +337,7 @@ def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
     """The manifest's word, with what the config states itself on top."""
     stated = {key: getattr(declared, key) for key in STATED if own.has(key)}
     if own.has("input"):
-        stated["contract"] = declared.contract
+        stated["input_spec"] = declared.input_spec
     if own.has("sha256"):
         stated.update(sha256=declared.sha256, pinned=True)
     return replace(manifest, **stated)
@@ -380,9 +380,9 @@ def _read_payload(entry: Fields, task: Task) -> Payload:
         payload = Payload(entry.choice("send", KINDS, "captured"))
     if entry.has("send") and entry.content.get("foreign") is True:
         entry.warn("send", "a foreign server is sent what its metadata asks for, so this has no effect (leave it out)")
-    fits = {"image": KINDS, "tensor": ("captured", "pixels")}.get(task.contract.kind, ("captured",))
+    fits = {"image": KINDS, "tensor": ("captured", "pixels")}.get(task.input_spec.kind, ("captured",))
     if payload.kind not in fits and task is not UNKNOWN:
-        kind = task.contract.kind
+        kind = task.input_spec.kind
         entry.wrong("send", f"expected {' or '.join(fits)} for a task whose examples are of kind {kind}, got {payload}")
     return payload
 

@@ -29,7 +29,7 @@ class Task:
 
     name: str
     labels: tuple[str, ...]
-    contract: InputSpec
+    input_spec: InputSpec
 
     @property
     def fingerprint(self) -> str:
@@ -37,7 +37,7 @@ class Task:
 
         Only what an example is counts (kind, shape), not how a member normalises it.
         """
-        said = repr((self.labels, self.contract.kind, self.contract.shape))
+        said = repr((self.labels, self.input_spec.kind, self.input_spec.shape))
         return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
@@ -86,14 +86,14 @@ def read_input_spec(fields: Fields) -> InputSpec:
     text: `tokenizer`, `tokenizer_sha256`, `max_length`, `padding`; `choices`: of multiple choice, how many endings.
     """
     kind = fields.choice("kind", ("image", "tensor", "text"))
-    contract: InputSpec
+    input_spec: InputSpec
     if kind == "text":
-        contract = _read_text(fields)
+        input_spec = _read_text(fields)
     elif kind == "tensor":
         shape = fields.integers("shape")
         if shape and min(shape) < 1:
             fields.wrong("shape", f"expected whole numbers from 1, got {list(shape)}")
-        contract = InputSpec("tensor", shape, "NHWC", fields.choice("dtype", DTYPES, "float32"))
+        input_spec = InputSpec("tensor", shape, "NHWC", fields.choice("dtype", DTYPES, "float32"))
     else:
         size = fields.integers("size")
         if size and (len(size) != 2 or min(size) < 1):
@@ -102,7 +102,7 @@ def read_input_spec(fields: Fields) -> InputSpec:
         channels = fields.integer("channels", 3)
         if channels not in (1, 3):
             fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
-        contract = InputSpec(
+        input_spec = InputSpec(
             "image",
             (*size, channels),
             fields.choice("layout", ("NCHW", "NHWC"), "NCHW"),
@@ -115,7 +115,7 @@ def read_input_spec(fields: Fields) -> InputSpec:
             fields.choice("resample", ("bilinear", "bicubic"), "bilinear"),
         )
     fields.finish()
-    return contract
+    return input_spec
 
 
 def read_model(
@@ -128,15 +128,15 @@ def read_model(
     except ModelError as error:
         entry.wrong("format", str(error))
         kind = "onnx"
-    contract = read_input_spec(entry.section("input")) if entry.has("input") else task.contract
-    if isinstance(contract, TextInputSpec):
-        contract = _of_texts(entry, contract, path, kind)
+    input_spec = read_input_spec(entry.section("input")) if entry.has("input") else task.input_spec
+    if isinstance(input_spec, TextInputSpec):
+        input_spec = _of_texts(entry, input_spec, path, kind)
     return ModelSpec(
         name=path.name,
         path=path,
         format=kind,
         labels=task.labels,
-        contract=contract,
+        input_spec=input_spec,
         output=entry.choice("output", OUTPUTS, "probabilities"),
         sha256=sha256,
         pinned=pinned and sha256 is not None,
@@ -160,14 +160,14 @@ def _read_text(fields: Fields) -> TextInputSpec:
     )
 
 
-def _of_texts(entry: Fields, contract: TextInputSpec, path: Path, kind: str) -> TextInputSpec:
+def _of_texts(entry: Fields, input_spec: TextInputSpec, path: Path, kind: str) -> TextInputSpec:
     """The contract of the model at `path`, in whose folder its tokenizer is."""
     if kind != "onnx":
         entry.wrong("format", f"expected onnx for a model of texts, got {kind} (export it)")
-    if contract.tokenizer is None:
+    if input_spec.tokenizer is None:
         entry.wrong("input.tokenizer", "expected the model's tokenizer.json, got nothing (add it)")
-        return contract
-    return replace(contract, tokenizer=path.parent / contract.tokenizer)
+        return input_spec
+    return replace(input_spec, tokenizer=path.parent / input_spec.tokenizer)
 
 
 def _read_sha256(fields: Fields, key: str, file: str) -> str | None:

@@ -43,7 +43,7 @@ def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: N
     """One tier, ready to vote."""
     opened: Tier
     if isinstance(tier, LocalTierConfig):
-        opened = _open_local(tier, config.task.contract, say)
+        opened = _open_local(tier, config.task.input_spec, say)
     else:
         opened = _open_remote(tier, config, say)
     if tier.delay is None:
@@ -52,21 +52,21 @@ def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: N
     return DelayedTier(opened, tier.delay)
 
 
-def warm_up(tier: Tier, contract: InputSpec, sizes: Iterable[int]) -> None:
+def warm_up(tier: Tier, input_spec: InputSpec, sizes: Iterable[int]) -> None:
     """Ask a tier's members about blank examples, so that no caller is the first with a batch of such a size.
 
     A remote tier is not asked.
 
     Args:
-        contract: of the task.
+        input_spec: of the task.
         sizes: rows; as a rule 1 and the largest batch there will be.
     """
     here = tier.tier if isinstance(tier, DelayedTier) else tier
     if isinstance(here, LocalTier):
-        here.warm_up(contract.blank(), sizes)
+        here.warm_up(input_spec.blank(), sizes)
 
 
-def _open_local(tier: LocalTierConfig, contract: InputSpec, say: Say) -> Tier:
+def _open_local(tier: LocalTierConfig, input_spec: InputSpec, say: Say) -> Tier:
     if any(spec.architecture for spec in tier.members if spec.format == "torch"):
         _register_architectures()
     plan = plan_threads(tier.members, tier.threads, side_by_side=tier.parallel)
@@ -78,7 +78,7 @@ def _open_local(tier: LocalTierConfig, contract: InputSpec, say: Say) -> Tier:
         if tier.early and len(members) > 1:
             how += ", stopping early"
             if plan.at_once == 1:
-                members, order = _in_order(members, tier.order, contract)
+                members, order = _in_order(members, tier.order, input_spec)
                 how += f", {order}"
     except BaseException:
         for member in members:
@@ -92,11 +92,11 @@ def _open_local(tier: LocalTierConfig, contract: InputSpec, say: Say) -> Tier:
     return LocalTier(tier.name, members, tier.rule, early=tier.early, pool=pool)
 
 
-def _in_order(members: list[LoadedMember], order: str, contract: InputSpec) -> tuple[list[LoadedMember], str]:
+def _in_order(members: list[LoadedMember], order: str, input_spec: InputSpec) -> tuple[list[LoadedMember], str]:
     """The members as they are asked, and that order for people. No result depends on it, only who is spared."""
     if order == "fixed":
         return members, "as listed"
-    seconds = seconds_each(members, contract.blank())
+    seconds = seconds_each(members, input_spec.blank())
     seats = cheapest_first(seconds)
     costs = ", ".join(f"{members[seat].name} {format_seconds(seconds[seat], 2)}" for seat in seats)
     return [members[seat] for seat in seats], f"cheapest first: {costs}"
@@ -111,9 +111,9 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         n_labels=len(config.task.labels),
         fingerprint="" if tier.foreign else config.task.fingerprint,
         deadline_s=tier.deadline_s,
-        encode=tier.send.encoder(config.task.contract),
+        encode=tier.send.encoder(config.task.input_spec),
         is_foreign=tier.foreign,
-        prepare=config.task.contract.prepare,
+        prepare=config.task.input_spec.prepare,
         n_tiers=tier.n_tiers,
         stream=tier.stream,
         dial=partial(dial, security=tier.security),

@@ -34,12 +34,12 @@ class InputDecoder:
     """Where examples come in: decodes and checks them against the task's contract.
 
     Args:
-        contract: of the task; a tier's members may each have another size.
+        input_spec: of the task; a tier's members may each have another size.
         max_pixels: of a batch's encoded images together, by their headers.
         max_text_bytes: of one text.
     """
 
-    contract: InputSpec
+    input_spec: InputSpec
     max_pixels: int = MAX_PIXELS
     max_text_bytes: int = MAX_TEXT_BYTES
 
@@ -49,9 +49,9 @@ class InputDecoder:
         Raises:
             InputError: names the first example that cannot be read.
         """
-        if self.contract.kind == "text":
-            contract = self.contract if isinstance(self.contract, TextInputSpec) else None
-            return read_texts(ids, values, self.max_text_bytes, deadline, contract)
+        if self.input_spec.kind == "text":
+            input_spec = self.input_spec if isinstance(self.input_spec, TextInputSpec) else None
+            return read_texts(ids, values, self.max_text_bytes, deadline, input_spec)
         if isinstance(values, np.ndarray) and values.dtype != object:
             return Batch(tuple(ids), self._tensor(values), None, deadline)
         rows = []
@@ -70,7 +70,7 @@ class InputDecoder:
 
     def warm_up(self) -> None:
         """Load what decoding needs, so that the first example does not wait for it."""
-        if self.contract.kind == "image":
+        if self.input_spec.kind == "image":
             from PIL import Image
 
             dot = io.BytesIO()
@@ -86,30 +86,32 @@ class InputDecoder:
             InputError: what was expected, what came.
         """
         if isinstance(value, bytes):
-            if self.contract.kind != "image":
-                raise InputError(f"expected a tensor of shape {list(self.contract.shape)}, got encoded bytes")
+            if self.input_spec.kind != "image":
+                raise InputError(f"expected a tensor of shape {list(self.input_spec.shape)}, got encoded bytes")
             limit = self.max_pixels if max_pixels is None else max_pixels
-            return decode_image(value, self.contract.shape[2], limit)
-        if self.contract.kind == "image" and value.ndim == 2 and value.dtype == np.uint8:
+            return decode_image(value, self.input_spec.shape[2], limit)
+        if self.input_spec.kind == "image" and value.ndim == 2 and value.dtype == np.uint8:
             value = value[..., None]
         x: Array = self._tensor(value[None])[0]
         return x
 
     def _tensor(self, x: Array) -> Array:
         """(B, *S) checked: pixels as uint8, or floats as the model takes them."""
-        contract = self.contract
-        if contract.kind == "image" and x.dtype == np.uint8:
-            channels = contract.shape[2]
+        input_spec = self.input_spec
+        if input_spec.kind == "image" and x.dtype == np.uint8:
+            channels = input_spec.shape[2]
             if x.ndim == 4 and x.shape[3] == channels and 0 < x.shape[1] * x.shape[2] <= self.max_pixels:
                 return x
             raise InputError(f"expected uint8 pixels [height, width, {channels}], got shape {list(x.shape[1:])}")
-        if x.shape[1:] != contract.model_shape:
-            raise InputError(f"expected shape {list(contract.model_shape)}, got {list(x.shape[1:])}")
+        if x.shape[1:] != input_spec.model_shape:
+            raise InputError(f"expected shape {list(input_spec.model_shape)}, got {list(x.shape[1:])}")
         if x.dtype.kind == "f":
-            if not (-contract.largest <= x.min(initial=0) and x.max(initial=0) <= contract.largest):  # a NaN is neither
-                raise InputError(f"expected finite numbers in {contract.dtype}, got NaN, infinity or too large a one")
+            if not (
+                -input_spec.largest <= x.min(initial=0) and x.max(initial=0) <= input_spec.largest
+            ):  # a NaN is neither
+                raise InputError(f"expected finite numbers in {input_spec.dtype}, got NaN, infinity or too large a one")
             return x
-        if contract.kind == "image" or x.dtype.kind not in "iub":
+        if input_spec.kind == "image" or x.dtype.kind not in "iub":
             raise InputError(f"expected uint8 pixels or floats, got {x.dtype}")
         return x
 
@@ -172,23 +174,23 @@ class Payload:
     def __str__(self) -> str:
         return f"jpeg {self.quality}" if self.kind == "jpeg" else self.kind
 
-    def encoder(self, contract: InputSpec) -> Encode:
+    def encoder(self, input_spec: InputSpec) -> Encode:
         """What makes a batch's form: (B,) `bytes` objects, or a tensor (B, *S).
 
         Args:
-            contract: of the task.
+            input_spec: of the task.
         """
-        return partial(_encode, self, contract)
+        return partial(_encode, self, input_spec)
 
 
-def _encode(payload: Payload, contract: InputSpec, batch: Batch) -> Array:
+def _encode(payload: Payload, input_spec: InputSpec, batch: Batch) -> Array:
     if payload.kind == "captured" and batch.captured is not None:
         return batch.captured
     x = batch.x
-    if payload.kind not in OF_PICTURES or contract.kind != "image" or not _has_pixels(x):
+    if payload.kind not in OF_PICTURES or input_spec.kind != "image" or not _has_pixels(x):
         return x
     if payload.kind == "model-size":
-        return contract.resized(x)
+        return input_spec.resized(x)
     how: dict[str, Any] = {"format": "PNG"} if payload.kind == "png" else {"format": "JPEG", "quality": payload.quality}
     encoded = np.empty(len(x), dtype=object)
     encoded[:] = [_picture(row, how) for row in x]

@@ -73,7 +73,7 @@ class ModelSpec:
     path: Path
     format: str
     labels: tuple[str, ...]
-    contract: InputSpec
+    input_spec: InputSpec
     output: str = "probabilities"
     sha256: str | None = None
     pinned: bool = False
@@ -165,7 +165,7 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         RuntimeMissing: the package that runs this format is not installed.
     """
     data = read_verified(spec)
-    own = OF_TEXTS if spec.contract.kind == "text" else {}
+    own = OF_TEXTS if spec.input_spec.kind == "text" else {}
     module = importlib.import_module(own.get(spec.format, RUNTIMES[spec.format]))
     loader: Loader = module.load
     member = loader(data, spec, options or RunOptions())
@@ -188,7 +188,7 @@ def read_verified(spec: ModelSpec) -> bytes:
 
 def try_out(member: Member, spec: ModelSpec) -> None:
     """Two blank examples: the shapes fit, the numbers are probabilities, and the model is warm."""
-    x = spec.contract.trial(2)
+    x = spec.input_spec.trial(2)
     try:
         output = member.predict(x)
         member.predict(x[:1])  # a runtime plans each batch size anew; one example at a time is what devices do
@@ -197,7 +197,7 @@ def try_out(member: Member, spec: ModelSpec) -> None:
     except Exception as error:  # noqa: BLE001 - each runtime raises its own kinds
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{spec.path}: the model does not take {spec.contract.dtype} {list(x.shape)} as declared: {reason}"
+            f"{spec.path}: the model does not take {spec.input_spec.dtype} {list(x.shape)} as declared: {reason}"
         ) from None
     if output.shape != (2, len(spec.labels)):
         raise ModelError(

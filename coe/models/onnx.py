@@ -38,7 +38,7 @@ class OnnxMember:
         ort = import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")
         self.name = spec.name
         self.n_labels = len(spec.labels)
-        self.prepare: Prepare = spec.contract.prepare
+        self.prepare: Prepare = spec.input_spec.prepare
         self._is_logits = spec.output == "logits"
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
@@ -143,15 +143,15 @@ def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
     inputs = session.get_inputs()
     if len(inputs) != 1:
         raise ModelError(f"{spec.path}: expected one input, got {', '.join(entry.name for entry in inputs)}")
-    declared, wanted = inputs[0].shape, spec.contract.model_shape
+    declared, wanted = inputs[0].shape, spec.input_spec.model_shape
     fits = len(declared) == 1 + len(wanted) and all(
         not isinstance(have, int) or have == want for have, want in zip(declared[1:], wanted, strict=True)
     )
     dtype = DTYPES.get(inputs[0].type, inputs[0].type)
-    if not fits or dtype != spec.contract.dtype:
+    if not fits or dtype != spec.input_spec.dtype:
         raise ModelError(
             f"{spec.path}: its input is {dtype} {declared}, the input contract says "
-            f"{spec.contract.dtype} [batch, {', '.join(map(str, wanted))}] (mend `input:` in the manifest or config)"
+            f"{spec.input_spec.dtype} [batch, {', '.join(map(str, wanted))}] (mend `input:` in the manifest or config)"
         )
     rows = declared[0] if isinstance(declared[0], int) else None
     if rows not in (None, 1):
@@ -220,16 +220,16 @@ def _token_dtype(entry: Any, spec: ModelSpec) -> str:
 
 def _check_shape(entry: Any, spec: ModelSpec) -> int | None:
     """Its number of rows where that is fixed."""
-    contract = spec.contract
-    assert isinstance(contract, TextInputSpec)
-    between = contract.model_shape[:-2]  # endings, of multiple choice
+    input_spec = spec.input_spec
+    assert isinstance(input_spec, TextInputSpec)
+    between = input_spec.model_shape[:-2]  # endings, of multiple choice
     if len(entry.shape) != 2 + len(between) or any(
         isinstance(size, int) and size != n for size, n in zip(entry.shape[1:-1], between, strict=True)
     ):
         wanted = ", ".join(["batch", *map(str, between), "tokens"])
         raise ModelError(f"{spec.path}: expected {entry.name} as [{wanted}], got {entry.shape}")
     n_rows, n_tokens = entry.shape[0], entry.shape[-1]
-    if isinstance(n_tokens, int) and (contract.padding, contract.max_length) != ("max_length", n_tokens):
+    if isinstance(n_tokens, int) and (input_spec.padding, input_spec.max_length) != ("max_length", n_tokens):
         raise ModelError(
             f"{spec.path}: its input {entry.name} takes {n_tokens} tokens each time "
             f"(write `max_length: {n_tokens}` and `padding: max_length` in `input:`)"

@@ -143,12 +143,12 @@ def _pad_id(tokenizer: Any) -> int:
 
 
 def read_texts(
-    ids: Sequence[str], values: Any, max_bytes: int, deadline: float, contract: TextInputSpec | None = None
+    ids: Sequence[str], values: Any, max_bytes: int, deadline: float, input_spec: TextInputSpec | None = None
 ) -> Batch:
     """A batch from one text per example, as UTF-8 bytes or str; the bytes stay with it, as captured.
 
     Args:
-        contract: of the task; None: any text is an example.
+        input_spec: of the task; None: any text is an example.
 
     Raises:
         InputError: names the first example that is no text, empty, or longer than `max_bytes`.
@@ -159,8 +159,8 @@ def read_texts(
     for row, (name, value) in enumerate(zip(ids, values, strict=True)):
         try:
             x[row], captured[row] = read_text(value, max_bytes)
-            if contract is not None:
-                contract.check(x[row])
+            if input_spec is not None:
+                input_spec.check(x[row])
         except InputError as error:
             raise InputError(f"example {name}: {error}") from None
     return Batch(tuple(ids), x, captured, deadline)

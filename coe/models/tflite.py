@@ -27,7 +27,7 @@ class TfliteMember:
         interpreter, package = find_interpreter()
         self.name = spec.name
         self.n_labels = len(spec.labels)
-        self.prepare: Prepare = spec.contract.prepare
+        self.prepare: Prepare = spec.input_spec.prepare
         self._is_logits = spec.output == "logits"
         self._turn = threading.Lock()  # an interpreter holds one input and one output buffer
         try:
@@ -38,7 +38,7 @@ class TfliteMember:
         inputs, outputs = self._net.get_input_details(), self._net.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise ModelError(f"{spec.path}: expected one input and one output, got {len(inputs)} and {len(outputs)}")
-        shape, wanted = inputs[0]["shape"].tolist(), [1, *spec.contract.model_shape]
+        shape, wanted = inputs[0]["shape"].tolist(), [1, *spec.input_spec.model_shape]
         if shape != wanted:
             raise ModelError(
                 f"{spec.path}: its input is {shape}, the input contract says {wanted} "

@@ -26,7 +26,7 @@ class TorchMember:
         torch = import_torch()
         self.name = spec.name
         self.n_labels = len(spec.labels)
-        self.prepare: Prepare = spec.contract.prepare
+        self.prepare: Prepare = spec.input_spec.prepare
         self._is_logits = spec.output == "logits"
         self._torch = torch
         try:

@@ -86,12 +86,12 @@ def as_images(harvested: Iterator[HarvestedExample], size: tuple[int, int], chan
     from coe.models.input_spec import InputSpec
     from coe.models.inputs import InputDecoder
 
-    contract = InputSpec("image", (*size, channels), layout="NHWC", dtype="uint8")
-    door = InputDecoder(contract)
+    input_spec = InputSpec("image", (*size, channels), layout="NHWC", dtype="uint8")
+    door = InputDecoder(input_spec)
     images, labels = [], []
     for example in harvested:
         batch = door.batch([example.id], [example.value])
-        images.append(contract.prepare(batch.x)[0])
+        images.append(input_spec.prepare(batch.x)[0])
         labels.append(example.label)
     shape = (0, *size, channels)
     return np.stack(images) if images else np.zeros(shape, np.uint8), np.array(labels, dtype=np.int64)

@@ -234,7 +234,7 @@ def calibrate_command(arguments: Sequence[str]) -> int:
     source = open_source(SourceConfig(kind, Path(options.data).expanduser() if kind == "folder" else None), once=True)
     cascade = open_cascade(config.cascade)
     try:
-        remote_tiers = RemoteTiers(cascade, InputDecoder(config.cascade.task.contract))
+        remote_tiers = RemoteTiers(cascade, InputDecoder(config.cascade.task.input_spec))
         if options.audit and not remote_tiers.is_there:
             raise ConfigError(["--audit: the cascade has no tier beyond this device to ask (leave it out)"])
         examples = itertools.islice(source.examples(threading.Event()), options.limit)

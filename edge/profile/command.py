@@ -59,28 +59,28 @@ def read_examples(data: str | None, config: AgentConfig, limit: int) -> Examples
     Raises:
         ConfigError: there is no such folder, or nothing in it that the task takes.
     """
-    contract = config.cascade.task.contract
+    input_spec = config.cascade.task.input_spec
     if data is None and config.source.kind == DIGITS:
         data = DIGITS
     if data is None:
         return Examples(
-            (Batch(("blank",), contract.blank()),),
+            (Batch(("blank",), input_spec.blank()),),
             "a blank example (no --data): every member is asked, and no payloads are compared",
             are_blank=True,
         )
     if data == DIGITS:
         told = "bundled digits, a test split: look, but choose nothing by it"
-        return _read(SourceConfig(DIGITS), contract, limit, told)
+        return _read(SourceConfig(DIGITS), input_spec, limit, told)
     if data == "-":
-        return _read(SourceConfig("stdin"), contract, limit, "examples of standard input")
+        return _read(SourceConfig("stdin"), input_spec, limit, "examples of standard input")
     path = Path(data).expanduser()
     if not path.is_dir():
         raise ConfigError([f'--data: expected a folder of images, "digits" or -, got "{data}"'])
-    return _read(SourceConfig("folder", path), contract, limit, f"images of {data}")
+    return _read(SourceConfig("folder", path), input_spec, limit, f"images of {data}")
 
 
-def _read(config: SourceConfig, contract: InputSpec, limit: int, told: str) -> Examples:
-    decoder = InputDecoder(contract)
+def _read(config: SourceConfig, input_spec: InputSpec, limit: int, told: str) -> Examples:
+    decoder = InputDecoder(input_spec)
     batches, times = [], []
     first_error, n_unread = "", 0
     for example in open_source(config, once=True).examples(threading.Event()):
@@ -354,7 +354,7 @@ def _payloads(config: CascadeConfig, examples: Examples, asks_cloud: bool) -> tu
     """The ways to send to the first remote tier, where there is one and examples are images."""
     remote = next((tier for tier in config.tiers if isinstance(tier, RemoteTierConfig)), None)
     local = next((tier for tier in config.tiers if isinstance(tier, LocalTierConfig)), None)
-    if remote is None or remote.foreign or examples.are_blank or config.task.contract.kind != "image":
+    if remote is None or remote.foreign or examples.are_blank or config.task.input_spec.kind != "image":
         return [], ""
     return compare_payloads(
         remote,

@@ -112,7 +112,7 @@ def _answers(
     tier: LocalTier, payload: Payload, config: CascadeConfig, batches: Sequence[Batch]
 ) -> tuple[Labels, Labels]:
     """(N,) labels and whether the answer stands, of the device's members on what would be sent."""
-    encode, decoder = payload.encoder(config.task.contract), InputDecoder(config.task.contract)
+    encode, decoder = payload.encoder(config.task.input_spec), InputDecoder(config.task.input_spec)
     labels, stands = [], []
     for batch in batches:
         seen = decoder.batch(batch.ids, list(encode(batch)))

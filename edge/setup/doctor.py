@@ -218,7 +218,7 @@ def _check_tier(context: CheckContext, tier: LocalTierConfig) -> Iterator[Findin
         return
     try:
         loaded_s = time.perf_counter() - started
-        batch = Batch(("blank",), context.the_config.cascade.task.contract.blank())
+        batch = Batch(("blank",), context.the_config.cascade.task.input_spec.blank())
         decided_s = []
         for _ in range(N_TIMED):
             started = time.perf_counter()

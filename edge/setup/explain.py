@@ -113,14 +113,14 @@ def _over(tier: RemoteTierConfig) -> str:
 
 
 def _form(config: AgentConfig, tier: RemoteTierConfig) -> str:
-    contract = config.cascade.task.contract
+    input_spec = config.cascade.task.input_spec
     if tier.foreign:
         return "as the numbers that the server's metadata asks for, made from its pixels or values"
-    if contract.kind == "text":
+    if input_spec.kind == "text":
         return "as its text, word for word"
-    if contract.kind != "image" and tier.send.kind in ("captured", "pixels"):
+    if input_spec.kind != "image" and tier.send.kind in ("captured", "pixels"):
         return "as its numbers"
-    size = " x ".join(map(str, contract.shape[:2]))
+    size = " x ".join(map(str, input_spec.shape[:2]))
     return FORMS[tier.send.kind].format(size=size, quality=tier.send.quality)
 
 

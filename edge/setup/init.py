@@ -37,12 +37,12 @@ class FoundModel:
     Args:
         reference: as a config writes it.
         output: "probabilities" or "logits".
-        contract: what it takes; None: a manifest says it.
+        input_spec: what it takes; None: a manifest says it.
     """
 
     reference: str
     output: str = "probabilities"
-    contract: InputSpec | None = None
+    input_spec: InputSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FoundModels:
         task: its name; or, with a manifest, where that is.
         labels: as far as known: those of a manifest or of a labels file.
         n_labels: of the models' outputs.
-        contract: of the task; None: the manifest says it.
+        input_spec: of the task; None: the manifest says it.
         agreement: as a config writes it.
     """
 
@@ -61,7 +61,7 @@ class FoundModels:
     models: tuple[FoundModel, ...]
     labels: tuple[str, ...]
     n_labels: int
-    contract: InputSpec | None = None
+    input_spec: InputSpec | None = None
     agreement: str = "unanimous"
 
 
@@ -120,12 +120,12 @@ def _from_files(place: Path, folder: Path) -> FoundModels:
     labels = _labels_in(place)
     models = []
     for path, shape in shapes:
-        contract = contract_of(path, shape.inputs[0])
-        models.append(FoundModel(_reference(path, folder), _output_of(path, contract, n_labels), contract))
-    return FoundModels(place.resolve().name, tuple(models), labels, n_labels, models[0].contract)
+        input_spec = input_spec_of(path, shape.inputs[0])
+        models.append(FoundModel(_reference(path, folder), _output_of(path, input_spec, n_labels), input_spec))
+    return FoundModels(place.resolve().name, tuple(models), labels, n_labels, models[0].input_spec)
 
 
-def contract_of(path: Path, taken: Tensor) -> InputSpec:
+def input_spec_of(path: Path, taken: Tensor) -> InputSpec:
     """What an example is, as far as a model's input tells: an image where it has 1 or 3 channels.
 
     Raises:
@@ -157,10 +157,10 @@ def _n_labels(path: Path, shape: Shape) -> int:
     return sizes[0] or 0
 
 
-def _output_of(path: Path, contract: InputSpec, n_labels: int) -> str:
+def _output_of(path: Path, input_spec: InputSpec, n_labels: int) -> str:
     """Whether it ends in probabilities, tried; taken for so where it cannot be loaded here."""
     kind = "tflite" if path.suffix == ".tflite" else "onnx"
-    spec = ModelSpec(path.name, path, kind, tuple(map(str, range(n_labels))), contract)
+    spec = ModelSpec(path.name, path, kind, tuple(map(str, range(n_labels))), input_spec)
     try:
         load(spec).close()
     except ModelError as error:
@@ -257,37 +257,37 @@ def first_config(answers: InitChoices, path: str) -> str:
 
 
 def _task(found: FoundModels, labels: tuple[str, ...]) -> list[str]:
-    if found.contract is None:
+    if found.input_spec is None:
         return ["# Labels and input of the task, from the manifest of its models.", f"task: {_quoted(found.task)}"]
     return [
         "# What is decided. The cloud must have the same labels, in the same order, and the same input.",
         f"task: {_quoted(found.task)}",
         f"labels: [{', '.join(map(_quoted, labels))}]",
-        f"input: {_input(found.contract)}",
-        *_to_check(found.contract),
+        f"input: {_input(found.input_spec)}",
+        *_to_check(found.input_spec),
     ]
 
 
-def _to_check(contract: InputSpec) -> list[str]:
-    if contract.kind != "image":
+def _to_check(input_spec: InputSpec) -> list[str]:
+    if input_spec.kind != "image":
         return []
     return ["# CHECK how your models were trained: they see (pixel * scale - mean) / std; 0.00392 is 1/255."]
 
 
-def _input(contract: InputSpec) -> str:
-    if contract.kind == "tensor":
-        return f"{{kind: tensor, shape: [{', '.join(map(str, contract.shape))}], dtype: {contract.dtype}}}"
-    height, width, channels = contract.shape
-    size = f"kind: image, size: [{height}, {width}], channels: {channels}, layout: {contract.layout}"
-    return f"{{{size}, dtype: {contract.dtype}, scale: {contract.scale!r}}}"
+def _input(input_spec: InputSpec) -> str:
+    if input_spec.kind == "tensor":
+        return f"{{kind: tensor, shape: [{', '.join(map(str, input_spec.shape))}], dtype: {input_spec.dtype}}}"
+    height, width, channels = input_spec.shape
+    size = f"kind: image, size: [{height}, {width}], channels: {channels}, layout: {input_spec.layout}"
+    return f"{{{size}, dtype: {input_spec.dtype}, scale: {input_spec.scale!r}}}"
 
 
 def _member(model: FoundModel, found: FoundModels) -> list[str]:
     own = []
     if model.output != "probabilities":
         own.append(f"        output: {model.output}           # it ends before the softmax")
-    if model.contract is not None and model.contract != found.contract:
-        own.append(f"        input: {_input(model.contract)}")
+    if model.input_spec is not None and model.input_spec != found.input_spec:
+        own.append(f"        input: {_input(model.input_spec)}")
     if not own:
         return [f"      - {_quoted(model.reference)}"]
     return [f"      - file: {_quoted(model.reference)}", *own]
@@ -368,7 +368,7 @@ def _cloud(text: str) -> str:
 
 
 def _labels(given: str | None, found: FoundModels, ask: Ask | None) -> tuple[str, ...]:
-    if found.contract is None:
+    if found.input_spec is None:
         if given:
             raise ConfigError(["--labels: expected none for models with a manifest, which says them (leave it out)"])
         return ()
@@ -427,7 +427,7 @@ def _print_next_steps(path: Path, answers: InitChoices) -> None:
     print(f"wrote {path}: {len(answers.found.models)} models, {answers.found.n_labels} labels")
     if any(label.startswith("label-") for label in answers.labels):
         print(f"the models do not say what their outputs mean: name the labels in {path}")
-    if answers.found.contract is not None and answers.found.contract.kind == "image":
+    if answers.found.input_spec is not None and answers.found.input_spec.kind == "image":
         print("pixels are scaled to 0..1 as it stands: CHECK `input:` against how the models were trained")
     for command, what in (
         ("doctor", "is everything there?"),

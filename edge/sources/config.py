@@ -137,8 +137,8 @@ def _read_folder(fields: Fields, path: Path, remembers: bool) -> SourceConfig:
 
 
 def _read_camera(fields: Fields, folder: Path, task: Task) -> SourceConfig:
-    if task.contract.kind != "image":
-        fields.wrong("kind", f"expected a task of images for a camera, got one of {task.contract.kind}s")
+    if task.input_spec.kind != "image":
+        fields.wrong("kind", f"expected a task of images for a camera, got one of {task.input_spec.kind}s")
     device, path = _read_device(fields, folder)
     if path is None:
         for key in ("skip", "loop"):
@@ -149,7 +149,7 @@ def _read_camera(fields: Fields, folder: Path, task: Task) -> SourceConfig:
         every_s=fields.number("every_ms", 0.0, high=86_400_000) / 1000,
         skip=path is None or fields.flag("skip", False),
         loop=path is not None and fields.flag("loop", False),
-        channels=task.contract.shape[-1] if task.contract.kind == "image" else 3,
+        channels=task.input_spec.shape[-1] if task.input_spec.kind == "image" else 3,
     )
     return SourceConfig("camera", path, camera=camera)
 

@@ -296,8 +296,8 @@ class GrpcSource:
 
     def _served(self) -> ServedModel:
         task = self.config.task
-        is_bytes = task.contract.kind in ("image", "text")
-        offered: tuple[str, tuple[int, ...]] = ("BYTES", (-1,)) if is_bytes else ("FP32", (-1, *task.contract.shape))
+        is_bytes = task.input_spec.kind in ("image", "text")
+        offered: tuple[str, tuple[int, ...]] = ("BYTES", (-1,)) if is_bytes else ("FP32", (-1, *task.input_spec.shape))
         return ServedModel(
             self.config.model,
             task.fingerprint,

@@ -132,7 +132,7 @@ def render(
 
 
 def _model_row(spec: ModelSpec, tier: int, calibration: Trace, test: Trace) -> str:
-    size, tokenizer = (_size(path) for path in (spec.path, getattr(spec.contract, "tokenizer", None)))
+    size, tokenizer = (_size(path) for path in (spec.path, getattr(spec.input_spec, "tokenizer", None)))
     return (
         f"| {spec.name} | {tier} | {size} | {tokenizer} | {spec.parameters:,} | {spec.flops:,.0f} "
         f"| {calibration.accuracy(spec.name):.2%} | {test.accuracy(spec.name):.2%} "

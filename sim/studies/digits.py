@@ -82,7 +82,7 @@ def profile(n: int, progress: Progress) -> Profile:
     specs = [(number, spec) for number, tier in enumerate(tiers, start=1) for spec in tier.members]
     names, images, truths = zip(*digits.test_examples(n), strict=True)
     truth = np.array(truths)
-    batch = InputDecoder(specs[0][1].contract).batch(names, images)
+    batch = InputDecoder(specs[0][1].input_spec).batch(names, images)
     progress.start("the bundled models", len(specs) * n)
     outputs: dict[str, Array] = {}
     members: list[MemberProfile] = []

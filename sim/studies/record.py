@@ -109,9 +109,9 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
     if kind in READERS and place:
         return _read_as(kind, Path(place), task, limit)
     folder = Path(reference)
-    if task.contract.kind == "text" and folder.is_file():
+    if task.input_spec.kind == "text" and folder.is_file():
         return _read_texts(folder, task, limit)
-    if task.contract.kind == "text" and folder.is_dir():
+    if task.input_spec.kind == "text" and folder.is_dir():
         return _read_texts(_table_in(folder, task), task, limit)
     if not folder.is_dir():
         raise ConfigError([f'--data: expected "digits" or a folder, got "{reference}" (create it, or mend the path)'])
@@ -225,7 +225,7 @@ def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
 
 def write_lines(data: DataSet, task: Task, path: Path) -> Path:
     """The examples as JSON lines, as `coe-edge` reads them from standard input."""
-    is_text = task.contract.kind == "text"
+    is_text = task.input_spec.kind == "text"
     with path.open("w", encoding="utf-8") as file:
         for name, value, label in zip(data.ids, data.values, data.labels, strict=True):
             content = {"text": value.decode()} if is_text else {"image": base64.b64encode(value).decode()}
@@ -261,7 +261,7 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
         latencies: have each example answered alone, as a device does, and time it, preparation included, one thread:
             the best of three. In batches the answers of a model that is quantised as it runs can differ a little.
     """
-    door = InputDecoder(models.task.contract)
+    door = InputDecoder(models.task.input_spec)
     members: list[Member] = []
     try:
         members += map(load, models.specs)

@@ -258,8 +258,8 @@ def test_members_that_share_an_input_contract_share_the_prepared_example():
 
     shared, own = InputSpec(), InputSpec()
     members = members_of([one_hot([1])] * 3)
-    for member, contract in zip(members, (shared, shared, own), strict=True):
-        member.prepare = contract.prepare
+    for member, input_spec in zip(members, (shared, shared, own), strict=True):
+        member.prepare = input_spec.prepare
     LocalTier("device", members, Agreement(Fraction(1))).vote(rows(1), Agreement(Fraction(1)))
     assert (shared.calls, own.calls) == (1, 1)
 

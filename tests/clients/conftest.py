@@ -32,7 +32,7 @@ def task() -> Task:
 
 @pytest.fixture(scope="session")
 def door(task: Task) -> InputDecoder:
-    return InputDecoder(task.contract)
+    return InputDecoder(task.input_spec)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def pngs(hundred: Batch) -> np.ndarray:
 @pytest.fixture(scope="session")
 def floats(task: Task, hundred: Batch) -> np.ndarray:
     """(100, 1, 28, 28) as the models take them."""
-    return task.contract.prepare(hundred.x)
+    return task.input_spec.prepare(hundred.x)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def mlserver(tmp_path_factory) -> Iterator[MLServer]:
 
 @contextmanager
 def tier_at(mlserver: MLServer, model: str, door: InputDecoder, *, prepares: bool = True) -> Iterator[RemoteTier]:
-    prepare = door.contract.prepare if prepares else None
+    prepare = door.input_spec.prepare if prepares else None
     options: dict[str, Any] = {"n_labels": 10, "is_foreign": True, "deadline_s": 20.0, "prepare": prepare}
     tier = RemoteTier("cloud", mlserver.address, model, Always(), **options)
     try:

@@ -153,7 +153,7 @@ def test_a_tier_is_warm_for_the_batches_it_will_be_asked_about(folder, monkeypat
     run = OnnxMember.predict
     monkeypatch.setattr(OnnxMember, "predict", lambda self, x: sizes.append(len(x)) or run(self, x))
     for tier in cascade.tiers:
-        warm_up(tier, config.task.contract, (1, 32))
+        warm_up(tier, config.task.input_spec, (1, 32))
     assert sizes == [1, 1, 32, 32, 1, 32]  # two members, then one
     cascade.close()
 
@@ -161,7 +161,7 @@ def test_a_tier_is_warm_for_the_batches_it_will_be_asked_about(folder, monkeypat
 def test_warming_up_asks_no_remote_tier(folder):
     config = config_of(folder, {"name": "cloud", "address": "127.0.0.1:9"})
     cascade = open_cascade(config)
-    warm_up(cascade.tiers[0], config.task.contract, (1, 32))
+    warm_up(cascade.tiers[0], config.task.input_spec, (1, 32))
     cascade.close()
 
 

@@ -146,7 +146,7 @@ def test_bytes_sent_are_those_that_arrive_and_can_be_known_before(server, send):
     try:
         for sizes in ([(20, 16)], [(20, 16), (20, 16)]):
             values = [photo(*size) for size in sizes]
-            batch = InputDecoder(config.task.contract).batch([f"x{n}" for n in range(len(values))], values)
+            batch = InputDecoder(config.task.input_spec).batch([f"x{n}" for n in range(len(values))], values)
             before = tier.bytes_of(batch)
             received.clear()
             vote = tier.vote(batch, Always())
@@ -171,7 +171,7 @@ def test_what_arrives_is_the_form_that_was_asked_for(server, send, datatype, sha
     tier = open_tier(config.tiers[0], config)
     file = photo()
     try:
-        tier.vote(InputDecoder(config.task.contract).batch(["a"], [file]), Always())
+        tier.vote(InputDecoder(config.task.input_spec).batch(["a"], [file]), Always())
     finally:
         tier.close()
     request = pb.ModelInferRequest.FromString(received[0])

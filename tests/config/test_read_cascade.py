@@ -184,7 +184,7 @@ tiers:
   - members: [a.onnx]
 """
     config = good(text, tmp_path)
-    assert config.task.contract == InputSpec("tensor", (16,), "NHWC")
+    assert config.task.input_spec == InputSpec("tensor", (16,), "NHWC")
     (member,) = config.tiers[0].members
     assert (member.path, member.labels, member.sha256, member.pinned) == (
         tmp_path / "a.onnx",
@@ -228,7 +228,7 @@ def member_of(folder, member):
 def test_a_members_manifest_says_what_it_is_and_what_it_hashes_to(folder):
     member = member_of(folder, "models/b.bin")
     assert (member.format, member.output, member.sha256, member.pinned) == ("tflite", "logits", SHA, False)
-    assert member_of(folder, "models/c.onnx").contract == InputSpec("image", (8, 8, 1))
+    assert member_of(folder, "models/c.onnx").input_spec == InputSpec("image", (8, 8, 1))
     assert member_of(folder, {"file": "models/a.onnx"}).flops == 100
 
 
@@ -242,7 +242,7 @@ def test_a_checksum_in_the_config_pins_the_file(folder):
 def test_a_file_without_a_manifest_entry_is_declared_in_the_config(folder):
     member = member_of(folder, {"file": "other/d.bin", "format": "onnx", "output": "logits", "sha256": OTHER})
     assert (member.format, member.output, member.sha256, member.pinned) == ("onnx", "logits", OTHER, True)
-    assert member.contract == InputSpec("image", (4, 4, 1))
+    assert member.input_spec == InputSpec("image", (4, 4, 1))
 
 
 def test_what_the_config_states_of_a_member_comes_before_its_manifest(folder):
@@ -258,7 +258,7 @@ def test_what_the_config_states_of_a_member_comes_before_its_manifest(folder):
         },
     )
     assert (member.output, member.flops, member.parameters, member.calibration_accuracy) == ("probabilities", 7, 8, 0.5)
-    assert member.contract == InputSpec("image", (6, 6, 1))
+    assert member.input_spec == InputSpec("image", (6, 6, 1))
     assert (member.format, member.sha256, member.pinned) == ("tflite", SHA, False)  # the manifest's, as not stated
 
 

@@ -54,7 +54,7 @@ def config(folder: Path, name: str, *tiers: str, more: str = "") -> Path:
 
 def examples(n: int = N) -> list[Batch]:
     """One batch for each of the first bundled digits."""
-    door = InputDecoder(TASK.contract)
+    door = InputDecoder(TASK.input_spec)
     return [door.batch([name], [png]) for name, png, _ in digits.test_examples(n)]
 
 

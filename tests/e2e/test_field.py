@@ -47,7 +47,7 @@ def truth(run):
     config = read_config(folder / "edge.yaml")
     device = open_cascade(config.cascade)
     beyond = open_cascade(read_cloud(zoo.find("digits/cloud.yaml")).cascade)
-    decoder, found = InputDecoder(config.cascade.task.contract), {}
+    decoder, found = InputDecoder(config.cascade.task.input_spec), {}
     for name, png, _ in digits.test_examples(N):
         batch = decoder.batch([name], [png])
         votes = [int(member.predict(member.prepare(batch.x)).argmax()) for member in device.tiers[0].members]

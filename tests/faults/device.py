@@ -74,7 +74,7 @@ class Device:
         self.links: list[LinkedTier] = []
         if link is not None:
             self.cascade, self.links = watch_links(self.cascade, link)
-        self._door = InputDecoder(config.task.contract)
+        self._door = InputDecoder(config.task.input_spec)
         self._digits = cycle(digits.test_examples(100))
 
     @property

@@ -73,18 +73,18 @@ def case(request: pytest.FixtureRequest, shelf: Shelf) -> Case:
         return Case(lambda: TableMember(table), np.arange(6)[:, None], 3, (1,), "int64")
     if name.startswith("tflite"):
         spec = bundled("loom.int8.tflite" if name.endswith("int8") else "loom.tflite")
-        return Case(lambda: load(spec), pixels(6, 28, 28), 10, spec.contract.model_shape)
+        return Case(lambda: load(spec), pixels(6, 28, 28), 10, spec.input_spec.model_shape)
     dtype = "float32"
     if name.startswith("onnx"):
         variant = name.removeprefix("onnx").removeprefix("-")
         if variant in ("float16", "uint8"):
             dtype = variant
         model = LinearModel(rows=1 if variant == "batch-1" else None, end="none" if variant == "logits" else "softmax")
-        spec = shelf.put("a.onnx", model.onnx(dtype), contract=replace(CONTRACT, dtype=dtype))
+        spec = shelf.put("a.onnx", model.onnx(dtype), input_spec=replace(CONTRACT, dtype=dtype))
         spec = replace(spec, output="logits" if variant == "logits" else "probabilities")
     elif name == "torch":
         spec = shelf.put("a.pt", weights_file(), architecture="linear")
     else:
         fixture, suffix = ("export_file", "pt2") if name == "torch-export" else ("script_file", "ts")
         spec = shelf.put(f"a.{suffix}", request.getfixturevalue(fixture), pinned=True)
-    return Case(lambda: load(spec), pixels(6), 3, spec.contract.model_shape, dtype)
+    return Case(lambda: load(spec), pixels(6), 3, spec.input_spec.model_shape, dtype)

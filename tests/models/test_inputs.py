@@ -222,7 +222,7 @@ def test_one_bad_example_is_named():
 
 
 @pytest.mark.parametrize(
-    ("contract", "value", "message"),
+    ("input_spec", "value", "message"),
     [
         (GREY, noise(8, 6, 3), "expected uint8 pixels [height, width, 1], got shape [8, 6, 3]"),
         (RGB, noise(8, 6), "expected uint8 pixels [height, width, 3], got shape [8, 6, 1]"),
@@ -236,19 +236,19 @@ def test_one_bad_example_is_named():
         (InputSpec("tensor", (1,)), np.array(["a"]), "expected uint8 pixels or floats, got <U1"),
     ],
 )
-def test_an_example_of_another_shape_or_kind_says_what_was_expected(contract, value, message):
+def test_an_example_of_another_shape_or_kind_says_what_was_expected(input_spec, value, message):
     with pytest.raises(InputError) as caught:
-        InputDecoder(contract).row(np.asarray(value) if not isinstance(value, bytes) else value)
+        InputDecoder(input_spec).row(np.asarray(value) if not isinstance(value, bytes) else value)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
-@pytest.mark.parametrize("contract", [GREY, InputSpec("tensor", (1, 8, 6), "NHWC")])
-def test_numbers_that_are_none_are_refused(bad, contract):
+@pytest.mark.parametrize("input_spec", [GREY, InputSpec("tensor", (1, 8, 6), "NHWC")])
+def test_numbers_that_are_none_are_refused(bad, input_spec):
     x = np.zeros((2, 1, 8, 6))
     x[1, 0, 3, 3] = bad
     with pytest.raises(InputError, match="expected finite numbers in float32, got NaN, infinity or too large a one"):
-        InputDecoder(contract).batch(["a", "b"], x)
+        InputDecoder(input_spec).batch(["a", "b"], x)
 
 
 def test_numbers_too_large_for_the_models_type_are_refused():
@@ -277,32 +277,32 @@ VALUES = st.one_of(
 
 
 @given(st.lists(VALUES, min_size=1, max_size=3), st.sampled_from([GREY, RGB, InputSpec("tensor", (8, 6), "NHWC")]))
-def test_whatever_comes_in_can_be_prepared_or_is_refused(values, contract):
+def test_whatever_comes_in_can_be_prepared_or_is_refused(values, input_spec):
     try:
-        batch = InputDecoder(contract).batch([str(number) for number in range(len(values))], values)
+        batch = InputDecoder(input_spec).batch([str(number) for number in range(len(values))], values)
     except InputError as error:
         assert str(error).startswith("example ")  # noqa: PT017
         return
-    ready = contract.prepare(batch.x)
-    assert ready.shape == (len(values), *contract.model_shape)
-    assert ready.dtype == contract.dtype
+    ready = input_spec.prepare(batch.x)
+    assert ready.shape == (len(values), *input_spec.model_shape)
+    assert ready.dtype == input_spec.dtype
 
 
 # --- preparing ----------------------------------------------------------------------------------------------
 
 
-def naive(contract, pixels):
+def naive(input_spec, pixels):
     """(pixel * scale - mean) / std, one number at a time, exactly."""
-    height, width, channels = contract.shape
-    out = np.empty((len(pixels), *contract.model_shape))
+    height, width, channels = input_spec.shape
+    out = np.empty((len(pixels), *input_spec.model_shape))
     for row in range(len(pixels)):
         for i in range(height):
             for j in range(width):
                 for c in range(channels):
-                    mean = Fraction(contract.mean[c % len(contract.mean)])
-                    std = Fraction(contract.std[c % len(contract.std)])
-                    value = (int(pixels[row, i, j, c]) * Fraction(contract.scale) - mean) / std
-                    place = (c, i, j) if contract.layout == "NCHW" else (i, j, c)
+                    mean = Fraction(input_spec.mean[c % len(input_spec.mean)])
+                    std = Fraction(input_spec.std[c % len(input_spec.std)])
+                    value = (int(pixels[row, i, j, c]) * Fraction(input_spec.scale) - mean) / std
+                    place = (c, i, j) if input_spec.layout == "NCHW" else (i, j, c)
                     out[(row, *place)] = float(value)
     return out
 
@@ -320,22 +320,22 @@ def naive(contract, pixels):
 )
 @pytest.mark.parametrize("scale", [1.0, 1 / 255])
 def test_pixels_are_scaled_shifted_and_laid_out_as_the_contract_says(layout, channels, mean, std, scale):
-    contract = InputSpec("image", (4, 3, channels), layout, "float32", scale, mean, std)
+    input_spec = InputSpec("image", (4, 3, channels), layout, "float32", scale, mean, std)
     pixels = noise(2, 4, 3, channels)
     before = pixels.copy()
-    ready = contract.prepare(pixels)
+    ready = input_spec.prepare(pixels)
     assert ready.dtype == np.float32
-    assert ready.shape == (2, *contract.model_shape)
+    assert ready.shape == (2, *input_spec.model_shape)
     assert ready.flags.c_contiguous
-    wanted = naive(contract, pixels)
+    wanted = naive(input_spec, pixels)
     assert np.abs(ready - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
     assert pixels.tobytes() == before.tobytes()
 
 
 def test_a_model_of_uint8_gets_the_pixels_untouched():
-    contract = InputSpec("image", (4, 3, 3), "NCHW", "uint8", 1 / 255, (0.5,), (0.5,))
+    input_spec = InputSpec("image", (4, 3, 3), "NCHW", "uint8", 1 / 255, (0.5,), (0.5,))
     pixels = noise(2, 4, 3, 3)
-    ready = contract.prepare(pixels)
+    ready = input_spec.prepare(pixels)
     assert ready.dtype == np.uint8
     assert ready.tolist() == pixels.transpose(0, 3, 1, 2).tolist()
 
@@ -346,8 +346,8 @@ def test_a_model_of_float16_gets_float16():
 
 def test_floats_are_taken_as_prepared_already():
     ready = np.linspace(-1, 1, 96).reshape(2, 1, 8, 6)
-    contract = InputSpec("image", (8, 6, 1), scale=1 / 255, mean=(0.5,))
-    assert contract.prepare(ready).tolist() == ready.astype(np.float32).tolist()
+    input_spec = InputSpec("image", (8, 6, 1), scale=1 / 255, mean=(0.5,))
+    assert input_spec.prepare(ready).tolist() == ready.astype(np.float32).tolist()
 
 
 def test_floats_prepared_for_another_shape_are_refused():

@@ -63,23 +63,23 @@ def findings(tmp_path, **changes):
 def test_a_good_manifest_is_read_in_full(tmp_path):
     folder = written(tmp_path, GOOD)
     manifest = read_manifest(folder)
-    contract = InputSpec("image", (28, 24, 1), "NHWC", "float32", 0.00392156862745098, (0.13,), (0.3,), "crop")
+    input_spec = InputSpec("image", (28, 24, 1), "NHWC", "float32", 0.00392156862745098, (0.13,), (0.3,), "crop")
     labels = ("zero", "one", "two")
-    assert manifest.task == Task("digits", labels, contract)
+    assert manifest.task == Task("digits", labels, input_spec)
     assert manifest.models == {
         "a.onnx": ModelSpec(
             "a.onnx",
             folder / "a.onnx",
             "onnx",
             labels,
-            contract,
+            input_spec,
             sha256=SHA,
             flops=1000.0,
             parameters=10,
             calibration_accuracy=0.97,
         ),
         "b.bin": ModelSpec("b.bin", folder / "b.bin", "tflite", labels, InputSpec("image", (14, 14, 1)), "logits"),
-        "c.pt": ModelSpec("c.pt", folder / "c.pt", "torch", labels, contract, architecture="stroke"),
+        "c.pt": ModelSpec("c.pt", folder / "c.pt", "torch", labels, input_spec, architecture="stroke"),
     }
     assert read_manifest(folder / "manifest.yaml") == manifest
 
@@ -91,8 +91,8 @@ def test_a_manifests_checksum_is_no_pin_of_the_operator(tmp_path):
 def test_a_tensor_task_is_read(tmp_path):
     text = "{task: t, labels: [a, b], input: {kind: tensor, shape: [3, 4], dtype: int64}, models: {}}"
     manifest = read_manifest(written(tmp_path, text))
-    assert manifest.task.contract == InputSpec("tensor", (3, 4), "NHWC", "int64")
-    assert manifest.task.contract.model_shape == (3, 4)
+    assert manifest.task.input_spec == InputSpec("tensor", (3, 4), "NHWC", "int64")
+    assert manifest.task.input_spec.model_shape == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ TASK = Task("digits", ("0", "1"), InputSpec("image", (28, 28, 1)))
     [
         replace(TASK, labels=("1", "0")),
         replace(TASK, labels=("0", "1", "2")),
-        replace(TASK, contract=replace(TASK.contract, shape=(28, 28, 3))),
-        replace(TASK, contract=replace(TASK.contract, kind="tensor")),
+        replace(TASK, input_spec=replace(TASK.input_spec, shape=(28, 28, 3))),
+        replace(TASK, input_spec=replace(TASK.input_spec, kind="tensor")),
     ],
 )
 def test_the_fingerprint_changes_with_the_labels_and_with_what_an_example_is(other):
@@ -203,8 +203,8 @@ def test_the_fingerprint_changes_with_the_labels_and_with_what_an_example_is(oth
     "other",
     [
         replace(TASK, name="mnist"),
-        replace(TASK, contract=replace(TASK.contract, scale=1 / 255)),
-        replace(TASK, contract=replace(TASK.contract, mean=(0.1,), std=(0.2,), layout="NHWC", dtype="uint8")),
+        replace(TASK, input_spec=replace(TASK.input_spec, scale=1 / 255)),
+        replace(TASK, input_spec=replace(TASK.input_spec, mean=(0.1,), std=(0.2,), layout="NHWC", dtype="uint8")),
     ],
 )
 def test_the_fingerprint_does_not_change_with_how_a_member_prepares_an_example(other):

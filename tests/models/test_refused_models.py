@@ -38,7 +38,7 @@ def good(request, shelf):
     if request.param == "torch":
         return shelf.put("a.pt", weights_file(), architecture="linear")
     model = bundled("loom.tflite")
-    return shelf.put("a.tflite", model.path.read_bytes(), labels=model.labels, contract=model.contract)
+    return shelf.put("a.tflite", model.path.read_bytes(), labels=model.labels, input_spec=model.input_spec)
 
 
 def test_the_good_model_loads(good):
@@ -80,9 +80,9 @@ def test_half_a_file_is_refused(good):
 
 
 def test_another_input_shape_than_declared_is_refused(good):
-    height, width, channels = good.contract.shape
-    other = replace(good.contract, shape=(height + 1, width, channels))
-    refused(replace(good, contract=other), str(good.path))
+    height, width, channels = good.input_spec.shape
+    other = replace(good.input_spec, shape=(height + 1, width, channels))
+    refused(replace(good, input_spec=other), str(good.path))
 
 
 def test_another_number_of_labels_than_declared_is_refused(good):
@@ -90,7 +90,7 @@ def test_another_number_of_labels_than_declared_is_refused(good):
 
 
 def test_an_onnx_input_of_another_shape_says_both(shelf):
-    spec = shelf.put("a.onnx", LINEAR.onnx(), contract=replace(CONTRACT, shape=(5, 4, 1)))
+    spec = shelf.put("a.onnx", LINEAR.onnx(), input_spec=replace(CONTRACT, shape=(5, 4, 1)))
     refused(spec, "its input is float32 ['batch', 1, 4, 4]", "float32 [batch, 1, 5, 4]", "mend `input:`")
 
 
@@ -101,12 +101,12 @@ def test_an_onnx_input_of_another_type_says_both(shelf):
 
 def test_a_tflite_input_of_another_shape_says_both():
     spec = bundled("loom.tflite")
-    other = replace(spec, contract=replace(spec.contract, shape=(27, 28, 1)))
+    other = replace(spec, input_spec=replace(spec.input_spec, shape=(27, 28, 1)))
     refused(other, "its input is [1, ", "the input contract says [1, ", "mend `input:`")
 
 
 def test_a_torch_model_that_does_not_take_its_input_says_so(shelf):
-    spec = shelf.put("a.pt", weights_file(), architecture="linear", contract=replace(CONTRACT, shape=(5, 4, 1)))
+    spec = shelf.put("a.pt", weights_file(), architecture="linear", input_spec=replace(CONTRACT, shape=(5, 4, 1)))
     refused(spec, "the model does not take float32 [2, 1, 5, 4] as declared")
 
 
@@ -287,7 +287,7 @@ def test_a_runtime_whose_import_fails_says_why(tmp_path, monkeypatch):
 
 
 def test_a_tensor_contract_is_what_a_model_takes_as_it_is(shelf):
-    member = load(shelf.put("a.onnx", LinearModel(shape=(16,)).onnx(), contract=InputSpec("tensor", (16,), "NHWC")))
+    member = load(shelf.put("a.onnx", LinearModel(shape=(16,)).onnx(), input_spec=InputSpec("tensor", (16,), "NHWC")))
     x = np.arange(32, dtype=np.float64).reshape(2, 16) / 32
     assert member.predict(member.prepare(x)) == pytest.approx(LINEAR(x), abs=1e-5)
 

@@ -33,7 +33,7 @@ def in_bytes(*values: str) -> np.ndarray:
 
 
 @pytest.fixture
-def contract(tmp_path: Path) -> TextInputSpec:
+def input_spec(tmp_path: Path) -> TextInputSpec:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(tokenizer())
     return TextInputSpec(tokenizer=path, max_length=6)
@@ -86,8 +86,8 @@ def test_rows_of_a_batch_can_be_taken():
 # The tokens
 
 
-def test_a_text_becomes_ids_mask_and_segments_filled_up_to_the_longest(contract):
-    ready = contract.prepare(texts("A good film", "bad"))
+def test_a_text_becomes_ids_mask_and_segments_filled_up_to_the_longest(input_spec):
+    ready = input_spec.prepare(texts("A good film", "bad"))
     good, film, a, bad = (WORDS.index(word) for word in ("good", "film", "a", "bad"))
     assert ready.dtype == np.int64
     assert ready[:, IDS].tolist() == [[START, a, good, film, END], [START, bad, END, 0, 0]]
@@ -95,14 +95,14 @@ def test_a_text_becomes_ids_mask_and_segments_filled_up_to_the_longest(contract)
     assert ready[:, TYPES].tolist() == [[0, 0, 0, 0, 1], [0, 0, 1, 0, 0]]
 
 
-def test_a_long_text_is_cut_and_keeps_its_end(contract):
-    ready = contract.prepare(texts("film " * 50))
+def test_a_long_text_is_cut_and_keeps_its_end(input_spec):
+    ready = input_spec.prepare(texts("film " * 50))
     assert ready.shape == (1, 3, 6)
     assert (ready[0, IDS, 0], ready[0, IDS, 5]) == (START, END)
 
 
-def test_a_fixed_length_is_always_that_long(contract):
-    fixed = replace(contract, padding="max_length")
+def test_a_fixed_length_is_always_that_long(input_spec):
+    fixed = replace(input_spec, padding="max_length")
     assert fixed.prepare(texts("film")).shape == fixed.prepare(texts("film " * 9)).shape == (1, 3, 6)
 
 
@@ -126,8 +126,8 @@ def test_what_the_tokenizers_file_says_of_padding_names_the_token(tmp_path):
     assert ready[0, IDS].tolist() == [START, WORDS.index("film"), END, 7]
 
 
-def test_no_texts_are_no_rows(contract):
-    assert contract.prepare(texts()).shape[:2] == (0, 3)
+def test_no_texts_are_no_rows(input_spec):
+    assert input_spec.prepare(texts()).shape[:2] == (0, 3)
 
 
 @given(st.lists(st.text(st.sampled_from("abc film good é\n\u0301"), max_size=40), min_size=1, max_size=5))
@@ -141,51 +141,51 @@ def test_a_batch_is_its_texts_one_by_one_with_padding(values):
         assert not together[row, MASK, size:].any()
 
 
-def test_numbers_are_no_texts(contract):
+def test_numbers_are_no_texts(input_spec):
     with pytest.raises(InputError, match="expected texts, got float32"):
-        contract.prepare(np.zeros((2, 3), np.float32))
+        input_spec.prepare(np.zeros((2, 3), np.float32))
 
 
-def test_a_blank_example_can_be_prepared(contract):
-    assert contract.prepare(contract.blank()).shape == (1, 3, 3)
-    assert contract.trial(2).shape == (2, 3, 3)
+def test_a_blank_example_can_be_prepared(input_spec):
+    assert input_spec.prepare(input_spec.blank()).shape == (1, 3, 3)
+    assert input_spec.trial(2).shape == (2, 3, 3)
 
 
 # The tokenizer's file
 
 
-def test_a_changed_tokenizer_is_refused_with_both_checksums(contract):
-    good = replace(contract, tokenizer_sha256=digest(tokenizer()))
+def test_a_changed_tokenizer_is_refused_with_both_checksums(input_spec):
+    good = replace(input_spec, tokenizer_sha256=digest(tokenizer()))
     assert good.prepare(texts("film")).shape == (1, 3, 3)
-    contract.tokenizer.write_bytes(tokenizer() + b" ")
+    input_spec.tokenizer.write_bytes(tokenizer() + b" ")
     with pytest.raises(ModelError, match=f"expected sha256 {digest(tokenizer())[:16]}.., got"):
         replace(good).prepare(texts("film"))
 
 
-def test_it_is_read_once(contract):
-    contract.prepare(texts("film"))
-    contract.tokenizer.unlink()
-    assert contract.prepare(texts("film")).shape == (1, 3, 3)
+def test_it_is_read_once(input_spec):
+    input_spec.prepare(texts("film"))
+    input_spec.tokenizer.unlink()
+    assert input_spec.prepare(texts("film")).shape == (1, 3, 3)
 
 
-def test_a_missing_tokenizer_is_named(contract):
-    contract.tokenizer.unlink()
+def test_a_missing_tokenizer_is_named(input_spec):
+    input_spec.tokenizer.unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json: the tokenizer file cannot be read: No such file"):
-        contract.prepare(texts("film"))
+        input_spec.prepare(texts("film"))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff\xfe", b"[1, 2]"])
-def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(contract, data):
-    contract.tokenizer.write_bytes(data)
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(input_spec, data):
+    input_spec.tokenizer.write_bytes(data)
     with pytest.raises(ModelError, match=f"expected a tokenizer.json, got {len(data)} bytes") as caught:
-        contract.prepare(texts("film"))
+        input_spec.prepare(texts("film"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_length_with_no_room_for_its_special_tokens_is_refused(contract):
+def test_a_length_with_no_room_for_its_special_tokens_is_refused(input_spec):
     with pytest.raises(ModelError, match="expected max_length above its 2 special tokens, got 2"):
-        replace(contract, max_length=2).prepare(texts("film"))
-    assert replace(contract, max_length=3).prepare(texts("film film")).shape == (1, 3, 3)
+        replace(input_spec, max_length=2).prepare(texts("film"))
+    assert replace(input_spec, max_length=3).prepare(texts("film film")).shape == (1, 3, 3)
 
 
 def test_a_contract_without_a_tokenizer_prepares_nothing():
@@ -193,16 +193,16 @@ def test_a_contract_without_a_tokenizer_prepares_nothing():
         TextInputSpec().prepare(texts("film"))
 
 
-def test_without_the_library_the_error_names_its_install(contract, monkeypatch):
+def test_without_the_library_the_error_names_its_install(input_spec, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'coe-cascade\[text\]'"):
-        contract.prepare(texts("film"))
+        input_spec.prepare(texts("film"))
 
 
-def test_texts_go_to_models_of_texts_alone(contract):
+def test_texts_go_to_models_of_texts_alone(input_spec):
     image, text = InputSpec("image", (4, 4, 1)), TextInputSpec()
-    assert contract.takes(text)
-    assert not contract.takes(image)
+    assert input_spec.takes(text)
+    assert not input_spec.takes(image)
     assert not image.takes(text)
 
 
@@ -214,7 +214,7 @@ def test_a_device_without_texts_does_not_load_the_tokenizers(tmp_path):
         "from coe.zoo import digits\n"
         "member = load(read_manifest(digits.FOLDER).models['stroke.onnx'])\n"
         "task = read_manifest(digits.FOLDER).task\n"
-        "batch = InputDecoder(task.contract).batch(['a'], [digits.test_examples(1)[0][1]])\n"
+        "batch = InputDecoder(task.input_spec).batch(['a'], [digits.test_examples(1)[0][1]])\n"
         "member.predict(member.prepare(batch.x))\n"
         "print([name for name in ('tokenizers', 'huggingface_hub') if name in sys.modules])"
     )
@@ -222,7 +222,7 @@ def test_a_device_without_texts_does_not_load_the_tokenizers(tmp_path):
     assert (told.stderr, told.stdout.strip()) == ("", "[]")
 
 
-def test_tokenizing_takes_no_threads_of_its_own(contract):
+def test_tokenizing_takes_no_threads_of_its_own(input_spec):
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -233,6 +233,6 @@ def test_tokenizing_takes_no_threads_of_its_own(contract):
         "tokens.of(['a good film'] * 500)\n"
         "print(len(os.listdir('/proc/self/task')) - before)"
     )
-    run = [sys.executable, "-c", code, str(contract.tokenizer)]
+    run = [sys.executable, "-c", code, str(input_spec.tokenizer)]
     told = subprocess.run(run, capture_output=True, text=True, timeout=60)
     assert (told.stderr, told.stdout.strip()) == ("", "0")

@@ -22,11 +22,11 @@ TEXTS = ["a good film", "bad bad film", "good", "a film , a film , a film , bad"
 def put(tmp_path):
     """Writes a model and its tokenizer; declares it."""
 
-    def write(data: bytes, **contract: object) -> ModelSpec:
+    def write(data: bytes, **input_spec: object) -> ModelSpec:
         (tmp_path / "a.onnx").write_bytes(data)
         (tmp_path / "t.json").write_bytes(tokenizer())
         text = TextInputSpec(tokenizer=tmp_path / "t.json", max_length=16)
-        return ModelSpec("a.onnx", tmp_path / "a.onnx", "onnx", LABELS, replace(text, **contract))
+        return ModelSpec("a.onnx", tmp_path / "a.onnx", "onnx", LABELS, replace(text, **input_spec))
 
     return write
 
@@ -65,9 +65,9 @@ def test_a_model_of_fixed_length_is_always_given_so_many_tokens(put, rows):
 
 
 def test_a_fixed_length_that_is_not_declared_is_refused_with_what_to_write(put):
-    for contract in ({}, {"padding": "max_length", "max_length": 12}):
+    for input_spec in ({}, {"padding": "max_length", "max_length": 12}):
         with pytest.raises(ModelError, match="write `max_length: 16` and `padding: max_length`"):
-            load(put(onnx_model(tokens=16), **contract))
+            load(put(onnx_model(tokens=16), **input_spec))
 
 
 def test_a_fixed_batch_of_several_is_refused(put):
@@ -121,7 +121,7 @@ def test_members_of_texts_sit_in_a_tier_and_rows_leave_as_they_are_settled(put):
 
 def test_a_model_without_its_tokenizer_does_not_load(put):
     spec = put(onnx_model())
-    spec.contract.tokenizer.unlink()
+    spec.input_spec.tokenizer.unlink()
     with pytest.raises(ModelError, match="the tokenizer file cannot be read"):
         load(spec)
 
@@ -141,13 +141,13 @@ def manifest_of(folder, **changes) -> None:
 
 def test_a_manifest_names_each_models_tokenizer_and_its_checksum(tmp_path):
     manifest = read_manifest(write_task(tmp_path, {"a.onnx": onnx_model(), "b.onnx": onnx_model()}))
-    assert manifest.task.contract == TextInputSpec()
+    assert manifest.task.input_spec == TextInputSpec()
     for name in ("a", "b"):
-        contract = manifest.models[f"{name}.onnx"].contract
-        assert isinstance(contract, TextInputSpec)
-        assert contract.tokenizer == tmp_path / f"{name}.tokenizer.json"
-        assert contract.tokenizer_sha256 == digest(tokenizer())
-        assert (contract.max_length, contract.padding) == (16, "longest")
+        input_spec = manifest.models[f"{name}.onnx"].input_spec
+        assert isinstance(input_spec, TextInputSpec)
+        assert input_spec.tokenizer == tmp_path / f"{name}.tokenizer.json"
+        assert input_spec.tokenizer_sha256 == digest(tokenizer())
+        assert (input_spec.max_length, input_spec.padding) == (16, "longest")
         member = load(manifest.models[f"{name}.onnx"])
         assert member.predict(member.prepare(batch_of().x)) == pytest.approx(expected(), abs=1e-5)
 

@@ -15,12 +15,12 @@ SHAPE = (3, 4, 4)
 CONTRACT = InputSpec("tensor", SHAPE)
 
 
-@pytest.mark.parametrize("contract", [CONTRACT, InputSpec("image", (4, 4, 3), scale=1 / 255)])
-def test_a_raw_tensor_goes_through_the_door_and_the_contract_without_a_copy(contract):
+@pytest.mark.parametrize("input_spec", [CONTRACT, InputSpec("image", (4, 4, 3), scale=1 / 255)])
+def test_a_raw_tensor_goes_through_the_door_and_the_contract_without_a_copy(input_spec):
     raw = np.random.default_rng(1).random((5, *SHAPE), dtype=np.float32).tobytes()
     wired = np.frombuffer(raw, dtype=np.float32).reshape(5, *SHAPE)
-    batch = InputDecoder(contract).batch([f"x{row}" for row in range(5)], wired)
-    ready = contract.prepare(batch.x)
+    batch = InputDecoder(input_spec).batch([f"x{row}" for row in range(5)], wired)
+    ready = input_spec.prepare(batch.x)
     assert np.shares_memory(ready, wired)
     assert ready.__array_interface__["data"] == wired.__array_interface__["data"]
     assert ready.flags.c_contiguous
@@ -50,11 +50,11 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
-contract = InputSpec("tensor", (n,))
-member = load(ModelSpec("wide", path, "onnx", ("a", "b", "c"), contract))
+input_spec = InputSpec("tensor", (n,))
+member = load(ModelSpec("wide", path, "onnx", ("a", "b", "c"), input_spec))
 raw = bytes(4 * n * rows)
 before = peak()
-batch = InputDecoder(contract).batch([""] * rows, np.frombuffer(raw, dtype=np.float32).reshape(rows, n))
+batch = InputDecoder(input_spec).batch([""] * rows, np.frombuffer(raw, dtype=np.float32).reshape(rows, n))
 assert member.predict(member.prepare(batch.x)).shape == (rows, 3)
 print(peak() - before)
 """

@@ -64,17 +64,19 @@ def served(
     name: str,
     answers: Cascade | Callable[[Batch], Decisions],
     n_labels: int,
-    contract: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
 ) -> ServedModel:
     """A cascade, or what stands in for one, over examples that are row numbers of tables."""
-    contract = contract or InputSpec("tensor", (1,), dtype="int64")
+    input_spec = input_spec or InputSpec("tensor", (1,), dtype="int64")
     answer, n_tiers = (answers.decide, answers.n_tiers) if isinstance(answers, Cascade) else (answers, 1)
 
     async def decide(batch: Batch) -> Decided:
         return Decided(await asyncio.to_thread(answer, batch))
 
     labels = tuple(f"label {number}" for number in range(n_labels))
-    return ServedModel(name, VERSION, labels, ("FP32", (-1, *contract.shape)), InputDecoder(contract), decide, n_tiers)
+    return ServedModel(
+        name, VERSION, labels, ("FP32", (-1, *input_spec.shape)), InputDecoder(input_spec), decide, n_tiers
+    )
 
 
 def foreign(infer: Infer, metadata: pb.ModelMetadataResponse | None = None) -> grpc.GenericRpcHandler:

@@ -380,7 +380,7 @@ def test_a_foreign_server_gets_the_tensor_that_its_metadata_asks_for(datatype, s
 
     images = [png for _, png, _ in digits.test_examples(2)]
     batch = DIGITS.batch(["a", "b"], images)
-    prepare = DIGITS.contract.prepare
+    prepare = DIGITS.input_spec.prepare
     with serving(foreign(infer, offering(datatype, shape))) as address:
         with remote(address, is_foreign=True, prepare=prepare) as tier:
             assert tier.vote(batch, RULE).labels.tolist() == [0, 1]
@@ -422,7 +422,7 @@ def test_a_foreign_server_that_takes_no_example_of_ours_is_a_clear_error_at_star
 def test_a_foreign_server_of_another_input_size_is_a_rejection_that_says_both():
     told = offering("FP32", [-1, 3, 224, 224])
     with serving(foreign(lambda request, context: b"", told)) as address:
-        with remote(address, is_foreign=True, prepare=DIGITS.contract.prepare) as tier:
+        with remote(address, is_foreign=True, prepare=DIGITS.input_spec.prepare) as tier:
             with pytest.raises(TierRejected, match=r"expected rows of \[3, 224, 224\], got \[1, 28, 28\]"):
                 tier.vote(DIGITS.batch(["a"], [digits.test_examples(1)[0][1]]), RULE)
 

@@ -35,7 +35,7 @@ def test_swag_rows_are_decided_by_an_exported_model(manifest, tmp_path: Path):
     labels = published.swag_file(tmp_path / "val.csv")
     rows = read_swag(tmp_path / "val.csv")
     assert manifest.task.labels == ("0", "1", "2", "3")
-    batch = InputDecoder(manifest.task.contract).batch(rows.ids, rows.values)
+    batch = InputDecoder(manifest.task.input_spec).batch(rows.ids, rows.values)
     assert list(batch.captured) == list(rows.values)  # what a tier behind the network is sent
     member = load(manifest.models["model.onnx"])
     together = member.predict(member.prepare(batch.x))
@@ -47,9 +47,9 @@ def test_swag_rows_are_decided_by_an_exported_model(manifest, tmp_path: Path):
 
 
 def test_each_ending_is_a_pair_with_the_context(manifest):
-    contract = manifest.models["model.onnx"].contract
-    x = InputDecoder(manifest.task.contract).batch(["a"], [example("good", "bad bad", "bad", "bad")]).x
-    prepared = contract.prepare(x)
+    input_spec = manifest.models["model.onnx"].input_spec
+    x = InputDecoder(manifest.task.input_spec).batch(["a"], [example("good", "bad bad", "bad", "bad")]).x
+    prepared = input_spec.prepare(x)
     assert prepared.shape == (1, 4, 3, 6)
     assert prepared[0, 0].tolist() == [[2, 4, 3, 4, 3, 0], [1, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]]
     assert prepared[0, 1, 0].tolist() == [2, 4, 3, 5, 5, 3]
@@ -64,7 +64,7 @@ def test_each_ending_is_a_pair_with_the_context(manifest):
 )  # fmt: skip
 def test_a_text_that_is_no_example_fails_alone_at_the_door(manifest, text: bytes):
     with pytest.raises(InputError, match=r'example b: expected {"context": "..", "endings": \[..\]} with 4 endings'):
-        InputDecoder(manifest.task.contract).batch(["a", "b"], [example("a", "b", "c", "d"), text])
+        InputDecoder(manifest.task.input_spec).batch(["a", "b"], [example("a", "b", "c", "d"), text])
 
 
 def test_a_model_of_texts_and_one_of_choices_do_not_stand_in_for_each_other():
@@ -75,7 +75,7 @@ def test_a_model_of_texts_and_one_of_choices_do_not_stand_in_for_each_other():
 
 def test_another_number_of_endings_than_the_model_has_is_refused(manifest, tmp_path: Path):
     spec = manifest.models["model.onnx"]
-    wrong = replace(spec, labels=("0", "1"), contract=replace(spec.contract, shape=(2,)), sha256=None)
+    wrong = replace(spec, labels=("0", "1"), input_spec=replace(spec.input_spec, shape=(2,)), sha256=None)
     with pytest.raises(ModelError, match=r"expected input_ids as \[batch, 2, tokens\]"):
         load(wrong)
     published.write_choices_model(tmp_path / "free.onnx", "choices")
@@ -83,7 +83,7 @@ def test_another_number_of_endings_than_the_model_has_is_refused(manifest, tmp_p
 
 
 def test_the_fingerprint_tells_choices_from_texts(manifest):
-    other = replace(manifest.task, contract=TextInputSpec())
+    other = replace(manifest.task, input_spec=TextInputSpec())
     assert manifest.task.fingerprint != other.fingerprint
 
 

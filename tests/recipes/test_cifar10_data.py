@@ -112,8 +112,8 @@ def test_models_take_what_the_manifest_s_contract_makes_of_the_pixels():
     from recipes.cifar10.data import MEAN, STD
 
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    contract = InputSpec("image", (32, 32, 3), "NCHW", "float32", 1 / 255, MEAN, STD)
-    assert np.allclose(data.normalised(pixels), contract.prepare(pixels), atol=1e-5)
+    input_spec = InputSpec("image", (32, 32, 3), "NCHW", "float32", 1 / 255, MEAN, STD)
+    assert np.allclose(data.normalised(pixels), input_spec.prepare(pixels), atol=1e-5)
 
 
 class Hostile:

@@ -42,7 +42,7 @@ def pictures():
 def test_the_manifest_describes_the_task(manifest):
     assert manifest.task.name == "cifar10"
     assert len(manifest.task.labels) == 10
-    assert manifest.task.contract.model_shape == (3, 32, 32)
+    assert manifest.task.input_spec.model_shape == (3, 32, 32)
 
 
 def test_every_bundled_file_is_in_the_manifest_and_no_other():
@@ -98,7 +98,7 @@ def test_a_model_loads_and_gives_probabilities(file, manifest, pictures):
     pytest.importorskip({"onnx": "onnxruntime", "tflite": "ai_edge_litert"}[spec.format])
     member = load(spec)
     try:
-        batch = InputDecoder(manifest.task.contract).batch([str(row) for row in range(len(pictures))], pictures)
+        batch = InputDecoder(manifest.task.input_spec).batch([str(row) for row in range(len(pictures))], pictures)
         together = member.predict(member.prepare(batch.x))
         alone = np.concatenate([member.predict(member.prepare(picture[None])) for picture in pictures])
     finally:

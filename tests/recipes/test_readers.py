@@ -233,7 +233,7 @@ def test_an_exported_image_model_becomes_a_manifest_and_runs(tmp_path: Path, cap
     assert (manifest.task.name, manifest.task.labels) == ("animals", ("cat", "crane", "crane (2)"))
     member = load(manifest.models["model.onnx"])
     pixels = np.full((1, 8, 8, 3), 51, dtype=np.uint8)
-    batch = InputDecoder(manifest.task.contract).batch(["a"], pixels)
+    batch = InputDecoder(manifest.task.input_spec).batch(["a"], pixels)
     prepared = member.prepare(batch.x)
     assert prepared[0, :, 0, 0] == pytest.approx(
         (0.2 - np.array([0.5, 0.4, 0.3])) / np.array([0.2, 0.3, 0.4]), abs=1e-5
@@ -290,10 +290,14 @@ def test_a_timm_folder_is_told_from_others_and_read(tmp_path: Path):
     assert models.is_timm(tmp_path)
     assert main([str(tmp_path), "--task", "t"]) == 0
     spec = read_manifest(tmp_path).models["model.onnx"]
-    assert (spec.contract.shape, spec.contract.fit, spec.contract.mean) == ((8, 8, 3), "crop", (0.485, 0.456, 0.406))
+    assert (spec.input_spec.shape, spec.input_spec.fit, spec.input_spec.mean) == (
+        (8, 8, 3),
+        "crop",
+        (0.485, 0.456, 0.406),
+    )
     assert (spec.labels, spec.architecture, spec.output) == (("0", "1", "2"), "resnet50", "logits")
     load(spec).close()
-    assert (spec.contract.crop_share, spec.contract.resample) == (0.95, "bicubic")
+    assert (spec.input_spec.crop_share, spec.input_spec.resample) == (0.95, "bicubic")
 
 
 def test_a_manifest_begins_with_what_is_not_as_published(tmp_path: Path):
@@ -401,8 +405,8 @@ def test_an_exported_text_model_is_read(tmp_path: Path, config, settings, longes
     content = yaml.safe_load(path.read_text())
     assert content["input"] == {"kind": "text", "max_length": longest}
     spec = read_manifest(tmp_path).models["model.onnx"]
-    assert spec.contract.tokenizer == tmp_path / "tokenizer.json"
-    assert len(spec.contract.tokenizer_sha256) == 64
+    assert spec.input_spec.tokenizer == tmp_path / "tokenizer.json"
+    assert len(spec.input_spec.tokenizer_sha256) == 64
 
 
 def test_a_share_of_the_middle_is_taken():
@@ -410,8 +414,8 @@ def test_a_share_of_the_middle_is_taken():
 
     image = np.zeros((40, 60, 3), dtype=np.uint8)
     image[5:35, 15:45] = 200  # the middle 30 x 30
-    contract = InputSpec("image", (10, 10, 3), fit="crop", crop_share=0.75)
-    assert contract.resized(image[None]).min() > 150  # a little of what lies beside it, as where scaling comes first
+    input_spec = InputSpec("image", (10, 10, 3), fit="crop", crop_share=0.75)
+    assert input_spec.resized(image[None]).min() > 150  # a little of what lies beside it, as where scaling comes first
     assert InputSpec("image", (10, 10, 3), fit="crop").resized(image[None]).min() < 20
     smooth, sharp = (
         InputSpec("image", (7, 7, 3), fit="crop", resample=way).resized(image[None]) for way in ("bilinear", "bicubic")

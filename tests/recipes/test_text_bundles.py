@@ -55,7 +55,7 @@ def members_of(folder, n: int = len(SMALL)):
 def test_the_manifest_describes_the_task_and_its_two_tiers(task, folder, models):
     manifest = read_manifest(folder)
     assert (manifest.task.name, manifest.task.labels) == (task, LABELS[task])
-    assert manifest.task.contract == TextInputSpec()
+    assert manifest.task.input_spec == TextInputSpec()
     assert {file: entry["tier"] for file, entry in models.items()} == dict.fromkeys(SMALL, 1) | {BEST: 2}
     assert all(entry["flops"] and entry["parameters"] and entry["calibration_accuracy"] for entry in models.values())
 

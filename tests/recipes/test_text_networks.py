@@ -93,12 +93,12 @@ def test_a_network_learns_from_labels_and_its_file_says_the_same(kind, build, sp
 
     path, tokenizer = tmp_path / "a.onnx", tmp_path / "a.json"
     tokenizer.write_bytes(data)
-    contract = TextInputSpec(tokenizer=tokenizer, max_length=16)
+    input_spec = TextInputSpec(tokenizer=tokenizer, max_length=16)
     sizes = []
     for bits, apart in ((32, 1e-4), (8, 0.05)):
         export.to_onnx(network, path, "tests", bits=bits)
         sizes.append(path.stat().st_size)
-        member = load(ModelSpec("a.onnx", path, "onnx", ("no", "yes"), contract))
+        member = load(ModelSpec("a.onnx", path, "onnx", ("no", "yes"), input_spec))
         outputs, seconds = export.one_by_one(member, fresh.texts, repeats=1)
         assert outputs == pytest.approx(said, abs=apart)
         assert (seconds > 0).all()
@@ -134,13 +134,13 @@ def test_minilm_in_8_bits_says_about_the_same(tmp_path):
         network.head.weight.mul_(3)
     tokenizer = tmp_path / "a.json"
     tokenizer.write_bytes(networks.trained("words", films(50).texts))
-    contract = TextInputSpec(tokenizer=tokenizer, max_length=16)
+    input_spec = TextInputSpec(tokenizer=tokenizer, max_length=16)
     export.to_int8_onnx(network, tmp_path / "a.onnx", "tests")
     assert (tmp_path / "a.onnx").stat().st_size < 25_000_000
-    member = load(ModelSpec("a.onnx", tmp_path / "a.onnx", "onnx", ("no", "yes"), contract))
+    member = load(ModelSpec("a.onnx", tmp_path / "a.onnx", "onnx", ("no", "yes"), input_spec))
     texts = films(8, seed=3).texts
     outputs, _ = export.one_by_one(member, texts, repeats=1)
-    assert outputs == pytest.approx(training.answers(network, contract.tokens, texts), abs=0.05)
+    assert outputs == pytest.approx(training.answers(network, input_spec.tokens, texts), abs=0.05)
 
 
 def test_spans_are_runs_of_a_texts_words():

@@ -53,13 +53,13 @@ def test_a_classifier_of_texts_says_the_same_once_exported(family: str, tmp_path
     manifest = read_manifest(tmp_path / "m")
     member = load(manifest.models["m.onnx"])
     for row, text in enumerate(TEXTS):
-        x = InputDecoder(manifest.task.contract).batch([str(row)], [text.encode()]).x
+        x = InputDecoder(manifest.task.input_spec).batch([str(row)], [text.encode()]).x
         said = member.predict(member.prepare(x))
         ids = torch.from_numpy(member.prepare(x)[:, 0])
         with torch.no_grad():
             expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.softmax(dim=1).numpy()
         assert np.allclose(said, expected, atol=1e-4), text
-    batch = InputDecoder(manifest.task.contract).batch(list("abc"), [text.encode() for text in TEXTS])
+    batch = InputDecoder(manifest.task.input_spec).batch(list("abc"), [text.encode() for text in TEXTS])
     assert member.predict(member.prepare(batch.x)).shape == (3, 2)
     member.close()
 
@@ -72,7 +72,7 @@ def test_a_model_of_multiple_choice_says_the_same_once_exported(family: str, tmp
     manifest = read_manifest(tmp_path / "m")
     member = load(manifest.models["m.onnx"])
     value = b'{"context": "good", "endings": ["good bad", "bad good", "good good", "bad bad"]}'
-    x = member.prepare(InputDecoder(manifest.task.contract).batch(["a"], [value]).x)
+    x = member.prepare(InputDecoder(manifest.task.input_spec).batch(["a"], [value]).x)
     with torch.no_grad():
         inputs = dict(
             zip(("input_ids", "attention_mask", "token_type_ids"), torch.from_numpy(x).unbind(2), strict=True)

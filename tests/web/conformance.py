@@ -260,7 +260,7 @@ def _prepared(rng: random.Random) -> dict[str, Any]:
     size = (rng.randrange(1, 13), rng.randrange(1, 13))
     height, width = size if rng.random() < 0.1 else (rng.randrange(1, 26), rng.randrange(1, 26))
     dtype = rng.choice(("float32", "float32", "uint8"))
-    contract = InputSpec(
+    input_spec = InputSpec(
         "image",
         (*size, channels),
         rng.choice(("NCHW", "NHWC")),
@@ -272,25 +272,25 @@ def _prepared(rng: random.Random) -> dict[str, Any]:
     )
     data = bytes(rng.randrange(256) for _ in range(height * width * channels))
     pixels = np.frombuffer(data, dtype=np.uint8).reshape(1, height, width, channels)
-    ready = contract.prepare(pixels)
+    ready = input_spec.prepare(pixels)
     return {
-        "input": _contract(contract),
+        "input": _input_spec(input_spec),
         "size": [height, width],
         "data": base64.b64encode(data).decode(),
         "ready": base64.b64encode(np.ascontiguousarray(ready.astype(ready.dtype.newbyteorder("<"))).tobytes()).decode(),
     }
 
 
-def _contract(contract: InputSpec) -> dict[str, Any]:
+def _input_spec(input_spec: InputSpec) -> dict[str, Any]:
     return {
-        "size": list(contract.shape[:2]),
-        "channels": contract.shape[2],
-        "layout": contract.layout,
-        "dtype": contract.dtype,
-        "scale": contract.scale,
-        "mean": list(contract.mean),
-        "std": list(contract.std),
-        "fit": contract.fit,
+        "size": list(input_spec.shape[:2]),
+        "channels": input_spec.shape[2],
+        "layout": input_spec.layout,
+        "dtype": input_spec.dtype,
+        "scale": input_spec.scale,
+        "mean": list(input_spec.mean),
+        "std": list(input_spec.std),
+        "fit": input_spec.fit,
     }
 
 

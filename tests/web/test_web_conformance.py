@@ -36,9 +36,9 @@ def test_the_committed_pixels_are_what_pillow_makes_of_them():
     assert told["greys"] == known["greys"]
     for now, then in zip(told["prepared"], known["prepared"], strict=True):
         assert {**now, "ready": ""} == {**then, "ready": ""}
-        contract = read_input_spec(Fields({"kind": "image", **now["input"]}, Report("vectors")))
-        step = level if contract.dtype == "uint8" else level * abs(contract.scale) / min(contract.std) * 1.001
-        dtype = np.uint8 if contract.dtype == "uint8" else np.dtype("<f4")
+        input_spec = read_input_spec(Fields({"kind": "image", **now["input"]}, Report("vectors")))
+        step = level if input_spec.dtype == "uint8" else level * abs(input_spec.scale) / min(input_spec.std) * 1.001
+        dtype = np.uint8 if input_spec.dtype == "uint8" else np.dtype("<f4")
         before, after = (np.frombuffer(base64.b64decode(one["ready"]), dtype).astype(float) for one in (then, now))
         np.testing.assert_allclose(after, before, rtol=0, atol=step)
 

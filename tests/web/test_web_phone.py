@@ -57,7 +57,7 @@ def here(digits) -> Decisions:
     """What the device's own tier says of every digit, as `coe-edge` would alone."""
     config = read_config(default_config())
     cascade = open_cascade(config.cascade)
-    batch = InputDecoder(config.cascade.task.contract).batch([name for name, _ in digits], [png for _, png in digits])
+    batch = InputDecoder(config.cascade.task.input_spec).batch([name for name, _ in digits], [png for _, png in digits])
     run = cascade.start(batch)
     run.step()
     told = run.decisions()
@@ -94,7 +94,7 @@ def outputs_here(examples: Examples, path: Path | None = None) -> np.ndarray:
     """(B, M, L) float32: what each member of a device says, by the Python runtime; the bundled digits' by itself."""
     config = read_config(path or default_config())
     cascade = open_cascade(config.cascade)
-    door = InputDecoder(config.cascade.task.contract)
+    door = InputDecoder(config.cascade.task.input_spec)
     rows = [door.batch([name], [png]).x for name, png in examples]
     members = cascade.tiers[0].members  # type: ignore[attr-defined]
     outputs = np.stack([[member.predict(member.prepare(x))[0] for member in members] for x in rows])

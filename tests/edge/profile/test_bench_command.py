@@ -121,8 +121,8 @@ def test_it_counts_the_bytes_of_each_way_to_send_and_what_changes_here(config, i
     files = [path.read_bytes() for path in sorted(images.iterdir())]
     columns = [np.array([file], dtype=object) for file in files]
     assert ways["captured"]["bytes"] == pytest.approx(np.mean([request_bytes(column) for column in columns]))
-    contract = read_config(config).cascade.task.contract
-    pixels = [InputDecoder(contract).batch(["a"], [file]).x for file in files]
+    input_spec = read_config(config).cascade.task.input_spec
+    pixels = [InputDecoder(input_spec).batch(["a"], [file]).x for file in files]
     assert ways["pixels"]["bytes"] == pytest.approx(np.mean([request_bytes(x) for x in pixels]))
     for name in ("captured", "pixels", "model-size", "png"):  # these lose nothing of a digit
         assert (ways[name]["labels_changed"], ways[name]["decisions_changed"]) == (0, 0)

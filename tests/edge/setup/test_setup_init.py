@@ -67,7 +67,7 @@ def test_a_folder_of_models_in_two_formats_makes_one_ensemble(tmp_path, capsys):
     assert isinstance(tier, LocalTierConfig)
     assert sorted(spec.name for spec in tier.members) == ["loom.onnx", "mosaic.int8.tflite", "stroke.onnx"]
     assert config.cascade.task.labels == tuple(labels.split(","))
-    assert config.cascade.task.contract.shape == (28, 28, 1)
+    assert config.cascade.task.input_spec.shape == (28, 28, 1)
     assert config.cascade.tiers[1].address == "gpu-host:8001"
     assert config.source.kind == "stdin"
     assert config.warnings == ()
@@ -124,7 +124,7 @@ def test_a_model_that_ends_before_the_softmax_is_found_out(tmp_path):
     config = read_config(path)
     assert config.cascade.task.labels == ("good", "scratched", "bent, badly")
     assert [spec.output for spec in config.cascade.tiers[0].members] == ["logits", "logits"]
-    assert [spec.contract.shape for spec in config.cascade.tiers[0].members] == [(8, 8, 3), (16, 16, 3)]
+    assert [spec.input_spec.shape for spec in config.cascade.tiers[0].members] == [(8, 8, 3), (16, 16, 3)]
     assert main(["--config", str(path), "--dry-run"]) == 0
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coe.cascade.errors import ConfigError
 from coe.zoo import digits
-from edge.setup.init import contract_of
+from edge.setup.init import input_spec_of
 from edge.setup.shapes import Tensor, shape_of
 
 ONNX_FILES = sorted(digits.FOLDER.glob("*.onnx"))
@@ -87,8 +87,8 @@ def test_damaged_files_are_told_in_one_line_or_read(tmp_path_factory, name, data
     ],
 )
 def test_an_input_becomes_a_contract(tmp_path, tensor, kind, shape, layout, dtype, scale):
-    contract = contract_of(tmp_path / "m.onnx", tensor)
-    got = (contract.kind, contract.shape, contract.layout, contract.dtype, contract.scale)
+    input_spec = input_spec_of(tmp_path / "m.onnx", tensor)
+    got = (input_spec.kind, input_spec.shape, input_spec.layout, input_spec.dtype, input_spec.scale)
     assert got == (kind, shape, layout, dtype, scale)
 
 
@@ -102,5 +102,5 @@ def test_an_input_becomes_a_contract(tmp_path, tensor, kind, shape, layout, dtyp
 )
 def test_an_input_that_no_member_could_take_is_told(tmp_path, tensor, told):
     with pytest.raises(ConfigError) as found:
-        contract_of(tmp_path / "m.onnx", tensor)
+        input_spec_of(tmp_path / "m.onnx", tensor)
     assert told in str(found.value)

@@ -76,7 +76,7 @@ def tier_to(address: str) -> RemoteTier:
 
 
 def test_a_chain_from_a_program_through_the_agents_cascade_to_the_cloud(cloud, tmp_path):
-    batch = InputDecoder(TASK.contract).batch([name for name, _, _ in EXAMPLES], [png for _, png, _ in EXAMPLES])
+    batch = InputDecoder(TASK.input_spec).batch([name for name, _, _ in EXAMPLES], [png for _, png, _ in EXAMPLES])
     with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as agent:
         tier = tier_to(agent.address)
         tier.metadata()
@@ -142,7 +142,7 @@ def test_a_folder_and_a_door_at_once(cloud, tmp_path):
     with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", sources) as agent:
         assert agent.address == f"unix:{tmp_path}/edge.sock"
         tier = tier_to(agent.address)
-        batch = InputDecoder(TASK.contract).batch(["x"], [EXAMPLES[0][1]])
+        batch = InputDecoder(TASK.input_spec).batch(["x"], [EXAMPLES[0][1]])
         for number, (_, png, _) in enumerate(EXAMPLES[:5]):
             (photos / f"{number}.png").write_bytes(png)
             tier.vote(batch, Always())
