@@ -9,7 +9,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 HERE = Path(__file__).parent
-HELPERS = ("e2e", "protocol", "cloud", "edge")  # folders whose modules that are no tests are imported in others
+HELPERS = (
+    "e2e",
+    "protocol",
+    "cloud",
+    "edge",
+    "cascade",
+)  # folders whose modules that are no tests are imported in others
 
 # pytest puts this folder on the path, where tests/edge would stand for the program `edge` of an editable install.
 sys.path[0:0] = [str(HERE.parent), *(str(HERE / folder) for folder in HELPERS)]

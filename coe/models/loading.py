@@ -152,7 +152,6 @@ RUNTIMES = {  # format -> module, imported only when a model needs it
     "torch-export": "coe.models.torch",
     "torchscript": "coe.models.torch",
 }
-OF_TEXTS = {"onnx": "coe.models.onnx"}  # the same for models that take a text's tokens
 
 Loader = Callable[[bytes, ModelSpec, RunOptions], LoadedMember]
 
@@ -165,8 +164,7 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         RuntimeMissing: the package that runs this format is not installed.
     """
     data = read_verified(spec)
-    own = OF_TEXTS if spec.input_spec.kind == "text" else {}
-    module = importlib.import_module(own.get(spec.format, RUNTIMES[spec.format]))
+    module = importlib.import_module(RUNTIMES[spec.format])
     loader: Loader = module.load
     member = loader(data, spec, options or RunOptions())
     try:

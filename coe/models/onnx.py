@@ -13,7 +13,7 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSpec, RunOptions, import_runtime, softmax
+from .loading import LoadedMember, ModelSpec, RunOptions, import_runtime, softmax
 from .text import IDS, MASK, TYPES, TextInputSpec
 
 PROVIDERS = {
@@ -119,8 +119,10 @@ class _Bound:
             self._end_turn()
 
 
-def load(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxMember:
-    return OnnxMember(data, spec, options)
+def load(data: bytes, spec: ModelSpec, options: RunOptions) -> LoadedMember:
+    """The member; one of texts is given tokens by the names of its inputs."""
+    kind = OnnxTextMember if spec.input_spec.kind == "text" else OnnxMember
+    return kind(data, spec, options)
 
 
 def _available(ort: Any, names: tuple[str, ...]) -> list[str]:
@@ -199,10 +201,6 @@ class OnnxTextMember(OnnxMember):
         feeds = {name: np.ascontiguousarray(x[..., row, :], dtype=dtype) for name, row, dtype in self._feeds}
         output: Array = self._session.run([self._output], feeds)[0]
         return output
-
-
-def load_text(data: bytes, spec: ModelSpec, options: RunOptions) -> OnnxTextMember:
-    return OnnxTextMember(data, spec, options)
 
 
 def _token_row(entry: Any, spec: ModelSpec) -> int:

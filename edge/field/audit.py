@@ -116,7 +116,7 @@ class Audit:
     """A watcher that draws examples and asks about them on a thread of its own.
 
     Each example that the device decided by itself is drawn with a chance that depends on the past alone, never on the
-    example: at most `share`, less where the budget would not last. Sampled examples wait in a short queue; fresh ones go
+    example: at most `share`, less where the budget would not last. Sampled examples wait in a queue; fresh ones go
     first: nothing is asked while a live example waits for a server, and the audit takes at most `link_share` of the
     time. What it cannot ask is counted: examples drawn less examples answered; and examples that may not leave are not
     asked about.

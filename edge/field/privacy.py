@@ -147,7 +147,7 @@ def _from_file(path: Path) -> Any:
 
 
 def describe_send_policy(field: FieldConfig, cascade: CascadeConfig) -> str:
-    """ "" where all examples may leave. It changes with the classes, the privacy filter's code and the device's models."""
+    """ "" where all examples may leave. Depends on the classes, the filter's code and the models."""
     if not field.never_send and not field.privacy_filter:
         return ""
     names = sorted(cascade.task.labels[label] for label in field.never_send)

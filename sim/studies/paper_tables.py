@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from coe.cascade import Accounting, average_cost, communication_ratio
 from coe.config import Fields, Report, read_yaml
 
-TABLES = Path(__file__).parent / "tables.yaml"
+TABLES = Path(__file__).parents[1] / "paper" / "tables.yaml"
 STATUSES = ("printed", "inferred", "missing")  # from the surest
 METRICS = ("latency_ms", "cost_usd_per_hour", "flops")
 EXITS_OFF = 0.02  # printed shares are rounded, and need not sum to 1 exactly

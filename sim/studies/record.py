@@ -185,7 +185,7 @@ def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple
     text = next((column for column in columns if column in known), None)
     missing = [*([" or ".join(columns)] if text is None else []), *({"label"} - known)]
     if text is None or missing:
-        expected = f"the columns {' or '.join(columns)} and label"
+        expected = f"the columns {columns[0]} and label"
         raise ConfigError([f"expected {expected}, got none of {', '.join(missing)}"], str(path))
     try:
         labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)

@@ -350,7 +350,7 @@ def test_the_agent_says_how_many_wait_for_a_server_and_since_when_it_is_busy():
     agent = agent_of(far, sink, max_in_flight=4)
     busy = []
     agent.observers.append(
-        type("Watching", (), {"saw": lambda self, example, outcome: busy.append(agent.busy_since)})()
+        type("Watching", (), {"on_outcome": lambda self, example, outcome: busy.append(agent.busy_since)})()
     )
     thread = running(agent, Numbers(6))
     until(lambda: agent.n_waiting == 3)

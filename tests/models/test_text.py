@@ -210,7 +210,8 @@ def test_a_device_without_texts_does_not_load_the_tokenizers(tmp_path):
     code = (
         "import sys\n"
         "from edge.main import main\n"
-        "from coe.models import InputDecoder, load, read_manifest\n"
+        "from coe.config.manifest import read_manifest\n"
+        "from coe.models import InputDecoder, load\n"
         "from coe.zoo import digits\n"
         "member = load(read_manifest(digits.FOLDER).models['stroke.onnx'])\n"
         "task = read_manifest(digits.FOLDER).task\n"

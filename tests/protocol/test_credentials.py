@@ -146,7 +146,7 @@ def test_a_file_that_holds_no_token_is_told_as_it_is_dialled_and_not_repeated(tm
 
 
 def test_a_file_that_is_not_there_is_told_as_it_is_dialled(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"ca\.pem: cannot be read_credentials: No such file"):
+    with pytest.raises(ConfigError, match=r"ca\.pem: cannot be read: No such file"):
         dial("127.0.0.1:1", security=ClientSecurity(ca=tmp_path / "ca.pem"))
 
 

@@ -209,7 +209,7 @@ def test_the_generated_code_is_fresh():
 
 @pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="not a checkout")
 def test_stale_generated_code_is_noticed(tmp_path):
-    for name in (".ci/proto", "setup.cfg", "proto/inference.proto", "coe/wire/inference_pb2.pyi"):
+    for name in (".ci/proto", "setup.cfg", "proto/inference.proto", "coe/protocol/inference_pb2.pyi"):
         copy = tmp_path / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((ROOT / name).read_bytes())

@@ -88,7 +88,7 @@ def test_a_file_that_is_not_bundled_says_what_makes_it(manifest):
     spec = manifest.models["gate.int8.tflite"]
     if spec.path.exists():
         pytest.skip("the recipe has made it here")
-    with pytest.raises(ModelError, match=r"it is not bundled; python -m coe\.zoo\.cifar10 --data DIR makes it"):
+    with pytest.raises(ModelError, match=r"it is not bundled; python -m recipes\.cifar10 --data DIR makes it"):
         load(spec)
 
 

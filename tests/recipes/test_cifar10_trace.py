@@ -89,12 +89,12 @@ def test_the_report_names_the_files_that_are_not_there():
 
 def test_the_report_s_rules_are_those_that_calibration_chooses(calibration_trace, flops):
     rules = report.chosen_rules(calibration_trace, flops)
-    assert report.is_fit(report.decide(calibration_trace, rules), flops)
+    assert report.is_fit(report.decide_tiers(calibration_trace, rules), flops)
     assert f"\n{', '.join(rules)}.\n" in REPORT
 
 
 def test_the_report_s_cascade_is_that_of_the_trace(test_trace, calibration_trace, flops):
-    run = report.decide(test_trace, report.chosen_rules(calibration_trace, flops))
+    run = report.decide_tiers(test_trace, report.chosen_rules(calibration_trace, flops))
     left = " / ".join(f"{(run.exit_tier == tier).mean():.1%}" for tier in (1, 2, 3, 4))
     assert f"{(run.labels == test_trace.labels).mean():.2%} right, {left} leave at tier 1 / 2 / 3 / 4." in REPORT
     for accounting in Accounting:

@@ -254,25 +254,27 @@ def test_an_exported_image_model_becomes_a_manifest_and_runs(tmp_path: Path, cap
     ],
 )  # fmt: skip
 def test_what_an_image_processor_does_is_said_our_way(tmp_path: Path, changes, size, fit, more):
-    found = models.describe(image_folder(tmp_path / "m", PROCESSOR | changes))
+    found = models.describe_huggingface(image_folder(tmp_path / "m", PROCESSOR | changes))
     assert (found.input["size"], found.input["fit"]) == (size, fit)
     assert {key: value for key, value in found.input.items() if key in ("crop_share", "resample")} == more
     assert found.notes == []
 
 
 def test_scaling_that_we_do_not_have_is_noted(tmp_path: Path):
-    found = models.describe(image_folder(tmp_path / "m", PROCESSOR | {"resample": 1}))
+    found = models.describe_huggingface(image_folder(tmp_path / "m", PROCESSOR | {"resample": 1}))
     assert found.notes == ["Published with lanczos scaling; here it is bilinear."]
     assert "resample" not in found.input
 
 
 def test_an_image_processor_that_neither_rescales_nor_normalises(tmp_path: Path):
-    found = models.describe(image_folder(tmp_path / "m", PROCESSOR | {"do_rescale": False, "do_normalize": False}))
+    found = models.describe_huggingface(
+        image_folder(tmp_path / "m", PROCESSOR | {"do_rescale": False, "do_normalize": False})
+    )
     assert (found.input["scale"], found.input["mean"], found.input["std"]) == (1.0, [0.0] * 3, [1.0] * 3)
 
 
 def test_labels_that_nobody_named_are_those_of_transformers(tmp_path: Path):
-    found = models.describe(image_folder(tmp_path / "m", PROCESSOR, {"architectures": ["X"]}))
+    found = models.describe_huggingface(image_folder(tmp_path / "m", PROCESSOR, {"architectures": ["X"]}))
     assert found.labels == ("LABEL_0", "LABEL_1")
 
 
@@ -313,7 +315,7 @@ def test_a_manifest_begins_with_what_is_not_as_published(tmp_path: Path):
 
 def test_timm_labels_have_names_where_it_says_them(tmp_path: Path):
     write_json(tmp_path / "config.json", TIMM | {"label_names": ["a", "b", "c"]})
-    assert models.describe(tmp_path).labels == ("a", "b", "c")
+    assert models.describe_timm(tmp_path).labels == ("a", "b", "c")
 
 
 class Preset:
@@ -331,19 +333,19 @@ class Weights:
 
 
 def test_torchvision_weights_say_what_a_picture_becomes():
-    found = models.describe(Weights(), "resnet50")
+    found = models.describe_torchvision(Weights(), "resnet50")
     assert found.labels == ("crane", "cat", "crane (2)")
     assert (found.input["size"], found.input["fit"], found.input["std"]) == ([224, 224], "crop", [0.2] * 3)
     assert (found.input["crop_share"], found.notes) == (0.9655, [])
     with pytest.raises(ConfigError, match="expected weights of a classifier"):
-        models.describe(object(), "x")
+        models.describe_torchvision(object(), "x")
 
 
 def test_real_torchvision_weights_are_read():
     pytest.importorskip("torchvision", exc_type=ImportError)
     from models.models import ResNet50_Weights
 
-    found = models.describe(ResNet50_Weights.IMAGENET1K_V2, "resnet50")
+    found = models.describe_torchvision(ResNet50_Weights.IMAGENET1K_V2, "resnet50")
     assert (len(found.labels), found.input["size"]) == (1000, [224, 224])
 
 
@@ -351,7 +353,7 @@ def test_two_exports_of_a_task_share_one_manifest(tmp_path: Path):
     folder = image_folder(tmp_path / "m", PROCESSOR)
     for name in ("model.onnx", "model_int8.onnx"):
         (folder / name).write_bytes(name.encode())
-    described = models.describe(folder)
+    described = models.describe_huggingface(folder)
     write_manifest(described, "animals", [folder / "model.onnx"])
     write_manifest(described, "animals", [folder / "model_int8.onnx"])
     assert list(yaml.safe_load((folder / "manifest.yaml").read_text())["models"]) == ["model.onnx", "model_int8.onnx"]
@@ -374,7 +376,7 @@ def test_an_exported_folder_that_lacks_something_is_told(tmp_path: Path, config,
     if processor is not None:
         write_json(tmp_path / "preprocessor_config.json", processor)
     with pytest.raises(ConfigError, match=words):
-        models.describe(tmp_path)
+        models.describe_huggingface(tmp_path)
     assert main([str(tmp_path), "--task", "t"]) == 2
     assert main([str(tmp_path / "nowhere"), "--task", "t"]) == 2
     assert "Traceback" not in capsys.readouterr().err
@@ -395,7 +397,7 @@ def test_an_exported_text_model_is_read(tmp_path: Path, config, settings, longes
     write_json(tmp_path / "config.json", config | labels)
     if settings is not None:
         write_json(tmp_path / "tokenizer_config.json", settings)
-    found = models.describe(tmp_path)
+    found = models.describe_huggingface(tmp_path)
     assert found.labels == ("negative", "positive")
     assert {key: found.input[key] for key in ("kind", "tokenizer", "max_length")} == {
         "kind": "text", "tokenizer": "tokenizer.json", "max_length": longest,

@@ -71,7 +71,7 @@ def test_a_file_and_its_tokenizer_are_those_their_checksums_say_and_stay_small(f
 
 def test_minilm_is_not_bundled_and_says_what_makes_it(task, folder, tmp_path):
     (tmp_path / "manifest.yaml").write_bytes((folder / "manifest.yaml").read_bytes())
-    with pytest.raises(ModelError, match=rf"not bundled; python -m coe.zoo.{task} --data DIR makes it"):
+    with pytest.raises(ModelError, match=rf"not bundled; python -m recipes.{task} --data DIR makes it"):
         load(read_manifest(tmp_path).models[BEST])
 
 
@@ -157,7 +157,7 @@ def test_the_report_says_what_traces_and_manifest_say(task, folder):
     for accounting in Accounting:
         work = average_cost(report.shares(run), flops, accounting)
         assert f"| {accounting.value} | {work:.2e} | {work / flops[-1][0]:.3f}x |" in text
-    task_of = importlib.import_module(f"coe.zoo.{task}.__main__").TASK
+    task_of = importlib.import_module(f"recipes.{task}").TASK
     again = report.render(task_of, specs, calibration, test, {}, 0)
     assert again.split("## Tier 1")[1].split("## How")[0] == text.split("## Tier 1")[1].split("## How")[0]
 
@@ -183,7 +183,7 @@ def test_the_files_still_say_what_the_trace_recorded(task, folder):
     from recipes import traces
     from recipes.text import data, export
 
-    task_of = importlib.import_module(f"coe.zoo.{task}.__main__").TASK
+    task_of = importlib.import_module(f"recipes.{task}").TASK
     if not (SHARED / task_of.test).exists():
         pytest.skip(f"{task_of.test} is not here (name its folder in COE_DATA)")
     test, recorded = data.load_test(task_of, SHARED), traces.read(folder / "test.parquet")

@@ -77,7 +77,7 @@ def test_the_published_files_are_read(name, sizes):
 
     pytest.importorskip("pyarrow")
     pytest.importorskip("torch")  # the recipe's module
-    task = importlib.import_module(f"coe.zoo.{name}.__main__").TASK
+    task = importlib.import_module(f"recipes.{name}").TASK
     if not (SHARED / task.learning).exists():
         pytest.skip(f"{task.learning} is not here (name its folder in COE_DATA)")
     train, calibration = data.load_learning(task, SHARED)

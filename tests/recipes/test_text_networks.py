@@ -38,12 +38,12 @@ def split() -> Split:
 
 
 def tokens_of(kind: str, split: Split) -> Tokens:
-    return Tokens(networks.trained(kind, split.texts), Path(kind), 16)
+    return Tokens(networks.trained_tokenizer(kind, split.texts), Path(kind), 16)
 
 
 @pytest.mark.parametrize("kind", networks.SIZES)
 def test_a_tokenizer_knows_train_words_and_drops_links(kind, split):
-    data = networks.trained(kind, split.texts)
+    data = networks.trained_tokenizer(kind, split.texts)
     known = networks.tokens_of(data)
     assert known[: len(networks.SPECIAL)] == networks.SPECIAL
     assert len(known) <= networks.SIZES[kind]
@@ -77,7 +77,7 @@ def test_padding_changes_nothing_in_minilm_and_its_head_reads_the_mean():
 
 @pytest.mark.parametrize(("kind", "build"), [*zip(networks.SIZES, NETWORKS, strict=True)])
 def test_a_network_learns_from_labels_and_its_file_says_the_same(kind, build, split, tmp_path):
-    data = networks.trained(kind, split.texts)
+    data = networks.trained_tokenizer(kind, split.texts)
     tokens = Tokens(data, Path(kind), 16)
     torch.manual_seed(1)
     network = build(len(networks.tokens_of(data)), 2)
@@ -133,7 +133,7 @@ def test_minilm_in_8_bits_says_about_the_same(tmp_path):
     with torch.no_grad():
         network.head.weight.mul_(3)
     tokenizer = tmp_path / "a.json"
-    tokenizer.write_bytes(networks.trained("words", films(50).texts))
+    tokenizer.write_bytes(networks.trained_tokenizer("words", films(50).texts))
     input_spec = TextInputSpec(tokenizer=tokenizer, max_length=16)
     export.to_int8_onnx(network, tmp_path / "a.onnx", "tests")
     assert (tmp_path / "a.onnx").stat().st_size < 25_000_000

@@ -199,7 +199,7 @@ def test_a_committee_pays_for_its_new_member_alone_and_pools_all_before_it(synth
 
 
 def test_ladders_rise_in_cost():
-    assert set(baselines.ladders({"b": 2.0, "a": 1.0, "c": 3.0})) == {
+    assert set(baselines.model_sequences({"b": 2.0, "a": 1.0, "c": 3.0})) == {
         ("a", "b"),
         ("a", "c"),
         ("b", "c"),

@@ -91,7 +91,7 @@ big\t224\t80\t10.0\t10
 def test_the_set_of_a_table_of_models(sim: Program, tmp_path: Path):
     (tmp_path / "models.tsv").write_text(TABLE)
     study = model_table.run(tmp_path / "models.tsv", "top1", ["gmacs", "1/ips"])
-    assert [study.names[row].split()[0] for row in study.against[0].rows[study.against[0].front]] == [
+    assert [study.names[row].split()[0] for row in study.against[0].rows[study.against[0].pareto_set]] == [
         "tiny", "small", "big"
     ]  # fmt: skip
     assert study.against[1].costs.tolist() == pytest.approx([0.001, 0.01, 0.1])
@@ -195,8 +195,8 @@ def test_what_cannot_be_read_as_an_argument_ends_in_one_plain_line(sim: Program,
 
 def test_ticks_of_a_time_axis_say_where_they_are():
     pytest.importorskip("matplotlib")
-    rows = [parallel.Row(("a",), 1.72e-3, 1.99e-3, 1.71e-3, 1.0)]
-    svg = parallel.as_part(parallel.Study(TRACE, rows)).draw()[0].svg
+    rows = [parallel.EnsembleTiming(("a",), 1.72e-3, 1.99e-3, 1.71e-3, 1.0)]
+    svg = parallel.as_part(parallel.MemberTimings(TRACE, rows)).draw()[0].svg
     assert {">1.25 ms<", ">1.75 ms<", ">1.72<", ">1.99<"} <= set(re.findall(r">[\d.]+(?: ms)?<", svg))
 
 

@@ -187,7 +187,9 @@ def test_the_documentation_s_commands_and_settings_fit_together(tmp_path: Path, 
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
     report = Report("docs")
     servers = [read(Fields(block["security"], report, "security"), tmp_path) for block in blocks if "security" in block]
-    devices = [cascade.read(Fields(block, report, "tier"), tmp_path) for block in blocks if "address" in block]
+    devices = [
+        cascade.read_credentials(Fields(block, report, "tier"), tmp_path) for block in blocks if "address" in block
+    ]
     assert (report.findings, report.warnings) == ([], [])
     assert [(bool(server.client_ca), bool(server.tokens), bool(server.quota)) for server in servers] == [
         (True, False, False),

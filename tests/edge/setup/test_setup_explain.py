@@ -137,7 +137,7 @@ def test_classes_that_are_never_sent_and_a_hook_are_said(tmp_path):
     (tmp_path / "rules.py").write_text("def private(value, votes):\n    return False\n")
     found = said(tmp_path, BASE, "never_send: ['3', '7']", "privacy_filter: rules.py:private")
     assert any(text.endswith("never leaves it: 3, 7.") for text in found["stays"])
-    assert any(text.startswith("The privacy_filter rules.py:private is asked") for text in found["stays"])
+    assert any(text.startswith("The privacy filter rules.py:private is asked") for text in found["stays"])
     assert "never leaves it: " not in all_of(said(tmp_path))
 
 

@@ -72,8 +72,8 @@ def test_old_files_are_compressed_whole_and_keep_their_order(tmp_path):
     writer = JsonLinesFile(path, Rotation(50, keep=4, compress=True))
     for number in range(6):
         writer.write(sized(number, 40))
-        assert writer._shelf is not None
-        writer._shelf.close()
+        assert writer._rotated is not None
+        writer._rotated.close()
         os.utime(path, (1000 + number, 1000 + number))
     writer.close()
     assert sorted(part.name for part in tmp_path.iterdir())[1:] == [f"{path.name}.{n}.gz" for n in (1, 2, 3, 4)]
@@ -86,8 +86,8 @@ def test_a_file_that_is_not_compressed_yet_is_not_waited_for(tmp_path, monkeypat
     """The next one grows a little longer instead."""
     path = tmp_path / "decisions.jsonl"
     writer = JsonLinesFile(path, Rotation(50, keep=4, compress=True))
-    assert writer._shelf is not None
-    monkeypatch.setattr(type(writer._shelf), "is_busy", True)
+    assert writer._rotated is not None
+    monkeypatch.setattr(type(writer._rotated), "is_busy", True)
     for number in range(3):
         writer.write(sized(number, 40))
     assert len(lines_in(path)) == 3
@@ -176,5 +176,5 @@ def test_the_config_opens_it_with_its_rotation(tmp_path):
     path = tmp_path / "decisions.jsonl"
     sinks = open_sinks([SinkConfig(path=path, rotation=Rotation(10, keep=2))], ())
     assert sinks.status()[0].name == str(path)
-    assert sinks.writers[0]._shelf.rotation == Rotation(10, keep=2)
+    assert sinks.writers[0]._rotated.rotation == Rotation(10, keep=2)
     sinks.close()

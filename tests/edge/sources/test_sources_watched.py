@@ -157,7 +157,7 @@ def test_a_folder_that_is_made_anew_is_watched_on(tmp_path):
         watched.mkdir()
 
         def noticed() -> bool:
-            seen.look_again()
+            seen.refresh()
             (watched / "b.png").write_bytes(PNG)
             return "b.png" in seen.wait(stop, 0.1)
 

@@ -489,7 +489,7 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     agent.run(Numbers(2))
     first = lines(tmp_path)[-1]
     killed(spool)
-    spool.store._here.db.execute("UPDATE rows SET told = 0")
+    spool.store._table.db.execute("UPDATE rows SET told = 0")
     sinks.close()
     if not is_written:
         text = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
