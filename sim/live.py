@@ -22,6 +22,7 @@ from .output import Progress
 from .records import Record, read_records
 from .systems import BundledTask, Uplink, edge_config, write
 
+PYTHON = (sys.executable, "-P")  # a folder `edge` or `cloud` where this program runs is not ours
 READY = re.compile(r"ready on (\S+):(\d+)")
 
 
@@ -33,7 +34,7 @@ class CloudProcess:
     """
 
     def __init__(self, config: Path, timeout_s: float = 30.0) -> None:
-        command = [sys.executable, "-m", "cloud.main", "serve", "--config", str(config), "--grpc-port", "0"]
+        command = [*PYTHON, "-m", "cloud.main", "serve", "--config", str(config), "--grpc-port", "0"]
         self._words: deque[str] = deque(maxlen=20)
         self._ready = threading.Event()
         self.port = 0
@@ -116,7 +117,7 @@ def run_agent(
     Raises:
         TierUnavailable: it failed; the message has its last words.
     """
-    command = [sys.executable, "-m", "edge.main", "--config", str(config), *arguments]
+    command = [*PYTHON, "-m", "edge.main", "--config", str(config), *arguments]
     process = None
     try:
         with open(stdin or os.devnull, "rb") as given, _uninterrupted():

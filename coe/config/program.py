@@ -1,4 +1,4 @@
-"""How a program ends: exit codes, and errors of the user as one line each.
+"""How a program starts and ends: its entry point, exit codes, and errors of the user as one line each.
 
 0 done; 1 failed at work (unreachable, full disk); 2 the user's error: one line a finding, no traceback;
 3 a bug: traceback, and where to report it; 130 stopped by ^C.
@@ -6,20 +6,50 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 
 from coe.cascade.errors import CascadeError, TierError
 
 
+def edge() -> int:
+    return _start("edge")
+
+
+def cloud() -> int:
+    return _start("cloud")
+
+
+def sim() -> int:
+    return _start("sim")
+
+
+def _start(package: str) -> int:
+    """The exit code of a program's `main`; 2 where another package of that name comes first on Python's path."""
+    ours = Path(__file__).parents[2] / package / "__init__.py"
+    spec = importlib.util.find_spec(package)
+    found = None if spec is None or spec.origin is None else Path(spec.origin)
+    if found is not None and found.resolve() != ours.resolve():
+        message = (
+            f'another package called "{package}" comes first on the Python path: {found} (take its folder out of '
+            "PYTHONPATH)"
+        )
+        return _print_error(f"coe-{package}", message, 2)
+    code: int = import_module(f"{package}.main").main()
+    return code
+
+
 def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """The exit code of `run(arguments)`, its errors told on stderr."""
+    """The exit code of `run(arguments)`; its errors are printed on stderr."""
     if sys.stderr is None:  # whoever started this program closed it; `print` would take standard output in its place
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
-    warnings.filterwarnings("ignore", r"Image size \(")  # Pillow's, of images that the door refuses by itself
+    warnings.filterwarnings("ignore", r"Image size \(")  # Pillow's, of images that the input decoder refuses by itself
     try:
         return run(arguments)
     except KeyboardInterrupt:
@@ -28,18 +58,18 @@ def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Seque
         sys.stderr.close()
         return 0
     except TierError as error:
-        return _tell(name, str(error), 1)
+        return _print_error(name, str(error), 1)
     except CascadeError as error:
-        return _tell(name, str(error), 2)
+        return _print_error(name, str(error), 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _tell(name, f"{where}{error.strerror or error}", 1)
+        return _print_error(name, f"{where}{error.strerror or error}", 1)
     except Exception:  # noqa: BLE001 - the last boundary
         traceback.print_exc()
-        return _tell(name, "this is a bug; please report it with the lines above", 3)
+        return _print_error(name, "this is a bug; please report it with the lines above", 3)
 
 
-def _tell(name: str, message: str, code: int) -> int:
+def _print_error(name: str, message: str, code: int) -> int:
     for line in message.splitlines():
         print(f"{name}: {line}", file=sys.stderr)
     return code

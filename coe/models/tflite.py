@@ -14,7 +14,7 @@ from coe.cascade.types import Array
 
 from .loading import ModelSpec, RunOptions, import_runtime, softmax
 
-MEND = "pip install ai-edge-litert"
+INSTALL = "pip install 'coe-cascade[tflite]'"
 
 
 class TfliteMember:
@@ -42,7 +42,7 @@ class TfliteMember:
         if shape != wanted:
             raise ModelError(
                 f"{spec.path}: its input is {shape}, the input contract says {wanted} "
-                f"(mend `input:` in the manifest or config)"
+                f"(change `input:` in the manifest or config)"
             )
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
         self._in_type, self._in_scale = inputs[0]["dtype"], inputs[0]["quantization"]
@@ -88,18 +88,18 @@ def find_interpreter() -> tuple[Any, str]:
         RuntimeMissing: neither package is there, or tflite-runtime with a NumPy it cannot work with.
     """
     if version := _version("ai-edge-litert"):
-        module = import_runtime("ai_edge_litert.interpreter", "TFLite", MEND)
+        module = import_runtime("ai_edge_litert.interpreter", "TFLite", INSTALL)
         return module.Interpreter, f"ai-edge-litert {version}"
     if version := _version("tflite-runtime"):
         numpy_version = _version("numpy") or np.__version__
         if int(numpy_version.split(".")[0]) >= 2:  # its import passes, its Interpreter then fails obscurely
             raise RuntimeMissing(
                 "TFLite",
-                f"tflite-runtime {version} needs numpy<2, got {numpy_version} ({MEND}, or 'numpy<2')",
+                f"tflite-runtime {version} needs numpy<2, got {numpy_version} ({INSTALL}, or 'numpy<2')",
             )
-        module = import_runtime("tflite_runtime.interpreter", "TFLite", MEND)
+        module = import_runtime("tflite_runtime.interpreter", "TFLite", INSTALL)
         return module.Interpreter, f"tflite-runtime {version}"
-    raise RuntimeMissing("TFLite", MEND)
+    raise RuntimeMissing("TFLite", INSTALL)
 
 
 def _version(package: str) -> str | None:

@@ -84,7 +84,8 @@ def check_packages(context: CheckContext) -> Iterator[Finding]:
     for kind in sorted({RUNTIME_OF.get(kind, kind) for kind in formats}):
         versions = [f"{name} {version}" for name in PACKAGES[kind] if (version := _version(name))]
         if not versions:
-            yield fail("packages", f"no runtime for {kind} models", f"pip install {PACKAGES[kind][0]}")
+            package = "'coe-cascade[tflite]'" if kind == "tflite" else PACKAGES[kind][0]
+            yield fail("packages", f"no runtime for {kind} models", f"pip install {package}")
         found += versions
         if kind == "tflite" and versions:
             yield from _check_interpreter()

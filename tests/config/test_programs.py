@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -120,3 +121,24 @@ def test_a_reader_that_went_away_ends_the_program_quietly():
     program.wait(timeout=20)
     assert b"Traceback" not in told
     assert b"bug" not in told
+
+
+@pytest.mark.parametrize("package", ["edge", "cloud", "sim"])
+@pytest.mark.parametrize("file", ["{}/__init__.py", "{}.py"])
+def test_another_package_of_a_programs_name_is_one_line(tmp_path: Path, package, file):
+    script = Path(sys.executable).parent / f"coe-{package}"
+    if not script.exists() or "coe.config.program" not in script.read_text():
+        pytest.skip("needs the console scripts of this version: pip install")
+    other = tmp_path / file.format(package)
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("raise RuntimeError('not ours')\n")
+    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [script, "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'coe-{package}: another package called "{package}" comes first on the Python path: ')
+    assert str(other) in line
+    assert "PYTHONPATH" in line

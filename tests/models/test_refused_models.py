@@ -255,7 +255,7 @@ def versions(monkeypatch, **installed):
 
 def test_without_a_tflite_runtime_the_pip_install_is_named(shelf, monkeypatch):
     versions(monkeypatch)
-    with pytest.raises(RuntimeMissing, match=r"TFLite runtime is not installed: pip install ai-edge-litert$"):
+    with pytest.raises(RuntimeMissing, match=r"TFLite runtime is not installed: pip install 'coe-cascade\[tflite\]'$"):
         load(shelf.put("a.tflite", b"any"))
 
 
@@ -265,7 +265,7 @@ def test_tflite_runtime_with_numpy_2_is_refused_before_its_import(shelf, monkeyp
     with pytest.raises(RuntimeMissing) as caught:
         load(shelf.put("a.tflite", b"any"))
     assert "tflite-runtime 2.14.0 needs numpy<2, got 2.1.0" in str(caught.value)
-    assert "pip install ai-edge-litert, or 'numpy<2'" in str(caught.value)
+    assert "pip install 'coe-cascade[tflite]', or 'numpy<2'" in str(caught.value)
 
 
 def test_tflite_runtime_is_used_where_it_is_what_is_installed(monkeypatch):

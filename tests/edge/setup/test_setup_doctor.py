@@ -102,7 +102,7 @@ def test_tflite_runtime_beside_numpy_2_is_a_trap_that_is_named(tmp_path, monkeyp
     bad = [finding for finding in findings if finding.level == "fail"]
     assert len(bad) == 1
     assert "tflite-runtime 2.14.0 needs numpy<2" in bad[0].fix
-    assert "pip install ai-edge-litert" in bad[0].fix
+    assert "pip install 'coe-cascade[tflite]'" in bad[0].fix
 
 
 def test_a_runtime_that_is_not_there_fails_with_its_pip_install(tmp_path, monkeypatch):
