@@ -16,6 +16,7 @@ from coe.cascade.errors import ConfigError
 from coe.config.cascade import LocalTierConfig
 from coe.config.program import run_program
 from coe.models.loading import import_runtime
+from coe.protocol.channel import fix_of_host, reachable
 
 from .config import ServerConfig, default_config, read_config
 from .observe import logs
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     certs.add_parser(commands)
     for command in (serve, models):
         command.add_argument("--config", type=Path, help="YAML file; default: the bundled digits' cloud tiers")
-    serve.add_argument("--host", help="address to listen on; default: the config's, or 127.0.0.1")
+    serve.add_argument("--host", type=_host, help="address to listen on; default: the config's, or 127.0.0.1")
     port_help = "default: the config's, or 8001; 0 takes a free one"
     serve.add_argument("--grpc-port", type=_port, metavar="PORT", help=port_help)
     serve.add_argument(
@@ -72,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--address", help="of a running Ray cluster; default: one is started here, and stopped")
     serve.add_argument("--verbose", action="store_true", help="log more")
     return parser
+
+
+def _host(text: str) -> str:
+    if fix := fix_of_host(text):
+        raise argparse.ArgumentTypeError(f'expected a host, got "{text}" ({fix})')
+    return text
 
 
 def _port(text: str) -> int:
@@ -122,7 +129,7 @@ async def _until_stopped(server: Server) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await server.start()
-        host, names = server.config.host, ", ".join(server.models)
+        host, names = await asyncio.to_thread(reachable, server.config.host), ", ".join(server.models)
         if server.http_port:
             scheme = "https" if server.config.security.has_tls else "http"
             print(f"coe-cloud: HTTP and the status page on {scheme}://{host}:{server.http_port}/", flush=True)

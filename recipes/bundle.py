@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from coe.config import read_yaml
+
 FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".pt": "torch"}
 
 
@@ -54,7 +56,7 @@ def write_manifest(folder: Path, header: str, contract: Mapping[str, Any], entri
     path = folder / "manifest.yaml"
     models: dict[str, Any] = {}
     if path.exists():
-        models.update(yaml.safe_load(path.read_text(encoding="utf-8"))["models"])
+        models.update(read_yaml(path)["models"])
     models.update({entry.file: entry.as_yaml(folder) for entry in entries})
     models = {name: models[name] for name in sorted(models, key=lambda name: (models[name]["tier"], name))}
     text = yaml.safe_dump(dict(contract), sort_keys=False, default_flow_style=None, width=100)

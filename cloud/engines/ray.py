@@ -27,7 +27,7 @@ from coe.cascade.errors import ConfigError, ModelError, TierUnavailable
 from coe.config.cascade import LocalTierConfig
 from coe.models.loading import import_runtime
 from coe.protocol import inference_pb2 as pb
-from coe.protocol.channel import is_address
+from coe.protocol.channel import is_address, reachable
 from coe.protocol.service import path
 
 from .ray_ingress import RayIngress
@@ -244,7 +244,7 @@ def serve(config: ServerConfig, options: argparse.Namespace) -> int:
             port = cluster.deploy()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stop.set())
-            say(f"ready on {cluster.host}:{port}: {', '.join(cluster.models)}")
+            say(f"ready on {reachable(cluster.host)}:{port}: {', '.join(cluster.models)}")
             while not stop.wait(WATCH_S):
                 cluster.check_alive()
             say(f"draining, at most {config.grace_s:g} s")

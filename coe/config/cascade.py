@@ -31,7 +31,7 @@ from coe.link import Delay
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import KINDS, Payload
 from coe.models.loading import ModelSpec, RunOptions
-from coe.protocol.channel import is_address
+from coe.protocol.channel import fix_of_address
 from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
 
 from . import Fields
@@ -345,21 +345,17 @@ def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
 
 def _read_addresses(entry: Fields) -> tuple[str, ...]:
     """One "host:port", or a list of them, each of which must be good."""
-    if not isinstance(entry.content.get("address"), list):
-        one = entry.text("address")
-        if one and not is_address(one):
-            entry.wrong("address", f'expected host:port, got "{one}" (coe-cloud serves on port 8001)')
-        return (one,)
-    several = entry.texts("address")
-    whole: list[object] = entry.content["address"]
-    if not whole:
+    given = entry.content.get("address")
+    addresses = entry.texts("address") if isinstance(given, list) else (entry.text("address"),)
+    for number, address in enumerate(given if isinstance(given, list) else addresses):
+        key = f"address[{number}]" if isinstance(given, list) else "address"
+        if isinstance(address, str) and (fix := fix_of_address(address)) and address:
+            entry.wrong(key, f'expected host:port, got "{address}" ({fix})')
+        elif isinstance(given, list) and address in given[:number]:
+            entry.wrong(key, f'expected each host once, got "{address}" twice')
+    if given == []:
         entry.wrong("address", "expected at least one host:port, got an empty list")
-    for number, value in enumerate(whole):
-        if isinstance(value, str) and not is_address(value):
-            entry.wrong(f"address[{number}]", f'expected host:port, got "{value}" (coe-cloud serves on port 8001)')
-        elif value in whole[:number]:
-            entry.wrong(f"address[{number}]", f'expected each host once, got "{value}" twice')
-    return several
+    return addresses
 
 
 def _read_order(entry: Fields, has_no_effect: bool) -> str:

@@ -43,14 +43,85 @@ def format_seconds(seconds: float, digits: int = 3) -> str:
 T = TypeVar("T")
 MISSING: Any = object()
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one starts ten times faster
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one starts ten times faster
+_AMBIGUOUS = "!ambiguous"
+
+
+class _Misread(yaml.MarkedYAMLError):
+    """What YAML would read without a word, and not as it was meant."""
+
+    def __init__(self, problem: str, node: yaml.Node) -> None:
+        super().__init__(problem=problem, problem_mark=node.start_mark)
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """Plain data alone. `1e-6` is a number; a key given twice, a key such as `no`, `1:30` and `010` are errors."""
+
+    def get_single_data(self) -> Any:
+        root = self.get_single_node()
+        if root is None:
+            return None
+        _check_keys(root)
+        return self.construct_document(root)
+
+
+def _check_keys(root: yaml.Node) -> None:
+    waiting, seen = [root], {root}  # an alias leads to its anchor's node once more
+    while waiting:
+        node = waiting.pop()
+        below = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                below.append(value)
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if key.tag == "tag:yaml.org,2002:bool":
+                    raise _Misread(
+                        f'YAML reads the key {key.value} as true or false (write "{key.value}" in quotes)', key
+                    )
+                if (key.tag, key.value) in lines:
+                    line = lines[key.tag, key.value]
+                    raise _Misread(f'"{key.value}" is given twice, first in line {line} (leave one out)', key)
+                lines[key.tag, key.value] = key.start_mark.line + 1
+        fresh = [node for node in below if node not in seen]
+        seen.update(fresh)
+        waiting += fresh
+
+
+def _refuse(loader: Any, node: yaml.ScalarNode) -> Any:
+    number = (loader.construct_yaml_float if "." in node.value else loader.construct_yaml_int)(node)
+    raise _Misread(f'YAML reads {node.value} as {number} (write "{node.value}" in quotes, or the number itself)', node)
+
+
+def _resolve(tag: str, pattern: str, *, first: bool) -> None:
+    """Plain values that match have this tag; `first`: whatever else they match."""
+    _Loader.add_implicit_resolver(tag, re.compile(pattern), list("-+0123456789"))
+    if first:
+        for resolvers in map(_Loader.yaml_implicit_resolvers.get, "-+0123456789"):
+            resolvers.insert(0, resolvers.pop())
+
+
+_resolve(_AMBIGUOUS, r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$", first=True)  # octal, sexagesimal
+_resolve("tag:yaml.org,2002:float", r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$", first=False)  # YAML 1.2's
+_Loader.add_constructor(_AMBIGUOUS, _refuse)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds, as plain data.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or YAML would misread it: a key given twice, `1:30` for a number.
+        ValueError, LookupError, AttributeError, RecursionError: a date, a tag or a depth that YAML cannot do.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: no such file, not YAML, not a mapping, or what YAML would misread.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,12 +129,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError([f"cannot be read: {reason}"], str(path)) from None
     try:
-        content = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError([f"{where}not YAML: {getattr(error, 'problem', error)}"], str(path)) from None
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # of a date, a tag, a depth it cannot do
+        what = "" if isinstance(error, _Misread) else "not YAML: "
+        raise ConfigError([f"{where}{what}{getattr(error, 'problem', error)}"], str(path)) from None
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError([f"not YAML: {error}"], str(path)) from None
     if not isinstance(content, dict):
         raise ConfigError([f"expected a mapping of settings, got {_kind(content)}"], str(path))
@@ -193,8 +265,7 @@ class Fields:
             return placeholder
         if value is default or (_is(value, types) and value != ""):
             return value
-        hint = f' (write "{value}" in quotes)' if expected == "a text" and isinstance(value, int | float) else ""
-        self.wrong(key, f"expected {expected}, got {_kind(value)}{hint}")
+        self.wrong(key, f"expected {expected}, got {_kind(value)}{_quoting(value, types)}")
         return placeholder
 
     def _within(self, key: str, value: Any, low: Any, high: Any) -> Any:
@@ -214,7 +285,7 @@ class Fields:
             if _is(entry, types):
                 good.append(entry)
             else:
-                self.wrong(f"{key}[{i}]", f"expected {expected}, got {_kind(entry)}")
+                self.wrong(f"{key}[{i}]", f"expected {expected}, got {_kind(entry)}{_quoting(entry, types)}")
         return good
 
 
@@ -224,9 +295,20 @@ def _is(value: Any, types: tuple[type, ...]) -> bool:
     return isinstance(value, types)
 
 
+def _quoting(value: Any, types: tuple[type, ...]) -> str:
+    """How to write a value that YAML took for something else than the text it was meant as."""
+    if str not in types or value is None or isinstance(value, str | list | dict):
+        return ""
+    if isinstance(value, bool):
+        return f" (write it in quotes: YAML reads {'yes and on' if value else 'no and off'} as {_kind(value)})"
+    return f' (write "{value}" in quotes)'
+
+
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

@@ -72,7 +72,8 @@ def read_task(fields: Fields) -> Task:
     """`task`, `labels` and `input` of a manifest or a config."""
     name = fields.text("task")
     labels = fields.texts("labels")
-    if fields.has("labels") and len(set(labels)) < max(len(labels), 2):
+    is_whole = len(labels) == len(fields.content.get("labels") or ())  # each of them is a text
+    if is_whole and fields.has("labels") and len(set(labels)) < max(len(labels), 2):
         fields.wrong("labels", f"expected two labels or more, all different, got {len(labels)}")
     return Task(name, labels, read_input_spec(fields.section("input")))
 

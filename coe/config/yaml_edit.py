@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from .fields import parse_yaml
+
 Scalar = bool | int | str
 
 
@@ -28,7 +30,7 @@ def with_values(text: str, place: Sequence[str | int], values: Mapping[str, Scal
         CannotEdit: anchors, a value over several lines, or any text that would not read as meant afterwards.
     """
     try:
-        wanted = yaml.safe_load(text)
+        wanted = parse_yaml(text)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise CannotEdit("it uses YAML anchors, so one text may stand for several settings")
         at: Any = wanted
@@ -37,7 +39,7 @@ def with_values(text: str, place: Sequence[str | int], values: Mapping[str, Scal
         at.update(values)
         for key, value in values.items():
             text = _with_value(text, _mapping_at(text, place), key, value)
-        found = yaml.safe_load(text)
+        found = parse_yaml(text)
     except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise CannotEdit(f"its text could not be followed ({error})") from None
     if found != wanted:
@@ -72,10 +74,7 @@ def _mapping_at(text: str, place: Sequence[str | int]) -> yaml.MappingNode:
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     for step in place:
         if isinstance(node, yaml.MappingNode):
-            found = [value for key, value in node.value if key.value == step]
-            if len(found) != 1:
-                raise CannotEdit(f'it has "{step}" {len(found)} times')
-            node = found[0]
+            node = next(value for key, value in node.value if key.value == step)
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
             node = node.value[step]
     if not isinstance(node, yaml.MappingNode) or not node.value:
@@ -87,7 +86,7 @@ def _with_value(text: str, mapping: yaml.MappingNode, key: str, value: Scalar) -
     written = str(value).lower() if isinstance(value, bool) else str(value)
     known = [node for name, node in mapping.value if name.value == key]
     if known:
-        if len(known) > 1 or not isinstance(known[0], yaml.ScalarNode) or not _is_on_one_line(known[0]):
+        if not isinstance(known[0], yaml.ScalarNode) or not _is_on_one_line(known[0]):
             raise CannotEdit(f'its "{key}" is not one plain value on one line')
         start, end = known[0].start_mark.index, known[0].end_mark.index
         return f"{text[:start]}{' ' * (start == end)}{written}{text[end:]}"  # none is written right after the colon

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
 import socket
 import threading
 import time
@@ -67,9 +68,42 @@ def target_of(addresses: Sequence[str]) -> Target:
 
 
 def is_address(text: str) -> bool:
-    """Whether it is "host:port"."""
+    """True if it is "host:port"."""
+    return not fix_of_address(text)
+
+
+def fix_of_address(text: str) -> str:
+    """How to correct what should be "host:port"; "" where nothing is wrong with it."""
     host, port = split(text)
-    return bool(host) and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536
+    if isinstance(_ip(host), ipaddress.IPv6Address) and not host.startswith("["):
+        return f'write "[{host}]:{port}"'
+    if host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536:
+        return fix_of_host(host)
+    return fix_of_host(text) if "://" in text or " " in text else "coe-cloud serves on port 8001"
+
+
+def fix_of_host(text: str) -> str:
+    """How to correct what should be a name or an IP address; "" where nothing is wrong with it."""
+    if "://" in text:
+        return f"leave {text.partition('://')[0]}:// out"
+    if _ip(text) is not None or re.fullmatch(r"[^\s/@:?#,;\"'\[\]]+", text):
+        return ""
+    if any(sign.isspace() for sign in text):
+        return "leave the space out"
+    return "write a name, such as gpu-host, or an IP address"
+
+
+def reachable(host: str) -> str:
+    """What callers write before ":port" for a server that listens on `host`: this machine's name for all of them."""
+    ip = _ip(host)
+    if ip is None or not ip.is_unspecified:
+        return f"[{ip}]" if isinstance(ip, ipaddress.IPv6Address) else host
+    name, family = socket.gethostname(), socket.AF_INET if ip.version == 4 else socket.AF_UNSPEC
+    try:
+        socket.getaddrinfo(name, None, family)
+    except OSError:  # it has a name that nobody knows
+        return "127.0.0.1" if ip.version == 4 else "[::1]"
+    return name
 
 
 def split(address: str) -> tuple[str, str]:

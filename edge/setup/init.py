@@ -20,7 +20,7 @@ from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME, read_manifest
 from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSpec, load
-from coe.protocol.channel import is_address
+from coe.protocol.channel import fix_of_address
 from edge.config import read_config
 
 from .shapes import Shape, Tensor, shape_of
@@ -362,8 +362,8 @@ def _choice(flag: str | None, ask: Ask | None, question: str, default: str, read
 
 
 def _cloud(text: str) -> str:
-    if text and not is_address(text):
-        raise ConfigError([f'--cloud: expected host:port, got "{text}" (coe-cloud serves on port 8001)'])
+    if text and (fix := fix_of_address(text)):
+        raise ConfigError([f'--cloud: expected host:port, got "{text}" ({fix})'])
     return text
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from coe.cascade.errors import ConfigError
-from coe.config import Fields, Report
+from coe.config import Fields, Report, read_yaml
 
 SUFFIX = ".onnx"
 RESAMPLING = ("bilinear", "bicubic")
@@ -71,7 +71,7 @@ def write_manifest(described: Described, task: str, files: Sequence[Path]) -> Pa
     content: dict[str, Any] = {"task": task, "labels": list(described.labels), "input": _of_task(described.input)}
     models: dict[str, Any] = {}
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = read_yaml(path)
         if (before.get("task"), before.get("labels")) != (task, content["labels"]):
             raise ConfigError(
                 [f"{path}: expected the task {task} with {len(described.labels)} labels, got {before.get('task')} "

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coe.cascade import ConfigError
 from coe.config import Fields, Report, read_yaml
+from coe.config.fields import parse_yaml
 
 
 def fields_of(text, trail=""):
-    return Fields(yaml.safe_load(text), Report("a.yaml"), trail)
+    return Fields(parse_yaml(text), Report("a.yaml"), trail)
 
 
 READERS = {
@@ -70,15 +70,15 @@ def test_a_good_setting_is_read_without_a_finding(reader, text, value):
         ("text", "key:", "", "expected a text, got nothing (add it)"),
         ("text", 'key: ""', "", 'expected a text, got ""'),
         ("text", "key: 3", "", 'expected a text, got 3 (write "3" in quotes)'),
-        ("text", "key: yes", "", 'expected a text, got True (write "True" in quotes)'),
+        ("text", "key: yes", "", "expected a text, got true (write it in quotes: YAML reads yes and on as true)"),
         ("text", "key: [a]", "", "expected a text, got a list"),
         ("flag", "key: 1", False, "expected true or false, got 1"),
         ("flag", 'key: "yes"', False, 'expected true or false, got "yes"'),
-        ("integer", "key: yes", 1, "expected a whole number, got True"),
+        ("integer", "key: yes", 1, "expected a whole number, got true"),
         ("integer", "key: 1.5", 1, "expected a whole number, got 1.5"),
         ("integer", "key: 0", 1, "expected 1 to 9, got 0"),
         ("integer", "key: 10", 1, "expected 1 to 9, got 10"),
-        ("number", "key: true", 0.5, "expected a number, got True"),
+        ("number", "key: true", 0.5, "expected a number, got true"),
         ("number", 'key: "1"', 0.5, 'expected a number, got "1"'),
         ("number", "key: .nan", 0.5, "expected 0.5 to 9, got nan"),
         ("number", "key: .inf", 0.5, "expected 0.5 to 9, got inf"),
@@ -87,11 +87,16 @@ def test_a_good_setting_is_read_without_a_finding(reader, text, value):
         ("choice", "key: crp", "stretch", 'expected one of stretch, crop, got "crp"; did you mean "crop"?'),
         ("choice", "key: zoom", "stretch", 'expected one of stretch, crop, got "zoom"'),
         ("choice", 'key: ""', "stretch", 'expected one of stretch, crop, got ""'),
-        ("choice", "key: no", "stretch", "expected one of stretch, crop, got False"),
+        (
+            "choice",
+            "key: no",
+            "stretch",
+            "expected one of stretch, crop, got false (write it in quotes: YAML reads no and off as false)",
+        ),
         ("texts", "{}", (), "expected a list of texts, got nothing (add it)"),
         ("texts", "key: 3", (), "expected a list, got 3"),
         ("texts", "key: {a: 1}", (), "expected a list, got a mapping"),
-        ("numbers", "key: true", (), "expected a list, got True"),
+        ("numbers", "key: true", (), "expected a list, got true"),
         ("integers", "key: 28", (), "expected a list, got 28"),
         ("section", "{}", {}, "expected a section, got nothing (add it)"),
         ("section", "key: 3", {}, "expected a mapping, got 3"),
@@ -109,8 +114,8 @@ def test_a_wrong_setting_is_one_finding_and_a_value_of_the_right_kind(reader, te
 @pytest.mark.parametrize(
     ("reader", "text", "value", "trail", "finding"),
     [
-        ("texts", "key: [a, 3]", ("a",), "key[1]", "expected a text, got 3"),
-        ("numbers", "key: [1, true, x]", (1.0,), "key[1]", "expected a number, got True"),
+        ("texts", "key: [a, 3]", ("a",), "key[1]", 'expected a text, got 3 (write "3" in quotes)'),
+        ("numbers", "key: [1, true, x]", (1.0,), "key[1]", "expected a number, got true"),
         ("numbers", "key: [1, .nan]", (1.0, 1.0), "key", "expected finite numbers, got [1, nan]"),
         ("integers", "key: [28, 2.5]", (28,), "key[1]", "expected a whole number, got 2.5"),
         ("sections", "key: [{a: 1}, 3]", [{"a": 1}, {}], "key[1]", "expected a mapping, got 3"),
@@ -247,6 +252,57 @@ def test_a_value_that_yaml_itself_cannot_read_is_a_config_error(tmp_path, text):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="not YAML"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        (
+            "a: 1\nsecurity: {allow: [a]}\nsecurity: {}",
+            'line 3, column 1: "security" is given twice, first in line 2',
+        ),
+        ("a: {never_send: [x], never_send: []}", 'line 1, column 22: "never_send" is given twice, first in line 1'),
+        ("tiers:\n- name: a\n  name: b", 'line 3, column 3: "name" is given twice, first in line 2 (leave one out)'),
+        ("a: &a {b: 1, b: 2}\nc: {<<: *a}", 'line 1, column 14: "b" is given twice, first in line 1 (leave one out)'),
+        ("no: 1", 'line 1, column 1: YAML reads the key no as true or false (write "no" in quotes)'),
+        ("a: 1:30", 'line 1, column 4: YAML reads 1:30 as 90 (write "1:30" in quotes, or the number itself)'),
+        ("a: [1, 1:30:00.5]", "line 1, column 8: YAML reads 1:30:00.5 as 5400.5"),
+        ("a: 010", 'line 1, column 4: YAML reads 010 as 8 (write "010" in quotes, or the number itself)'),
+    ],
+)
+def test_what_yaml_would_misread_without_a_word_is_an_error_with_its_line(tmp_path, text, finding):
+    path = tmp_path / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}: {finding}")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("-1E+3", -1000.0),
+        ("2.5e3", 2500.0),
+        ("0.5", 0.5),
+        ("0", 0),
+        ("0x10", 16),
+        ("1_000", 1000),
+        ("'1:30'", "1:30"),
+        ("'no'", "no"),
+        ("1.2.3", "1.2.3"),
+        ("127.0.0.1:8001", "127.0.0.1:8001"),
+        ("2/3", "2/3"),
+    ],
+)
+def test_a_number_is_what_it_looks_like(text, value):
+    read = parse_yaml(f"a: {text}")["a"]
+    assert (type(read), read) == (type(value), value)
+
+
+def test_an_anchor_may_be_used_often_and_its_values_overridden():
+    text = "a: &a {b: 1}\nc: [*a, *a]\nd: {<<: *a, b: 2}\ne: {<<: *a}"
+    assert parse_yaml(text) == {"a": {"b": 1}, "c": [{"b": 1}, {"b": 1}], "d": {"b": 2}, "e": {"b": 1}}
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path):

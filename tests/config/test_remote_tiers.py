@@ -49,11 +49,37 @@ def test_several_addresses_are_kept_in_order_and_told_as_one_text():
 
 def test_every_bad_entry_of_a_list_is_a_finding_that_names_it():
     assert findings(address=["10.0.0.1:8001", "nowhere", "10.0.0.1:8001", 8001, "a:0"]) == [
-        "tiers[0].address[3]: expected a text, got 8001",
+        'tiers[0].address[3]: expected a text, got 8001 (write "8001" in quotes)',
         'tiers[0].address[1]: expected host:port, got "nowhere" (coe-cloud serves on port 8001)',
         'tiers[0].address[2]: expected each host once, got "10.0.0.1:8001" twice',
         'tiers[0].address[4]: expected host:port, got "a:0" (coe-cloud serves on port 8001)',
     ]
+
+
+@pytest.mark.parametrize(
+    ("address", "fix"),
+    [
+        ("http://gpu-host:8001", "leave http:// out"),
+        ("grpc://gpu-host", "leave grpc:// out"),
+        ("gpu host:8001", "leave the space out"),
+        ("gpu-host: 8001", "leave the space out"),
+        (" gpu-host:8001", "leave the space out"),
+        ("::1:8001", 'write "[::1]:8001"'),
+        ("fe80::1:8001", 'write "[fe80::1]:8001"'),
+        ("gpu-host/models:8001", "write a name, such as gpu-host, or an IP address"),
+        ("a:b:8001", "write a name, such as gpu-host, or an IP address"),
+        (":8001", "coe-cloud serves on port 8001"),
+        ("gpu-host", "coe-cloud serves on port 8001"),
+    ],
+)
+def test_a_bad_address_is_told_how_to_write_it(address, fix):
+    assert findings(address=address) == [f'tiers[0].address: expected host:port, got "{address}" ({fix})']
+    assert findings(address=["a:1", address]) == [f'tiers[0].address[1]: expected host:port, got "{address}" ({fix})']
+
+
+@pytest.mark.parametrize("address", ["[::1]:8001", "[fe80::1%eth0]:8001", "gpu_host.local:1", "10.0.0.7:65535"])
+def test_a_good_address_is_taken(address):
+    assert findings(address=address) == []
 
 
 @pytest.mark.parametrize("address", [[], [None], [["a:1"]], {"a": 1}, 8001, ""])

@@ -19,6 +19,7 @@ from programs import Cloud, Program, edge, until
 
 from cloud.main import main
 from coe.cascade import Always, TierRejected, TierUnavailable
+from coe.protocol.channel import is_address
 from coe.protocol.remote import RemoteTier
 
 pytest.importorskip("onnxruntime")
@@ -147,4 +148,7 @@ def test_plaintext_beyond_this_machine_is_refused_in_one_line_unless_it_is_meant
     assert "Traceback" not in said
     with Program("cloud.main", ["serve", "--config", open_to_all, "--insecure"], folder) as server:
         until(lambda: "ready on" in server.said or server.process.poll() is not None, lambda: server.complained)
-        assert "ready on 0.0.0.0" in server.said
+        address = server.said.partition("ready on ")[2].partition(": ")[0]
+        assert is_address(address)
+        with grpc.insecure_channel(address) as channel:  # "0.0.0.0" is where to listen, not whom to call
+            grpc.channel_ready_future(channel).result(5)

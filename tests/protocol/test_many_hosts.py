@@ -15,7 +15,7 @@ from hosts import N_LABELS, NOT_SERVING, SERVING, Host, HostProcess, hosts, name
 from strategies import rows
 
 from coe.cascade import Agreement, ConfigError, TierOverloaded, TierUnavailable
-from coe.protocol.channel import Target, is_address, target_of
+from coe.protocol.channel import Target, is_address, reachable, target_of
 from coe.protocol.remote import RemoteTier
 
 RULE = Agreement(Fraction(1))
@@ -253,3 +253,26 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("gpu-host", "gpu-host"),
+        ("::1", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("0.0.0.0", "gpu-host"),
+        ("::", "gpu-host"),
+    ],
+)
+def test_what_a_server_says_of_itself_is_an_address_that_can_be_pasted_into_a_config(monkeypatch, host, written):
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu-host")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *which: [])
+    assert reachable(host) == written
+    assert is_address(f"{written}:8001")
+
+
+def test_a_machine_whose_name_nobody_knows_is_called_by_its_loopback_address(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "nobody-knows.invalid")
+    assert (reachable("0.0.0.0"), reachable("::")) == ("127.0.0.1", "[::1]")
