@@ -1,4 +1,4 @@
-"""Imports run one way only, and each dependency has its room. Read from the source, so nothing is imported here."""
+"""Imports run one way only, and each dependency has its place. Read from the source, so nothing is imported here."""
 
 from __future__ import annotations
 
@@ -141,29 +141,31 @@ def is_ours(target: str) -> bool:
     return target.split(".")[0] in ("coe", "edge", "cloud", "sim")
 
 
+IMPORTS = {module: list(imports(module)) for module in SOURCES}
+
+
 def at(module: str, found: Import) -> str:
     return f"{SOURCES[module].name}:{found.line}: {module} imports {found.target}"
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_a_module_imports_only_from_the_layers_below_its_own(module):
-    layer = layer_of(module)
+def test_a_module_imports_only_from_the_layers_below_its_own():
     wrong = [
         at(module, found)
-        for found in imports(module)
+        for module in SOURCES
+        for found in IMPORTS[module]
         if is_ours(found.target)
         and found.target != "coe"
-        and not any(is_in(found.target, allowed) for allowed in (layer, *LAYERS[layer]))
+        and not any(is_in(found.target, allowed) for allowed in (layer_of(module), *LAYERS[layer_of(module)]))
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_a_third_party_package_is_imported_only_in_its_room(module):
+def test_a_third_party_package_is_imported_only_where_it_belongs():
     wrong = [
         at(module, found)
-        for found in imports(module)
-        if not any(is_in(module, room) for room in THIRD_PARTY.get(found.target.split(".")[0], (module,)))
+        for module in SOURCES
+        for found in IMPORTS[module]
+        if not any(is_in(module, place) for place in THIRD_PARTY.get(found.target.split(".")[0], (module,)))
     ]
     assert wrong == []
 
@@ -173,7 +175,7 @@ def test_the_cascade_needs_numpy_and_the_standard_library_alone():
         at(module, found)
         for module in SOURCES
         if is_in(module, "coe.cascade")
-        for found in imports(module)
+        for found in IMPORTS[module]
         if not is_in(found.target, "coe.cascade")
         and found.target.split(".")[0] not in {"numpy", *sys.stdlib_module_names}
     ]
@@ -185,7 +187,7 @@ def test_no_modules_import_each_other_in_a_circle():
     for module in SOURCES:
         above = {module.rsplit(".", depth)[0] for depth in range(module.count(".") + 1)}
         needs = set()
-        for found in imports(module):
+        for found in IMPORTS[module]:
             if found.now and found.target in SOURCES:
                 parents = {found.target.rsplit(".", depth)[0] for depth in range(found.target.count(".") + 1)}
                 needs |= parents - above  # a package is imported before its modules; one's own is under way
@@ -197,21 +199,24 @@ def test_no_modules_import_each_other_in_a_circle():
     assert set(order) == set(SOURCES)
 
 
-@pytest.mark.parametrize("module", [module for module in SOURCES if module not in GENERATED])
-def test_a_file_can_be_read_in_one_sitting(module):
-    lines = SOURCES[module].read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_LINES
+def test_a_file_can_be_read_in_one_sitting():
+    lines = {
+        module: path.read_text(encoding="utf-8").count("\n")
+        for module, path in SOURCES.items()
+        if module not in GENERATED
+    }
+    assert {module: count for module, count in lines.items() if count > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_a_module_is_named_after_what_it_does(module):
-    assert not {"util", "utils", "helper", "helpers", "common", "misc"} & set(module.split("."))
+def test_a_module_is_named_after_what_it_does():
+    vague = {"util", "utils", "helper", "helpers", "common", "misc"}
+    assert [module for module in SOURCES if vague & set(module.split("."))] == []
 
 
 def test_the_reader_of_imports_sees_every_way_to_import():
     found = {}
     for module in SOURCES:
-        for one in imports(module):
+        for one in IMPORTS[module]:
             found.setdefault((module, one.target), one)
     assert found["coe.models.onnx", "onnxruntime"].now is False  # by name, through import_runtime
     assert found["coe.models.loading", "coe.models.input_spec"].now is True  # relative
