@@ -1,6 +1,6 @@
 """Algorithm 1 on an event loop, and dynamic batching of the requests that ask for it.
 
-The rule itself is `coe.cascade`'s: a `Run` says whom to ask about which rows, and is told what came back.
+The algorithm itself is `coe.cascade`'s: a `Run` gives the next tier and its rows, and takes the vote.
 
 An idle server waits for nothing. Under load, where the time around a model call is what a request costs, it pays to
 let a few more requests come in before the next call: as long as enough of them are due, the next batch is put off
@@ -21,19 +21,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from coe.cascade.cascade import Cascade, Decisions, Run
-from coe.cascade.errors import InputError, TierError, TierTimeout
+from coe.cascade.errors import InputError, TierError
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
 from coe.protocol.core import Decided
 
-from .tier_batcher import QUICK_S, can_merge, merged_batches, take_group
+from .tier_batcher import QUICK_S, QueuedRows, merged_batch, take_group, with_rows
 
 OnStep = Callable[[Run], None]
 
 
 class AsyncTier(Protocol):
-    """What stands in front of a tier: a `TierBatcher` in this process, or the way to a tier of ours on a cluster."""
+    """A tier on the event loop: a `TierBatcher` in this process, or the client of a tier on a cluster."""
 
     async def vote(self, batch: Batch, rule: DeferralRule) -> Vote: ...
 
@@ -43,25 +43,25 @@ class AsyncTier(Protocol):
 
 
 class AsyncCascade:
-    """One cascade, to be run by many callers at once.
+    """One cascade, run for many callers at once.
 
     Args:
-        lanes: of its local tiers, by tier name. A tier on the cluster counts as local.
+        batchers: of its local tiers, by tier name. A tier on the cluster counts as local.
         threads: where calls of remote tiers wait.
     """
 
-    def __init__(self, cascade: Cascade, lanes: Mapping[str, AsyncTier], threads: ThreadPoolExecutor) -> None:
+    def __init__(self, cascade: Cascade, batchers: Mapping[str, AsyncTier], threads: ThreadPoolExecutor) -> None:
         self.cascade = cascade
-        self.lanes = lanes
+        self.batchers = batchers
         self.threads = threads
 
     @property
     def is_local(self) -> bool:
-        """Whether every tier runs here."""
-        return all(tier.name in self.lanes for tier in self.cascade.tiers)
+        """True if every tier runs here."""
+        return all(tier.name in self.batchers for tier in self.cascade.tiers)
 
     async def decide(self, batch: Batch, on_step: OnStep | None = None) -> Decisions:
-        """Every row's answer, in order. `on_step` sees the run after each tier but the last one it needs.
+        """Every row's answer, in order. `on_step` is called with the run after each tier but the last one it needs.
 
         Raises:
             TierError: the first tier gave no answer, or a later one did not and the cascade does not fall back.
@@ -84,20 +84,20 @@ class AsyncCascade:
         return run.decisions()
 
     async def _ask(self, tier: Tier, batch: Batch, rule: DeferralRule) -> Vote:
-        batcher = self.lanes.get(tier.name)
+        batcher = self.batchers.get(tier.name)
         if batcher is not None:
             return await batcher.vote(batch, rule)
-        context = contextvars.copy_context()  # what this call carries along: trace headers
+        context = contextvars.copy_context()  # trace headers go along with this call
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, context.run, tier.vote, batch, rule)
 
     async def _fall_back(self, run: Run, error: TierError) -> None:
-        """The tier before asks the members it has not asked yet, where nobody else is asking it."""
-        batcher = self.lanes.get(self.cascade.tiers[run.number - 1].name)
+        """The tier before asks the members it has not asked yet, while no other call of it is under way."""
+        batcher = self.batchers.get(self.cascade.tiers[run.number - 1].name)
         if batcher is not None:
             await batcher.alone(lambda: run.fall_back(error))
         else:
-            run.fall_back(error)  # a remote tier has nobody left to ask
+            run.fall_back(error)  # a remote tier has no members left to ask
 
 
 PACE = 5.0  # the next batch is put off by this many times the last one's time, at most
@@ -106,69 +106,49 @@ WORTH_IT = 2.0  # requests that must be due within that time
 SMOOTHING = 0.1
 
 
-class _PendingRequest:
-    """One request's rows, waiting for their answers."""
-
-    __slots__ = ("answer", "batch", "queued_at")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.answer: asyncio.Future[Decided] = asyncio.get_running_loop().create_future()
-        self.queued_at = time.perf_counter()
-
-    def merges_with(self, other: _PendingRequest) -> bool:
-        return can_merge(self.batch, other.batch)
-
-
 class _Group:
-    """Tickets that are decided together, and where each one's rows are."""
+    """Requests that are decided together."""
 
-    def __init__(self, tickets: list[_PendingRequest]) -> None:
+    def __init__(self, entries: list[QueuedRows]) -> None:
         self.started = time.perf_counter()
-        self.batch = merged_batches([ticket.batch for ticket in tickets])
-        self.waiting: list[tuple[_PendingRequest, int, int]] = []
-        start = 0
-        for ticket in tickets:
-            end = start + len(ticket.batch)
-            self.waiting.append((ticket, start, end))
-            start = end
+        self.batch = merged_batch(entries)
+        self.waiting = with_rows(entries)  # those without an answer yet
 
     def on_step(self, run: Run) -> None:
         """Answer those whose rows have all left the cascade."""
         stays = np.zeros(len(self.batch), dtype=np.bool_)
         stays[run.active if run.active is not None else slice(None)] = True
-        ready = [entry for entry in self.waiting if not stays[entry[1] : entry[2]].any()]
+        ready = [(entry, rows) for entry, rows in self.waiting if not stays[rows].any()]
         if ready:
-            self.waiting = [entry for entry in self.waiting if entry not in ready]
+            self.waiting = [waiting for waiting in self.waiting if waiting not in ready]
             self._answer(ready, Decisions(run.batch, tuple(run.visits), dict(run.degraded)))
 
     def finish(self, decisions: Decisions) -> None:
         self._answer(self.waiting, decisions)
 
     def fail(self, error: BaseException) -> None:
-        for ticket, _, _ in self.waiting:
-            if not ticket.answer.done():
-                ticket.answer.set_exception(error)
+        for entry, _ in self.waiting:
+            entry.settle(error)
 
-    def _answer(self, entries: list[tuple[_PendingRequest, int, int]], decisions: Decisions) -> None:
+    def _answer(self, ready: list[tuple[QueuedRows, slice]], decisions: Decisions) -> None:
         columns: dict[str, np.ndarray] = {}
-        for ticket, start, end in entries:
-            if not ticket.answer.done():  # or its caller went away
-                waited = self.started - ticket.queued_at
-                ticket.answer.set_result(Decided(decisions, slice(start, end), columns, waited))
+        for entry, rows in ready:
+            entry.settle(Decided(decisions, rows, columns, self.started - entry.queued_at))
 
 
 class CascadeBatcher:
-    """`flow`, asked by many requests at once.
+    """A cascade that decides the requests of many callers together.
 
     Args:
         max_batch: most rows that are decided together; a larger request is decided on its own.
     """
 
-    def __init__(self, flow: AsyncCascade, *, max_batch: int = 64) -> None:
-        self.flow = flow
+    def __init__(self, cascade: AsyncCascade, *, max_batch: int = 64) -> None:
+        self.cascade = cascade
         self.max_batch = max_batch
-        self._queue: deque[_PendingRequest] = deque()
+        self._first_tier = cascade.cascade.tiers[0].name
+        self._on_steps = len(cascade.cascade.tiers) > 1
+        self._queue: deque[QueuedRows] = deque()
         self._is_armed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = 0.0  # when the last batch was decided,
@@ -181,16 +161,17 @@ class CascadeBatcher:
 
         Raises:
             TierOverloaded: too many rows are waiting for a tier.
-            TierTimeout: the deadline passed before they were looked at.
+            TierTimeout: the deadline passed in the queue.
             TierError: as `AsyncCascade.decide`.
         """
-        ticket = _PendingRequest(batch)
-        self._note_arrival(ticket.queued_at)
-        self._queue.append(ticket)
+        entry = QueuedRows(batch)
+        self._note_arrival(entry.queued_at)
+        self._queue.append(entry)
         if not self._is_armed:
             self._is_armed = True
-            asyncio.get_running_loop().call_soon(self._look)
-        return await ticket.answer
+            asyncio.get_running_loop().call_soon(self._start_groups)
+        decided: Decided = await entry.answer
+        return decided
 
     def _note_arrival(self, now: float) -> None:
         gap = now - self._arrived
@@ -200,14 +181,18 @@ class CascadeBatcher:
         else:
             self._gap_s += SMOOTHING * (gap - self._gap_s)
 
-    def _look(self) -> None:
-        """Start what waits, or look again on the event loop's next turn."""
+    def _start_groups(self) -> None:
+        """Decide what waits, or check again on the event loop's next turn."""
         if self._pays_to_wait():
-            asyncio.get_running_loop().call_soon(self._look)
+            asyncio.get_running_loop().call_soon(self._start_groups)
             return
         self._is_armed = False
+        now = time.monotonic()
+        for entry in self._queue:
+            if entry.batch.deadline < now:
+                entry.expire(self._first_tier)
         while self._queue:
-            group = self._next_group()
+            group, _ = take_group(self._queue, self.max_batch)
             if group:
                 task = asyncio.get_running_loop().create_task(self._run(group))
                 self._tasks.add(task)
@@ -221,29 +206,15 @@ class CascadeBatcher:
         pace = min(PACE * self._took, MOST_PACE_S)
         return pace >= WORTH_IT * self._gap_s and time.perf_counter() < self._ended + pace
 
-    def _next_group(self) -> list[_PendingRequest]:
-        """The requests at the front that may be decided together; those past their deadline are turned away."""
-        now = time.monotonic()
-        for ticket in self._queue:
-            if ticket.batch.deadline < now:
-                self._turn_away(ticket)
-        return take_group(self._queue, self.max_batch)[0]
-
-    def _turn_away(self, ticket: _PendingRequest) -> None:
-        if not ticket.answer.done():
-            waited = (time.perf_counter() - ticket.queued_at) * 1000
-            name = self.flow.cascade.tiers[0].name
-            ticket.answer.set_exception(TierTimeout(name, f"the deadline passed after {waited:.0f} ms in the queue"))
-
-    async def _run(self, tickets: list[_PendingRequest]) -> None:
-        group = _Group(tickets)
+    async def _run(self, entries: list[QueuedRows]) -> None:
+        group = _Group(entries)
         try:
-            decisions = await self.flow.decide(group.batch, group.on_step if self.flow.cascade.tiers[1:] else None)
+            decisions = await self.cascade.decide(group.batch, group.on_step if self._on_steps else None)
         except InputError as error:
-            if len(tickets) == 1:
+            if len(entries) == 1:
                 group.fail(error)
             else:  # a row that cannot be answered is its own caller's: the others are decided without it
-                await asyncio.gather(*(self._run([ticket]) for ticket, _, _ in group.waiting))
+                await asyncio.gather(*(self._run([entry]) for entry, _ in group.waiting))
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
             group.fail(error)
         else:

@@ -1,4 +1,4 @@
-"""coe-cloud: tier servers on a GPU host, or any host."""
+"""The program coe-cloud: serve a cascade's tiers, list them, make certificates."""
 
 from __future__ import annotations
 
@@ -57,21 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coe-cloud {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     serve = commands.add_parser("serve", help="serve until SIGTERM or ^C, then drain")
-    models = commands.add_parser("models", help="list what would be served, and stop")
+    models = commands.add_parser("models", help="list the models of the config, and exit")
     certs.add_parser(commands)
     for command in (serve, models):
-        command.add_argument("--config", type=Path, help="YAML file; default: the bundled digits' cloud tiers")
+        command.add_argument(
+            "--config", type=Path, help="YAML file; default: the cloud tiers of the bundled task digits"
+        )
     serve.add_argument("--host", type=_host, help="address to listen on; default: the config's, or 127.0.0.1")
-    port_help = "default: the config's, or 8001; 0 takes a free one"
+    port_help = "default: the config's, or 8001; 0: a free one"
     serve.add_argument("--grpc-port", type=_port, metavar="PORT", help=port_help)
     serve.add_argument(
         "--http-port", type=_port, metavar="PORT", help="default: the config's, or no HTTP; 0: a free one"
     )
-    serve.add_argument("--insecure", action="store_true", help="serve plaintext beyond this machine")
+    serve.add_argument("--insecure", action="store_true", help="allow plaintext beyond this machine")
     engine_help = "where tiers run: in this process (embedded, the default), or on a Ray cluster (docs/scale-out.md)"
     serve.add_argument("--engine", choices=("embedded", "ray"), default="embedded", help=engine_help)
-    serve.add_argument("--address", help="of a running Ray cluster; default: one is started here, and stopped")
-    serve.add_argument("--verbose", action="store_true", help="log more")
+    serve.add_argument(
+        "--address", help="address of a running Ray cluster; default: start one here, and stop it at the end"
+    )
+    serve.add_argument("--verbose", action="store_true", help="log at level debug")
     return parser
 
 

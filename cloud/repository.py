@@ -1,8 +1,8 @@
-"""What is served, as files change: a new generation is loaded beside the old one, swapped in, the old one drained.
+"""The model repository: reloads models when their files change, loads and unloads them on request.
 
-The files that make up a server's models (config, manifests, model files) are looked at every so often. A change that
-reads well is loaded and warmed while the old generation answers; then new calls go to the new one, and the old one
-is closed after its last. A change that does not is refused with a line in the log, and the old one goes on.
+The files that make up a server's models (config, manifests, model files) are checked at an interval. A change that
+can be read is loaded and warmed up while the old generation answers; then new calls go to the new one, and the old
+one is closed after its last call. Any other change is refused with a line in the log, and the old one stays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
 from coe.config.cascade import LocalTierConfig
@@ -21,29 +20,15 @@ from coe.protocol.core import InferenceCore, ServedModel
 from coe.protocol.status import UnknownModel
 
 from .config import ServerConfig, read_config
+from .engines.embedded import EmbeddedEngine
 
 log = logging.getLogger(__name__)
 Signature = dict[Path, tuple[int, int]]  # path -> (mtime in ns, size)
 
 
-class Engine(Protocol):
-    """One generation of models, ready to be asked."""
-
-    models: dict[str, ServedModel]
-
-    async def drained(self) -> None:
-        """Returns when no call is under way."""
-        ...
-
-    def close(self) -> None: ...
-
-
-MakeEngine = Callable[[ServerConfig], Engine]
-
-
 @dataclass(frozen=True)
 class IndexEntry:
-    """One model as the repository index tells it: state is READY or UNAVAILABLE."""
+    """One model of the repository index; `state` is READY or UNAVAILABLE."""
 
     name: str
     version: str
@@ -52,16 +37,22 @@ class IndexEntry:
 
 
 class ModelRepository:
-    """The models of `plane`, and how they change.
+    """Changes the models of `plane`.
 
     Args:
-        config: of the engine that serves now.
+        config: of `engine`, which serves now.
         make: loads a config's models; called on a thread.
-        control: whether callers may load and unload models.
+        control: True if callers may load and unload models.
     """
 
     def __init__(
-        self, plane: InferenceCore, config: ServerConfig, engine: Engine, make: MakeEngine, *, control: bool = False
+        self,
+        plane: InferenceCore,
+        config: ServerConfig,
+        engine: EmbeddedEngine,
+        make: Callable[[ServerConfig], EmbeddedEngine],
+        *,
+        control: bool = False,
     ) -> None:
         self.plane = plane
         self.config = config
@@ -75,22 +66,25 @@ class ModelRepository:
         self._change = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
+    def queued(self) -> dict[str, int]:
+        """Rows that wait for each tier."""
+        return self.engine.queued()
+
     def index(self) -> list[IndexEntry]:
-        """Every model there is, loaded or not."""
-        ready = [IndexEntry(name, served.version, "READY", "") for name, served in self.plane.models.items()]
-        gone = [
-            IndexEntry(name, served.version, "UNAVAILABLE", "unloaded on request")
-            for name, served in self._unloaded.items()
+        """Every model, loaded or not."""
+        unloaded = self._unloaded.values()
+        return [
+            *(IndexEntry(one.name, one.version, "READY", "") for one in self.plane.models.values()),
+            *(IndexEntry(one.name, one.version, "UNAVAILABLE", "unloaded on request") for one in unloaded),
         ]
-        return ready + gone
 
     async def load(self, name: str) -> None:
-        """Load a model anew, or again: with it, all those of the same config, which share their tiers.
+        """Load a model again: with it, all those of the same config, which share their tiers.
 
         Raises:
             NotAllowed: callers may not.
             UnknownModel: the config has no such model.
-            CascadeError: it cannot be loaded; the old generation goes on.
+            CascadeError: it cannot be loaded; the old generation stays.
         """
         self._check(name)
         await self.reload(force=True)
@@ -98,7 +92,7 @@ class ModelRepository:
             self.plane.models[name] = self.engine.models.get(name, served)
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more, until it is loaded again. Calls under way finish.
+        """Serve a model no longer, until it is loaded again. Calls under way finish.
 
         Raises:
             NotAllowed, UnknownModel: as `load`.
@@ -109,7 +103,7 @@ class ModelRepository:
             log.warning("model %s: unloaded on request", name)
 
     async def watch(self, every_s: float) -> None:
-        """Look at the files for ever."""
+        """Reload what changes, checking the files at an interval, until cancelled."""
         while True:
             await asyncio.sleep(every_s)
             try:
@@ -120,10 +114,10 @@ class ModelRepository:
                 log.exception("the new models cannot be loaded, the old ones keep serving")
 
     async def reload(self, *, force: bool = False) -> bool:
-        """Load what changed since the last look; whether anything did.
+        """Load what changed since the last check; True if anything did.
 
         Raises:
-            CascadeError: the change is refused; the old generation goes on. The same change is not tried twice.
+            CascadeError: the change is refused; the old generation stays. The same change is not tried twice.
         """
         async with self._change:
             signature = await asyncio.to_thread(_signature, self.config)
@@ -148,21 +142,21 @@ class ModelRepository:
         await asyncio.to_thread(self.engine.close)
 
     def _read(self) -> ServerConfig:
-        """The config as its file is now; what is not of the models stays as it was started with."""
+        """The config with the models its file has now; everything else stays as at the start."""
         assert self.config.source is not None
         fresh = read_config(self.config.source)
         if fresh.model != self.config.model:
             raise ConfigError([f"model: expected {self.config.model} as before, got {fresh.model} (restart for that)"])
         return replace(self.config, cascade=fresh.cascade)
 
-    def _swap(self, config: ServerConfig, engine: Engine) -> None:
+    def _swap(self, config: ServerConfig, engine: EmbeddedEngine) -> None:
         before, self.engine, self.config = self.engine, engine, config
         self._signature = _signature(config)
         self._unloaded = {name: engine.models[name] for name in self._unloaded if name in engine.models}
         self.plane.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
         self.last_error = ""
         self.generation += 1
-        log.warning("models loaded anew: generation %d, %s", self.generation, ", ".join(self.plane.models))
+        log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.plane.models))
         leaving = asyncio.get_running_loop().create_task(_retire(before))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
@@ -175,7 +169,7 @@ class ModelRepository:
             raise UnknownModel(f"model: expected one of {known}, got {name[:64]!r}")
 
 
-async def _retire(engine: Engine) -> None:
+async def _retire(engine: EmbeddedEngine) -> None:
     await engine.drained()
     await asyncio.to_thread(engine.close)
 
@@ -194,7 +188,7 @@ def _model_files(config: ServerConfig) -> list[Path]:
 
 
 def _models_changed(config: ServerConfig, old: Signature, new: Signature) -> bool:
-    """Whether a model file itself changed, whatever its manifest says."""
+    """True if a model file itself changed, whatever its manifest says."""
     return any(old.get(path) != new.get(path) for path in _model_files(config))
 
 

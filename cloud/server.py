@@ -1,16 +1,16 @@
-"""The server's life: load, warm, serve, drain, close."""
+"""The server process: load, warm up, serve, drain, close."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from coe.protocol.core import InferenceCore, ServedModel
 from coe.protocol.credentials import is_loopback
-from coe.protocol.servicer import Identify, InferenceServicer
+from coe.protocol.servicer import InferenceServicer
 
 from .config import ServerConfig
 from .engines.embedded import EmbeddedEngine
@@ -22,11 +22,11 @@ from .security.identity import Authenticator
 from .security.tls import grpc_credentials, http_context
 from .transports.device_page import DeviceFiles
 from .transports.grpc_server import GrpcServer
-from .transports.rest_server import RestServer
+from .transports.rest_server import RestOptions, RestServer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-LEAVING_S = 0.25  # between telling that the server drains and closing its doors
+LEAVING_S = 0.25  # between NOT_SERVING and closing the ports
 
 
 class Server:
@@ -35,21 +35,24 @@ class Server:
     Made outside the event loop, since loading models takes long; started and stopped inside it.
 
     Args:
-        say: told what is loaded and on what it runs.
+        notify: called with a line for each thing loaded, and what it runs on.
     Raises:
         CascadeError: a model cannot be loaded, or the next server is of another task.
     """
 
     def __init__(self, config: ServerConfig, notify: Callable[[str], None] = log.info) -> None:
         self.config = config
-        self._say = notify
+        self._notify = notify
         self.engine = EmbeddedEngine(config, notify)
         self.calls = CallGate(config.limits)
         self._authenticator = Authenticator(config.security)
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
-        watch = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
+        observe = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
         self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
-        self.observer = Observer(watch, ServerView(self._is_ready, lambda: self._facts, self._queued))
+        self.observer = Observer(
+            observe,
+            ServerView(lambda name: self.plane.is_ready(name), lambda: self._facts, lambda: self.repository.queued()),
+        )
         self.plane = InferenceCore(
             self.engine.models,
             max_rows=config.limits.max_rows,
@@ -57,7 +60,7 @@ class Server:
             gates=(*self.observer.gates, self.calls, Quota(config.security.quota, self._authenticator.rate_of)),
             watchers=self.observer.watchers,
         )
-        self.repository: ModelRepository | None = None
+        self.repository = ModelRepository(self.plane, config, self.engine, self._load, control=config.model_control)
         self.port = self.http_port = 0
         self._grpc: GrpcServer | None = None
         self._http: RestServer | None = None
@@ -74,15 +77,14 @@ class Server:
         Raises:
             ConfigError: a port cannot be bound.
         """
-        config = self.config
-        self.repository = ModelRepository(self.plane, config, self.engine, self._load, control=config.model_control)
-        self._grpc = self._grpc_door(self.repository)
+        config, security = self.config, self.config.security
+        self._grpc = self._grpc_server()
         self.port = self._grpc.bind(
-            config.host, config.grpc_port, grpc_credentials(config.security) if config.security.has_tls else None
+            config.host, config.grpc_port, grpc_credentials(security) if security.has_tls else None
         )
         if config.http_port is not None:
-            self._http = self._http_door(self.repository)
-            tls = http_context(config.security) if config.security.has_tls else None
+            self._http = self._rest_server()
+            tls = http_context(security) if security.has_tls else None
             self.http_port = self._http.bind(config.host, config.http_port, tls)
         await self._grpc.start()
         if self._http is not None:
@@ -97,8 +99,8 @@ class Server:
     async def stop(self) -> None:
         """Not ready; no new calls; those under way may finish within `grace_s`; then close. Twice is fine.
 
-        Clients that watch the server's health have a moment to turn away before the doors close: a call that gRPC
-        holds while they do is cut off, and nobody retries that.
+        Clients that watch the server's health have a moment to turn away before the ports close: a call that gRPC
+        has accepted meanwhile would be cut off, and nobody retries that.
         """
         if self._is_stopped:
             return
@@ -110,63 +112,45 @@ class Server:
             await self._grpc.health.set_serving(self.models, False)
             await asyncio.sleep(min(LEAVING_S, self.config.grace_s))
         self.plane.accepts = False
-        doors = [door for door in (self._grpc, self._http) if door is not None]
-        await asyncio.gather(*(door.stop(self.config.grace_s) for door in doors))
-        if self.repository is not None:
-            await self.repository.close()  # a call that was cut off may still be computing
-        else:
-            await asyncio.to_thread(self.engine.close)
+        transports = [transport for transport in (self._grpc, self._http) if transport is not None]
+        await asyncio.gather(*(transport.stop(self.config.grace_s) for transport in transports))
+        await self.repository.close()  # a call that was cut off may still be computing
         await asyncio.to_thread(self.observer.close)
 
-    def _grpc_door(self, repository: ModelRepository) -> GrpcServer:
-        return GrpcServer(
-            InferenceServicer(
-                self.plane, identify=self._identify(), repository=repository, sent=self.observer.tally.sent
-            ),
-            limits=self.config.limits,
-            reflection=self.config.reflection,
-        )
-
-    def _http_door(self, repository: ModelRepository) -> RestServer:
-        config, device = self.config, self._device
-        return RestServer(
+    def _grpc_server(self) -> GrpcServer:
+        who = self._authenticator
+        servicer = InferenceServicer(
             self.plane,
-            identify=self._identify_http(),
-            repository=repository,
+            identify=(lambda context: who.of_grpc(context).name) if self.config.security.asks_who else None,
+            repository=self.repository,
+            sent=self.observer.tally.sent,
+        )
+        return GrpcServer(servicer, limits=self.config.limits, reflection=self.config.reflection)
+
+    def _rest_server(self) -> RestServer:
+        config, device, who = self.config, self._device, self._authenticator
+        options = RestOptions(
+            identify=(lambda names, token: who.identify(names, token).name) if config.security.asks_who else None,
+            repository=self.repository,
             pages=self.observer.pages | (device.pages if device else {}),
             folders=device.folders if device else {},
-            handouts=device.files if device else {},
-            watch_needs_identity=not is_loopback(config.host),
+            files=device.files if device else {},
+            pages_need_identity=not is_loopback(config.host),
             cors=config.cors,
             sent=self.observer.tally.sent,
             max_message_bytes=config.limits.max_message_bytes,
         )
+        return RestServer(self.plane, options)
 
     def _load(self, config: ServerConfig) -> EmbeddedEngine:
-        """The next generation of models; on a thread."""
-        engine = EmbeddedEngine(config, self._say)
+        """The next generation of models; called on a thread."""
+        engine = EmbeddedEngine(config, self._notify)
         self._facts = describe(config.cascade, config.model, engine.runs_on)
         return engine
 
-    def _is_ready(self, name: str) -> bool:
-        return self.plane.is_ready(name)
-
-    def _queued(self) -> dict[str, int]:
-        engine = self.engine if self.repository is None else self.repository.engine
-        return engine.queued() if isinstance(engine, EmbeddedEngine) else {}
-
-    def _identify(self) -> Identify | None:
-        """Who a gRPC call is from; None where nobody is asked."""
-        authenticator = self._authenticator
-        return (lambda context: authenticator.of_grpc(context).name) if self.config.security.asks_who else None
-
-    def _identify_http(self) -> Callable[[Sequence[str], str | None], str] | None:
-        who = self._authenticator
-        return (lambda names, token: who.identify(names, token).name) if self.config.security.asks_who else None
-
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run on uvloop where it is installed, which is faster, else on asyncio's own loop."""
+    """The result of `main`, run on uvloop where it is installed, which is faster, else on asyncio's own loop."""
     try:
         import uvloop
     except ImportError:

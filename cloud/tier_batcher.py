@@ -1,7 +1,7 @@
-"""A lane: one local tier, asked by many callers at once, one call at a time.
+"""Dynamic batching for one local tier: many callers, one call of the tier at a time, a bounded queue.
 
 Everything here runs on the event loop. A call that is over sooner than a thread would be woken is made on the spot;
-a longer one on the lane's own thread, and what arrives meanwhile makes up the next. An idle tier never waits.
+a longer one on the batcher's own thread, and what arrives meanwhile makes up the next. An idle tier never waits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +27,15 @@ from coe.cascade.types import Array, Batch, Vote, added_calls
 QUICK_S = 0.001  # a call expected to take less is made on the event loop itself
 TURNS = 8  # of the event loop, about what a small call needs from its arrival to its answer
 SLOW_CALLS = 3  # in a row that took ten times that: it is not quick
-LOOK_EVERY = 32  # calls on the thread, of which the quickest tells whether it is
+MEASURE_EVERY = 32  # calls on the thread, of which the quickest shows whether it is
 
 
-class _TierCall:
-    """One caller's rows, waiting for their vote; or other work on the tier that must have it alone."""
+class QueuedRows:
+    """One caller's rows in a queue; or, with `work`, something else to do on a tier that must have it alone."""
 
     __slots__ = ("alarm", "answer", "batch", "queued_at", "rule", "work")
 
-    def __init__(self, batch: Batch, rule: DeferralRule | None, work: Callable[[], Any] | None = None) -> None:
+    def __init__(self, batch: Batch, rule: DeferralRule | None = None, work: Callable[[], Any] | None = None) -> None:
         self.batch = batch
         self.rule = rule
         self.work = work
@@ -42,20 +43,76 @@ class _TierCall:
         self.queued_at = time.perf_counter()
         self.alarm: asyncio.TimerHandle | None = None
 
-    def merges_with(self, other: _TierCall) -> bool:
-        """Only rows of one shape, dtype and rule go together."""
-        return (
-            self.work is None and other.work is None and self.rule == other.rule and can_merge(self.batch, other.batch)
-        )
+    def merges_with(self, other: QueuedRows) -> bool:
+        """True if one call can answer both: rows of one shape, dtype and rule."""
+        one, two = self.batch.x, other.batch.x
+        is_alike = one.shape[1:] == two.shape[1:] and one.dtype == two.dtype and self.rule == other.rule
+        return is_alike and self.work is None and other.work is None
+
+    def settle(self, outcome: Any) -> None:
+        """End the caller's wait with a result or an exception, unless the caller has gone away."""
+        if not self.answer.done():
+            if isinstance(outcome, BaseException):
+                self.answer.set_exception(outcome)
+            else:
+                self.answer.set_result(outcome)
+
+    def expire(self, tier: str) -> None:
+        waited_ms = (time.perf_counter() - self.queued_at) * 1000
+        self.settle(TierTimeout(tier, f"the deadline passed after {waited_ms:.0f} ms in the queue"))
+
+
+def take_group(queue: deque[QueuedRows], max_batch: int) -> tuple[list[QueuedRows], int]:
+    """The entries at the head of the queue that one call can answer, taken off it; and how many rows left it."""
+    group: list[QueuedRows] = []
+    n_rows = n_taken = 0
+    while queue:
+        entry = queue[0]
+        size = len(entry.batch)
+        if group and (n_rows + size > max_batch or not entry.merges_with(group[0])):
+            break
+        queue.popleft()
+        n_taken += size
+        if not entry.answer.done():
+            group.append(entry)
+            n_rows += size
+    return group, n_taken
+
+
+def merged_batch(group: Sequence[QueuedRows]) -> Batch:
+    """The rows of a group, one entry after another; the latest deadline, so that nobody's is cut short."""
+    if len(group) == 1:
+        return group[0].batch
+    batches = [entry.batch for entry in group]
+    captured: list[Array] = [batch.captured for batch in batches if batch.captured is not None]
+    return Batch(
+        ids=tuple([name for batch in batches for name in batch.ids]),
+        x=np.concatenate([batch.x for batch in batches]),
+        captured=np.concatenate(captured) if len(captured) == len(batches) else None,
+        deadline=max(batch.deadline for batch in batches),
+    )
+
+
+def with_rows(group: Sequence[QueuedRows]) -> list[tuple[QueuedRows, slice]]:
+    """Each entry of a group, and where its rows are in `merged_batch`."""
+    ends = accumulate(len(entry.batch) for entry in group)
+    return [(entry, slice(end - len(entry.batch), end)) for entry, end in zip(group, ends, strict=True)]
+
+
+def votes_of(group: Sequence[QueuedRows], vote: Vote) -> list[Vote]:
+    """The vote on `merged_batch`, cut up: one for each entry."""
+    if len(group) == 1:
+        return [vote]
+    return [vote.take(np.arange(rows.start, rows.stop)) for _, rows in with_rows(group)]
 
 
 class TierBatcher:
-    """`tier`, behind a queue.
+    """A local tier behind a queue.
 
     Args:
         max_batch: most rows in one call of the tier.
-        max_delay_s: how long a call with fewer rows waits for more, where the tier is not quick; 0: not at all.
-        max_queued: most rows waiting; beyond it callers are refused at once.
+        max_delay_s: seconds that a call with fewer rows waits for more, where the tier is not quick.
+        max_queued: most rows waiting; more are refused at once.
         quick_rows: most rows of a call that is made on the event loop; `measure` finds out.
     """
 
@@ -74,14 +131,14 @@ class TierBatcher:
         self.max_queued = max_queued
         self.quick_rows = quick_rows
         self._n_slow = 0  # calls in a row, on the event loop, that were not quick at all
-        self._n_looked = 0  # calls on the thread since the last look at how quick they are,
+        self._n_unmeasured = 0  # calls on the thread since `quick_rows` was last checked,
         self._best = (math.inf, 0)  # and the quickest of them: its seconds, and its rows
         self.n_queued = 0  # rows waiting
-        self._queue: deque[_TierCall] = deque()
+        self._queue: deque[QueuedRows] = deque()
         self._is_busy = False
         self._timer: asyncio.TimerHandle | None = None
-        self._thread = ThreadPoolExecutor(1, f"coe-lane-{tier.name}")
-        self._call_s = 0.0  # what a call took lately, for the hint when to come again
+        self._thread = ThreadPoolExecutor(1, f"coe-tier-{tier.name}")
+        self._call_s = 0.0  # what a call took lately, for the hint when to retry
 
     def measure(self, batch: Batch, rule: DeferralRule) -> None:
         """Find out how many rows the tier answers within QUICK_S. `batch` has `max_batch` rows, which also warm it."""
@@ -95,7 +152,7 @@ class TierBatcher:
             self.quick_rows = 1 + int((QUICK_S - one_s) / row_s) if row_s > 0 else 1
 
     async def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        """The tier's say on these rows, voted on together with other callers' rows.
+        """The tier's vote on these rows, in one call with other callers' rows.
 
         Raises:
             TierOverloaded: too many rows are waiting.
@@ -115,15 +172,15 @@ class TierBatcher:
                 f"{self.n_queued} examples are waiting, at most {self.max_queued} may",
                 retry_after_s=max(n_calls * self._call_s, 0.01),
             )
-        vote: Vote = await self._queued(_TierCall(batch, rule))
+        vote: Vote = await self._enqueue(QueuedRows(batch, rule))
         return vote
 
     async def alone(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, with no other call of the tier at the same time. It may take long."""
-        return await self._queued(_TierCall(Batch((), np.empty(0)), None, work))
+        return await self._enqueue(QueuedRows(Batch((), np.empty(0)), None, work))
 
     def close(self) -> None:
-        """Wait for the call under way; nobody may ask any more."""
+        """Wait for the call under way. The batcher takes no more."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     async def _in_pieces(self, batch: Batch, rule: DeferralRule) -> Vote:
@@ -145,32 +202,30 @@ class TierBatcher:
                 self.quick_rows //= 2
                 self._n_slow = 0
 
-    async def _queued(self, ticket: _TierCall) -> Any:
-        left = ticket.batch.deadline - time.monotonic()
+    async def _enqueue(self, entry: QueuedRows) -> Any:
+        left = entry.batch.deadline - time.monotonic()
         if left < math.inf:
-            ticket.alarm = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, ticket)
-        self._queue.append(ticket)
-        self.n_queued += len(ticket.batch)
+            entry.alarm = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire, entry)
+        self._queue.append(entry)
+        self.n_queued += len(entry.batch)
         self._advance()
         try:
-            return await ticket.answer
+            return await entry.answer
         finally:
-            if ticket.alarm is not None:
-                ticket.alarm.cancel()
-            if ticket.answer.cancelled():  # the caller went away
-                self._forget(ticket)
+            if entry.alarm is not None:
+                entry.alarm.cancel()
+            if entry.answer.cancelled():  # the caller went away
+                self._forget(entry)
 
-    def _expire(self, ticket: _TierCall) -> None:
-        """Turn away a ticket whose deadline passed in the queue; one being voted on is a model call away."""
-        if self._forget(ticket) and not ticket.answer.done():
-            waited = time.perf_counter() - ticket.queued_at
-            message = f"the deadline passed after {waited * 1000:.0f} ms in the queue"
-            ticket.answer.set_exception(TierTimeout(self.tier.name, message))
+    def _expire(self, entry: QueuedRows) -> None:
+        """Refuse rows whose deadline passed in the queue; those being voted on are a model call away."""
+        if self._forget(entry):
+            entry.expire(self.tier.name)
 
-    def _forget(self, ticket: _TierCall) -> bool:
+    def _forget(self, entry: QueuedRows) -> bool:
         with contextlib.suppress(ValueError):
-            self._queue.remove(ticket)
-            self.n_queued -= len(ticket.batch)
+            self._queue.remove(entry)
+            self.n_queued -= len(entry.batch)
             return True
         return False
 
@@ -200,101 +255,45 @@ class TierBatcher:
         self._timer = None
         self._advance()
 
-    def _call(self, group: Sequence[_TierCall]) -> list[Any]:
-        """On the lane's thread: one call of the tier for the whole group; for each ticket its vote, or the error."""
+    def _call(self, group: Sequence[QueuedRows]) -> list[Any]:
+        """On the batcher's thread: one call of the tier; for each entry of the group its vote, or the error."""
         started = time.perf_counter()
         try:
             first = group[0]
             if first.work is not None:
                 return [first.work()]
             assert first.rule is not None
-            vote = self.tier.vote(merged_batches([ticket.batch for ticket in group]), first.rule)
+            vote = self.tier.vote(merged_batch(group), first.rule)
         except InputError as error:
             if len(group) == 1:
                 return [error]
-            return [self._call([ticket])[0] for ticket in group]  # the bad row is its own caller's
+            return [self._call([entry])[0] for entry in group]  # the bad row is its own caller's
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
             return [error] * len(group)
         self._call_s = time.perf_counter() - started
-        self._best = min(self._best, (self._call_s, sum(len(ticket.batch) for ticket in group)))
-        answers, start = [], 0
-        for ticket in group:
-            end = start + len(ticket.batch)
-            piece = vote if len(group) == 1 else vote.take(np.arange(start, end))
-            waited = {"queue_s": started - ticket.queued_at}
-            answers.append(replace(piece, call=added_calls((piece.call, waited))))
-            start = end
-        return answers
+        self._best = min(self._best, (self._call_s, len(vote)))
+        return [
+            replace(part, call=added_calls((part.call, {"queue_s": started - entry.queued_at})))
+            for entry, part in zip(group, votes_of(group, vote), strict=True)
+        ]
 
     def _measure_again(self) -> None:
-        """Every so often: a tier that was slow for a while, or when it was measured, may be quick."""
-        self._n_looked += 1
-        if self._n_looked < LOOK_EVERY:
+        """Raise `quick_rows` where a tier that was slow when it was measured, or for a while, has become quick."""
+        self._n_unmeasured += 1
+        if self._n_unmeasured < MEASURE_EVERY:
             return
         seconds, n_rows = self._best
         if seconds <= QUICK_S and n_rows > self.quick_rows:
             self.quick_rows = n_rows
-        self._n_looked, self._best = 0, (math.inf, 0)
+        self._n_unmeasured, self._best = 0, (math.inf, 0)
 
-    def _finish(self, group: Sequence[_TierCall], call: asyncio.Future[list[Any]]) -> None:
+    def _finish(self, group: Sequence[QueuedRows], call: asyncio.Future[list[Any]]) -> None:
         self._is_busy = False
         self._measure_again()
         answers = [call.exception()] * len(group) if call.cancelled() or call.exception() else call.result()
-        for ticket, answer in zip(group, answers, strict=True):
-            if ticket.answer.done():
-                continue
-            if isinstance(answer, BaseException):
-                ticket.answer.set_exception(answer)
-            else:
-                ticket.answer.set_result(answer)
+        for entry, answer in zip(group, answers, strict=True):
+            entry.settle(answer)
         self._advance()
-
-
-class QueuedRows(Protocol):
-    """A caller's rows in a queue; `answer` is done once the caller has gone away."""
-
-    batch: Batch
-    answer: asyncio.Future[Any]
-
-    def merges_with(self, other: Any) -> bool: ...
-
-
-W = TypeVar("W", bound=QueuedRows)
-
-
-def take_group(queue: deque[W], max_batch: int) -> tuple[list[W], int]:
-    """Those at the front that may be asked about together, taken off the queue; and how many rows were."""
-    group: list[W] = []
-    n_rows = n_taken = 0
-    while queue:
-        waiting = queue[0]
-        size = len(waiting.batch)
-        if group and (n_rows + size > max_batch or not waiting.merges_with(group[0])):
-            break
-        queue.popleft()
-        n_taken += size
-        if not waiting.answer.done():
-            group.append(waiting)
-            n_rows += size
-    return group, n_taken
-
-
-def can_merge(one: Batch, other: Batch) -> bool:
-    """Only rows of one shape and dtype go together."""
-    return one.x.shape[1:] == other.x.shape[1:] and one.x.dtype == other.x.dtype
-
-
-def merged_batches(batches: Sequence[Batch]) -> Batch:
-    """The rows of several batches, one after another; the latest deadline, so that nobody's is cut short."""
-    if len(batches) == 1:
-        return batches[0]
-    captured: list[Array] = [batch.captured for batch in batches if batch.captured is not None]
-    return Batch(
-        ids=tuple([name for batch in batches for name in batch.ids]),
-        x=np.concatenate([batch.x for batch in batches]),
-        captured=np.concatenate(captured) if len(captured) == len(batches) else None,
-        deadline=max(batch.deadline for batch in batches),
-    )
 
 
 def _joined_votes(votes: Sequence[Vote]) -> Vote:

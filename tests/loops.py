@@ -39,37 +39,39 @@ class Loop:
         self.loop.close()
 
 
-class LoopedLane:
-    """A lane that threads can ask, as a tier. `n_queued` is the lane's; `fronts` the ids waiting, front first."""
+class LoopedBatcher:
+    """A `TierBatcher` that threads can ask, as a tier. `fronts` are the ids waiting, first come first."""
 
     n_tiers, waits = 1, False
 
     def __init__(self, loop: Loop, tier: Tier, **limits: Any) -> None:
         self.loop, self.tier = loop, tier
         self.name, self.rule = tier.name, tier.rule
-        self.lane = TierBatcher(tier, **limits)
+        self.batcher = TierBatcher(tier, **limits)
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        return self.loop.run(self.lane.vote(batch, rule))
+        return self.loop.run(self.batcher.vote(batch, rule))
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
-        return self.loop.run(self.lane.alone(lambda: self.tier.complete(batch, vote)))
+        return self.loop.run(self.batcher.alone(lambda: self.tier.complete(batch, vote)))
 
     def close(self) -> None:
-        self.lane.close()
+        self.batcher.close()
         self.tier.close()
 
     @property
     def n_queued(self) -> int:
-        return self.lane.n_queued
+        return self.batcher.n_queued
 
     @property
     def is_idle(self) -> bool:
         """Nothing runs and nothing is queued: the next caller would be asked at once."""
-        return self.loop.call(lambda: not self.lane._is_busy and not self.lane._queue and self.lane.n_queued == 0)
+        return self.loop.call(
+            lambda: not self.batcher._is_busy and not self.batcher._queue and self.batcher.n_queued == 0
+        )
 
     def waiting(self) -> list[tuple[str, ...]]:
-        return [ticket.batch.ids for ticket in tuple(self.lane._queue)]
+        return [entry.batch.ids for entry in tuple(self.batcher._queue)]
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What decides behind the doors: tiers in this process, or on a Ray cluster."""
+"""What runs the tiers: this process, or a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Tiers in this process: loaded, warm, batched."""
+"""The embedded engine: tiers in this process, loaded, warmed up, batched."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from coe.protocol.core import Decided, ServedModel
 from coe.protocol.remote import remote_of
 
 log = logging.getLogger(__name__)
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class EmbeddedEngine:
     """A config's cascade, and each of its local tiers, as models to serve.
 
     Args:
-        say: told what is loaded and on what it runs.
+        notify: called with a line for each thing loaded, and what it runs on.
     Raises:
         CascadeError: a model cannot be loaded, or the next server is of another task.
     """
 
-    def __init__(self, config: ServerConfig, notify: Say = log.info) -> None:
+    def __init__(self, config: ServerConfig, notify: Notify = log.info) -> None:
         self.config = config
         self.tiers: list[Tier] = []
-        self.lanes: dict[str, AsyncTier] = {}
+        self.batchers: dict[str, AsyncTier] = {}
         self._n_inside = 0  # calls under way
-        self._threads = ThreadPoolExecutor(config.limits.max_calls, "coe-hop")
+        self._threads = ThreadPoolExecutor(config.limits.max_calls, "coe-remote")
         try:
             for tier in config.cascade.tiers:
                 self.tiers.append(self._open(tier, notify))
-            self._greet(notify)
+            self._check_servers(notify)
             for opened in self.tiers:
                 if not opened.waits:
-                    self.lanes[opened.name] = self._lane(opened)
+                    self.batchers[opened.name] = self._batcher(opened)
             self.models = self._served()
         except BaseException:
             self.close()
@@ -59,7 +59,7 @@ class EmbeddedEngine:
 
     def queued(self) -> dict[str, int]:
         """Rows that wait for each tier."""
-        return {name: batcher.n_queued for name, batcher in self.lanes.items() if isinstance(batcher, TierBatcher)}
+        return {name: batcher.n_queued for name, batcher in self.batchers.items() if isinstance(batcher, TierBatcher)}
 
     @property
     def runs_on(self) -> dict[str, str]:
@@ -75,13 +75,13 @@ class EmbeddedEngine:
     def close(self) -> None:
         """After the last call has ended."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for batcher in self.lanes.values():
+        for batcher in self.batchers.values():
             batcher.close()
         for tier in self.tiers:
             tier.close()
 
-    def _greet(self, notify: Say) -> None:
-        """Ask the next server who it is. One of another task is an error; one that is not there yet is not."""
+    def _check_servers(self, notify: Notify) -> None:
+        """Fail where the next server is of another task; warn where it cannot be reached yet."""
         for tier in self.tiers:
             if remote := remote_of(tier):
                 try:
@@ -89,44 +89,44 @@ class EmbeddedEngine:
                 except TierError as error:
                     notify(f"warning: {error}; the tier before it answers until it can be reached")
 
-    def _open(self, tier: TierConfig, notify: Say) -> Tier:
+    def _open(self, tier: TierConfig, notify: Notify) -> Tier:
         return open_tier(tier, self.config.cascade, notify)
 
-    def _lane(self, tier: Tier) -> AsyncTier:
+    def _batcher(self, tier: Tier) -> AsyncTier:
         return warm_tier_batcher(tier, self.config.cascade.task.input_spec, self.config.limits)
 
     def _served(self) -> dict[str, ServedModel]:
         config = self.config
         cascades = {config.model: self._cascade(self.tiers)}
         for tier in self.tiers:
-            if tier.name in self.lanes:
+            if tier.name in self.batchers:
                 cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
         task = config.cascade.task
-        door = InputDecoder(task.input_spec, config.limits.max_pixels, config.limits.max_text_bytes)
-        door.warm_up()
+        decoder = InputDecoder(task.input_spec, config.limits.max_pixels, config.limits.max_text_bytes)
+        decoder.warm_up()
         is_tensor = task.input_spec.kind == "tensor"
-        offered: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.input_spec.shape)) if is_tensor else ("BYTES", (-1,))
+        wanted: tuple[str, tuple[int, ...]] = ("FP32", (-1, *task.input_spec.shape)) if is_tensor else ("BYTES", (-1,))
         return {
             name: ServedModel(
-                name, task.fingerprint, task.labels, offered, door, self._decide(cascade), cascade.n_tiers
+                name, task.fingerprint, task.labels, wanted, decoder, self._decide(cascade), cascade.n_tiers
             )
             for name, cascade in cascades.items()
         }
 
     def _cascade(self, tiers: Sequence[Tier]) -> Cascade:
-        """Its last tier asks every member, because a caller may want the vote itself."""
+        """A cascade whose last tier asks every member, because a caller may want the vote itself."""
         last_rule = Always(pools_scores=tiers[-1].rule.pools_scores, asks_all=True)
         return Cascade(tiers, keep_last_answer=self.config.cascade.keep_last_answer, last_rule=last_rule)
 
     def _decide(self, cascade: Cascade) -> Callable[[Batch], Awaitable[Decided]]:
-        """Requests go together where all tiers are here; where one is behind the network, each keeps its deadline."""
-        flow = AsyncCascade(cascade, self.lanes, self._threads)
-        batcher = CascadeBatcher(flow, max_batch=self.config.limits.max_batch) if flow.is_local else None
+        """Requests are merged where all tiers are here; where one is remote, each keeps its own deadline."""
+        alone = AsyncCascade(cascade, self.batchers, self._threads)
+        merging = CascadeBatcher(alone, max_batch=self.config.limits.max_batch) if alone.is_local else None
 
         async def decide(batch: Batch) -> Decided:
             self._n_inside += 1
             try:
-                return Decided(await flow.decide(batch)) if batcher is None else await batcher.decide(batch)
+                return Decided(await alone.decide(batch)) if merging is None else await merging.decide(batch)
             finally:
                 self._n_inside -= 1
 
@@ -134,15 +134,10 @@ class EmbeddedEngine:
 
 
 def warm_tier_batcher(tier: Tier, input_spec: InputSpec, limits: Limits) -> TierBatcher:
-    """A local tier's lane, warm: every member has seen the smallest and the largest batch."""
-    batcher = TierBatcher(
-        tier, max_batch=limits.max_batch, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued
-    )
+    """A local tier's batcher; every member has seen the smallest and the largest batch."""
+    n_rows = limits.max_batch
+    batcher = TierBatcher(tier, max_batch=n_rows, max_delay_s=limits.max_delay_s, max_queued=limits.max_queued)
     with contextlib.suppress(InputError):  # members were tried out as they loaded; empty examples may not suit them
-        batcher.measure(_blank(input_spec, limits.max_batch), Always(asks_all=True))
+        ids = tuple(f"blank {row}" for row in range(n_rows))
+        batcher.measure(Batch(ids, np.repeat(input_spec.blank(), n_rows, axis=0)), Always(asks_all=True))
     return batcher
-
-
-def _blank(input_spec: InputSpec, n_rows: int) -> Batch:
-    """A batch of empty examples, to warm up with."""
-    return Batch(tuple(f"blank {row}" for row in range(n_rows)), np.repeat(input_spec.blank(), n_rows, axis=0))

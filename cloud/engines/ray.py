@@ -1,8 +1,8 @@
 """The command `coe-cloud serve --engine ray`: deploys each tier with Ray Serve behind Ray's own gRPC port.
 
-Three kinds of processes take part: Ray's proxy, whose port callers see (`ray_way`); the door, which runs Algorithm 1
-(`ray_door`); and each tier's replicas (`ray_tier`). Each tier is an application of its own, so that a tier outlives
-the door as the server drains.
+Three kinds of processes take part: Ray's proxy, whose port clients call (`ray_proxy`); the ingress, which runs
+Algorithm 1 (`ray_ingress`); and each tier's replicas (`ray_tier`). Each tier is an application of its own, so that a
+tier outlives the ingress as the server drains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -30,14 +30,14 @@ from coe.protocol import inference_pb2 as pb
 from coe.protocol.channel import is_address, reachable
 from coe.protocol.service import path
 
+from .embedded import Notify
 from .ray_ingress import RayIngress
 from .ray_proxy import ADDED_BY, APPLICATION
 from .ray_tier import CANNOT_OPEN, INSTALL, TierReplica
 
-Say = Callable[[str], None]
-
-ALL_INTERFACES = "0.0.0.0"  # where Ray's gRPC port listens, whatever one asks
-WATCH_S = 5.0  # how often it is seen whether the cluster is there
+INGRESS = "ingress"  # its deployment's name
+ALL_INTERFACES = "0.0.0.0"  # where Ray's gRPC port listens, whatever the config says
+CHECK_S = 5.0  # between two checks that the cluster is there
 LOGGING = {"enable_access_log": False}  # a line for each request, in each process, costs more than the vote
 SETTINGS = {  # of Ray's processes, where nobody set them; a cluster that runs already has its own
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,16 +51,16 @@ SETTINGS = {  # of Ray's processes, where nobody set them; a cluster that runs a
 
 
 class Cluster:
-    """What runs on a Ray cluster.
+    """What this program runs on a Ray cluster.
 
     Args:
-        is_ours: it was started here, and only for this.
+        is_ours: the cluster was started here, for this alone.
     """
 
-    def __init__(self, config: ServerConfig, port: int, notify: Say, *, is_ours: bool) -> None:
+    def __init__(self, config: ServerConfig, port: int, notify: Notify, *, is_ours: bool) -> None:
         self.config = config
         self.port = port
-        self._say = notify
+        self._notify = notify
         self.host = ALL_INTERFACES
         self.models: list[str] = []
         self._is_ours = is_ours
@@ -73,10 +73,10 @@ class Cluster:
         self._environment = {} if is_ours else {"runtime_env": {"env_vars": SETTINGS}}
 
     def deploy(self) -> int:
-        """Everything, the tiers first; the port callers may use, once a call gets through.
+        """Deploy everything, the tiers first; the port to call, once a call gets through.
 
         Raises:
-            CascadeError: a model cannot be loaded, or there is no room.
+            CascadeError: a model cannot be loaded, or the cluster has no room.
         """
         self._open_port()
         config = self.config
@@ -87,10 +87,10 @@ class Cluster:
                 replica = self._deployment(TierReplica, tier.name, placement)
                 handles[tier.name] = self._run(replica.bind(tier, config.cascade, config.limits), tier.name)
                 for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
-                    self._say(line)
-                self._say(f"tier {tier.name}: {_describe_placement(placement)}")
-        door = self._deployment(RayIngress, "door", config.engine.door)
-        handle = self._run(door.bind(config, handles), "")
+                    self._notify(line)
+                self._notify(f"tier {tier.name}: {_describe_placement(placement)}")
+        ingress = self._deployment(RayIngress, INGRESS, config.engine.door)
+        handle = self._run(ingress.bind(config, handles), "")
         self.models = handle.describe.remote().result(timeout_s=config.engine.start_s)
         self._wait_for_port()
         return self.port
@@ -104,18 +104,18 @@ class Cluster:
             raise TierUnavailable("cluster", f"Ray at {self._gcs} is gone ({error.strerror or error})") from None
 
     def take_down(self) -> None:
-        """The door first, whose calls still need the tiers; then these. Others' applications stay."""
+        """The ingress first, whose calls still need the tiers; then the tiers. Other applications stay."""
         with contextlib.suppress(TierUnavailable):
             self.check_alive()
         if self._is_lost:
-            return  # asking Ray anything would take a minute, and end the process
+            return  # any request to Ray would take a minute, and end the process
         for name in reversed(self._applications):
             self._serve.delete(name)
         if self._started_serve and not self._is_ours and not self._serve.status().applications:
             self._serve.shutdown()
 
     def _open_port(self) -> None:
-        """Ray's gRPC port with our service; where Serve runs already, it must have that."""
+        """Open Ray's gRPC port with our service; where Serve runs already, it must have that service."""
         controller = import_runtime("ray.serve.context", "Ray Serve", INSTALL)._get_global_client(
             raise_if_no_controller_running=False
         )
@@ -140,7 +140,7 @@ class Cluster:
         options: dict[str, Any] = {
             "name": name,
             "ray_actor_options": {"num_cpus": placement.num_cpus, "num_gpus": placement.num_gpus} | self._environment,
-            "max_ongoing_requests": 2 * limits.max_calls,  # what is over our own limit is refused by us, in our words
+            "max_ongoing_requests": 2 * limits.max_calls,  # what is over our own limit we refuse ourselves
             "max_queued_requests": limits.max_calls,
             "graceful_shutdown_timeout_s": self.config.grace_s,
             "graceful_shutdown_wait_loop_s": 0.1,
@@ -156,7 +156,7 @@ class Cluster:
         return self._serve.deployment(**options)(kind)
 
     def _run(self, application: Any, tier: str) -> Any:
-        """Deploy it, and wait until it runs. `tier`: "" is the door."""
+        """Deploy it, and wait until it runs. `tier`: "" is the ingress."""
         name = f"{APPLICATION}-{tier}" if tier else APPLICATION
         self._applications.append(name)
         route = None if tier else f"/{APPLICATION}"  # only what has an HTTP route is found by Ray's gRPC port
@@ -174,7 +174,7 @@ class Cluster:
         placement = self.config.engine.of(tier) if tier else self.config.engine.door
         wants = f"num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g} for each of {placement.at_first}"
         seconds = self.config.engine.start_s
-        raise TierUnavailable(tier or "door", f"not there after {seconds:g} s: it wants {wants}; free: {free}")
+        raise TierUnavailable(tier or INGRESS, f"not there after {seconds:g} s: it wants {wants}; free: {free}")
 
     def _wait_for_port(self) -> None:
         request, ask = pb.ServerReadyRequest().SerializeToString(), path("ServerReady")
@@ -187,18 +187,18 @@ class Cluster:
                     return
                 except grpc.RpcError as error:
                     if time.monotonic() > end:
-                        raise TierUnavailable("door", f"port {self.port} of {host}: {error.details()}") from None
+                        raise TierUnavailable(INGRESS, f"port {self.port} of {host}: {error.details()}") from None
                 time.sleep(0.1)
 
 
 def _failure(tier: str, words: str) -> Exception:
-    """What a replica's constructor raised, from what Ray says of it, which is a traceback in a text."""
-    _, found, told = words.partition(CANNOT_OPEN)
+    """What a replica's constructor raised, from Ray's message, which is a traceback as text."""
+    _, found, message = words.partition(CANNOT_OPEN)
     if found:
-        return ModelError(told.splitlines()[0])
+        return ModelError(message.splitlines()[0])
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     print("\n".join(lines), file=sys.stderr)
-    return TierUnavailable(tier or "door", "Ray Serve could not deploy it (its words are above)")
+    return TierUnavailable(tier or INGRESS, "Ray Serve could not deploy it (its own message is above)")
 
 
 def _describe_placement(placement: Placement) -> str:
@@ -214,7 +214,7 @@ def _is_head(node: dict[str, Any]) -> bool:
 def dial(address: str) -> None:
     """Raises OSError where nobody listens."""
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=WATCH_S).close()
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CHECK_S).close()
 
 
 def free_port() -> int:
@@ -227,7 +227,7 @@ OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster started here; batches go throug
 
 
 def serve(config: ServerConfig, options: argparse.Namespace) -> int:
-    """Deploy, serve until SIGTERM or ^C, drain, and take down what was put up.
+    """Deploy, serve until SIGTERM or ^C, drain, and remove what was deployed.
 
     Raises:
         CascadeError: Ray is not installed, the cluster cannot be reached, a model cannot be loaded, a setting is not
@@ -244,25 +244,25 @@ def serve(config: ServerConfig, options: argparse.Namespace) -> int:
             port = cluster.deploy()
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: stop.set())
-            say(f"ready on {reachable(cluster.host)}:{port}: {', '.join(cluster.models)}")
-            while not stop.wait(WATCH_S):
+            print_line(f"ready on {reachable(cluster.host)}:{port}: {', '.join(cluster.models)}")
+            while not stop.wait(CHECK_S):
                 cluster.check_alive()
-            say(f"draining, at most {config.grace_s:g} s")
+            print_line(f"draining, at most {config.grace_s:g} s")
         finally:
             cluster.take_down()
-    say("stopped")
+    print_line("stopped")
     return 0
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     print(f"coe-cloud: {line}", flush=True)
 
 
 def check(config: ServerConfig, insecure: bool) -> None:
-    """What the embedded engine can do and this one cannot is said before anything is started.
+    """Fail, before anything is started, where a setting needs what this engine does not have.
 
     Raises:
-        ConfigError
+        ConfigError: every such setting.
     """
     security, findings = config.security, []
     if security.has_tls or security.can_tell or security.allow or security.quota:
@@ -272,11 +272,11 @@ def check(config: ServerConfig, insecure: bool) -> None:
         )
     for tier in config.cascade.tiers:
         if isinstance(tier, LocalTierConfig) and tier.delay is not None:
-            findings.append(f"tiers: expected no delay_ms for {tier.name} with --engine ray (it is for studies)")
+            findings.append(f"tiers: expected no delay_ms for {tier.name} with --engine ray (a delay is for studies)")
     if config.model_control:
-        findings.append("server.model_control: expected false with --engine ray (start it again to load models anew)")
+        findings.append("server.model_control: expected false with --engine ray (restart it to reload models)")
     if config.http_port is not None:
-        findings.append("server.http_port: expected none with --engine ray, which has no HTTP door (leave it out)")
+        findings.append("server.http_port: expected none with --engine ray, which serves no HTTP (leave it out)")
     if config.watch.traces:
         findings.append("traces: expected none with --engine ray (Ray has its own)")
     if findings:
@@ -293,13 +293,12 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
     """
     ray = import_runtime("ray", "Ray Serve", INSTALL)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "coe-cascade"}
+    port = config.grpc_port or free_port()
     if address is None:
-        port = config.grpc_port or free_port()
         _check_port(port)
         here = {"num_cpus": max(len(os.sched_getaffinity(0)), _cpus(config)), "include_dashboard": False}
         ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **here, **quiet)
     else:
-        port = config.grpc_port or free_port()
         try:
             if is_address(address):  # Ray itself would try for minutes
                 dial(address)
@@ -310,13 +309,13 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
             raise ConfigError([f"--address: expected a Ray cluster, got {address} ({line}; {fix})"]) from None
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        yield Cluster(config, port, say, is_ours=address is None)
+        yield Cluster(config, port, print_line, is_ours=address is None)
     finally:
         ray.shutdown()
 
 
 def _cpus(config: ServerConfig) -> int:
-    """What all replicas at first book, so that a cluster started here has room for them."""
+    """CPUs that all replicas book at first, so that a cluster started here has room for them."""
     tiers = [config.engine.of(tier.name) for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
     return int(sum(one.at_first * one.num_cpus for one in (*tiers, config.engine.door)) + 0.999)
 

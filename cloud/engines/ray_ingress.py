@@ -1,6 +1,7 @@
-"""The ingress of the Ray engine: the same servicer and plane as everywhere, whose cascades ask tiers on the cluster.
+"""The ingress deployment of the Ray engine: runs Algorithm 1 and asks the tiers on the cluster.
 
-Ray Serve's gRPC port calls a method by the RPC's name, with what `ray_way.ServiceHandlers` made of the request.
+It has the servicer and the `InferenceCore` of every engine. Ray Serve's gRPC port calls a method by the RPC's name,
+with what `ray_proxy.ServiceHandlers` made of the request.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from coe.protocol.core import InferenceCore
 from coe.protocol.service import METHODS, SERVICE, path
 from coe.protocol.servicer import InferenceServicer
 
-from .embedded import EmbeddedEngine, Say
+from .embedded import EmbeddedEngine, Notify
 from .ray_tier import ClusterTier, ClusterTierClient
 
 CarriedRequest = tuple[bytes, float | None]  # the message, and the seconds left to its deadline
 
 
 class ClusterEngine(EmbeddedEngine):
-    """The embedded engine, but that tiers with members are on the cluster; those behind the network stay as they are.
+    """The embedded engine, except that tiers with members are on the cluster; remote tiers stay as they are.
 
     Args:
         handles: of the tiers' deployments, by tier name.
@@ -37,7 +38,7 @@ class ClusterEngine(EmbeddedEngine):
         self._handles = handles
         super().__init__(config)
 
-    def _open(self, tier: TierConfig, notify: Say) -> Tier:
+    def _open(self, tier: TierConfig, notify: Notify) -> Tier:
         if isinstance(tier, LocalTierConfig):
             placement, max_batch = self.config.engine.of(tier.name), self.config.limits.max_batch
             batcher = ClusterTierClient(
@@ -46,7 +47,7 @@ class ClusterEngine(EmbeddedEngine):
             return ClusterTier(tier.name, tier.rule, batcher)
         return super()._open(tier, notify)
 
-    def _lane(self, tier: Tier) -> AsyncTier:
+    def _batcher(self, tier: Tier) -> AsyncTier:
         assert isinstance(tier, ClusterTier)
         return tier.batcher
 
@@ -60,18 +61,14 @@ class CallRefused(Exception):
 
 
 class CarriedContext:
-    """What a servicer asks of a call's context, over what Ray carried here of it."""
+    """What a servicer needs of a call's context, over what Ray carried here of it."""
 
     def __init__(self, carried: Any, left_s: float | None) -> None:
-        self._carried = carried
+        self.invocation_metadata = carried.invocation_metadata
         self._left_s = left_s
 
     def time_remaining(self) -> float | None:
         return self._left_s
-
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        metadata: list[tuple[str, str]] = self._carried.invocation_metadata()
-        return metadata
 
     async def abort(
         self, code: grpc.StatusCode, text: str = "", trailing: tuple[tuple[str, str], ...] = ()
@@ -80,7 +77,7 @@ class CarriedContext:
 
 
 class RawMessage:
-    """Bytes that are laid out already, as Ray wants a message."""
+    """Bytes that are encoded already, as Ray wants a message."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -98,7 +95,7 @@ class MethodDetails(grpc.HandlerCallDetails):
 
 
 class RayIngress:
-    """One replica of the door.
+    """One replica of the ingress.
 
     Args:
         handles: of the tiers' deployments, by tier name.
@@ -121,7 +118,7 @@ class RayIngress:
         self.plane.accepts = True
 
     async def Check(self, asked: CarriedRequest, grpc_context: Any) -> RawMessage:  # noqa: N802 - the protocol's name
-        """grpc.health.v1, for probes; nobody can watch it here."""
+        """grpc.health.v1, for probes; `Watch` is not offered here."""
         name = health_pb2.HealthCheckRequest.FromString(asked[0]).service
         if name not in ("", SERVICE, *self.plane.models):
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)

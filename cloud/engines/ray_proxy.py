@@ -1,7 +1,7 @@
-"""Our service on Ray Serve's gRPC port: what runs in Ray's own proxy, in front of the door.
+"""Our gRPC service inside Ray Serve's proxy process, in front of the ingress.
 
-Ray hands a call on to the application that the call's metadata name, without its deadline, and where the replica dies
-answers INTERNAL. So: the application is always ours; the deadline goes along; a call whose replica died is asked again.
+Ray passes a call on to the application that the call's metadata name, without its deadline, and where the replica dies
+answers INTERNAL. So: the application is always ours; the deadline goes along; a call whose replica died is retried.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from coe.protocol.service import METHODS, path
 APPLICATION = "coe-cloud"
 ADDED_BY = "cloud.engines.ray_proxy.add_service"
 HEALTH = "/grpc.health.v1.Health/Check"
-ATTEMPTS = 3
-PAUSE_S = 0.05
+ATTEMPTS = 3  # replicas that may be lost under one call; a call that kills them must not kill them all
+PAUSE_S = 0.05  # before the second attempt; twice as long before each one after
 
 Routed = Callable[[Any, Any], Awaitable[bytes]]  # Ray's handler of a method
 
 
 class RetriedCall:
-    """A call's context as Ray's handler sees it: it takes down what Ray sets, so that the call can be asked again."""
+    """A call's context for Ray's handler: it records what Ray sets, so that the call can be retried."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -57,13 +57,13 @@ class RetriedCall:
         self._details = details
 
     def set_trailing_metadata(self, trailing: list[tuple[str, str]]) -> None:
-        """Ray does it with what came back from a replica, and only then."""
+        """Ray calls this with what came back from a replica, and only then."""
         self.trailing = list(trailing)
         self.is_answered = True
 
 
 class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    """The service's methods. Ray takes `_method_handlers` of what is added to its server, and puts its own there."""
+    """The service's methods. Ray replaces the `_method_handlers` of what is added to its server by its own."""
 
     def __init__(self) -> None:
         blank = grpc.unary_unary_rpc_method_handler(_placeholder)
@@ -102,7 +102,7 @@ def _with_retries(routed: Routed) -> Any:
             context.set_trailing_metadata(tuple(seen.trailing))
             return answer
         if not seen.is_answered and code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND):
-            # In Ray's words, which are many lines: no replica lived to answer, or the application is going.
+            # Ray's own text has many lines: no replica lived to answer, or the application is going.
             code, text = grpc.StatusCode.UNAVAILABLE, "the server is not ready, or is draining"
         await context.abort(code, text, tuple(seen.trailing))
         raise AssertionError("abort raises")

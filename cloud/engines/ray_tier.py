@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from cloud.limits import Limits
-from cloud.tier_batcher import can_merge, merged_batches, take_group
+from cloud.tier_batcher import QueuedRows, merged_batch, take_group, votes_of
 from coe.cascade import errors
 from coe.cascade.errors import CascadeError, InputError, TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
@@ -26,6 +24,7 @@ from coe.config.open import open_tier
 from coe.models.loading import import_runtime
 
 from .embedded import warm_tier_batcher
+from .ray_proxy import ATTEMPTS, PAUSE_S
 
 INSTALL = "pip install 'coe-cascade[ray]'"
 CANNOT_OPEN = "coe-cloud cannot open it: "  # what follows is for the user
@@ -53,25 +52,25 @@ class Failure:
 
 
 class TierReplica:
-    """One replica: a tier, its members loaded and warm, behind a lane that merges the rows of all who ask.
+    """One replica: a tier, its members loaded and warm, behind a batcher that merges the rows of all callers.
 
     The models' files are at the same paths on every node.
 
     Raises:
-        RuntimeError: a member cannot be loaded, in the words that `CANNOT_OPEN` introduces.
+        RuntimeError: a member cannot be loaded; the user's message follows `CANNOT_OPEN`.
     """
 
     def __init__(self, tier: LocalTierConfig, cascade: CascadeConfig, limits: Limits) -> None:
-        self.said: list[str] = []
+        self.lines: list[str] = []
         try:
-            self.tier = open_tier(tier, cascade, self.said.append)
+            self.tier = open_tier(tier, cascade, self.lines.append)
         except CascadeError as error:
             raise RuntimeError(f"{CANNOT_OPEN}{error}") from None
         self.batcher = warm_tier_batcher(self.tier, cascade.task.input_spec, limits)
 
     async def describe(self) -> list[str]:
-        """What its members run on, for the start-up lines."""
-        return self.said
+        """What its members run on: lines to print at start-up."""
+        return self.lines
 
     async def vote(self, ids: tuple[str, ...], x: Array, left_s: float, rule: DeferralRule) -> Vote | Failure:
         """As `TierBatcher.vote`; `left_s`: until the deadline, since clocks of two hosts differ."""
@@ -91,7 +90,7 @@ class TierReplica:
 
     def __del__(self) -> None:
         """Ray calls it once the replica's last call has ended."""
-        if hasattr(self, "lane"):
+        if hasattr(self, "batcher"):
             self.batcher.close()
             self.tier.close()
 
@@ -100,12 +99,8 @@ def _batch(ids: tuple[str, ...], x: Array, left_s: float) -> Batch:
     return Batch(ids, x, deadline=time.monotonic() + left_s)
 
 
-ATTEMPTS = 3  # replicas that may be lost under one call; a call that kills them must not kill them all
-PAUSE_S = 0.05  # before the second attempt; twice as long before each one after
-
-
 class ClusterTier:
-    """A tier on the cluster as the cascade sees it. It is asked through its lane alone."""
+    """A tier on the cluster, as the cascade takes it. Its votes go through its client alone."""
 
     n_tiers = 1
     waits = False
@@ -116,7 +111,7 @@ class ClusterTier:
         self.batcher = batcher
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        raise NotImplementedError("a tier on the cluster is asked through its lane")
+        raise NotImplementedError("the votes of a tier on the cluster go through its client")
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         """From a thread of `ClusterTierClient.alone`."""
@@ -126,27 +121,15 @@ class ClusterTier:
         pass
 
 
-@dataclass(slots=True, eq=False)
-class _PendingRows:
-    """One caller's rows, waiting for their vote."""
-
-    batch: Batch
-    rule: DeferralRule
-    answer: asyncio.Future[Vote]
-
-    def merges_with(self, other: _PendingRows) -> bool:
-        return self.rule == other.rule and can_merge(self.batch, other.batch)
-
-
 class ClusterTierClient:
     """Calls of a tier's deployment, whose replica Ray picks for each.
 
-    At most `at_once` calls are under way. What is asked meanwhile makes up the next, since a call costs a millisecond
+    At most `at_once` calls are under way. What arrives meanwhile makes up the next, since a call costs a millisecond
     however few rows it has.
 
     Args:
         handle: the deployment's.
-        max_batch: most rows that are put together here.
+        max_batch: most rows in one call.
     """
 
     def __init__(self, name: str, handle: Any, *, at_once: int, max_batch: int) -> None:
@@ -154,7 +137,7 @@ class ClusterTierClient:
         self.at_once = at_once
         self.max_batch = max_batch
         self._handle = handle
-        self._queue: deque[_PendingRows] = deque()
+        self._queue: deque[QueuedRows] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost: Any = import_runtime("ray.exceptions", "Ray Serve", INSTALL).RayActorError
@@ -163,19 +146,20 @@ class ClusterTierClient:
         self._gone: Any = refusals.DeploymentUnavailableError
 
     async def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        """The tier's say on these rows.
+        """The tier's vote on these rows.
 
         Raises:
-            TierTimeout: there is none by the batch's deadline.
+            TierTimeout: no vote by the batch's deadline.
             TierUnavailable: replica after replica died, or none can be started.
             CascadeError: what the replica itself raised.
         """
-        ticket = _PendingRows(batch, rule, asyncio.get_running_loop().create_future())
-        self._queue.append(ticket)
+        entry = QueuedRows(batch, rule)
+        self._queue.append(entry)
         self._advance()
         try:
             async with asyncio.timeout(_left(batch)):
-                return await ticket.answer
+                vote: Vote = await entry.answer
+                return vote
         except TimeoutError:
             raise TierTimeout(self.name, "no answer of the cluster by the deadline") from None
 
@@ -203,24 +187,21 @@ class ClusterTierClient:
         self._calls.discard(call)
         self._advance()
 
-    async def _call(self, group: Sequence[_PendingRows]) -> None:
-        """One call for the whole group; each gets its rows of the vote, or the error."""
+    async def _call(self, group: Sequence[QueuedRows]) -> None:
+        """One call for the whole group; each entry gets its rows of the vote, or the error."""
+        outcomes: Sequence[Vote | Exception]
         try:
-            vote = await self._ask(self._handle.vote, merged_batches([ticket.batch for ticket in group]), group[0].rule)
+            assert group[0].rule is not None
+            outcomes = votes_of(group, await self._ask(self._handle.vote, merged_batch(group), group[0].rule))
         except InputError as error:
-            if len(group) == 1:
-                _fail(group, error)
-            else:  # the bad row is its own caller's
-                await asyncio.gather(*(self._call([ticket]) for ticket in group))
+            if len(group) > 1:  # the bad row is its own caller's
+                await asyncio.gather(*(self._call([entry]) for entry in group))
+                return
+            outcomes = [error]
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
-            _fail(group, error)
-        else:
-            start = 0
-            for ticket in group:
-                end = start + len(ticket.batch)
-                if not ticket.answer.done():
-                    ticket.answer.set_result(vote if len(group) == 1 else vote.take(np.arange(start, end)))
-                start = end
+            outcomes = [error] * len(group)
+        for entry, outcome in zip(group, outcomes, strict=True):
+            entry.settle(outcome)
 
     async def _ask(self, method: Any, batch: Batch, what: DeferralRule | Vote) -> Vote:
         """A vote changes nothing, so it does not matter whether a replica that died had done its work."""
@@ -250,12 +231,6 @@ class ClusterTierClient:
         if lost is not None:
             raise TierUnavailable(self.name, f"its replicas die: {str(lost).splitlines()[0]}")
         raise TierTimeout(self.name, "no answer of the cluster by the deadline")
-
-
-def _fail(group: Sequence[_PendingRows], error: Exception) -> None:
-    for ticket in group:
-        if not ticket.answer.done():
-            ticket.answer.set_exception(error)
 
 
 def _left(batch: Batch) -> float | None:

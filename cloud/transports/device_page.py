@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coe import __version__, zoo
 from coe.cascade.errors import ConfigError
@@ -23,9 +23,7 @@ from coe.config.manifest import Task
 from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSpec, read_verified
 
-if TYPE_CHECKING:
-    from .rest_routes import Page
-
+from .rest_server import Page
 
 PATH = "/device"
 DTYPES = ("float32", "uint8")  # that the page prepares

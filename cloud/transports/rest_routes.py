@@ -1,4 +1,4 @@
-"""The REST protocol's routes and responses: who may ask, what is asked, the answer with its security headers."""
+"""The REST protocol's routes and responses: who may call, what is asked, the answer with its security headers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import base64
 import binascii
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,9 +41,7 @@ from .rest_messages import (
     to_json,
     write_answer,
 )
-
-# A page, from the Accept header: body and headers; None: there is none.
-Page = Callable[[str], tuple[bytes, Mapping[str, str]] | None]
+from .rest_server import Page, RestOptions
 
 NO_PATH = "no such path"
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -80,8 +78,8 @@ class StaticFolder(StaticFiles):
         packed = [name for name in PACKED if self.lookup_path(f"{path}{PACKED[name]}")[1] is not None]
         if packed and found.status_code == 200:
             own["vary"] = "accept-encoding"
-            told = Headers(scope=scope).get("accept-encoding", "").split(",")
-            taken = {encoding.partition(";")[0].strip() for encoding in told}
+            accepted = Headers(scope=scope).get("accept-encoding", "").split(",")
+            taken = {encoding.partition(";")[0].strip() for encoding in accepted}
             if encoding := next((name for name in packed if name in taken), None):
                 found = await super().get_response(f"{path}{PACKED[encoding]}", scope)
                 own["content-encoding"] = encoding
@@ -101,7 +99,7 @@ def of_json(message: Any, status: int = 200) -> Response:
 
 
 def of_page(page: Page) -> Callable[[HttpRequest, str], Awaitable[Response]]:
-    """What answers with a page; the page's own headers go before the usual ones."""
+    """A method that answers with a page, whose own headers override the usual ones."""
 
     async def method(http: HttpRequest, caller: str) -> Response:
         found = page(http.headers.get("accept", ""))
@@ -119,58 +117,30 @@ def refusal(error: Exception) -> Response:
 
 
 async def no_route(http: HttpRequest, error: Exception) -> Response:
-    """What starlette refuses by itself: paths and methods there are none of."""
+    """The response to a path or method that does not exist, which Starlette refuses by itself."""
     assert isinstance(error, HTTPException)
     texts = {404: NO_PATH, 405: f"expected another method than {http.method}"}
     return refusal(HttpError(error.status_code, texts.get(error.status_code, error.detail), error.headers))
 
 
-Identify = Callable[[Sequence[str], str | None], str]
 Method = Callable[[HttpRequest, str], Awaitable[Response]]
-
 ASK_PASSWORD = 'Basic realm="coe-cloud", charset="UTF-8"'  # a browser asks for it; the token is the password
 SMALL_BODY = 64 * 1024
 
 
 class Routes:
-    """What the door answers.
+    """The REST protocol's methods, and the ASGI application that has them."""
 
-    Args:
-        identify: who calls, by the names in its certificate and its token; None: nobody is asked.
-        repository: answers the model repository extension; None: it is not offered.
-        max_message_bytes: most bytes of one body; limits: of what is in it.
-    """
+    def __init__(self, core: InferenceCore, bodies: BodyReader, options: RestOptions) -> None:
+        self.core = core
+        self.bodies = bodies
+        self.options = options
+        max_json_bytes = min(options.max_json_bytes, options.max_message_bytes)
+        self.limits = RequestLimits(core.max_rows, core.max_bytes, max_json_bytes)
 
-    def __init__(
-        self,
-        plane: InferenceCore,
-        intake: BodyReader,
-        limits: RequestLimits,
-        *,
-        max_message_bytes: int,
-        identify: Identify | None = None,
-        repository: RepositoryExtension | None = None,
-        origins: Sequence[str] = (),
-        sent: Callable[[int], None] = lambda n_bytes: None,
-    ) -> None:
-        self.plane = plane
-        self.sent = sent
-        self.intake = intake
-        self.limits = limits
-        self.max_message_bytes = max_message_bytes
-        self.identify = identify
-        self.repository = repository
-        self.origins = tuple(origins)
-
-    def app(
-        self,
-        pages: Mapping[str, Page],
-        folders: Mapping[str, Any],
-        handouts: Mapping[str, Page],
-        *,
-        watch_needs_identity: bool,
-    ) -> Starlette:
-        """The ASGI application; pages, folders and handouts by path, beside the protocol."""
+    def app(self) -> Starlette:
+        """The ASGI application: the protocol, and the options' pages, files and folders."""
+        options = self.options
         routes: list[BaseRoute] = []
         for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             routes += [
@@ -186,56 +156,55 @@ class Routes:
             self._route("/v2/repository/models/{name}/load", self.repository_load, "POST"),
             self._route("/v2/repository/models/{name}/unload", self.repository_unload, "POST"),
         ]
-        for path, page in pages.items():
-            routes.append(self._route(path, of_page(page), is_open=not watch_needs_identity, is_page=True))
-        for path, handout in handouts.items():  # ahead of the folder they may be in
-            routes.append(self._route(path, of_page(handout)))
-        for path, folder in folders.items():
+        for path, page in options.pages.items():
+            routes.append(self._route(path, of_page(page), is_open=not options.pages_need_identity, is_page=True))
+        for path, file in options.files.items():  # ahead of the folder they may be in
+            routes.append(self._route(path, of_page(file)))
+        for path, folder in options.folders.items():
             routes += [Route(path, _slashed), Mount(path, StaticFolder(directory=folder, html=True))]
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=self.origins,
+            allow_origins=options.cors,
             allow_methods=("GET", "POST"),
             allow_headers=("authorization", "content-type", LENGTH, "request-timeout", *TRACE),
             expose_headers=(LENGTH, "retry-after"),
         )
-        app = Starlette(
-            routes=routes, middleware=[cors] if self.origins else [], exception_handlers={HTTPException: no_route}
-        )
-        app.router.redirect_slashes = False  # it would believe the Host header
+        middleware = [cors] if options.cors else []
+        app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: no_route})
+        app.router.redirect_slashes = False  # it would trust the Host header
         return app
 
     async def infer(self, http: HttpRequest, caller: str) -> Response:
         started = time.monotonic()
-        headers, told_length = http.headers, http.headers.get(LENGTH)
+        headers, json_length = http.headers, http.headers.get(LENGTH)
         content_type = headers.get("content-type")
         if content_type is not None and content_type.partition(";")[0].strip().lower() not in (JSON, BINARY):
             raise HttpError(415, f"content-type: expected {JSON} or {BINARY}, got {content_type[:64]!r}")
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise HttpError(415, "content-encoding: expected none, got a compressed body (send it as it is)")
         timeout_s = _timeout(headers.get("request-timeout"))
-        most = self.limits.max_json_bytes if told_length is None else self.max_message_bytes
-        async with self.intake.body(http.receive, headers, min(most, self.max_message_bytes)) as body:
+        most = self.limits.max_json_bytes if json_length is None else self.options.max_message_bytes
+        async with self.bodies.body(http.receive, headers, most) as body:
             params = http.path_params
-            request, asked = read_request(
-                body, told_length, model=params["name"], version=params.get("version", ""), limits=self.limits
+            request, formats = read_request(
+                body, json_length, model=params["name"], version=params.get("version", ""), limits=self.limits
             )
             request.caller = caller
             request.trace = {name: headers[name] for name in TRACE if name in headers}
             request.remaining_s = _remaining(request.remaining_s, timeout_s, started)
-            answer = await self._asked(request, http.scope["state"][PEER])
-        content, length = write_answer(answer, asked)
-        self.sent(len(content))
+            answer = await self._infer(request, http.scope["state"][PEER])
+        content, length = write_answer(answer, formats)
+        self.options.sent(len(content))
         if length is None:
             return response(content)
         return response(content, {"content-type": BINARY, LENGTH: str(length)})
 
-    async def _asked(self, request: Request, peer: ConnectionPeer) -> Answer:
-        """The plane's answer, unless the request's time is over, or its caller gone, before it comes."""
+    async def _infer(self, request: Request, peer: ConnectionPeer) -> Answer:
+        """The core's answer, unless the request's time is over, or its caller gone, before it is ready."""
         peer.task = asyncio.current_task()
         try:
             async with asyncio.timeout(request.remaining_s):
-                return await self.plane.infer(request)
+                return await self.core.infer(request)
         except TimeoutError:
             raise TierTimeout(request.model[:64], "the request's time is over") from None
         finally:
@@ -245,20 +214,20 @@ class Routes:
         return of_json({"live": True})
 
     async def ready(self, http: HttpRequest, caller: str) -> Response:
-        is_ready = self.plane.is_ready()
+        is_ready = self.core.is_ready()
         return of_json({"ready": is_ready}, 200 if is_ready else 503)
 
     async def model_ready(self, http: HttpRequest, caller: str) -> Response:
-        served = self.plane.find(http.path_params["name"], http.path_params.get("version", ""))
-        is_ready = self.plane.is_ready(served.name)
+        served = self.core.find(http.path_params["name"], http.path_params.get("version", ""))
+        is_ready = self.core.is_ready(served.name)
         return of_json({"name": served.name, "ready": is_ready}, 200 if is_ready else 503)
 
     async def server_metadata(self, http: HttpRequest, caller: str) -> Response:
-        extensions = EXTENSIONS if self.repository else EXTENSIONS[1:]
+        extensions = EXTENSIONS if self.options.repository else EXTENSIONS[1:]
         return of_json({"name": "coe-cloud", "version": __version__, "extensions": list(extensions)})
 
     async def model_metadata(self, http: HttpRequest, caller: str) -> Response:
-        return of_json(metadata(self.plane.find(http.path_params["name"], http.path_params.get("version", ""))))
+        return of_json(metadata(self.core.find(http.path_params["name"], http.path_params.get("version", ""))))
 
     async def repository_index(self, http: HttpRequest, caller: str) -> Response:
         repository, asked = self._repository(), await self._small_body(http)
@@ -280,24 +249,24 @@ class Routes:
         return of_json({})
 
     def _repository(self) -> RepositoryExtension:
-        if self.repository is None:
+        if self.options.repository is None:
             raise NotOffered("the model repository extension is not offered by this server")
-        return self.repository
+        return self.options.repository
 
     async def _small_body(self, http: HttpRequest) -> dict[str, Any]:
-        async with self.intake.body(http.receive, http.headers, SMALL_BODY) as body:
+        async with self.bodies.body(http.receive, http.headers, SMALL_BODY) as body:
             return parse(body) if body.strip() else {}
 
     def _route(
         self, path: str, method: Method, verb: str = "GET", *, is_open: bool = False, is_page: bool = False
     ) -> Route:
-        """The boundary: who calls is found out here, and any error leaves as a status, by the one table."""
+        """A route whose endpoint finds out who calls, and turns every error into a status, by the one table."""
 
         async def endpoint(http: HttpRequest) -> Response:
             try:
                 if verb == "POST":
                     self._check_origin(http)
-                caller = "" if is_open or self.identify is None else self._caller(http, is_page)
+                caller = "" if is_open or self.options.identify is None else self._caller(http, is_page)
                 return await method(http, caller)
             except asyncio.CancelledError:  # the caller is gone, or the server's grace is over
                 return refusal(TierUnavailable("http", "the server stops"))
@@ -310,7 +279,7 @@ class Routes:
         return Route(path, endpoint, methods=[verb])
 
     def _caller(self, http: HttpRequest, is_page: bool) -> str:
-        assert self.identify is not None
+        assert self.options.identify is not None
         shown = http.headers.getlist("authorization")
         if len(shown) > 1:
             raise Unauthenticated(f"expected one `authorization`, got {len(shown)}")
@@ -318,12 +287,12 @@ class Routes:
         if token is None and shown and is_page:
             token = _password(shown[0])
         peer: ConnectionPeer = http.scope["state"][PEER]
-        return self.identify(peer.names, token)
+        return self.options.identify(peer.names, token)
 
     def _check_origin(self, http: HttpRequest) -> None:
         """A page of another site may make a browser send a POST, though it cannot read the answer."""
         origin = http.headers.get("origin")
-        if origin is None or origin in self.origins or "*" in self.origins:
+        if origin is None or origin in self.options.cors or "*" in self.options.cors:
             return
         try:
             host = urlsplit(origin).netloc
@@ -334,12 +303,12 @@ class Routes:
 
 
 async def _slashed(http: HttpRequest) -> Response:
-    """A folder's own path, so that what its pages name is found below it."""
+    """A redirect to the folder's path with a slash, so that its pages' relative links are found below it."""
     return RedirectResponse(f"{http.url.path}/", headers=SAFE)
 
 
 def _timeout(header: str | None) -> float | None:
-    """Seconds."""
+    """The header's seconds."""
     if header is None:
         return None
     try:
@@ -352,7 +321,7 @@ def _timeout(header: str | None) -> float | None:
 
 
 def _remaining(first: float | None, second: float | None, started: float) -> float | None:
-    """Of the shorter one, what is left."""
+    """What is left of the shorter timeout, in seconds."""
     given = [timeout for timeout in (first, second) if timeout is not None]
     return max(0.0, min(given) - (time.monotonic() - started)) if given else None
 

@@ -1,6 +1,6 @@
-"""The REST door: the protocol's twin for those who have only HTTP, and the pages for those who watch.
+"""The REST server, in the gRPC server's event loop: the protocol for HTTP clients, and the pages for browsers.
 
-It runs in the server's own event loop. Starlette and uvicorn are imported when a door is made, not before.
+Starlette and uvicorn are imported when a server is made, not before.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,73 +22,68 @@ if TYPE_CHECKING:
     from coe.protocol.servicer import RepositoryExtension
 
     from .http_server import HttpServer
-    from .rest_routes import Identify, Page
 
 
-MAX_JSON_BYTES = 16 * 2**20  # Python's objects take some twenty times as much as the JSON they were read from
-HELD = 4  # bodies of the largest size that may be held at once
-HEAD_S, BODY_S = 10.0, 60.0
+# A page, from the Accept header: body and headers; None: there is none.
+Page = Callable[[str], tuple[bytes, Mapping[str, str]] | None]
+Identify = Callable[[Sequence[str], str | None], str]
+
+MAX_HELD = 4  # bodies of the largest size in memory at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestOptions:
+    """What the REST server offers, to whom, and its limits.
+
+    Args:
+        identify: the caller's name, from the names in its certificate and its token; raises Unauthenticated or
+            NotAllowed. None: callers are anonymous. Health is open to everybody.
+        repository: answers the model repository extension; None: it is not offered.
+        pages: by path, such as "/", "/status.json" and "/metrics".
+        folders: of static files, by path; open to everybody.
+        files: by path, for known callers alone: what the pages in those folders fetch.
+        pages_need_identity: True if `pages` are for known callers alone.
+        cors: origins whose pages may call from a browser; "*": any.
+        sent: called with the bytes of each inference response.
+        max_message_bytes: largest body; max_json_bytes: the most of it that may be JSON, whose Python objects take
+            some twenty times as much memory.
+        max_connections: open at once; further ones are closed.
+        head_s, body_s: longest that a request's headers, and its body, may take to arrive.
+    """
+
+    identify: Identify | None = None
+    repository: RepositoryExtension | None = None
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Page] = field(default_factory=dict)
+    pages_need_identity: bool = True
+    cors: Sequence[str] = ()
+    sent: Callable[[int], None] = lambda n_bytes: None
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_json_bytes: int = 16 * 2**20
+    max_connections: int = 1000
+    head_s: float = 10.0
+    body_s: float = 60.0
 
 
 class RestServer:
     """The server's HTTP side.
 
-    Args:
-        identify: who calls, by the names in its certificate and its token; raises Unauthenticated or NotAllowed.
-            None: nobody is asked. Health is told to everybody.
-        repository: answers the model repository extension; None: it is not offered.
-        pages: by path, such as "/", "/status.json" and "/metrics"; each is called with the request's Accept header,
-            and gives body and headers, or None where there is no such page.
-        folders: of static files, by path; open to everybody.
-        handouts: by path as well, for known callers alone: what the pages in those folders fetch.
-        watch_needs_identity: whether pages are for known callers alone.
-        cors: origins whose pages may call from a browser; "*": any.
-        max_message_bytes: largest body; max_json_bytes: of it, the most that may be JSON.
-        max_connections: open at once; further ones are closed.
-        head_s, body_s: longest a request's headers, and its body, may take to come.
     Raises:
         RuntimeMissing: no starlette, uvicorn or httptools.
     """
 
-    def __init__(
-        self,
-        plane: InferenceCore,
-        *,
-        identify: Identify | None = None,
-        repository: RepositoryExtension | None = None,
-        pages: Mapping[str, Page] | None = None,
-        folders: Mapping[str, Path] | None = None,
-        handouts: Mapping[str, Page] | None = None,
-        watch_needs_identity: bool = True,
-        cors: Sequence[str] = (),
-        sent: Callable[[int], None] = lambda n_bytes: None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
-        max_json_bytes: int = MAX_JSON_BYTES,
-        max_connections: int = 1000,
-        head_s: float = HEAD_S,
-        body_s: float = BODY_S,
-    ) -> None:
+    def __init__(self, core: InferenceCore, options: RestOptions) -> None:
         for module in ("starlette", "uvicorn", "httptools"):
             import_runtime(module, "HTTP", "pip install 'coe-cascade[cloud]'")
         from .http_server import BodyReader, ConnectionLimits
-        from .rest_messages import RequestLimits
         from .rest_routes import Routes
 
-        self.intake = BodyReader(HELD * max_message_bytes, body_s)
-        routes = Routes(
-            plane,
-            self.intake,
-            RequestLimits(plane.max_rows, plane.max_bytes, min(max_json_bytes, max_message_bytes)),
-            max_message_bytes=max_message_bytes,
-            identify=identify,
-            repository=repository,
-            origins=cors,
-            sent=sent,
+        self.bodies = BodyReader(MAX_HELD * options.max_message_bytes, options.body_s)
+        self.app: Any = Routes(core, self.bodies, options).app()
+        self._limits = ConnectionLimits(
+            options.max_connections, head_s=options.head_s, max_dropped_bytes=options.max_message_bytes
         )
-        self.app: Any = routes.app(
-            pages or {}, folders or {}, handouts or {}, watch_needs_identity=watch_needs_identity
-        )
-        self._limits = ConnectionLimits(max_connections, head_s=head_s, max_dropped_bytes=max_message_bytes)
         self._sockets: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None
         self._server: HttpServer | None = None

@@ -1,4 +1,4 @@
-"""A real REST door on a free port, over a plane of table members; and a plain client of it."""
+"""A real REST server on a free port, over table members; and a plain client of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from loops import Loop
 from strategies import one_hot, table_tier
 
-from cloud.transports.rest_server import RestServer
+from cloud.transports.rest_server import RestOptions, RestServer
 from coe.cascade import Always, Cascade
 from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, encode
@@ -78,12 +78,12 @@ def _unpacked(raw: bytes) -> Array:
 
 
 class Client:
-    """CallGate the door at `port`, on a connection for each call."""
+    """Calls the server at `port`, on a connection for each call."""
 
     def __init__(
-        self, port: int, door: RestServer, plane: InferenceCore, loop: Loop, tls: ssl.SSLContext | None = None
+        self, port: int, server: RestServer, plane: InferenceCore, loop: Loop, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.port, self.door, self.plane, self.loop, self.tls = port, door, plane, loop, tls
+        self.port, self.server, self.plane, self.loop, self.tls = port, server, plane, loop, tls
 
     def connect(self) -> http.client.HTTPConnection:
         if self.tls is not None:
@@ -145,7 +145,7 @@ def table_plane(n_rows: int = 4, **settings: Any) -> InferenceCore:
 
 
 @contextmanager
-def open_door(
+def open_rest(
     plane: InferenceCore,
     *,
     host: str = "127.0.0.1",
@@ -156,13 +156,13 @@ def open_door(
 ) -> Iterator[Client]:
     loop = make_loop()
     try:
-        door = RestServer(plane, **settings)
-        port = door.bind(host, 0, tls)
-        loop.run(door.start())
+        server = RestServer(plane, RestOptions(**settings))
+        port = server.bind(host, 0, tls)
+        loop.run(server.start())
         try:
-            yield Client(port, door, plane, loop, client_tls)
+            yield Client(port, server, plane, loop, client_tls)
         finally:
-            loop.run(door.stop(0.2))
+            loop.run(server.stop(0.2))
     finally:
         loop.close()
 

@@ -46,14 +46,16 @@ def run(
 
     async def main() -> Any:
         with ThreadPoolExecutor(4) as threads:
-            lanes = {
+            batchers = {
                 tier.name: TierBatcher(tier, quick_rows=quick_rows, max_queued=max_queued) for tier in cascade.tiers
             }
             try:
-                return await asyncio.wait_for(work(CascadeBatcher(AsyncCascade(cascade, lanes, threads), **limits)), 20)
+                return await asyncio.wait_for(
+                    work(CascadeBatcher(AsyncCascade(cascade, batchers, threads), **limits)), 20
+                )
             finally:
-                for lane in lanes.values():
-                    lane.close()
+                for batcher in batchers.values():
+                    batcher.close()
 
     return asyncio.run(main())
 

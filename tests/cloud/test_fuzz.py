@@ -1,4 +1,4 @@
-"""Strangers at the door: whatever they send, an answer or a refusal that names its reason; never a crash or a leak.
+"""Strangers at the server: whatever they send, an answer or a refusal that names its reason; never a crash or a leak.
 
 The servicer is the real one, over the bundled models, in this process; the bytes are what gRPC would hand it.
 """

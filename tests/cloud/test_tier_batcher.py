@@ -1,4 +1,4 @@
-"""A lane: every caller its own rows, whatever the others do; and nobody left waiting."""
+"""A tier batcher: every caller its own rows, whatever the others do; and nobody left waiting."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loops import Loop, LoopedLane
+from loops import Loop, LoopedBatcher
 from strategies import one_hot, rows, table_tier
 
-from cloud.tier_batcher import LOOK_EVERY, TierBatcher
+from cloud.tier_batcher import MEASURE_EVERY, TierBatcher
 from coe.cascade import Agreement, Always, Batch, DeferralRule, Tier, TierOverloaded, TierTimeout, Vote
 
 ALWAYS = Always()
@@ -85,7 +85,7 @@ def numbered(first: int, n: int = 1, deadline_s: float = math.inf, shape: tuple[
 class Caller(threading.Thread):
     """One call of the tier, on a thread of its own; its vote or its error, and how long it took."""
 
-    def __init__(self, tier: LoopedLane, batch: Batch, rule: DeferralRule = ALWAYS) -> None:
+    def __init__(self, tier: LoopedBatcher, batch: Batch, rule: DeferralRule = ALWAYS) -> None:
         super().__init__(daemon=True)
         self.tier, self.batch, self.rule = tier, batch, rule
         self.labels: list[int] | None = None
@@ -123,12 +123,12 @@ def until(claim: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def lane() -> Iterator[Callable[..., LoopedLane]]:
-    """Makes lanes on one event loop, and closes them."""
+def batcher() -> Iterator[Callable[..., LoopedBatcher]]:
+    """Makes batchers on one event loop, and closes them."""
     loop, made = Loop(), []
 
-    def make(tier: Tier, **limits: object) -> LoopedLane:
-        made.append(LoopedLane(loop, tier, **limits))
+    def make(tier: Tier, **limits: object) -> LoopedBatcher:
+        made.append(LoopedBatcher(loop, tier, **limits))
         return made[-1]
 
     yield make
@@ -144,10 +144,10 @@ def lane() -> Iterator[Callable[..., LoopedLane]]:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=40)
-def test_every_caller_gets_its_own_rows_in_order_whatever_the_interleaving(sizes, max_batch, delay_ms, seed, lane):
+def test_every_caller_gets_its_own_rows_in_order_whatever_the_interleaving(sizes, max_batch, delay_ms, seed, batcher):
     dice = random.Random(seed)
     echo = Echo(lambda batch: time.sleep(dice.choice([0, 0, 0.0002, 0.001])))
-    tier = lane(echo, max_batch=max_batch, max_delay_s=delay_ms / 1000)
+    tier = batcher(echo, max_batch=max_batch, max_delay_s=delay_ms / 1000)
     starts = [sum(sizes[:at]) for at in range(len(sizes))]
     callers = []
     for first, size in zip(starts, sizes, strict=True):
@@ -162,8 +162,8 @@ def test_every_caller_gets_its_own_rows_in_order_whatever_the_interleaving(sizes
     assert tier.is_idle
 
 
-def test_an_idle_tier_is_asked_at_once(lane):
-    tier = lane(Echo(), max_delay_s=0.0)
+def test_an_idle_tier_is_asked_at_once(batcher):
+    tier = batcher(Echo(), max_delay_s=0.0)
     took = []
     for number in range(50):
         started = time.perf_counter()
@@ -172,51 +172,51 @@ def test_an_idle_tier_is_asked_at_once(lane):
     assert sorted(took)[len(took) // 2] < 0.01
 
 
-def test_a_quick_call_is_made_on_the_event_loop_and_a_longer_one_on_the_lanes_thread(lane):
+def test_a_quick_call_is_made_on_the_event_loop_and_a_longer_one_on_the_batchers_thread(batcher):
     threads = []
-    tier = lane(Echo(lambda batch: threads.append(threading.current_thread().name)), quick_rows=2)
+    tier = batcher(Echo(lambda batch: threads.append(threading.current_thread().name)), quick_rows=2)
     tier.vote(numbered(0, 2), ALWAYS)
     tier.vote(numbered(0, 3), ALWAYS)
     assert threads[0] == "test-loop"
-    assert threads[1].startswith("coe-lane-echo")
+    assert threads[1].startswith("coe-tier-echo")
 
 
-def test_how_many_rows_are_quick_is_measured(lane):
-    def lane_over(work):
-        lane = TierBatcher(Echo(work), max_batch=8)
-        lane.measure(numbered(0, 8), ALWAYS)
-        return lane.quick_rows
+def test_how_many_rows_are_quick_is_measured(batcher):
+    def measured(work):
+        batcher = TierBatcher(Echo(work), max_batch=8)
+        batcher.measure(numbered(0, 8), ALWAYS)
+        return batcher.quick_rows
 
-    assert lane_over(lambda batch: None) == 8
-    assert lane_over(lambda batch: time.sleep(0.003)) == 0
-    assert 1 <= lane_over(lambda batch: time.sleep(0.0004 * len(batch))) < 8
+    assert measured(lambda batch: None) == 8
+    assert measured(lambda batch: time.sleep(0.003)) == 0
+    assert 1 <= measured(lambda batch: time.sleep(0.0004 * len(batch))) < 8
 
 
-def test_a_hiccup_does_not_make_a_tier_slow_but_a_slow_tier_leaves_the_event_loop(lane):
+def test_a_hiccup_does_not_make_a_tier_slow_but_a_slow_tier_leaves_the_event_loop(batcher):
     pauses = iter([0.02, 0, 0.02, 0, 0.02, 0.02, 0.02])
-    tier = lane(Echo(lambda batch: time.sleep(next(pauses))), quick_rows=64)
+    tier = batcher(Echo(lambda batch: time.sleep(next(pauses))), quick_rows=64)
     for number in range(4):
         tier.vote(numbered(number), ALWAYS)
-    assert tier.lane.quick_rows == 64
+    assert tier.batcher.quick_rows == 64
     for number in range(3):
         tier.vote(numbered(number), ALWAYS)
-    assert tier.lane.quick_rows == 32
+    assert tier.batcher.quick_rows == 32
 
 
-def test_a_tier_that_turns_out_quick_comes_to_the_event_loop(lane):
-    tier = lane(Echo(), quick_rows=0)
-    for number in range(LOOK_EVERY):
+def test_a_tier_that_turns_out_quick_comes_to_the_event_loop(batcher):
+    tier = batcher(Echo(), quick_rows=0)
+    for number in range(MEASURE_EVERY):
         tier.vote(numbered(number, 4), ALWAYS)
-    assert tier.lane.quick_rows == 4
+    assert tier.batcher.quick_rows == 4
 
 
-def test_work_alone_on_the_tier_waits_for_the_call_under_way_and_nothing_runs_beside_it(lane):
+def test_work_alone_on_the_tier_waits_for_the_call_under_way_and_nothing_runs_beside_it(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     first = Caller(tier, numbered(0))
     assert gate.entered.wait(BOUND_S)
     seen = []
-    alone = threading.Thread(target=lambda: seen.append(tier.loop.run(tier.lane.alone(lambda: gate.inside))))
+    alone = threading.Thread(target=lambda: seen.append(tier.loop.run(tier.batcher.alone(lambda: gate.inside))))
     alone.start()
     until(lambda: len(tier.waiting()) == 1)
     last = Caller(tier, numbered(1))
@@ -227,14 +227,14 @@ def test_work_alone_on_the_tier_waits_for_the_call_under_way_and_nothing_runs_be
     assert last.labels == [1]
 
 
-def test_a_caller_that_went_away_is_not_voted_on(lane):
+def test_a_caller_that_went_away_is_not_voted_on(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     first = Caller(tier, numbered(0))
     assert gate.entered.wait(BOUND_S)
 
     async def come_and_go() -> None:
-        task = asyncio.ensure_future(tier.lane.vote(numbered(1), ALWAYS))
+        task = asyncio.ensure_future(tier.batcher.vote(numbered(1), ALWAYS))
         await asyncio.sleep(0.01)
         task.cancel()
 
@@ -245,9 +245,9 @@ def test_a_caller_that_went_away_is_not_voted_on(lane):
     assert [name for batch in gate.calls for name in batch.ids] == ["0", "2"]
 
 
-def test_what_arrives_during_one_call_makes_up_the_next(lane):
+def test_what_arrives_during_one_call_makes_up_the_next(batcher):
     gate = Gate()
-    tier = lane(gate, max_batch=64)
+    tier = batcher(gate, max_batch=64)
     callers = [Caller(tier, numbered(0))]
     assert gate.entered.wait(BOUND_S)
     callers += [Caller(tier, numbered(number)) for number in range(1, 11)]
@@ -258,9 +258,9 @@ def test_what_arrives_during_one_call_makes_up_the_next(lane):
     assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
 
 
-def test_a_call_takes_whole_tickets_up_to_max_batch(lane):
+def test_a_call_takes_whole_entries_up_to_max_batch(batcher):
     gate = Gate()
-    tier = lane(gate, max_batch=8)
+    tier = batcher(gate, max_batch=8)
     callers = [Caller(tier, numbered(0))]
     assert gate.entered.wait(BOUND_S)
     for first, n in ((10, 5), (20, 3), (30, 4), (40, 7)):
@@ -272,26 +272,26 @@ def test_a_call_takes_whole_tickets_up_to_max_batch(lane):
     assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
 
 
-def test_a_call_waits_max_queue_delay_for_more(lane):
+def test_a_call_waits_max_queue_delay_for_more(batcher):
     echo = Echo()
-    tier = lane(echo, max_batch=64, max_delay_s=0.25)
+    tier = batcher(echo, max_batch=64, max_delay_s=0.25)
     callers = [Caller(tier, numbered(number)) for number in range(5)]
     finish(callers)
     assert echo.sizes == [5]
     assert max(caller.took_s for caller in callers) > 0.2
 
 
-def test_a_call_with_a_full_batch_waits_no_longer(lane):
+def test_a_call_with_a_full_batch_waits_no_longer(batcher):
     echo = Echo()
-    tier = lane(echo, max_batch=4, max_delay_s=BOUND_S * 2)
+    tier = batcher(echo, max_batch=4, max_delay_s=BOUND_S * 2)
     callers = [Caller(tier, numbered(number)) for number in range(4)]
     finish(callers)
     assert sorted(echo.sizes) == [4]
 
 
-def test_beyond_the_bounded_queue_callers_are_refused_at_once_and_nothing_is_lost_for_the_others(lane):
+def test_beyond_the_bounded_queue_callers_are_refused_at_once_and_nothing_is_lost_for_the_others(batcher):
     gate = Gate()
-    tier = lane(gate, max_batch=4, max_queued=6)
+    tier = batcher(gate, max_batch=4, max_queued=6)
     callers = [Caller(tier, numbered(0))]
     assert gate.entered.wait(BOUND_S)
     callers += [Caller(tier, numbered(10, 4)), Caller(tier, numbered(20, 2))]
@@ -306,9 +306,9 @@ def test_beyond_the_bounded_queue_callers_are_refused_at_once_and_nothing_is_los
     assert tier.vote(numbered(40), ALWAYS).labels.tolist() == [40]
 
 
-def test_a_deadline_that_passes_in_the_queue_is_a_timeout_and_the_tier_is_not_asked(lane):
+def test_a_deadline_that_passes_in_the_queue_is_a_timeout_and_the_tier_is_not_asked(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     first = Caller(tier, numbered(0))
     assert gate.entered.wait(BOUND_S)
     late, patient = Caller(tier, numbered(1, deadline_s=0.05)), Caller(tier, numbered(2))
@@ -322,9 +322,9 @@ def test_a_deadline_that_passes_in_the_queue_is_a_timeout_and_the_tier_is_not_as
     assert tier.is_idle
 
 
-def test_a_caller_whose_deadline_has_passed_before_is_not_voted_on(lane):
+def test_a_caller_whose_deadline_has_passed_before_is_not_voted_on(batcher):
     echo = Echo()
-    tier = lane(echo)
+    tier = batcher(echo)
     with pytest.raises(TierTimeout):
         tier.vote(numbered(0, deadline_s=-1), ALWAYS)
     assert not echo.calls
@@ -332,9 +332,9 @@ def test_a_caller_whose_deadline_has_passed_before_is_not_voted_on(lane):
     assert tier.is_idle
 
 
-def test_a_deadline_that_passes_during_the_vote_still_gets_the_answer(lane):
+def test_a_deadline_that_passes_during_the_vote_still_gets_the_answer(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     callers = [Caller(tier, numbered(0, deadline_s=0.05))]
     assert gate.entered.wait(BOUND_S)
     until(lambda: time.monotonic() > callers[0].batch.deadline)
@@ -343,7 +343,7 @@ def test_a_deadline_that_passes_during_the_vote_still_gets_the_answer(lane):
     assert callers[0].labels == [0]
 
 
-def test_an_error_reaches_exactly_the_callers_of_its_group(lane):
+def test_an_error_reaches_exactly_the_callers_of_its_group(batcher):
     def work(batch: Batch) -> None:
         if len(echo.calls) == 1:
             entered.set()
@@ -353,7 +353,7 @@ def test_an_error_reaches_exactly_the_callers_of_its_group(lane):
 
     entered, opened = threading.Event(), threading.Event()
     echo = Echo(work)
-    tier = lane(echo, max_batch=2)
+    tier = batcher(echo, max_batch=2)
     callers = [Caller(tier, numbered(0))]
     assert entered.wait(BOUND_S)
     for number in (12, 13, 14, 15):
@@ -366,7 +366,7 @@ def test_an_error_reaches_exactly_the_callers_of_its_group(lane):
     assert [type(caller.error) for caller in callers[1:3]] == [ValueError, ValueError]
 
 
-def test_the_lane_goes_on_after_a_call_that_failed(lane):
+def test_the_batcher_goes_on_after_a_call_that_failed(batcher):
     class Failing(Gate):
         def _hold(self, batch: Batch) -> None:
             super()._hold(batch)
@@ -374,7 +374,7 @@ def test_the_lane_goes_on_after_a_call_that_failed(lane):
                 raise RuntimeError("broken")
 
     gate = Failing()
-    tier = lane(gate)
+    tier = batcher(gate)
     leader = Caller(tier, numbered(0))
     assert gate.entered.wait(BOUND_S)
     follower = Caller(tier, numbered(1))
@@ -386,9 +386,9 @@ def test_the_lane_goes_on_after_a_call_that_failed(lane):
     assert tier.is_idle
 
 
-def test_other_shapes_dtypes_and_rules_are_never_merged(lane):
+def test_other_shapes_dtypes_and_rules_are_never_merged(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     callers = [Caller(tier, numbered(0))]
     assert gate.entered.wait(BOUND_S)
     floats = replace(numbered(20), x=np.zeros((1, 1), np.float32))
@@ -411,7 +411,7 @@ def test_other_shapes_dtypes_and_rules_are_never_merged(lane):
     assert [caller.labels for caller in callers] == [caller.wanted for caller in callers]
 
 
-def test_images_of_several_sizes_are_merged_as_they_are(lane):
+def test_images_of_several_sizes_are_merged_as_they_are(batcher):
     class Sizes(Gate):
         def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
             super().vote(batch, rule)
@@ -424,7 +424,7 @@ def test_images_of_several_sizes_are_merged_as_they_are(lane):
         return replace(numbered(first, len(sizes)), x=x)
 
     gate = Sizes()
-    tier = lane(gate)
+    tier = batcher(gate)
     callers = [Caller(tier, ragged(0, 3, 4))]
     assert gate.entered.wait(BOUND_S)
     callers += [Caller(tier, ragged(10, 5, 6))]
@@ -437,9 +437,9 @@ def test_images_of_several_sizes_are_merged_as_they_are(lane):
     assert [caller.labels for caller in callers] == [[3, 4], [5, 6], [7, 8]]
 
 
-def test_captured_bytes_travel_with_their_rows(lane):
+def test_captured_bytes_travel_with_their_rows(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     callers = [Caller(tier, numbered(0))]
     assert gate.entered.wait(BOUND_S)
     for number in (1, 2):
@@ -451,9 +451,9 @@ def test_captured_bytes_travel_with_their_rows(lane):
     assert gate.calls[1].captured.tolist() == [b"png 1", b"png 2"]
 
 
-def test_a_vote_tells_how_long_it_queued_and_what_the_call_cost(lane):
+def test_a_vote_tells_how_long_it_queued_and_what_the_call_cost(batcher):
     gate = Gate()
-    tier = lane(gate)
+    tier = batcher(gate)
     first = Caller(tier, numbered(0))
     assert gate.entered.wait(BOUND_S)
     second = Caller(tier, numbered(1))
@@ -466,9 +466,9 @@ def test_a_vote_tells_how_long_it_queued_and_what_the_call_cost(lane):
     assert 0.02 <= second.call["queue_s"] <= second.took_s
 
 
-def test_a_request_over_max_batch_goes_in_pieces_and_lets_others_in_between(lane):
+def test_a_request_over_max_batch_goes_in_pieces_and_lets_others_in_between(batcher):
     gate = Gate()
-    tier = lane(gate, max_batch=4)
+    tier = batcher(gate, max_batch=4)
     large = Caller(tier, numbered(0, 10))
     assert gate.entered.wait(BOUND_S)
     small = Caller(tier, numbered(100))
@@ -481,8 +481,8 @@ def test_a_request_over_max_batch_goes_in_pieces_and_lets_others_in_between(lane
     assert names.index("100") < names.index("9")
 
 
-def test_a_piece_past_its_deadline_fails_the_whole_request_and_nobody_else(lane):
-    tier = lane(Echo(lambda batch: time.sleep(0.05)), max_batch=2)
+def test_a_piece_past_its_deadline_fails_the_whole_request_and_nobody_else(batcher):
+    tier = batcher(Echo(lambda batch: time.sleep(0.05)), max_batch=2)
     large, small = Caller(tier, numbered(0, 40, deadline_s=0.12)), Caller(tier, numbered(100))
     finish([large, small])
     assert isinstance(large.error, TierTimeout)
@@ -490,10 +490,10 @@ def test_a_piece_past_its_deadline_fails_the_whole_request_and_nobody_else(lane)
     assert tier.is_idle
 
 
-def test_the_answers_are_those_of_the_tier_behind_it(lane):
+def test_the_answers_are_those_of_the_tier_behind_it(batcher):
     outputs = [one_hot([0, 1, 2, 0]), one_hot([0, 1, 1, 2]), one_hot([0, 2, 0, 1])]
     inner = table_tier(outputs, Fraction(2, 3))
-    tier = lane(inner, max_batch=3)
+    tier = batcher(inner, max_batch=3)
     vote, wanted = tier.vote(rows(4), inner.rule), inner.vote(rows(4), inner.rule)
     for name in ("labels", "count", "asked", "score"):
         assert getattr(vote, name).tolist() == getattr(wanted, name).tolist()
@@ -504,9 +504,9 @@ def test_the_answers_are_those_of_the_tier_behind_it(lane):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_thread_hangs_when_many_deadlines_pass_at_once(seed, lane):
+def test_no_thread_hangs_when_many_deadlines_pass_at_once(seed, batcher):
     dice = random.Random(seed)
-    tier = lane(
+    tier = batcher(
         Echo(lambda batch: time.sleep(dice.choice([0, 0.001, 0.004]))),
         max_batch=4,
         max_delay_s=dice.choice([0, 0.001]),

@@ -54,8 +54,8 @@ def config(folder: Path, name: str, *tiers: str, more: str = "") -> Path:
 
 def examples(n: int = N) -> list[Batch]:
     """One batch for each of the first bundled digits."""
-    door = InputDecoder(TASK.input_spec)
-    return [door.batch([name], [png]) for name, png, _ in digits.test_examples(n)]
+    decoder = InputDecoder(TASK.input_spec)
+    return [decoder.batch([name], [png]) for name, png, _ in digits.test_examples(n)]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def server(tmp_path_factory) -> Iterator[Cloud]:
 
 def a_batch(n: int) -> Batch:
     examples = digits.test_examples(n)
-    door = InputDecoder(read_manifest(digits.MANIFEST).task.input_spec)
-    return door.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
+    decoder = InputDecoder(read_manifest(digits.MANIFEST).task.input_spec)
+    return decoder.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def ask(server: Cloud, data: list[str]) -> tuple[int, dict]:
             return error.code, json.load(error)
 
 
-def test_the_http_door_takes_texts_as_json(server):
+def test_the_rest_server_takes_texts_as_json(server):
     status, answer = ask(server, ["a bad film", "a good film", "café good"])
     assert status == 200
     labels = next(output["data"] for output in answer["outputs"] if output["name"] == "label")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import VERSION, served, servicer, serving
-from loops import Loop, LoopedLane
+from loops import Loop, LoopedBatcher
 from strategies import Broken, one_hot, rows, table_tier, tables, thetas
 
 from coe.cascade import Agreement, Always, Batch, Cascade, Confidence, Tier, TierUnavailable, Vote
@@ -84,7 +84,7 @@ def make_tier(kind: str, cloud: SimpleNamespace, outputs: list[Array], rule: obj
     if "linked" in kind:
         tier = LinkedTier(inner)
     if "batched" in kind:
-        tier = LoopedLane(cloud.loop, inner, max_batch=2 if "pieces" in kind else 64)
+        tier = LoopedBatcher(cloud.loop, inner, max_batch=2 if "pieces" in kind else 64)
     stack.callback(tier.close)
     return tier
 

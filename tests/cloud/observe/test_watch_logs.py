@@ -163,7 +163,7 @@ def test_a_payload_is_in_no_log_whatever_error_it_causes(start, form, number):
     async def ask_and_be_refused() -> None:
         try:
             await made.infer(request(id="abc"))
-        except Exception as error:  # noqa: BLE001 - as a door does
+        except Exception as error:  # noqa: BLE001 - as a server does
             to_status(error)
         loop = asyncio.get_running_loop()
         try:

@@ -118,22 +118,22 @@ def test_a_page_switched_off_is_not_there():
     assert set(Observer(ObserveConfig(page=False), World().watched).pages) == {"/metrics"}
 
 
-def test_the_http_door_serves_the_pages_with_their_own_policies():
+def test_the_http_server_serves_the_pages_with_their_own_policies():
     for module in ("starlette", "uvicorn", "httptools"):
         pytest.importorskip(module, reason=f"{module} is not installed")
-    from cloud.transports.rest_server import RestServer
+    from cloud.transports.rest_server import RestOptions, RestServer
 
     observer = Observer(ObserveConfig(), World().watched)
 
     async def fetch() -> list[tuple[int, Message, bytes]]:
-        door = RestServer(plane(observer), pages=observer.pages, watch_needs_identity=False)
-        port = door.bind("127.0.0.1", 0)
-        await door.start()
+        server = RestServer(plane(observer), RestOptions(pages=observer.pages, pages_need_identity=False))
+        port = server.bind("127.0.0.1", 0)
+        await server.start()
         try:
             paths = ("", "status.json", "metrics")
             return [await asyncio.to_thread(get, f"http://127.0.0.1:{port}/{path}") for path in paths]
         finally:
-            await door.stop(1.0)
+            await server.stop(1.0)
 
     def get(url: str) -> tuple[int, Message, bytes]:
         with urllib.request.urlopen(url, timeout=10) as answer:

@@ -94,11 +94,11 @@ def test_callers_whose_requests_are_decided_together_each_count_once():
     """Those who leave early are answered before the others, with what is known by then."""
     tally = Tally()
     cascade = Cascade([medium(), best()])
-    lanes = {tier.name: TierBatcher(tier) for tier in cascade.tiers}
+    batchers = {tier.name: TierBatcher(tier) for tier in cascade.tiers}
     with ThreadPoolExecutor(1) as threads:
 
         async def side_by_side() -> None:
-            batcher = CascadeBatcher(AsyncCascade(cascade, lanes, threads))
+            batcher = CascadeBatcher(AsyncCascade(cascade, batchers, threads))
             model = served()
             object.__setattr__(model, "decide", batcher.decide)
             made = plane(Watching(tally), model)
@@ -106,8 +106,8 @@ def test_callers_whose_requests_are_decided_together_each_count_once():
             await asyncio.gather(*(made.infer(request([row])) for row in rows), made.infer(request([0, 1, 2, 3])))
 
         asyncio.run(side_by_side())
-    for lane in lanes.values():
-        lane.close()
+    for batcher in batchers.values():
+        batcher.close()
     assert counts(tally) == [(36, 18), (18, 18)]
     assert tally.models["digits"].requests == 33
     assert sum(tally.models["digits"].tiers[1].seconds.counts) == 17

@@ -26,7 +26,7 @@ def best() -> Tier:
     return table_tier(BEST, Always(), "best")
 
 
-class TableDoor:
+class TableDecoder:
     """Takes the numbers of rows in the tables."""
 
     def batch(self, ids: Sequence[str], values: np.ndarray, deadline: float = np.inf) -> Batch:
@@ -40,7 +40,7 @@ def served(name: str = "digits", tiers: Sequence[Tier] = (), *, keep_last_answer
     async def decide(batch: Batch) -> Decided:
         return Decided(cascade.decide(batch))
 
-    return ServedModel(name, "f00d", ("a", "b", "c"), ("INT64", (-1, 1)), TableDoor(), decide, cascade.n_tiers)
+    return ServedModel(name, "f00d", ("a", "b", "c"), ("INT64", (-1, 1)), TableDecoder(), decide, cascade.n_tiers)
 
 
 def request(wanted: Sequence[int] = (0,), model: str = "digits", **fields: object) -> Request:

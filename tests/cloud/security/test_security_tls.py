@@ -235,8 +235,8 @@ def handshakes(pki: Pki, port: int, alpn: str, between: Callable[[], object]) ->
     return let_in
 
 
-@pytest.mark.parametrize("door", ["gRPC", "HTTP"])
-def test_a_session_does_not_outlive_the_client_ca_that_allowed_it(pki: Pki, clock: Clock, tmp_path: Path, door: str):
+@pytest.mark.parametrize("server", ["gRPC", "HTTP"])
+def test_a_session_does_not_outlive_the_client_ca_that_allowed_it(pki: Pki, clock: Clock, tmp_path: Path, server: str):
     new, clients = Pki(tmp_path / "new"), tmp_path / "clients.pem"
     pki.device("pi-1")
     clients.write_bytes(pki.bytes("ca.pem"))
@@ -246,7 +246,7 @@ def test_a_session_does_not_outlive_the_client_ca_that_allowed_it(pki: Pki, cloc
         clients.write_bytes(new.bytes("ca.pem"))
         clock.now += 31
 
-    if door == "gRPC":
+    if server == "gRPC":
         with echoing(grpc_credentials(security, clock)) as address:
             assert handshakes(pki, int(address.split(":")[1]), "h2", lambda: None) == [True, True]
             assert handshakes(pki, int(address.split(":")[1]), "h2", change) == [True, False]

@@ -1,4 +1,4 @@
-"""The REST door: what a plain HTTP client asks of it, and that both doors say the same of the same plane."""
+"""The REST server: what a plain HTTP client asks of it, and that both servers say the same of the same plane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from rest_loopback import VERSION, Client, binary_message, open_door, request_of, rows_message, serving, table_plane
+from rest_loopback import VERSION, Client, binary_message, open_rest, request_of, rows_message, serving, table_plane
 
 from coe import __version__
 from coe.cascade import InputError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
@@ -57,14 +57,14 @@ def repository() -> Models:
 
 
 @pytest.fixture(scope="module")
-def door(plane: InferenceCore, repository: Models) -> Iterator[Client]:
-    with open_door(plane, repository=repository) as client:
+def server(plane: InferenceCore, repository: Models) -> Iterator[Client]:
+    with open_rest(plane, repository=repository) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def grpc_answer(plane: InferenceCore) -> Iterator[Any]:
-    """The gRPC door's outputs, on the same plane."""
+    """The gRPC server's outputs, on the same plane."""
     with serving(InferenceServicer(plane).handler()) as address, grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(path("ModelInfer"), response_deserializer=pb.ModelInferResponse.FromString)
 
@@ -77,8 +77,8 @@ def grpc_answer(plane: InferenceCore) -> Iterator[Any]:
         yield ask
 
 
-def test_a_question_in_json_is_answered_in_json(door: Client):
-    reply = door.infer(rows_message(0, 1, id="q-7"))
+def test_a_question_in_json_is_answered_in_json(server: Client):
+    reply = server.infer(rows_message(0, 1, id="q-7"))
     assert reply.status == 200
     assert reply.headers["content-type"] == "application/json"
     answer = reply.json
@@ -90,25 +90,25 @@ def test_a_question_in_json_is_answered_in_json(door: Client):
     assert by_name["members"] == {"name": "members", "datatype": "INT32", "shape": [2, 2], "data": [2, 2, 1, 1]}
 
 
-def test_the_seconds_it_took_are_parameters(door: Client):
-    parameters = door.infer(rows_message(1)).json["parameters"]
+def test_the_seconds_it_took_are_parameters(server: Client):
+    parameters = server.infer(rows_message(1)).json["parameters"]
     assert {"server_s", "queue_s", "tier_1_s", "tier_2_s"} <= parameters.keys()
     assert all(math.isfinite(value) and value >= 0 for value in parameters.values())
 
 
-def test_a_tier_that_was_not_visited_is_null(door: Client):
-    answer = door.infer(rows_message(0, outputs=[{"name": "tier_votes"}])).json
+def test_a_tier_that_was_not_visited_is_null(server: Client):
+    answer = server.infer(rows_message(0, outputs=[{"name": "tier_votes"}])).json
     assert answer["outputs"][0]["data"] == [1.0, None]
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [3, 2, 1], list(range(100))], ids=len)
-def test_both_doors_give_the_same_outputs_to_the_last_bit(door: Client, grpc_answer: Any, rows: list[int]):
+def test_both_transports_give_the_same_outputs_to_the_last_bit(server: Client, grpc_answer: Any, rows: list[int]):
     names = list(OUTPUTS)
     expected = grpc_answer(rows, *names)
     wanted = [{"name": name} for name in names]
-    in_json = door.infer(rows_message(*rows, outputs=wanted)).outputs()
+    in_json = server.infer(rows_message(*rows, outputs=wanted)).outputs()
     message, tail = binary_message(np.array(rows)[:, None], outputs=wanted, parameters={"binary_data_output": True})
-    in_binary = door.infer(message, tail).outputs()
+    in_binary = server.infer(message, tail).outputs()
     assert list(expected) == list(in_json) == list(in_binary) == names
     for name in names:
         if expected[name].dtype.hasobject:
@@ -120,33 +120,33 @@ def test_both_doors_give_the_same_outputs_to_the_last_bit(door: Client, grpc_ans
             np.testing.assert_array_equal(expected[name], in_json[name], strict=True)
 
 
-def test_only_the_outputs_asked_for_come(door: Client):
-    answer = door.infer(rows_message(2, outputs=[{"name": "label_name"}, {"name": "label"}])).json
+def test_only_the_outputs_asked_for_come(server: Client):
+    answer = server.infer(rows_message(2, outputs=[{"name": "label_name"}, {"name": "label"}])).json
     assert [(output["name"], output["data"]) for output in answer["outputs"]] == [
         ("label_name", ["label 2"]),
         ("label", [2]),
     ]
 
 
-def test_nested_data_is_the_same_as_flat(door: Client):
+def test_nested_data_is_the_same_as_flat(server: Client):
     tensor = {"name": "input", "datatype": "INT64", "shape": [2, 1], "data": [[0], [1]]}
-    assert door.infer({"inputs": [tensor]}).outputs()["label"].tolist() == [0, 1]
+    assert server.infer({"inputs": [tensor]}).outputs()["label"].tolist() == [0, 1]
 
 
-def test_without_an_id_none_comes_back(door: Client):
-    assert "id" not in door.infer(rows_message(0)).json
+def test_without_an_id_none_comes_back(server: Client):
+    assert "id" not in server.infer(rows_message(0)).json
 
 
-def test_a_version_in_the_path_has_to_be_the_servers(door: Client):
+def test_a_version_in_the_path_has_to_be_the_servers(server: Client):
     url = "/v2/models/table/versions/{}/infer"
-    assert door.post(url.format(VERSION), rows_message(0)).status == 200
-    reply = door.post(url.format("another"), rows_message(0))
+    assert server.post(url.format(VERSION), rows_message(0)).status == 200
+    reply = server.post(url.format("another"), rows_message(0))
     assert reply.status == 404
     assert VERSION in reply.error
 
 
-def test_one_connection_serves_many_calls(door: Client):
-    connection = door.connect()
+def test_one_connection_serves_many_calls(server: Client):
+    connection = server.connect()
     try:
         for _ in range(3):
             connection.request("GET", "/v2/health/live")
@@ -157,44 +157,44 @@ def test_one_connection_serves_many_calls(door: Client):
         connection.close()
 
 
-def test_the_server_and_its_models_are_described(door: Client):
-    server = door.get("/v2").json
+def test_the_server_and_its_models_are_described(server: Client):
+    described = server.get("/v2").json
     extensions = ["model_repository", "binary_tensor_data"]
-    assert server == {"name": "coe-cloud", "version": __version__, "extensions": extensions}
-    model = door.get("/v2/models/table").json
+    assert described == {"name": "coe-cloud", "version": __version__, "extensions": extensions}
+    model = server.get("/v2/models/table").json
     assert (model["name"], model["versions"], model["platform"]) == ("table", [VERSION], "coe")
     assert model["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1]}]
     assert {"name": "tier_votes", "datatype": "FP32", "shape": [-1, 2]} in model["outputs"]
-    assert door.get(f"/v2/models/table/versions/{VERSION}").json == model
+    assert server.get(f"/v2/models/table/versions/{VERSION}").json == model
 
 
-def test_ready_says_whether_it_takes_questions(door: Client, plane: InferenceCore):
+def test_ready_says_whether_it_takes_questions(server: Client, plane: InferenceCore):
     paths = ["/v2/health/ready", "/v2/models/table/ready", f"/v2/models/table/versions/{VERSION}/ready"]
-    assert [door.get(path).status for path in paths] == [200, 200, 200]
+    assert [server.get(path).status for path in paths] == [200, 200, 200]
     plane.accepts = False
     try:
-        assert [door.get(path).status for path in paths] == [503, 503, 503]
-        assert door.get("/v2/health/ready").json == {"ready": False}
-        assert door.get("/v2/health/live").json == {"live": True}
-        assert door.infer(rows_message(0)).status == 503
+        assert [server.get(path).status for path in paths] == [503, 503, 503]
+        assert server.get("/v2/health/ready").json == {"ready": False}
+        assert server.get("/v2/health/live").json == {"live": True}
+        assert server.infer(rows_message(0)).status == 503
     finally:
         plane.accepts = True
-    assert door.get("/v2/models/none/ready").status == 404
+    assert server.get("/v2/models/none/ready").status == 404
 
 
-def test_the_repository_is_listed_loaded_and_unloaded(door: Client, repository: Models):
-    everything = door.ask("POST", "/v2/repository/index").json
+def test_the_repository_is_listed_loaded_and_unloaded(server: Client, repository: Models):
+    everything = server.ask("POST", "/v2/repository/index").json
     assert [(model["name"], model["state"]) for model in everything] == [("table", "READY"), ("gone", "UNAVAILABLE")]
-    assert [model["name"] for model in door.post("/v2/repository/index", {"ready": True}).json] == ["table"]
-    assert door.ask("POST", "/v2/repository/models/table/load").status == 200
-    assert door.post("/v2/repository/models/table/unload", {"parameters": {"unload_dependents": False}}).status == 200
+    assert [model["name"] for model in server.post("/v2/repository/index", {"ready": True}).json] == ["table"]
+    assert server.ask("POST", "/v2/repository/models/table/load").status == 200
+    assert server.post("/v2/repository/models/table/unload", {"parameters": {"unload_dependents": False}}).status == 200
     assert repository.done == [("load", "table"), ("unload", "table")]
-    refused = door.ask("POST", "/v2/repository/models/bad/load")
+    refused = server.ask("POST", "/v2/repository/models/bad/load")
     assert (refused.status, "checksum" in refused.error) == (409, True)
 
 
 def test_without_a_repository_the_extension_is_not_offered(plane: InferenceCore):
-    with open_door(plane) as client:
+    with open_rest(plane) as client:
         assert client.get("/v2").json["extensions"] == ["binary_tensor_data"]
         reply = client.ask("POST", "/v2/repository/index")
         assert (reply.status, "not offered" in reply.error) == (501, True)
@@ -228,7 +228,7 @@ class Refusing:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_each_error_has_its_status(error: Exception, status: int, headers: dict[str, str]):
-    with open_door(table_plane(gates=[Refusing(error)])) as client:
+    with open_rest(table_plane(gates=[Refusing(error)])) as client:
         reply = client.infer(rows_message(0))
     assert (reply.status, reply.error) == (status, str(error))
     assert headers.items() <= reply.headers.items()
@@ -236,7 +236,7 @@ def test_each_error_has_its_status(error: Exception, status: int, headers: dict[
 
 
 def test_a_bug_tells_its_number_alone(caplog: pytest.LogCaptureFixture):
-    with open_door(table_plane(gates=[Refusing(RuntimeError("secrets/private.onnx"))])) as client:
+    with open_rest(table_plane(gates=[Refusing(RuntimeError("secrets/private.onnx"))])) as client:
         reply = client.infer(rows_message(0))
     assert reply.status == 500
     assert "secrets" not in reply.body.decode()
@@ -244,11 +244,11 @@ def test_a_bug_tells_its_number_alone(caplog: pytest.LogCaptureFixture):
     assert reply.error.split()[2] in caplog.text
 
 
-def test_paths_and_methods_there_are_none_of_are_refused_in_json(door: Client):
-    assert (door.get("/v3").status, door.get("/v3").error) == (404, "no such path")
-    assert door.get("/v2/models/table/config").status == 404
-    assert door.get("/v2/health/live/").status == 404  # a redirect would go where the Host header says
-    reply = door.get("/v2/models/table/infer")
+def test_paths_and_methods_there_are_none_of_are_refused_in_json(server: Client):
+    assert (server.get("/v3").status, server.get("/v3").error) == (404, "no such path")
+    assert server.get("/v2/models/table/config").status == 404
+    assert server.get("/v2/health/live/").status == 404  # a redirect would go where the Host header says
+    reply = server.get("/v2/models/table/infer")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert "method" in reply.error
 
@@ -282,7 +282,7 @@ def slow_plane(seconds: float, cancelled: list[bool]) -> InferenceCore:
 )
 def test_a_request_ends_with_its_time(message: dict[str, Any], headers: dict[str, str]):
     cancelled: list[bool] = []
-    with open_door(slow_plane(30, cancelled)) as client:
+    with open_rest(slow_plane(30, cancelled)) as client:
         reply = client.infer(rows_message(0, **message), **headers)
     assert (reply.status, "time is over" in reply.error) == (504, True)
     assert cancelled == [True]
@@ -297,7 +297,7 @@ def test_the_plane_is_told_how_much_time_is_left():
 
         def leave(self, request: Request) -> None: ...
 
-    with open_door(table_plane(gates=[Notes()])) as client:
+    with open_rest(table_plane(gates=[Notes()])) as client:
         client.infer(rows_message(0, parameters={"timeout": 5_000_000}))
         client.infer(rows_message(0, parameters={"timeout": 0}))
         client.infer(rows_message(0), **{"Request-Timeout": "2.5"})
@@ -308,12 +308,12 @@ def test_the_plane_is_told_how_much_time_is_left():
 
 
 @pytest.mark.parametrize("timeout", [-1, 1.5, "10", True, [[]]])
-def test_a_timeout_that_is_none_is_refused(door: Client, timeout: Any):
-    reply = door.infer(rows_message(0, parameters={"timeout": timeout}))
+def test_a_timeout_that_is_none_is_refused(server: Client, timeout: Any):
+    reply = server.infer(rows_message(0, parameters={"timeout": timeout}))
     assert (reply.status, "timeout" in reply.error) == (400, True)
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "nan", "inf", "1e999"])
-def test_a_timeout_header_that_is_none_is_refused(door: Client, timeout: str):
-    reply = door.infer(rows_message(0), **{"Request-Timeout": timeout})
+def test_a_timeout_header_that_is_none_is_refused(server: Client, timeout: str):
+    reply = server.infer(rows_message(0), **{"Request-Timeout": timeout})
     assert (reply.status, "request-timeout" in reply.error) == (400, True)

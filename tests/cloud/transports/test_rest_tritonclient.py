@@ -1,4 +1,4 @@
-"""NVIDIA's `tritonclient` over HTTP, both its clients, against the REST door."""
+"""NVIDIA's `tritonclient` over HTTP, both its clients, against the REST server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rest_loopback import VERSION, open_door, table_plane
+from rest_loopback import VERSION, open_rest, table_plane
 
 from coe import __version__
 from coe.protocol.core import InferenceCore
@@ -83,8 +83,8 @@ def models() -> Models:
 
 @pytest.fixture(scope="module")
 def port(plane: InferenceCore, models: Models) -> Iterator[int]:
-    with open_door(plane, repository=models) as door:
-        yield door.port
+    with open_rest(plane, repository=models) as server:
+        yield server.port
 
 
 @pytest.fixture(params=["gevent", "asyncio"])
