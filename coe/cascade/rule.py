@@ -49,6 +49,13 @@ class Agreement:
     theta: Fraction
     pools_scores: bool = False
 
+    def __post_init__(self) -> None:
+        """Also "2/3" and 0.6 are taken, the latter as its shortest decimal. Raises ValueError outside (0, 1]."""
+        theta = self.theta if isinstance(self.theta, Fraction) else Fraction(str(self.theta))
+        if not 0 < theta <= 1:
+            raise ValueError(f"expected a share in (0, 1], got {self.theta}")
+        object.__setattr__(self, "theta", theta)
+
     def needed(self, n_members: int) -> int:
         return math.ceil(self.theta * n_members)
 

@@ -20,7 +20,7 @@ from . import Fields, Report, read_yaml
 
 NAME = "manifest.yaml"
 OUTPUTS = ("probabilities", "logits")
-DTYPES = ("float32", "float16", "uint8", "int32", "int64")
+DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,499 @@
+"""The front door for Python users: a cascade of one's own models, in one object.
+
+Everything here builds what `coe-edge` and `coe-cloud` run (`coe.cascade`): the same rule, the same members, the same
+checks with the same messages as in a config.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe import zoo
+from coe.cascade.cascade import Cascade as TierCascade
+from coe.cascade.cascade import Decisions as TierDecisions
+from coe.cascade.errors import ConfigError, InputError
+from coe.cascade.rule import Agreement, Always, Confidence, DeferralRule, parse_agreement
+from coe.cascade.tier import LocalTier, Tier
+from coe.cascade.tier import Member as TierMember
+from coe.cascade.types import Batch, Labels
+from coe.config import Fields, Report, read_yaml
+from coe.config.manifest import Task, read_task
+from coe.examples import Image, Input, Tensor, Text, as_values
+from coe.models.inputs import InputDecoder
+from coe.models.pool import MemberPool
+from coe.models.python import PythonMember
+
+Member: TypeAlias = Any
+"""A model of an ensemble: a path of an ONNX, TFLite or pinned torch file ("zoo:digits/stroke.onnx" too); a mapping as
+in a config (`{"file": "m.pt2", "sha256": "..", "output": "logits"}`); an object with `predict_proba` (scikit-learn's);
+or a callable x -> (B, L) probabilities."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A tier of members in this process.
+
+    Args:
+        members: at least one; `Member` says what one may be.
+        agreement: of members' votes that makes the tier answer: "unanimous", "majority", "2/3", "2 of 3", a decimal, or
+            `coe.Agreement`. None: the cascade's own.
+        confidence: in place of agreement: answer where the highest mean probability is at least this.
+        name: for errors and reports; None: "tier N".
+        parallel: members run side by side, on threads of their own.
+        early: stop asking members when the outcome is settled; label and decision are as if all had been asked.
+        threads: of the whole tier, runtimes' included; None: one, or one a member where `parallel`.
+        providers: ONNX Runtime execution providers by preference, such as ("cuda", "cpu").
+        device: torch device.
+    """
+
+    members: Sequence[Member]
+    agreement: str | float | Agreement | None = None
+    confidence: float | Confidence | None = None
+    name: str | None = None
+    parallel: bool = False
+    early: bool = True
+    threads: int | None = None
+    providers: Sequence[str] = ("cpu",)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A tier on other machines: `coe-cloud`, or any server of the Open Inference Protocol v2 over gRPC.
+
+    Args:
+        address: "host:port", or several.
+        model: the name the server gives the tier or the cascade.
+        agreement, confidence: where it is not the last tier, as of `Ensemble`.
+        deadline_s: of one call.
+        send: the form in which an example is sent: "captured", "pixels", "model-size", "png", "jpeg", {"jpeg": 85}.
+        tls: True, or a mapping with `ca`, `certificate`, `key`, `server_name`.
+        token_file: a file with a bearer token.
+        settings: anything else a remote tier takes in a config, by its key there.
+    """
+
+    address: str | Sequence[str]
+    model: str
+    agreement: str | float | None = None
+    confidence: float | None = None
+    name: str | None = None
+    deadline_s: float = 2.0
+    send: str | Mapping[str, int] = "captured"
+    tls: bool | Mapping[str, Any] = False
+    token_file: str | Path | None = None
+    settings: Mapping[str, Any] | None = None
+
+    def as_config(self, name: str) -> dict[str, Any]:
+        """The same as a tier of a config."""
+        own: dict[str, Any] = {
+            "name": self.name or name,
+            "address": self.address if isinstance(self.address, str) else list(self.address),
+            "model": self.model,
+            "deadline_ms": self.deadline_s * 1000,
+        }
+        for key, value, default in (
+            ("agreement", self.agreement, None),
+            ("confidence", self.confidence, None),
+            ("send", self.send, "captured"),
+            ("tls", self.tls, False),
+            ("token_file", None if self.token_file is None else str(self.token_file), None),
+        ):
+            if value != default:
+                own[key] = value
+        return {**own, **(self.settings or {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One example's answer.
+
+    `label` is the position of `name` among the cascade's labels; `exit_tier` counts from 1; `vote` is the share of the
+    members asked that voted for the label, `score` the mean probability they give it (NaN where not known);
+    `degraded`: None, or why this is not the answer of the tier that should have given it.
+    """
+
+    id: str
+    label: int
+    name: str
+    exit_tier: int
+    vote: float
+    score: float
+    degraded: str | None = None
+
+
+class Decisions(Sequence[Decision]):
+    """The answers to B examples, in the caller's order: `d[0]` is one, `d.names` a column, `d.to_dicts()` a table."""
+
+    def __init__(self, decisions: TierDecisions, label_names: tuple[str, ...]) -> None:
+        self._decisions = decisions
+        self._label_names = label_names
+        self.labels: Labels = decisions.labels
+        self.exit_tier: Labels = decisions.exit_tier
+        self.vote: NDArray[np.float32] = decisions.vote
+        self.score: NDArray[np.float32] = decisions.score
+        self.degraded: list[str | None] = decisions.reasons()
+
+    @property
+    def ids(self) -> list[str]:
+        """B names, the caller's own, or numbers from 0."""
+        return list(self._decisions.batch.ids)
+
+    @property
+    def names(self) -> list[str]:
+        """B label names."""
+        return [self._label_names[label] for label in self.labels.tolist()]
+
+    @property
+    def asked(self) -> Labels:
+        """(B,) int64: members asked by the tier that answered."""
+        return self._decisions.asked
+
+    @property
+    def tier_votes(self) -> NDArray[np.float32]:
+        """(B, T) float32: each tier's vote, NaN where it was not visited."""
+        return self._decisions.tier_votes
+
+    def exit_shares(self) -> NDArray[np.float64]:
+        """(T,) share of the examples that left at each tier, up to the furthest that one reached."""
+        return self._decisions.exit_shares(int(self.exit_tier.max(initial=1)))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A dictionary an example: for JSON, or `pandas.DataFrame(d.to_dicts())`."""
+        columns = Decision.__slots__
+        return [{column: getattr(decision, column) for column in columns} for decision in self]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return (self._at(row) for row in range(len(self)))
+
+    def __getitem__(self, row: Any) -> Any:
+        """One decision by its position, or a list of them by a slice."""
+        if isinstance(row, slice):
+            return [self._at(one) for one in range(*row.indices(len(self)))]
+        at = int(row)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"expected a position below {len(self)}, got {at}")
+        return self._at(at % len(self))
+
+    def _at(self, row: int) -> Decision:
+        return Decision(
+            self._decisions.batch.ids[row],
+            int(self.labels[row]),
+            self._label_names[int(self.labels[row])],
+            int(self.exit_tier[row]),
+            float(self.vote[row]),
+            float(self.score[row]),
+            self.degraded[row],
+        )
+
+    def __repr__(self) -> str:
+        """A table of the first ten, and where all of them left."""
+        shown = self[:10]
+        rows = [("id", "label", "exit tier", "vote", "score", "degraded" if any(one.degraded for one in shown) else "")]
+        for one in shown:
+            share = "" if math.isnan(one.score) else f"{one.score:.3f}"
+            rows.append((one.id, one.name, str(one.exit_tier), f"{one.vote:.2f}", share, one.degraded or ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if len(self) > 10:
+            lines.append(f".. and {len(self) - 10:,} more")
+        exits = ", ".join(f"tier {number}: {share:.1%}" for number, share in enumerate(self.exit_shares(), start=1))
+        return "\n".join([*lines, f"{len(self):,} examples; left at {exits}"] if len(self) else ["no examples"])
+
+
+class Cascade:
+    """Tiers of models from the cheapest to the one that always answers; each sees only what the one before deferred.
+
+    Args:
+        tiers: a list of members is an ensemble, a single member a tier of one; or `Ensemble`, `Remote`. All but the
+            last need several members, or a `confidence`.
+        labels: names, in the order of the members' outputs.
+        input: what an example is: `Image`, `Tensor` or `Text`; None: rows of numbers, as many as a scikit-learn member
+            says it was fitted on.
+        agreement: of the ensembles that state none of their own.
+        task: its name, for servers of this cascade's remote tiers.
+        when_unavailable: "answer-local": where a tier gives no answer the one before it has the last word, and
+            `degraded` says why; "fail": the `TierError` is raised.
+
+    Raises:
+        ConfigError: every argument that is wrong, at once.
+        ModelError: a member's file is missing, changed, or not of that input or number of labels.
+        RuntimeMissing: a member's runtime is not installed; the message names the pip install.
+
+    Paper: Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Member | Sequence[Member] | Ensemble | Remote],
+        *,
+        labels: Sequence[str],
+        input: Input | None = None,
+        agreement: str | float | Agreement = "unanimous",
+        task: str = "task",
+        when_unavailable: str = "answer-local",
+    ) -> None:
+        stated = [_as_tier(tier) for tier in _listed(tiers, "tiers", "a list of tiers")]
+        settings: dict[str, Any] = {
+            "task": task,
+            "labels": [str(label) for label in _listed(labels, "labels", "a list of label names")],
+            "input": _input_settings(input, stated),
+        }
+        known, opened = _open_tiers(stated, settings, agreement, when_unavailable)
+        self._start(known, TierCascade(opened, keep_last_answer=when_unavailable != "fail"))
+
+    def _start(self, task: Task, cascade: TierCascade) -> None:
+        self._task = task
+        self._decoder = InputDecoder(task.input_spec)
+        self._cascade = cascade
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names, in the order of the labels."""
+        return self._task.labels
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers as `coe.cascade` runs them."""
+        return self._cascade.tiers
+
+    def predict(self, x: Any) -> list[str]:
+        """B label names, in order.
+
+        Args:
+            x: as of `decide`.
+        """
+        return self.decide(x).names
+
+    def decide(self, x: Any, *, ids: Sequence[str] | None = None, deadline_s: float = math.inf) -> Decisions:
+        """Every example's answer, and how it came about.
+
+        Args:
+            x: B examples, or one. An array: (B, *S) or S, S as of the input; images: uint8 pixels (B, H, W, C) of any
+                size. A list: of arrays, rows of numbers, paths, encoded bytes, PIL images; of texts: strings.
+            ids: B names, for errors and records; None: numbers from 0.
+            deadline_s: seconds until the answers are wanted; a remote tier that would take longer is given up.
+
+        Raises:
+            InputError: names the first example that cannot be read, what was expected and what came.
+            TierError: a tier gave no answer, and none before it had (or `when_unavailable` is "fail").
+        """
+        values = as_values(x, self._task.input_spec)
+        names = [str(number) for number in range(len(values))] if ids is None else [str(one) for one in ids]
+        if len(names) != len(values):
+            raise InputError(f"ids: expected {len(values)}, one an example, got {len(names)}")
+        if not len(values):
+            return Decisions(self._cascade.decide(Batch((), np.empty(0, dtype=object))), self.labels)
+        deadline = math.inf if math.isinf(deadline_s) else time.monotonic() + deadline_s
+        batch = self._decoder.batch(names, values, deadline)
+        return Decisions(self._cascade.decide(batch), self.labels)
+
+    def close(self) -> None:
+        """Let the members and connections go. Twice is fine."""
+        self._cascade.close()
+
+    def __enter__(self) -> Cascade:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        tiers = ", ".join(
+            f"{tier.name} ({len(tier.members)})" if isinstance(tier, LocalTier) else tier.name for tier in self.tiers
+        )
+        return f"<coe.Cascade of {len(self.labels)} labels: {tiers}>"
+
+
+def load(reference: str | Path) -> Cascade:
+    """The cascade of a config file, as `coe-edge` or `coe-cloud` runs it, or of a bundled task, "zoo:digits".
+
+    A bundled task's tiers all run in this process: those of its device, then those of its server.
+
+    Raises:
+        ConfigError: every setting that is wrong, at once; or no such task.
+        ModelError, RuntimeMissing: a member cannot be loaded.
+    """
+    from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, read_cascade
+    from coe.config.open import open_cascade
+
+    def read(path: Path) -> tuple[Mapping[str, Any], CascadeConfig]:
+        content, report = read_yaml(path), Report(str(path))
+        is_server = "source" not in content
+        known = ("answer-local", "fail") if is_server else ("answer-local", "fail", "spool")
+        config = read_cascade(Fields(content, report), path.parent, parallel=is_server, fallbacks=known)
+        report.check()
+        return content, config
+
+    name = str(reference)
+    if name.startswith("zoo:"):
+        _, device = read(zoo.find(f"{name.removeprefix('zoo:')}/edge.yaml"))
+        served, cloud = read(zoo.find(f"{name.removeprefix('zoo:')}/cloud.yaml"))
+        asked = next(tier.model for tier in device.tiers if isinstance(tier, RemoteTierConfig))
+        model = served.get("model", cloud.task.name)
+        behind = [tier for tier in cloud.tiers if asked in (model, f"{model}-{tier.name}")]
+        local = [tier for tier in device.tiers if isinstance(tier, LocalTierConfig)]
+        config = replace(device, tiers=(*local, *behind))
+    else:
+        _, config = read(Path(name).expanduser())
+    cascade = Cascade.__new__(Cascade)
+    cascade._start(config.task, open_cascade(config))
+    return cascade
+
+
+def _listed(value: Any, name: str, expected: str) -> list[Any]:
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        raise ConfigError([f"{name}: expected {expected}, got {value!r}"], "coe.Cascade")
+    found = list(value)
+    if not found:
+        raise ConfigError([f"{name}: expected {expected}, got an empty one"], "coe.Cascade")
+    return found
+
+
+def _as_tier(tier: Any) -> Ensemble | Remote:
+    if isinstance(tier, Remote | Ensemble):
+        return tier
+    return Ensemble(list(tier) if isinstance(tier, list | tuple) else [tier])
+
+
+def _input_settings(given: Input | None, tiers: Sequence[Ensemble | Remote]) -> Mapping[str, Any]:
+    """`input:` as a config has it."""
+    if given is not None:
+        if not isinstance(given, Image | Tensor | Text):
+            raise ConfigError(
+                [f"input: expected coe.Image(96, 96), coe.Tensor(4) or coe.Text(), got {given!r}"], "coe.Cascade"
+            )
+        return given.settings()
+    members = [member for tier in tiers if isinstance(tier, Ensemble) for member in tier.members]
+    widths = {int(member.n_features_in_) for member in members if hasattr(member, "n_features_in_")}
+    if len(widths) != 1:
+        got = "nothing" if not widths else f"nothing, and members that were fitted on {sorted(widths)} columns"
+        raise ConfigError(
+            [f"input: expected coe.Image(96, 96), coe.Tensor(4) or coe.Text(), got {got} (say what an example is)"],
+            "coe.Cascade",
+        )
+    return Tensor(widths.pop(), dtype="float64").settings()
+
+
+def _is_file(member: Any) -> bool:
+    return isinstance(member, str | Path | Mapping)
+
+
+def _open_tiers(
+    stated: Sequence[Ensemble | Remote], settings: Mapping[str, Any], agreement: Any, when_unavailable: str
+) -> tuple[Task, list[Tier]]:
+    """Every tier, opened. What is a file or a remote tier goes through the reader of configs."""
+    from coe.config.cascade import LocalTierConfig, read_cascade
+    from coe.config.open import open_tier
+
+    report = Report("coe.Cascade")
+    task = read_task(Fields(settings, report))
+    configs: list[dict[str, Any]] = []
+    rules: list[DeferralRule] = []
+    numbers: list[int] = []
+    for number, tier in enumerate(stated, start=1):
+        is_last, trail = number == len(stated), f"tiers[{number - 1}]"
+        if isinstance(tier, Remote):
+            numbers.append(number)
+            configs.append(tier.as_config(f"tier {number}"))
+            rules.append(Always())  # its own is read with it
+            continue
+        rules.append(_rule_of(tier, agreement, is_last, trail, report))
+        if any(map(_is_file, tier.members)):
+            numbers.append(number)
+            configs.append(_as_config(tier, number))
+    report.check()
+    config = None
+    if configs:
+        whole = {**settings, "tiers": configs, "when_unavailable": when_unavailable}
+        config = read_cascade(Fields(whole, report), Path.cwd())
+        _renumber(report, numbers)
+        report.check()
+    read = iter(config.tiers if config else ())
+    opened: list[Tier] = []
+    with ExitStack() as stack:
+        for number, (tier, rule) in enumerate(zip(stated, rules, strict=True), start=1):
+            name, files = tier.name or f"tier {number}", []
+            if isinstance(tier, Remote) or any(map(_is_file, tier.members)):
+                assert config is not None
+                read_tier = next(read)
+                if isinstance(read_tier, LocalTierConfig):  # its members, to be put between those that are objects
+                    read_tier = replace(read_tier, parallel=False, early=False)
+                from_config = open_tier(read_tier, config)
+                stack.callback(from_config.close)
+                files = list(from_config.members) if isinstance(from_config, LocalTier) else []
+            if isinstance(tier, Ensemble):
+                opened.append(_open_ensemble(tier, name, rule, task, files))
+            else:
+                opened.append(from_config)
+        stack.pop_all()
+    return task, opened
+
+
+def _rule_of(tier: Ensemble, agreement: Any, is_last: bool, trail: str, report: Report) -> DeferralRule:
+    """An ensemble's deferral rule; findings go into the report."""
+    n_members = len(tier.members)
+    if not n_members:
+        report.findings.append(f"{trail}: expected at least one member, got none")
+    if tier.confidence is not None:
+        return tier.confidence if isinstance(tier.confidence, Confidence) else Confidence(float(tier.confidence))
+    if is_last:
+        return Always()
+    if n_members == 1:
+        report.findings.append(
+            f"{trail}: one member always agrees with itself, so this tier would never defer (add members, or write "
+            f"coe.Ensemble([...], confidence=0.9))"
+        )
+    value = agreement if tier.agreement is None else tier.agreement
+    if isinstance(value, Agreement):
+        return value
+    try:
+        rule, warning = parse_agreement(value, n_members)
+    except ValueError as error:
+        report.findings.append(f"{trail}.agreement: {error}")
+        return Always()
+    if warning:
+        warnings.warn(f"{trail}.agreement: {warning}", stacklevel=5)
+    return rule
+
+
+def _as_config(tier: Ensemble, number: int) -> dict[str, Any]:
+    """The members that are files, as a tier of a config; its rule is not used."""
+    members = [str(one) if isinstance(one, Path) else one for one in tier.members if _is_file(one)]
+    own: dict[str, Any] = {"name": tier.name or f"tier {number}", "members": members, "confidence": 0.0}
+    own |= {"parallel": tier.parallel, "early": tier.early, "providers": list(tier.providers), "device": tier.device}
+    return own if tier.threads is None else {**own, "threads": tier.threads}
+
+
+def _renumber(report: Report, numbers: Sequence[int]) -> None:
+    """Findings name tiers by their place among those that were read: here, among all."""
+    for at, number in reversed(list(enumerate(numbers))):
+        if at != number - 1:
+            report.findings[:] = [
+                finding.replace(f"tiers[{at}]", f"tiers[{number - 1}]", 1) for finding in report.findings
+            ]
+
+
+def _open_ensemble(tier: Ensemble, name: str, rule: DeferralRule, task: Task, files: Sequence[TierMember]) -> LocalTier:
+    """A tier of members in the order given: `files` stand where their paths do, objects and callables as they are."""
+    left = iter(files)
+    members = [
+        next(left)
+        if _is_file(member)
+        else PythonMember(member, f"{name}, member {position}", task.labels, task.input_spec)
+        for position, member in enumerate(tier.members)
+    ]
+    pool = MemberPool.of(name, members, tier.threads) if tier.parallel else None
+    return LocalTier(name, members, rule, early=tier.early, pool=pool)
