@@ -1,1 +1,1 @@
-"""How the server is watched: metrics, the last hour, logs, traces, and the status page."""
+"""How the server is observed: metrics, the last hour, logs, traces, and the status page."""

@@ -1,7 +1,7 @@
-"""The tally as Prometheus reads it: made into metrics when it asks, so that a request costs nothing more.
+"""The counters as Prometheus metrics, built when they are scraped, so that a request costs nothing more.
 
 Names follow Prometheus' conventions: base units, `_total` on counters. Labels are bounded: no device, no request id,
-no name a stranger made up. docs/operate.md lists them all; docs/grafana.json draws them.
+no name that a caller made up. docs/operate.md lists them all; docs/grafana.json draws them.
 """
 
 from __future__ import annotations
@@ -19,49 +19,49 @@ from .tally import OK, REASONS, ROWS, SECONDS, SHARES, Histogram, ModelTally, Ta
 PREFIX = "coe_cloud_"
 TIMES = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 TIER = ("model", "tier", "tier_name")
-Shown = tuple[tuple[str, int], ...]  # upper bounds as Prometheus is told, and where each is in the tally's own
+Shown = tuple[tuple[str, int], ...]  # upper bounds as text, and the place of each in the tally's own
 BY_TIME: Shown = tuple((str(time), SECONDS.index(time)) for time in TIMES)  # the tally's are finer
 BY_ROWS: Shown = tuple((str(float(n)), place) for place, n in enumerate(ROWS))
 BY_SHARE: Shown = tuple((str(share), place) for place, share in enumerate(SHARES))
 
 
 class Metrics:
-    """A registry of our own, with the tally and this process in it.
+    """The tally and this process, in a registry of their own.
 
     Raises:
         RuntimeMissing: prometheus_client is not installed.
     """
 
-    def __init__(self, tally: Tally, watched: ServerView) -> None:
+    def __init__(self, tally: Tally, server: ServerView) -> None:
         self.tally = tally
-        self.watched = watched
-        fix = "pip install 'coe-cascade[cloud]'"
-        self._core = import_runtime("prometheus_client.core", "Prometheus client", fix)
-        self._exposition = import_runtime("prometheus_client.exposition", "Prometheus client", fix)
-        process = import_runtime("prometheus_client", "Prometheus client", fix).ProcessCollector
+        self.server = server
+        client, self._core, self._exposition = (
+            import_runtime(f"prometheus_client{part}", "Prometheus client", "pip install 'coe-cascade[cloud]'")
+            for part in ("", ".core", ".exposition")
+        )
         self.registry = self._core.CollectorRegistry()
         self.registry.register(self)
-        process(registry=self.registry)
+        client.ProcessCollector(registry=self.registry)
 
     def expose(self, accept: str = "") -> tuple[bytes, dict[str, str]]:
-        """Body and headers of the answer to a scrape with that `Accept`."""
+        """Body and headers of the response to a scrape with that `Accept`."""
         encode, content_type = self._exposition.choose_encoder(accept)
         return encode(self.registry), {"Content-Type": content_type, "Cache-Control": "no-store"}
 
     def collect(self) -> Iterator[Any]:
         """Every metric of ours, as prometheus_client's families."""
-        facts = {model.name: model for model in self.watched.facts()}
+        facts = {model.name: model for model in self.server.facts()}
         self.tally.keep_only(facts)
         yield from self._of_server(list(facts.values()))
         yield from self._of_models()
         yield from self._of_tiers(facts)
 
     def describe(self) -> list[Any]:
-        """Nothing: registering must not ask the server yet."""
+        """Nothing: registering must not call `collect` yet."""
         return []
 
     def _of_server(self, facts: Sequence[ModelFacts]) -> Iterator[Any]:
-        tally, is_ready = self.tally, self.watched.is_ready
+        tally, is_ready = self.tally, self.server.is_ready
         yield self._gauge("build_info", "Version of the server.", ("version",), [((__version__,), 1)])
         yield self._gauge("ready", "1 while the server takes requests.", (), [((), int(is_ready("")))])
         ready = [((model.name,), int(is_ready(model.name))) for model in facts]
@@ -69,7 +69,7 @@ class Metrics:
         labels = ("model", "version", "tier", "tier_name", "member", "format", "sha256", "runs_on")
         yield self._gauge("model_info", "What each model is made of.", labels, _members(facts))
         yield self._gauge("open_calls", "Requests under way.", (), [((), tally.n_open)])
-        queued = [((name,), n) for name, n in self.watched.queued().items()]
+        queued = [((name,), n) for name, n in self.server.queued().items()]
         yield self._gauge("queued_rows", "Rows waiting, by queue.", ("queue",), queued)
         yield self._counter(
             "refused", "Requests shed, by what shed them.", ("by",), [((by,), n) for by, n in tally.refused.items()]
@@ -145,15 +145,15 @@ _OF_MODELS: tuple[tuple[str, str, Shown, Callable[[ModelTally], Histogram]], ...
 
 
 def _members(facts: Sequence[ModelFacts]) -> list[tuple[tuple[str, ...], int]]:
-    """A line for each member; one for a tier that another server holds."""
-    lines: list[tuple[tuple[str, ...], int]] = []
+    """A row for each member; one for a tier on another server."""
+    rows: list[tuple[tuple[str, ...], int]] = []
     for model in facts:
         for number, tier in enumerate(model.tiers, start=1):
             head = (model.name, model.version, str(number), tier.name)
-            lines += [((*head, one.name, one.format, one.sha256, one.runs_on), 1) for one in tier.members]
+            rows += [((*head, one.name, one.format, one.sha256, one.runs_on), 1) for one in tier.members]
             if not tier.members:
-                lines.append(((*head, "", "remote", "", tier.address), 1))
-    return lines
+                rows.append(((*head, "", "remote", "", tier.address), 1))
+    return rows
 
 
 def _filled(family: Any, values: Sequence[Any]) -> Any:

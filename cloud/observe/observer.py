@@ -1,4 +1,4 @@
-"""Everything that watches the server, put together as the settings say."""
+"""Everything that observes the server, put together from the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE_S = 1.0
 
 
 class Observer:
-    """What the plane is given (`gates`, before all others, and `watchers`), and what the HTTP port offers (`pages`).
+    """The `gates` (before all others) and `watchers` of the `InferenceCore`, and the `pages` of the HTTP port, by path.
 
     Everything is called on the event loop.
 
@@ -29,33 +29,26 @@ class Observer:
         RuntimeMissing: what a setting asks for is not installed.
     """
 
-    def __init__(self, settings: ObserveConfig, watched: ServerView) -> None:
+    def __init__(self, settings: ObserveConfig, server: ServerView) -> None:
         self.tally = Tally()
-        self.history = History(self.tally, watched)
-        self._metrics = Metrics(self.tally, watched) if settings.metrics else None
-        self._status = StatusJson(watched, self.tally, self.history) if settings.page else None
+        self.history = History(self.tally, server)
+        self.pages: dict[str, Page] = {}
+        if settings.page:
+            status = StatusJson(server, self.tally, self.history)
+            self.pages |= {"/": lambda accept: page(), "/status.json": lambda accept: status()}
+        if settings.metrics:
+            self.pages["/metrics"] = Metrics(self.tally, server).expose
         self._tracer = Tracer(settings) if settings.traces else None
         tracing: tuple[Any, ...] = () if self._tracer is None else (self._tracer,)
-        counting = (self.tally,) if settings.metrics or settings.page else ()  # nobody could see it otherwise
+        counting = (self.tally,) if self.pages else ()  # nobody could see it otherwise
         self.gates: tuple[Gate, ...] = (*counting, *(tracing or (TraceRelay(),)))
         self.watchers: tuple[RequestObserver, ...] = (*counting, RequestLog(settings.log_requests), *tracing)
 
     async def run(self) -> None:
-        """Until cancelled: look at the queue, and close the history's slots."""
+        """Sample the history until cancelled."""
         while True:
             self.history.sample()
             await asyncio.sleep(SAMPLE_S)
-
-    @property
-    def pages(self) -> dict[str, Page]:
-        """What the HTTP port offers, by path."""
-        pages: dict[str, Page] = {}
-        if self._status is not None:
-            told = self._status
-            pages |= {"/": lambda accept: page(), "/status.json": lambda accept: told()}
-        if self._metrics is not None:
-            pages["/metrics"] = self._metrics.expose
-        return pages
 
     def close(self) -> None:
         """After the last request: send the traces that are left."""
@@ -64,7 +57,7 @@ class Observer:
 
 
 class TraceRelay:
-    """A gate that hands a caller's trace on to the next server, where none is recorded here."""
+    """A gate that passes a caller's trace on to the next server, where none is recorded here."""
 
     def enter(self, request: Request) -> None:
         if request.trace:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -61,7 +61,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """The running server, as it is asked by those who watch it. All three are called often, and must be quick.
+    """The running server, as metrics and status read it. All three are called often, and must be quick.
 
     Args:
         is_ready: of the server (""), or of a model by name.
@@ -138,8 +138,8 @@ BUG = "the log has its trace, with the request's id"
 MEANINGS = {
     "INVALID_ARGUMENT": "the message contradicts itself, or an example in it cannot be read",
     "NOT_FOUND": "no such model, or not of that version",
-    "UNAUTHENTICATED": "the caller did not say who it is, or not so that it can be believed",
-    "PERMISSION_DENIED": "the caller is known, and may not do this",
+    "UNAUTHENTICATED": "the caller showed no certificate or token, or not a valid one",
+    "PERMISSION_DENIED": "the caller is known, and not allowed to do this",
     "RESOURCE_EXHAUSTED": "a limit or a quota: too many calls, or too many rows waiting",
     "DEADLINE_EXCEEDED": "the deadline passed, in the queue or in the call",
     "UNAVAILABLE": "this server is draining, or the next tier's cannot be reached",
@@ -151,13 +151,13 @@ ALARMING = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE"
 Notice = dict[str, str]
 
 
-def status(watched: ServerView, tally: Tally, history: History) -> dict[str, Any]:
+def status(server: ServerView, tally: Tally, history: History) -> dict[str, Any]:
     """Everything the status page shows. `level` of a notice: "bad", "warn" or "info"."""
-    facts = watched.facts()
+    facts = server.facts()
     tally.keep_only([model.name for model in facts])
     slots = history.slots()
     now, hour = merged_slots(slots[-2:]), errors_of(slots)
-    ready = watched.is_ready("")
+    ready = server.is_ready("")
     return {
         "schema": SCHEMA,
         "name": "coe-cloud",
@@ -166,19 +166,19 @@ def status(watched: ServerView, tally: Tally, history: History) -> dict[str, Any
         "uptime_s": round(history.uptime_s, 1),
         "state": "ready" if ready else "not ready",
         "summary": _summary(ready, now, facts),
-        "notices": _notices(watched, facts, now, hour),
-        "now": _of_slot(now) | {"waiting": sum(watched.queued().values()), "under_way": tally.n_open},
-        "models": [_model(model, tally.models[model.name], watched) for model in facts],
+        "notices": _notices(server, facts, now, hour),
+        "now": _of_slot(now) | {"waiting": sum(server.queued().values()), "under_way": tally.n_open},
+        "models": [_model(model, tally.models[model.name], server) for model in facts],
         "errors": _errors(tally, now, hour),
         "history": _history(slots, facts),
     }
 
 
 class StatusJson:
-    """`status` as bytes and headers, made anew at most once in `every_s`, however many look on."""
+    """`status` as bytes and headers, made at most once in `every_s`, however many ask."""
 
-    def __init__(self, watched: ServerView, tally: Tally, history: History, every_s: float = 1.0) -> None:
-        self._make: Callable[[], dict[str, Any]] = lambda: status(watched, tally, history)
+    def __init__(self, server: ServerView, tally: Tally, history: History, every_s: float = 1.0) -> None:
+        self._make: Callable[[], dict[str, Any]] = lambda: status(server, tally, history)
         self._history = history
         self._every_s = every_s
         self._made_at = -every_s
@@ -196,25 +196,25 @@ def _summary(ready: bool, now: Slot, facts: Sequence[ModelFacts]) -> str:
     if not ready:
         return "Not taking requests: models are loading, or the server is draining."
     if not now.requests:
-        return "Ready. Nobody is asking at the moment."
+        return "Ready. No requests at the moment."
     rate = now.requests / max(now.seconds, 1e-9)
-    said = f"Answering {_rounded(rate)} requests a second: half of them within {_seconds(now.p50_s)}, "
-    said += f"99% within {_seconds(now.p99_s)}."
+    text = f"Answering {_rounded(rate)} requests a second: half of them within {_seconds(now.p50_s)}, "
+    text += f"99% within {_seconds(now.p99_s)}."
     for model in facts:
         exits = now.exits.get(model.name, [])
         rows = sum(exits)
         if len(exits) > 1 and rows:
-            return f"{said} {exits[0] / rows:.0%} of the rows for {model.name} go no further than its first tier."
-    return said
+            return f"{text} {exits[0] / rows:.0%} of the rows for {model.name} go no further than its first tier."
+    return text
 
 
-def _notices(watched: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: Counter[str]) -> list[Notice]:
+def _notices(server: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: Counter[str]) -> list[Notice]:
     found: list[tuple[str, str]] = []
-    ready = watched.is_ready("")
+    ready = server.is_ready("")
     if not ready:
         found.append(("bad", "The server takes no requests. Loading ends by itself; draining ends with a stop."))
-    asleep = [one.name for one in facts if ready and not watched.is_ready(one.name)]
-    found += [("bad", f"Model {name} takes no requests.") for name in asleep]
+    not_ready = [one.name for one in facts if ready and not server.is_ready(one.name)]
+    found += [("bad", f"Model {name} takes no requests.") for name in not_ready]
     asked = now.requests + now.failed
     ours = sum(now.errors[code] for code in ALARMING)
     if asked and ours / asked > 0.01:
@@ -231,13 +231,13 @@ def _notices(watched: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: 
     return [{"level": level, "text": text} for level, text in found]
 
 
-def _model(facts: ModelFacts, tally: ModelTally, watched: ServerView) -> dict[str, Any]:
-    queued = watched.queued()
+def _model(facts: ModelFacts, tally: ModelTally, server: ServerView) -> dict[str, Any]:
+    queued = server.queued()
     tiers = tally.tiers_up_to(len(facts.tiers))
     return {
         "name": facts.name,
         "version": facts.version,
-        "ready": watched.is_ready(facts.name),
+        "ready": server.is_ready(facts.name),
         "requests": tally.requests,
         "rows": tally.rows,
         "failed": tally.failed.total(),
@@ -264,10 +264,7 @@ def _tier(number: int, facts: TierFacts | None, tally: TierTally, queued: Any) -
         "p50_s": _digits(quantile(tally.seconds.counts, 0.5)),
         "p99_s": _digits(quantile(tally.seconds.counts, 0.99)),
         "queued": queued.get(name, 0),
-        "members": [
-            {"name": m.name, "format": m.format, "sha256": m.sha256, "runs_on": m.runs_on, "accuracy": m.accuracy}
-            for m in (() if facts is None else facts.members)
-        ],
+        "members": [] if facts is None else [asdict(member) for member in facts.members],
     }
 
 
@@ -278,13 +275,7 @@ def _errors(tally: Tally, now: Slot, hour: Counter[str]) -> list[dict[str, Any]]
         for (code, _kind), n in model.failed.items():
             totals[code] += n
     return [
-        {
-            "code": code,
-            "meaning": MEANINGS.get(code, ""),
-            "now": now.errors[code],
-            "hour": hour[code],
-            "total": n,
-        }
+        {"code": code, "meaning": MEANINGS.get(code, ""), "now": now.errors[code], "hour": hour[code], "total": n}
         for code, n in totals.most_common()
     ]
 

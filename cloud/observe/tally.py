@@ -1,19 +1,22 @@
 """Counters of the requests by outcome, model and tier, and what they gained in each ten seconds of the last hour.
 
 A request costs 2 to 5 microseconds here. Metrics and history are views of these numbers and cost a request nothing.
-Nothing a stranger sends becomes a name: models, tiers, codes and reasons are as many as the server itself has.
+Nothing that a caller sends becomes a name: models, tiers, codes and reasons are as many as the server itself has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import operator
 import time
 from array import array
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +38,7 @@ BUG = "bug"  # the kind of every error that is none of ours
 
 
 def code_of(error: BaseException) -> str:
-    """The status code's name. One of a fixed few, so that it can be a label."""
+    """The status code's name: one of a fixed few, so that it can be a label."""
     if isinstance(error, asyncio.CancelledError):
         return CANCELLED
     for kind, code in TABLE:
@@ -45,15 +48,15 @@ def code_of(error: BaseException) -> str:
 
 
 def kind_of(error: BaseException) -> str:
-    """The error's own name where it is one of ours; as many as there are classes."""
+    """The name of the error's class where it is one of ours, else BUG."""
     return type(error).__name__ if isinstance(error, CascadeError) else BUG
 
 
 def refused_by(error: BaseException, model: str) -> str | None:
     """What shed a request for `model`; None where nothing did.
 
-    An error with a `reason` of its own says it (such as "quota"); else it is the tier whose queue is full, or the
-    server, which refuses in the model's name.
+    An error's own `reason` (such as "quota") where it has one; else the tier whose queue is full, or the server,
+    which refuses in the model's name.
     """
     if not isinstance(error, TierOverloaded):
         return None
@@ -68,7 +71,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHARES = (0.2, 0.34, 0.5, 0.6, 0.67, 0.75, 0.8, 0.9, 0.99, 1.0)  # 1/3, 2/3 and 1 each in a bucket of their own
 _SHARES = tuple(share + 1e-6 for share in SHARES)  # 4/5 in float32 is a little over 0.8
 MOST_TIERS = 64
-UNKNOWN = "(unknown)"  # the model of a request that named none of ours
+UNKNOWN = "(unknown)"  # the model of a request for one that does not exist
 REASONS = ("unavailable", "timeout", "overloaded", "rejected", "error")
 
 
@@ -131,11 +134,11 @@ class ModelTally:
 
 
 class Tally:
-    """A gate that lets everybody pass and a watcher, so that it sees every request twice. Not thread-safe."""
+    """Counts requests: a `Gate` that lets everybody pass, and a `RequestObserver`. Not thread-safe."""
 
     def __init__(self) -> None:
         self.models: dict[str, ModelTally] = {}
-        self.strangers = ModelTally()  # what was asked of models that are not there
+        self.strangers = ModelTally()  # requests for models that do not exist
         self.refused: Counter[str] = Counter()  # by what shed the load
         self.n_open = 0
         self.bytes_out = 0
@@ -147,7 +150,7 @@ class Tally:
         self.n_open -= 1
 
     def sent(self, n_bytes: int) -> None:
-        """An answer of so many bytes went out: a door's to say."""
+        """Count an inference response of so many bytes; each transport calls it."""
         self.bytes_out += n_bytes
 
     def answered(self, request: Request, served: ServedModel, decided: Decided, seconds: float) -> None:
@@ -266,12 +269,13 @@ class Slot:
     """What happened in `seconds` up to `ends_at` (seconds since 1970).
 
     Args:
-        times: requests answered, by how long they took, over `tally.SECONDS`.
-        p50_s, p99_s: seconds within which half of them and 99% were answered; None where there were none.
         degraded: rows answered by the tier before the one that should have.
         queued: most rows seen waiting at once; open_calls: most requests seen under way.
+        times: requests answered, by how long they took, over SECONDS.
         errors: requests that failed, by code.
         exits: by model, the rows that left at each tier.
+    Attributes:
+        p50_s, p99_s: seconds within which half of the requests and 99% were answered; None where there were none.
     """
 
     ends_at: float
@@ -282,49 +286,47 @@ class Slot:
     queued: int = 0
     open_calls: int = 0
     times: array[int] = field(default_factory=lambda: array("Q", _NONE))
-    p50_s: float | None = None
-    p99_s: float | None = None
     errors: Counter[str] = field(default_factory=Counter)
     exits: dict[str, list[int]] = field(default_factory=dict)
+    p50_s: float | None = field(init=False)
+    p99_s: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.p50_s, self.p99_s = quantile(self.times, 0.5), quantile(self.times, 0.99)
 
     @property
     def failed(self) -> int:
         return self.errors.total()
 
-    def take_times(self, times: array[int]) -> None:
-        self.times = times
-        self.p50_s, self.p99_s = quantile(times, 0.5), quantile(times, 0.99)
+    def __add__(self, later: Slot) -> Slot:
+        """This slot and the one after it as one."""
+        whole = self._combined(later, operator.add, self.exits | later.exits)
+        whole.ends_at, whole.seconds = later.ends_at, self.seconds + later.seconds
+        whole.queued, whole.open_calls = max(self.queued, later.queued), max(self.open_calls, later.open_calls)
+        return whole
 
+    def __sub__(self, before: Slot) -> Slot:
+        """Running totals less earlier ones; a model that was dropped meanwhile takes its counts along."""
+        gained = self._combined(before, lambda now, then: max(now - then, 0), self.exits)
+        gained.seconds = self.seconds - before.seconds
+        return gained
 
-class _Reading:
-    """The tally's running totals at one moment."""
+    def _combined(self, other: Slot, combine: Callable[[int, int], int], models: Iterable[str]) -> Slot:
+        def lists(one: Iterable[int], two: Iterable[int]) -> Iterable[int]:
+            return (combine(*pair) for pair in zip_longest(one, two, fillvalue=0))
 
-    __slots__ = ("degraded", "errors", "exits", "requests", "rows", "times")
-
-    def __init__(self, tally: Tally) -> None:
-        everybody = [model for _, model in tally.everybody]
-        self.requests = sum(model.requests for model in everybody)
-        self.rows = sum(model.rows for model in everybody)
-        self.degraded = sum(model.degraded.total() for model in everybody)
-        self.times = _added(model.seconds.counts for model in everybody)
-        self.errors: Counter[str] = Counter()
-        for model in everybody:
-            for (code, _), n in model.failed.items():
-                self.errors[code] += n
-        self.exits = {name: _exits(model) for name, model in tally.models.items()}
-
-    def gained(self, before: _Reading, slot: Slot) -> Slot:
-        """`slot` with what came since; a model that was forgotten meanwhile takes its counts along."""
-        slot.requests = max(self.requests - before.requests, 0)
-        slot.rows = max(self.rows - before.rows, 0)
-        slot.degraded = max(self.degraded - before.degraded, 0)
-        slot.take_times(array("Q", [max(now - then, 0) for now, then in zip(self.times, before.times, strict=True)]))
-        slot.errors = self.errors - before.errors
-        for name, exits in self.exits.items():
-            then = before.exits.get(name, [])
-            then = [*then, *[0] * (len(exits) - len(then))]
-            slot.exits[name] = [max(now - was, 0) for now, was in zip(exits, then, strict=False)]
-        return slot
+        return Slot(
+            self.ends_at,
+            self.seconds,
+            combine(self.requests, other.requests),
+            combine(self.rows, other.rows),
+            combine(self.degraded, other.degraded),
+            self.queued,
+            self.open_calls,
+            array("Q", lists(self.times, other.times)),
+            +Counter({code: combine(self.errors[code], other.errors[code]) for code in self.errors | other.errors}),
+            {name: list(lists(self.exits.get(name, ()), other.exits.get(name, ()))) for name in models},
+        )
 
 
 class History:
@@ -337,80 +339,67 @@ class History:
     def __init__(
         self,
         tally: Tally,
-        watched: ServerView,
+        server: ServerView,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.tally = tally
-        self.watched = watched
+        self.server = server
         self.started = clock()
         self._clock = clock
         self._wall = wall
         self._closed: deque[Slot] = deque(maxlen=N_SLOTS)
-        self._reading = _Reading(tally)
-        self._began = self.started
         self._queued = self._open = 0
+        self._totals_before = self._totals()  # as the slot under way began
 
     @property
     def uptime_s(self) -> float:
         return self._clock() - self.started
 
     def sample(self) -> None:
-        """Look at what waits now, and close the slot when its time has come. Wanted about once a second."""
-        self._queued = max(self._queued, sum(self.watched.queued().values()))
+        """Note what waits now, and close the slot when its time has come. To be called about once a second."""
+        self._queued = max(self._queued, sum(self.server.queued().values()))
         self._open = max(self._open, self.tally.n_open)
-        if self._clock() - self._began < SLOT_S:
+        if self._clock() - self._totals_before.seconds < SLOT_S:
             return
-        self.tally.keep_only([model.name for model in self.watched.facts()])
-        reading = _Reading(self.tally)
-        self._closed.append(reading.gained(self._reading, self._slot()))
-        self._reading, self._began = reading, self._clock()
+        self.tally.keep_only([model.name for model in self.server.facts()])
+        totals = self._totals()
+        self._closed.append(totals - self._totals_before)
+        self._totals_before = totals
         self._queued = self._open = 0
 
     def slots(self) -> list[Slot]:
         """Oldest first; the last is still under way."""
         self.sample()
-        return [*self._closed, _Reading(self.tally).gained(self._reading, self._slot())]
+        return [*self._closed, self._totals() - self._totals_before]
 
-    def _slot(self) -> Slot:
-        return Slot(self._wall(), self._clock() - self._began, queued=self._queued, open_calls=self._open)
+    def _totals(self) -> Slot:
+        """The tally's running totals now; `seconds` is the clock's."""
+        everybody = [model for _, model in self.tally.everybody]
+        errors: Counter[str] = Counter()
+        for model in everybody:
+            for (code, _), n in model.failed.items():
+                errors[code] += n
+        return Slot(
+            self._wall(),
+            self._clock(),
+            requests=sum(model.requests for model in everybody),
+            rows=sum(model.rows for model in everybody),
+            degraded=sum(model.degraded.total() for model in everybody),
+            queued=self._queued,
+            open_calls=self._open,
+            times=array("Q", map(sum, zip(_NONE, *(model.seconds.counts for model in everybody), strict=True))),
+            errors=errors,
+            exits={name: [tier.exits for tier in model.tiers] for name, model in self.tally.models.items()},
+        )
 
 
 def merged_slots(slots: Iterable[Slot]) -> Slot:
     """Slots in a row as one."""
-    parts = list(slots)
-    whole = Slot(parts[-1].ends_at if parts else 0.0, sum(part.seconds for part in parts))
-    whole.requests = sum(part.requests for part in parts)
-    whole.rows = sum(part.rows for part in parts)
-    whole.degraded = sum(part.degraded for part in parts)
-    whole.queued = max((part.queued for part in parts), default=0)
-    whole.open_calls = max((part.open_calls for part in parts), default=0)
-    whole.take_times(_added(part.times for part in parts))
-    for part in parts:
-        whole.errors.update(part.errors)
-        for name, exits in part.exits.items():
-            so_far = whole.exits.setdefault(name, [])
-            so_far.extend([0] * (len(exits) - len(so_far)))
-            for place, n in enumerate(exits):
-                so_far[place] += n
-    return whole
+    return reduce(operator.add, slots, Slot(0.0, 0.0))
 
 
 def errors_of(slots: Iterable[Slot]) -> Counter[str]:
     """Requests that failed in all of them, by code."""
-    errors: Counter[str] = Counter()
-    for slot in slots:
-        if slot.errors:
-            errors.update(slot.errors)
-    return errors
-
-
-def _exits(model: ModelTally) -> list[int]:
-    return [tier.exits for tier in model.tiers]
-
-
-def _added(counts: Iterable[Iterable[int]]) -> array[int]:
-    """Histograms over SECONDS as one."""
-    columns = list(zip(*counts, strict=True))
-    return array("Q", [sum(column) for column in columns] or _NONE)
+    return sum((slot.errors for slot in slots), Counter())

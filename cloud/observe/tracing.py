@@ -1,9 +1,8 @@
 """Traces through OpenTelemetry (`[otel]` extra): a span for every request, one below it for every tier it visited.
 
 Spans are made when a request is over, from what its visits recorded, so tracing adds nothing to the request path.
-The ids are those that
-`coe.protocol.trace_context` sent on meanwhile: the spans of the servers behind are children of the visit
-that asked them.
+Their ids are those that `coe.protocol.trace_context` sent on meanwhile: the next servers' spans are children of the
+visit that called them.
 """
 
 from __future__ import annotations
@@ -23,16 +22,12 @@ from .logs import clean
 from .tally import code_of, kind_of
 
 INSTALL = "pip install 'coe-cascade[otel]'"
-CALLER_ERRORS = (
-    "NOT_FOUND",
-    "INVALID_ARGUMENT",
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
-)  # the caller's mistakes: no error here
+# The caller's mistakes, which are no errors of this server.
+CALLER_ERRORS = ("NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 class Tracer:
-    """A gate that lets everybody pass and a watcher: a hop begins where a request enters, and ends with its outcome.
+    """A gate that lets everybody pass and an observer: a span begins as a request enters, and ends with its outcome.
 
     Args:
         exporter: an OpenTelemetry SpanExporter; None: OTLP over HTTP to the settings' endpoint.
@@ -42,17 +37,16 @@ class Tracer:
 
     def __init__(self, settings: ObserveConfig, exporter: Any = None) -> None:
         self.share = settings.trace_share
-        self._api = import_runtime("opentelemetry.trace", "OpenTelemetry", INSTALL)
-        sdk = import_runtime("opentelemetry.sdk.trace", "OpenTelemetry", INSTALL)
-        export = import_runtime("opentelemetry.sdk.trace.export", "OpenTelemetry", INSTALL)
-        resources = import_runtime("opentelemetry.sdk.resources", "OpenTelemetry", INSTALL)
-        sampling = import_runtime("opentelemetry.sdk.trace.sampling", "OpenTelemetry", INSTALL)
+        self._api, sdk, export, resources, sampling = (
+            import_runtime(f"opentelemetry.{name}", "OpenTelemetry", INSTALL)
+            for name in ("trace", "sdk.trace", "sdk.trace.export", "sdk.resources", "sdk.trace.sampling")
+        )
         if exporter is None:
             otlp = import_runtime("opentelemetry.exporter.otlp.proto.http.trace_exporter", "OpenTelemetry", INSTALL)
             exporter = otlp.OTLPSpanExporter(endpoint=settings.traces)
         self._ids = _given_ids(sdk)
         self._provider = sdk.TracerProvider(
-            sampler=sampling.ALWAYS_ON,  # the hop knows already
+            sampler=sampling.ALWAYS_ON,  # `TraceSpan.is_sampled` decides
             resource=resources.Resource.create({"service.name": settings.trace_service}),
             id_generator=self._ids,
             shutdown_on_exit=False,
@@ -64,25 +58,25 @@ class Tracer:
         trace_context.begin(request.trace, share=self.share)
 
     def leave(self, request: Request) -> None:
-        """The outcome, told next, ends the hop."""
+        """Nothing: the outcome, which comes next, ends the span."""
 
     def answered(self, request: Request, served: ServedModel, decided: Decided, seconds: float) -> None:
-        hop = trace_context.end()
-        if hop is None or not hop.is_sampled:
+        traced = trace_context.end()
+        if traced is None or not traced.is_sampled:
             return
-        span = self._span_of(hop, request, served.name, "OK")
-        self._visits(hop, span, served, decided)
+        span = self._span_of(traced, request, served.name, "OK")
+        self._visits(traced, span, served, decided)
         span.end(time.time_ns())
 
     def failed(self, request: Request, error: BaseException, seconds: float) -> None:
-        hop = trace_context.end()
-        if hop is None or not hop.is_sampled:
+        traced = trace_context.end()
+        if traced is None or not traced.is_sampled:
             return
         code = code_of(error)
-        span = self._span_of(hop, request, "", code)
+        span = self._span_of(traced, request, "", code)
         span.set_attribute("error.type", kind_of(error))
-        for call in hop.calls:
-            self._below(hop, span, "call", call, hop.started_ns, time.time_ns(), {}, is_error=True)
+        for call in traced.calls:
+            self._below(traced, span, "call", call, traced.started_ns, time.time_ns(), {}, is_error=True)
         if code not in CALLER_ERRORS:
             span.set_status(self._error())
         span.end(time.time_ns())
@@ -92,7 +86,7 @@ class Tracer:
         self._provider.force_flush(3000)
         self._provider.shutdown()
 
-    def _span_of(self, hop: TraceSpan, request: Request, model: str, code: str) -> Any:
+    def _span_of(self, traced: TraceSpan, request: Request, model: str, code: str) -> Any:
         attributes = {
             "rpc.system": "open-inference-protocol",
             "rpc.method": "ModelInfer",
@@ -103,36 +97,36 @@ class Tracer:
             "coe.bytes": request.n_bytes,
         }
         kind = self._api.SpanKind.SERVER
-        self._ids.give(hop.trace_id, hop.span_id)
+        self._ids.give(traced.trace_id, traced.span_id)
         return self._tracer.start_span(
-            f"infer {model}".rstrip(), self._parent(hop), kind, attributes, start_time=hop.started_ns
+            f"infer {model}".rstrip(), self._parent(traced), kind, attributes, start_time=traced.started_ns
         )
 
-    def _parent(self, hop: TraceSpan) -> Any:
+    def _parent(self, traced: TraceSpan) -> Any:
         """The context of the caller's span; an empty one where the trace begins here."""
         api = self._api
-        if not hop.parent_id:
+        if not traced.parent_id:
             return api.set_span_in_context(api.INVALID_SPAN)
-        flags, state = api.TraceFlags(1), api.TraceState.from_header([hop.state] if hop.state else [])
-        context = api.SpanContext(int(hop.trace_id, 16), int(hop.parent_id, 16), True, flags, state)
+        flags, state = api.TraceFlags(1), api.TraceState.from_header([traced.state] if traced.state else [])
+        context = api.SpanContext(int(traced.trace_id, 16), int(traced.parent_id, 16), True, flags, state)
         return api.set_span_in_context(api.NonRecordingSpan(context))
 
-    def _visits(self, hop: TraceSpan, span: Any, served: ServedModel, decided: Decided) -> None:
+    def _visits(self, traced: TraceSpan, span: Any, served: ServedModel, decided: Decided) -> None:
         """A span for each visit, one after another up to now: what comes before them is reading and waiting."""
-        decisions, calls = decided.decisions, list(hop.calls)
+        decisions, calls = decided.decisions, list(traced.calls)
         now = time.time_ns()
-        start = max(now - round(sum(visit.time_s for visit in decisions.visits) * 1e9), hop.started_ns)
+        start = max(now - round(sum(visit.time_s for visit in decisions.visits) * 1e9), traced.started_ns)
         for visit in decisions.visits:
             end = min(start + round(visit.time_s * 1e9), now)
             call = calls.pop(0) if calls and "call_s" in visit.vote.call else None
-            self._below(hop, span, f"tier {visit.first_tier}", call, start, end, _of_visit(visit))
+            self._below(traced, span, f"tier {visit.first_tier}", call, start, end, _of_visit(visit))
             start = end
-        for call in calls:  # asked, and gave no answer: the tier before had the last word
-            self._below(hop, span, "call", call, start, now, {"coe.degraded": True}, is_error=True)
+        for call in calls:  # without an answer: the tier before had the last word
+            self._below(traced, span, "call", call, start, now, {"coe.degraded": True}, is_error=True)
 
     def _below(
         self,
-        hop: TraceSpan,
+        traced: TraceSpan,
         above: Any,
         name: str,
         call: str | None,
@@ -144,7 +138,7 @@ class Tracer:
         """A whole span below the request's own; that of a call to another server has the id that was sent there."""
         kind = self._api.SpanKind.INTERNAL if call is None else self._api.SpanKind.CLIENT
         if call is not None:
-            self._ids.give(hop.trace_id, call)
+            self._ids.give(traced.trace_id, call)
         span = self._tracer.start_span(name, self._api.set_span_in_context(above), kind, facts, start_time=start)
         if is_error:
             span.set_status(self._error())

@@ -29,7 +29,7 @@ Reply = tuple[int, bytes, dict[str, str]]
 def an_hour() -> dict:
     """The status of a server after an hour with a rush in the middle."""
     world, tally = World(waiting=7), Tally()
-    history = History(tally, world.watched, clock=lambda: world.now, wall=lambda: 1.76e9 + world.now)
+    history = History(tally, world.view, clock=lambda: world.now, wall=lambda: 1.76e9 + world.now)
     model, cascade = served(), Cascade([medium(), best()])
     easy, hard = decided(cascade, 1, 0), decided(cascade, 1, 3)
     for slot in range(361):
@@ -42,7 +42,7 @@ def an_hour() -> dict:
         world.now += 10
         history.sample()
     tally.failed(request(), InputError("x"), 0.001)
-    return status(world.watched, tally, history)
+    return status(world.view, tally, history)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.world, self.tally = World(), Tally()
-        self.history = History(
-            self.tally, self.world.watched, clock=lambda: self.world.now, wall=lambda: self.world.now
-        )
+        self.history = History(self.tally, self.world.view, clock=lambda: self.world.now, wall=lambda: self.world.now)
         self.model = served()
         cascade = Cascade([medium(), best()])
         self.rows = [decided(cascade, 1, row) for row in range(4)]
@@ -35,7 +33,7 @@ class Scene:
             self.history.sample()
 
     def status(self) -> dict:
-        return status(self.world.watched, self.tally, self.history)
+        return status(self.world.view, self.tally, self.history)
 
 
 @pytest.fixture
@@ -197,13 +195,13 @@ def test_history_is_lists_of_one_length(scene):
 
 
 def test_the_status_is_plain_json_even_where_nothing_happened_yet(scene):
-    body, headers = StatusJson(scene.world.watched, scene.tally, scene.history)()
+    body, headers = StatusJson(scene.world.view, scene.tally, scene.history)()
     assert json.loads(body)["now"]["p50_s"] is None
     assert headers["Cache-Control"] == "no-store"
 
 
 def test_many_who_look_on_cost_one_status_a_second(scene):
-    told = StatusJson(scene.world.watched, scene.tally, scene.history)
+    told = StatusJson(scene.world.view, scene.tally, scene.history)
     first, _ = told()
     scene.answer(5)
     assert told()[0] is first

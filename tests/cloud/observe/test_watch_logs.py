@@ -62,7 +62,7 @@ def start() -> Iterator[object]:
 
 
 def ask(one: Request, *, log_requests: bool = True, model: object = None) -> None:
-    observer = Observer(ObserveConfig(log_requests=log_requests), World().watched)
+    observer = Observer(ObserveConfig(log_requests=log_requests), World().view)
     made = plane(observer, model or served())  # type: ignore[arg-type]
     with contextlib.suppress(Exception):  # the watchers were told
         asyncio.run(made.infer(one))
@@ -158,7 +158,7 @@ def test_a_payload_is_in_no_log_whatever_error_it_causes(start, form, number):
         raise AssertionError("not reached")
 
     object.__setattr__(failing, "decide", decide)
-    made = plane(Observer(ObserveConfig(log_requests=True), World().watched), failing)
+    made = plane(Observer(ObserveConfig(log_requests=True), World().view), failing)
 
     async def ask_and_be_refused() -> None:
         try:

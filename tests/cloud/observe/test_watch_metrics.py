@@ -38,7 +38,7 @@ def scrape(metrics: Metrics) -> dict[str, dict[tuple[tuple[str, str], ...], floa
 def busy() -> tuple[Metrics, Tally, World]:
     """After eight rows in three requests, one stranger's and one refused."""
     world, tally = World(waiting=3), Tally()
-    metrics = Metrics(tally, world.watched)
+    metrics = Metrics(tally, world.view)
 
     class Only:
         gates = watchers = (tally,)
@@ -126,12 +126,12 @@ def test_the_process_itself_is_measured_too(busy):
 
 
 def test_a_server_nobody_asked_yet_has_its_models_at_zero():
-    told = scrape(Metrics(Tally(), World().watched))
+    told = scrape(Metrics(Tally(), World().view))
     assert told["coe_cloud_requests_total"][labels(model="digits", code="OK")] == 0
 
 
 def test_metrics_switched_off_need_no_package_and_are_not_there():
-    observer = Observer(ObserveConfig(metrics=False), World().watched)
+    observer = Observer(ObserveConfig(metrics=False), World().view)
     assert "/metrics" not in observer.pages
 
 

@@ -107,7 +107,7 @@ def test_the_page_is_small_enough_for_a_bad_line():
 
 
 def test_the_http_port_offers_page_status_and_metrics_and_nothing_else():
-    pages = Observer(ObserveConfig(), World().watched).pages
+    pages = Observer(ObserveConfig(), World().view).pages
     assert set(pages) == {"/", "/status.json", "/metrics"}
     assert pages["/"]("")[1]["Content-Type"] == "text/html; charset=utf-8"
     assert pages["/status.json"]("")[1]["Content-Type"] == "application/json"
@@ -115,7 +115,7 @@ def test_the_http_port_offers_page_status_and_metrics_and_nothing_else():
 
 
 def test_a_page_switched_off_is_not_there():
-    assert set(Observer(ObserveConfig(page=False), World().watched).pages) == {"/metrics"}
+    assert set(Observer(ObserveConfig(page=False), World().view).pages) == {"/metrics"}
 
 
 def test_the_http_server_serves_the_pages_with_their_own_policies():
@@ -123,7 +123,7 @@ def test_the_http_server_serves_the_pages_with_their_own_policies():
         pytest.importorskip(module, reason=f"{module} is not installed")
     from cloud.transports.rest_server import RestOptions, RestServer
 
-    observer = Observer(ObserveConfig(), World().watched)
+    observer = Observer(ObserveConfig(), World().view)
 
     async def fetch() -> list[tuple[int, Message, bytes]]:
         server = RestServer(plane(observer), RestOptions(pages=observer.pages, pages_need_identity=False))

@@ -100,5 +100,5 @@ class World:
     now: float = 1000.0
 
     @property
-    def watched(self) -> ServerView:
+    def view(self) -> ServerView:
         return ServerView(lambda name: self.ready, lambda: self.facts, lambda: {"medium": self.waiting, "best": 0})
