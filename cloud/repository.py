@@ -21,9 +21,10 @@ from coe.protocol.status import UnknownModel
 
 from .config import ServerConfig, read_config
 from .engines.embedded import EmbeddedEngine
+from .security.reload import Stamp, stamp
 
 log = logging.getLogger(__name__)
-Signature = dict[Path, tuple[int, int]]  # path -> (mtime in ns, size)
+Signature = dict[Path, Stamp]
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,11 @@ async def _retire(engine: EmbeddedEngine) -> None:
 
 
 def _signature(config: ServerConfig) -> Signature:
-    """When each file the models come from was last changed; a missing one counts as (0, 0)."""
+    """A stamp of each file that the models come from."""
     files = set() if config.source is None else {config.source}
     for path in _model_files(config):
         files |= {path, path.parent / NAME}
-    return {path: _stamp(path) for path in files}
+    return {path: stamp(path) for path in files}
 
 
 def _model_files(config: ServerConfig) -> list[Path]:
@@ -190,11 +191,3 @@ def _model_files(config: ServerConfig) -> list[Path]:
 def _models_changed(config: ServerConfig, old: Signature, new: Signature) -> bool:
     """True if a model file itself changed, whatever its manifest says."""
     return any(old.get(path) != new.get(path) for path in _model_files(config))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return status.st_mtime_ns, status.st_size

@@ -1,1 +1,1 @@
-"""Who may call, over what, and how much: TLS, device identity, quotas, and the certificates behind them."""
+"""Who may call, and over what: TLS, device identity, and the certificates behind them."""

@@ -1,4 +1,4 @@
-"""Making keys and certificates: a CA, and what it signs. For development and for fleets without a PKI of their own."""
+"""Makes keys and certificates: a CA, and the server and device certificates it signs; for fleets without a PKI."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from coe.cascade.errors import ConfigError
 
-from .identity import write_private
+from .certs import write_private
 
 CA_DAYS = 3650
 SKEW = timedelta(hours=1)  # a device's clock may be behind
@@ -42,7 +37,7 @@ class KeyPair:
         """`name`.key, for its owner alone, and `name`.pem.
 
         Raises:
-            ConfigError: the key is there already, and not `force`.
+            ConfigError: the key exists already, and not `force`.
         """
         key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         path = folder / f"{name}.key"
@@ -81,7 +76,7 @@ def make_authority(name: str = "coe development CA", days: int = CA_DAYS, now: d
 
 
 def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: datetime | None = None) -> KeyPair:
-    """A certificate a server shows, for DNS names and IP addresses.
+    """A server's certificate, for DNS names and IP addresses.
 
     Raises:
         ConfigError: one of the hosts is neither.
@@ -91,7 +86,7 @@ def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: dateti
 
 
 def make_device(authority: KeyPair, name: str, days: int, now: datetime | None = None) -> KeyPair:
-    """A certificate a device shows; it names the device, and serves nothing."""
+    """A device's certificate; it names the device, and is not valid for a server."""
     return _make("device", authority, name, [x509.DNSName(name)], days, now)
 
 

@@ -3,65 +3,72 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
+import os
 import re
+import secrets
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from coe.cascade.errors import ConfigError
+from coe.config import read_yaml
 from coe.models.loading import import_runtime
 
 from .config import CLOUD
-from .identity import add_token
+from .identity import hash_of, read_tokens
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-TAKEN = ("ca", "server")  # their files stand in the same folder
+TAKEN = ("ca", "server")  # their files are in the same folder
+HEADER = "# device -> sha256 of its token; written by `coe-cloud certs token`, which does not keep comments\n"
 
-DESCRIPTION = """A CA, what it signs, and bearer tokens, in one folder. Keys are written for their owner alone and are
-never overwritten without --force. Keep ca.key where no server and no device can read it."""
+DESCRIPTION = """Make a CA, certificates that it signs, and bearer tokens, in one folder. Keys are readable by
+their owner alone and never overwritten without --force. Keep ca.key where no server and no device can read it."""
 
 
 def add_parser(subparsers: Any) -> None:
-    """The command `certs`, in a program's commands."""
+    """Add the command `certs` to a program's commands."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "certs", help="make a CA, certificates and tokens", description=DESCRIPTION
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="what")
     init = actions.add_parser("init", help="a CA, and a server's certificate")
-    server = actions.add_parser("server", help="a server's certificate of the CA that is there, as to renew it")
+    server = actions.add_parser("server", help="a server's certificate of the CA in DIR, such as to renew it")
     device = actions.add_parser("device", help="a device's certificate")
     token = actions.add_parser("token", help="a device's bearer token: printed once, kept as a hash in tokens.yaml")
     for action in (init, server, device, token):
-        action.add_argument("folder", type=Path, metavar="DIR", help="where the files are")
-        action.add_argument("--force", action="store_true", help="replace what is there")
+        action.add_argument("folder", type=Path, metavar="DIR", help="folder of the files")
+        action.add_argument("--force", action="store_true", help="replace files that exist")
     for action in (device, token):
-        action.add_argument("name", metavar="NAME", type=_device_name, help="of the device")
+        action.add_argument("name", metavar="NAME", type=_device_name, help="name of the device")
     for action in (init, server):
         action.add_argument(
             "--host",
             action="append",
             default=[],
-            help="DNS name or IP address of the server, as clients call it; may be said again. Loopback is always in",
+            help="DNS name or IP address of the server, as clients call it; may be repeated. Loopback is always in",
         )
     for action in (init, server, device):
         action.add_argument("--days", type=_days, default=365, help="how long the certificate is valid; default: 365")
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command.
+    """Run the command; its exit code.
 
     Raises:
-        ConfigError: something is there already, or missing.
+        ConfigError: a file exists already, or is missing.
         RuntimeMissing: no `cryptography`.
     """
     folder: Path = options.folder
     if options.action == "token":
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         print(add_token(folder / "tokens.yaml", options.name, force=options.force))
-        print(f"{options.name}: the line above is its token, shown once; {folder}/tokens.yaml has its hash", end="",
-              file=sys.stderr)  # fmt: skip
-        print(" (security.tokens)", file=sys.stderr)
+        note = f"the line above is its token, shown once; {folder}/tokens.yaml has its hash (security.tokens)"
+        print(f"{options.name}: {note}", file=sys.stderr)
         return 0
     import_runtime("cryptography", "certificates", CLOUD)
     if options.action == "init":
@@ -87,7 +94,7 @@ def _init(folder: Path, options: argparse.Namespace) -> None:
     server.write(folder, "server", force=options.force)
     until = ca.certificate.not_valid_after_utc
     print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
-    _tell_server(folder, options, server)
+    _print_server(folder, options, server)
 
 
 def _server(folder: Path, options: argparse.Namespace) -> None:
@@ -95,10 +102,10 @@ def _server(folder: Path, options: argparse.Namespace) -> None:
 
     server = authority.make_server(authority.read_authority(folder), _hosts(options), options.days)
     server.write(folder, "server", force=options.force)
-    _tell_server(folder, options, server)
+    _print_server(folder, options, server)
 
 
-def _tell_server(folder: Path, options: argparse.Namespace, server: Any) -> None:
+def _print_server(folder: Path, options: argparse.Namespace, server: Any) -> None:
     until = server.certificate.not_valid_after_utc
     print(f"{folder}/server.pem, server.key: for {', '.join(_hosts(options))}, until {until:%F}")
     print("in the server's config (client_ca: devices must show a certificate, too):")
@@ -118,6 +125,61 @@ def _device(folder: Path, options: argparse.Namespace) -> None:
     print(f"  tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}")
 
 
+def add_token(path: Path, name: str, *, force: bool = False) -> str:
+    """A new token for `name`; its hash goes to the file, its other settings there stay.
+
+    Args:
+        force: replace the tokens it has.
+    Raises:
+        ConfigError: it has one already, or the file has findings.
+    """
+    with _locked(path.parent):
+        devices: dict[str, Any] = {}
+        if path.exists():
+            read_tokens(path)
+            devices = {str(key): value for key, value in read_yaml(path).items()}
+        known = devices.get(name)
+        if known is not None and not force and not (isinstance(known, Mapping) and "sha256" not in known):
+            fix = "--force replaces it; a second one can be added to the file by hand"
+            raise ConfigError([f'expected a device without a token, got "{name}" which has one ({fix})'], str(path))
+        token = secrets.token_urlsafe(32)
+        digest = hash_of(token)
+        devices[name] = {**known, "sha256": digest} if isinstance(known, Mapping) else digest
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in devices.items()]
+        write_private(path, (HEADER + "".join(lines)).encode(), force=True)
+    return token
+
+
+def write_private(path: Path, content: bytes, *, force: bool) -> None:
+    """A file that only its owner can read, from its first byte on; with `force` in place of the one that is there.
+
+    Raises:
+        FileExistsError: it is there, and not `force`.
+    """
+    target = path.with_name(f".{path.name}.{os.getpid()}.new") if force else path
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
+            file.write(content)
+        if force:
+            os.replace(target, path)
+    except BaseException as error:
+        if force and not isinstance(error, FileExistsError):
+            target.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One program at a time changes the folder's tokens."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
 def _device_name(text: str) -> str:
     if not NAME.fullmatch(text) or text in TAKEN:
         expected = f"expected letters, digits, '.', '_' and '-', at most 63 of them, and none of {', '.join(TAKEN)}"
@@ -132,5 +194,5 @@ def _days(text: str) -> int:
 
 
 def _hosts(options: argparse.Namespace) -> list[str]:
-    """What the server is called: as asked for, and this machine's own names, each once."""
+    """The server's names: those of --host and loopback, each once."""
     return list(dict.fromkeys([*options.host, *LOOPBACK]))

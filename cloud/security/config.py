@@ -137,9 +137,11 @@ def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path
     need_certificates()
     from .tls import inspect
 
-    _, remarks = inspect(certificate, key, client_ca)
-    for remark in remarks:
-        (tls.wrong if remark.is_fatal else tls.warn)(remark.about, remark.message)
+    _, found = inspect(certificate, key, client_ca)
+    for fatal in found.fatal:
+        tls.wrong(*fatal)
+    for warning in found.warnings:
+        tls.warn(*warning)
     return certificate, key, client_ca
 
 

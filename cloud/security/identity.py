@@ -10,23 +10,18 @@ A plain hash is right for these tokens, and for these alone: they are random, 25
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import hashlib
 import hmac
-import json
-import os
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cloud.limits import Rate, read_rate
-from coe.cascade.errors import ConfigError, NotAllowed, Unauthenticated
+from coe.cascade.errors import NotAllowed, Unauthenticated
 from coe.config import Fields, Report, read_yaml
 
 from .reload import ReloadedFiles
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
     from .config import Security
 
 HASH = re.compile(r"[0-9a-fA-F]{64}")
-HEADER = "# device -> sha256 of its token; written by `coe-cloud certs token`, which does not keep comments\n"
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def read_tokens(path: Path) -> Tokens:
     """The file's devices.
 
     Raises:
-        ConfigError: every entry that is wrong. What stands where a hash belongs is never told: it may be a token.
+        ConfigError: every entry that is wrong. What stands where a hash belongs is never shown: it may be a token.
     """
     report = Report(str(path))
     by_hash: dict[str, KnownToken] = {}
@@ -90,61 +84,6 @@ def _hashes(device: Fields) -> list[str]:
     return good
 
 
-def add_token(path: Path, name: str, *, force: bool = False) -> str:
-    """A new token for `name`; its hash goes to the file, its other settings there stay.
-
-    Args:
-        force: replace the tokens it has.
-    Raises:
-        ConfigError: it has one already, or the file has findings.
-    """
-    with _locked(path.parent):
-        devices: dict[str, Any] = {}
-        if path.exists():
-            read_tokens(path)
-            devices = {str(key): value for key, value in read_yaml(path).items()}
-        known = devices.get(name)
-        if known is not None and not force and not (isinstance(known, Mapping) and "sha256" not in known):
-            fix = "--force replaces it; a second one can be added to the file by hand"
-            raise ConfigError([f'expected a device without a token, got "{name}" which has one ({fix})'], str(path))
-        token = secrets.token_urlsafe(32)
-        digest = hash_of(token)
-        devices[name] = {**known, "sha256": digest} if isinstance(known, Mapping) else digest
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in devices.items()]
-        write_private(path, (HEADER + "".join(lines)).encode(), force=True)
-    return token
-
-
-def write_private(path: Path, content: bytes, *, force: bool) -> None:
-    """A file that only its owner can read, from its first byte on; with `force` in place of the one that is there.
-
-    Raises:
-        FileExistsError: it is there, and not `force`.
-    """
-    target = path.with_name(f".{path.name}.{os.getpid()}.new") if force else path
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    try:
-        with os.fdopen(os.open(target, flags, 0o600), "wb") as file:
-            file.write(content)
-        if force:
-            os.replace(target, path)
-    except BaseException as error:
-        if force and not isinstance(error, FileExistsError):
-            target.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One program at a time, however many hand out tokens."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
-
-
 MOST_NAME = 253  # characters, as of a DNS name
 BEARER = "bearer "
 
@@ -161,7 +100,7 @@ ANONYMOUS = Identity("", "anonymous")
 
 
 class Authenticator:
-    """Decides who calls, and whether it may, from what the connection and the call show.
+    """Finds out who calls, from what the connection and the call show, and refuses whoever is not allowed.
 
     Raises:
         ConfigError: the file of tokens cannot be used.
@@ -181,9 +120,9 @@ class Authenticator:
 
         Args:
             certificate_names: of a certificate that the handshake has verified; the first one is the device's.
-            token: as it came; not looked at where the server has no tokens.
+            token: as it came; ignored where the server has no tokens.
         Raises:
-            Unauthenticated: it shows nothing, or a token nobody has; or its certificate and its token are of two.
+            Unauthenticated: it shows nothing, or an unknown token, or certificate and token of two devices.
             NotAllowed: it is not on the allow-list.
         """
         by_token = None if token is None or self._tokens is None else self._owner(token, self._tokens.current())
@@ -213,7 +152,7 @@ class Authenticator:
         return None if self._tokens is None else self._tokens.current().quotas.get(name)
 
     def _owner(self, token: str, tokens: Tokens) -> str:
-        """Looked up by hash: how long that takes tells of the hash at most, which is of no use without the token."""
+        """The token's device, found by hash: the time it takes reveals the hash at most, useless without the token."""
         digest = hash_of(token)
         known = tokens.by_hash.get(digest)
         if known is not None and hmac.compare_digest(known.digest, digest):
@@ -240,7 +179,7 @@ def identity_of_call(context: _Call, *, certificate: bool = True) -> tuple[tuple
     """What a gRPC call shows: the names in its certificate, and its token.
 
     Args:
-        certificate: look for one; it takes longer than all the rest.
+        certificate: read it; that takes longer than all the rest.
     """
     names: tuple[str, ...] = ()
     if certificate:

@@ -1,4 +1,4 @@
-"""Files that are read again when they change, while everything goes on."""
+"""A value read from files, read again when they change."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from coe.cascade.errors import CascadeError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Stamp = tuple[tuple[int, int, int] | None, ...]
+Stamp = tuple[int, int, int] | None
 
 
 class ReloadedFiles(Generic[T]):
-    """What was read from files; a new version that cannot be used is told in one log line, and the old one stays.
+    """A value read from files. A new version that cannot be used is logged once, and the old one stays.
 
     Args:
-        what: how the log calls it.
-        files: those it is read from.
+        what: its name in the log.
+        files: it is read from these.
         read: makes the value; its CascadeError or OSError is why a version cannot be used. The first is raised here.
-        every_s: the files are looked at no more often.
-        in_background: a new version is read on a thread of its own, and the caller goes on with the old one.
+        every_s: the files are checked no more often.
+        in_background: a new version is read on a thread of its own, and the caller gets the old one.
     """
 
     def __init__(
@@ -44,38 +44,38 @@ class ReloadedFiles(Generic[T]):
         self._read = read
         self._in_background = in_background
         self._clock = clock
-        self._stamp = self._look()  # before reading: what changes meanwhile is read again
+        self._last = self._stamps()  # before reading: what changes meanwhile is read again
         self._value = read()
-        self._next_look = clock() + every_s
-        self._looking = threading.Lock()
+        self._next_check = clock() + every_s
+        self._checking = threading.Lock()
 
     def current(self) -> T:
-        """The newest usable version. Any thread may ask; one of them looks, the others do not wait for it."""
-        if self._clock() >= self._next_look and self._looking.acquire(blocking=False):
+        """The newest usable version. Any thread may call: one checks the files, the others do not wait for it."""
+        if self._clock() >= self._next_check and self._checking.acquire(blocking=False):
             try:
-                self._next_look = self._clock() + self.every_s
-                stamp = self._look()
-                changed = stamp != self._stamp
+                self._next_check = self._clock() + self.every_s
+                stamps = self._stamps()
+                changed = stamps != self._last
                 if changed and self._in_background:
-                    thread = threading.Thread(target=self._background, args=(stamp,), name="coe-reload", daemon=True)
+                    thread = threading.Thread(target=self._background, args=(stamps,), name="coe-reload", daemon=True)
                     thread.start()
-                    return self._value  # the thread ends the looking
+                    return self._value  # the thread releases the lock
                 if changed:
-                    self._read_again(stamp)
+                    self._read_again(stamps)
             except BaseException:
-                self._looking.release()
+                self._checking.release()
                 raise
-            self._looking.release()
+            self._checking.release()
         return self._value
 
-    def _background(self, stamp: Stamp) -> None:
+    def _background(self, stamps: tuple[Stamp, ...]) -> None:
         try:
-            self._read_again(stamp)
+            self._read_again(stamps)
         finally:
-            self._looking.release()
+            self._checking.release()
 
-    def _read_again(self, stamp: Stamp) -> None:
-        self._stamp = stamp  # a bad version is told once
+    def _read_again(self, stamps: tuple[Stamp, ...]) -> None:
+        self._last = stamps  # a bad version is logged once
         try:
             self._value = self._read()
             log.info("%s: read again, in use from now on", self.what)
@@ -83,11 +83,12 @@ class ReloadedFiles(Generic[T]):
             reason = "; ".join(str(error).splitlines())
             log.warning("%s: changed, but cannot be used, so the one before stays in use: %s", self.what, reason)
 
-    def _look(self) -> Stamp:
-        return tuple(_stamp(path) for path in self.files)
+    def _stamps(self) -> tuple[Stamp, ...]:
+        return tuple(stamp(path) for path in self.files)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does; None: there is no such file."""
     try:
         found = path.stat()
     except OSError:

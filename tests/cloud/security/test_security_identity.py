@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from pki import Clock, Pki, call, echoing
 
 from cloud.limits import Rate
+from cloud.security.certs import HEADER, add_token
 from cloud.security.config import Security
 from cloud.security.identity import (
     ANONYMOUS,
-    HEADER,
     Authenticator,
     Identity,
-    add_token,
     bearer,
     hash_of,
     identity_of_call,
