@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coe import zoo
 from coe.config import Fields, Report, read_yaml
 from coe.config.cascade import CascadeConfig, RemoteTierConfig, read_cascade
+from coe.config.settings import REQUIRED, read_settings, setting
 
 from .field.config import FieldConfig, read_field
 from .link import LinkConfig, read_link
@@ -21,36 +23,31 @@ FALLBACKS = ("answer-local", "spool", "fail")
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Everything `coe-edge` needs to know.
-
-    Args:
-        sinks: at least one.
-        max_in_flight: deferred examples under way at once; at that many, the source waits; 0: one at a time.
-        ordered: write decisions in the source's order.
-        deadline_s: of one example in all; inf: each call's own deadline alone counts.
-        grace_s: what examples that wait for a server have to end, when the agent is stopped.
-        link: how calls to other machines are watched over.
-        field: what may not leave, and how the agent watches itself.
-        watch: where the agent can be watched; None: nowhere.
-        state: folder for what survives a restart; it need not be there yet.
-        spool: where examples that no server answers in time wait for a later answer; None: they do not.
-        path: the file it was read from.
-    """
+    """Everything `coe-edge` needs to know. `path`: the file it was read from; `state` need not be there yet."""
 
     cascade: CascadeConfig
     source: SourceConfig
     sinks: tuple[SinkConfig, ...]
-    max_in_flight: int
-    ordered: bool
-    deadline_s: float
-    grace_s: float
-    link: LinkConfig
     field: FieldConfig
-    watch: ObserveConfig | None
-    state: Path
-    spool: SpoolConfig | None
     warnings: tuple[str, ...]
     path: Path
+    state: Path = setting(
+        REQUIRED,
+        "Folder for what must survive a restart.",
+        usual="systemd's STATE_DIRECTORY, else `~/.local/state/coe-edge/` and the config's name",
+        example="state",
+    )
+    max_in_flight: int = setting(
+        16, "Deferred examples under way at once; then the source waits. 0: one at a time.", low=0, high=1024
+    )
+    ordered: bool = setting(False, "Write decisions in the order of the source.")
+    deadline_s: float = setting(
+        None, "Of one example in all.", usual="each call's own alone", unit="ms", low=1, high=3_600_000, example="500"
+    )
+    grace_s: float = setting(10, "What deferred examples have to end when the agent stops.", unit="s", high=3600)
+    link: LinkConfig = setting(LinkConfig(), "How calls to other machines are watched over.")
+    watch: ObserveConfig | None = setting(None, "Where the agent can be watched.", usual="nowhere")
+    spool: SpoolConfig | None = setting(None, "With `when_unavailable: spool`: where examples wait for an answer.")
 
 
 def default_config() -> Path:
@@ -70,29 +67,21 @@ def read_config(path: Path) -> AgentConfig:
     n_tiers = sum(tier.n_tiers if isinstance(tier, RemoteTierConfig) else 1 for tier in cascade.tiers)
     source = read_sources(fields, path.parent, cascade.task, n_tiers)
     sinks = read_sinks(fields, path.parent)
-    deadline_ms = fields.number("deadline_ms", None, 1, 3_600_000)
     state = read_state(fields, path)
-    config = AgentConfig(
+    votes_first = not isinstance(next(iter(cascade.tiers), None), RemoteTierConfig)
+    config = read_settings(
+        AgentConfig,
+        fields,
         cascade=cascade,
         source=source,
         sinks=sinks,
-        max_in_flight=fields.integer("max_in_flight", 16, 0, 1024),
-        ordered=fields.flag("ordered", False),
-        deadline_s=float("inf") if deadline_ms is None else deadline_ms / 1000,
-        grace_s=fields.number("grace_s", 10.0, 0, 3600),
+        field=read_field(fields, path.parent, cascade.task, votes_first=votes_first),
         link=read_link(fields.section("link", {})),
-        field=read_field(
-            fields,
-            path.parent,
-            cascade.task,
-            votes_first=not isinstance(next(iter(cascade.tiers), None), RemoteTierConfig),
-        ),
         watch=None if fields.raw("watch", None) is None else read_observe(fields.section("watch")),
         state=state,
         spool=read_spool(fields, state, path.parent),
-        warnings=tuple(report.warnings),
         path=path,
+        warnings=(),
     )
-    fields.finish()
     report.check()
-    return config
+    return replace(config, warnings=tuple(report.warnings), deadline_s=config.deadline_s or math.inf)

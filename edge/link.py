@@ -1,12 +1,5 @@
 """State of the link to a remote tier: its settings, round-trip times, circuit breaker and log lines.
 
-link:
-  failures: 3               # in a row, that stop calls: the device then answers by itself, at once
-  rebuild_after: 3          # calls in a row past their deadline, that have the connection made anew
-  backoff_ms: [200, 30000]  # between probes of a link that is down: the first wait and the longest, each +-25%
-  probe_ms: 2000            # deadline of a probe; by default the tier's own, at least a second
-  reserve_ms: 5             # of an example's deadline, kept for the device's own answer
-
 Michael Nygard, "Release It!": closed (calls pass), open (none does), half-open (one may, to see). Knows no network and
 waits for nobody: it is asked, and told what came of it.
 """
@@ -23,46 +16,36 @@ from enum import StrEnum
 
 from coe.cascade.errors import TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.config import Fields, format_seconds
+from coe.config.settings import read_settings, setting
 
 LONGEST_MS = 3_600_000
 
 
 @dataclass(frozen=True)
 class LinkConfig:
-    """When a link counts as down, and how it is tried again; the module's docstring has the settings.
+    """When a link counts as down, and how it is tried again."""
 
-    Args:
-        backoff_s: between probes: the first wait, and the longest.
-        probe_s: deadline of a probe; None: that of the tier's calls, at least a second.
-        reserve_s: kept of an example's deadline.
-    """
-
-    failures: int = 3
-    rebuild_after: int = 3
-    backoff_s: tuple[float, float] = (0.2, 30.0)
-    probe_s: float | None = None
-    reserve_s: float = 0.005
+    failures: int = setting(3, "Failures in a row that stop calls; the device then answers at once.", low=1, high=1000)
+    rebuild_after: int = setting(3, "Deadlines missed in a row before a new connection.", low=1, high=1000)
+    backoff_s: tuple[float, float] = setting(
+        (200, 30_000), "Between probes of a link that is down: the first wait and the longest.", unit="ms"
+    )
+    probe_s: float | None = setting(
+        None, "Deadline of a probe.", usual="the tier's, at least 1000", unit="ms", low=10, high=600_000, example="2000"
+    )
+    reserve_s: float = setting(5, "Kept of an example's deadline for the device's own answer.", unit="ms", high=60_000)
 
 
 def read_link(fields: Fields) -> LinkConfig:
     """The section `link:` of an agent's config."""
-    usual = LinkConfig()
-    probe_ms = fields.number("probe_ms", None, 10, 600_000)
-    config = LinkConfig(
-        failures=fields.integer("failures", usual.failures, 1, 1000),
-        rebuild_after=fields.integer("rebuild_after", usual.rebuild_after, 1, 1000),
-        backoff_s=_read_backoff(fields, usual.backoff_s),
-        probe_s=None if probe_ms is None else probe_ms / 1000,
-        reserve_s=fields.number("reserve_ms", usual.reserve_s * 1000, 0, 60_000) / 1000,
-    )
-    fields.finish()
-    return config
+    return read_settings(LinkConfig, fields, backoff_s=_read_backoff(fields))
 
 
-def _read_backoff(fields: Fields, usual: tuple[float, float]) -> tuple[float, float]:
+def _read_backoff(fields: Fields) -> tuple[float, float]:
     n_before = len(fields.report.findings)
-    waits = fields.numbers("backoff_ms", tuple(seconds * 1000 for seconds in usual))
-    if len(fields.report.findings) > n_before:
+    usual = LinkConfig().backoff_s
+    waits = fields.numbers("backoff_ms", usual)
+    if len(fields.report.findings) > n_before or not fields.has("backoff_ms"):
         return usual
     if len(waits) != 2 or not 1 <= waits[0] <= waits[1] <= LONGEST_MS:
         got = f"[{', '.join(f'{wait:g}' for wait in waits)}]"

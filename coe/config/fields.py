@@ -231,6 +231,17 @@ class Fields:
     def integers(self, key: str, default: Any = MISSING) -> tuple[int, ...]:
         return tuple(self._list(key, self.raw(key, default, "a list of whole numbers"), (int,), "a whole number"))
 
+    def path(self, key: str, folder: Path, default: Any = MISSING) -> Any:
+        """A path, from `folder` where it is relative; the default, None as a rule, where nothing is said."""
+        text = self.text(key, default)
+        if text is default:
+            return default
+        try:
+            return folder / Path(text).expanduser()
+        except RuntimeError:
+            self.wrong(key, f'expected a path, got "{text}" (no such user)')
+            return folder
+
     def section(self, key: str, default: Any = MISSING) -> Fields:
         value = self.raw(key, default, "a section")
         return Fields({} if value is None else value, self.report, self._at(key))

@@ -72,14 +72,14 @@ def is_address(text: str) -> bool:
     return not fix_of_address(text)
 
 
-def fix_of_address(text: str) -> str:
-    """How to correct what should be "host:port"; "" where nothing is wrong with it."""
+def fix_of_address(text: str, usual: str = "coe-cloud serves on port 8001", lowest_port: int = 1) -> str:
+    """How to correct what should be "host:port"; "" where it is right; `usual`: the fix of anything else."""
     host, port = split(text)
     if isinstance(_ip(host), ipaddress.IPv6Address) and not host.startswith("["):
         return f'write "[{host}]:{port}"'
-    if host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536:
+    if host and port.isdecimal() and len(port) < 6 and lowest_port <= int(port) < 65536:
         return fix_of_host(host)
-    return fix_of_host(text) if "://" in text or " " in text else "coe-cloud serves on port 8001"
+    return fix_of_host(text) if "://" in text or " " in text else usual
 
 
 def fix_of_host(text: str) -> str:

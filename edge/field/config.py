@@ -3,95 +3,82 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from coe.cascade.errors import ConfigError
 from coe.config import Fields
 from coe.config.manifest import Task
+from coe.config.settings import REQUIRED, read_settings, setting
 
 from .privacy import load_privacy_filter
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A share as it was on calibration: `share` of `n` examples; `band` in place of what follows from them.
-
-    `what`: "deferred", "audit_error", or "2 of 3": decided with two votes of three asked.
-    """
+    """A share as it was on calibration. `what`: "deferred", "audit_error", or "2 of 3": decided with so many votes."""
 
     what: str
-    share: float
-    n: int
-    band: tuple[float, float] | None = None
+    share: float = setting(0.0, "As it was on calibration.", usual="required", low=0, high=1, example="0.023")
+    n: int = setting(1000, "Examples of calibration.", low=1, high=1_000_000_000)
+    band: tuple[float, float] | None = setting(
+        None, "From which share to which is usual, in place of `share` and `n`.", usual="what follows from them"
+    )
 
 
 @dataclass(frozen=True)
 class DriftConfig:
-    """Bands, and over what they are watched.
+    """Bands, and over what they are watched."""
 
-    Args:
-        window: examples; audits: audited decisions, for their error.
-        false_alarms: chance that one window of examples like those of calibration lies outside a band.
-    """
-
-    window: int = 1000
-    false_alarms: float = 1e-6
-    audits: int = 200
-    baselines: tuple[Baseline, ...] = ()
+    window: int = setting(1000, "Examples of one window.", low=20, high=1_000_000)
+    false_alarms: float = setting(
+        1e-6, "Chance that a window of examples like those of calibration is outside a band.", low=1e-12, high=0.5
+    )
+    audits: int = setting(200, "Audited decisions of one window, for their error.", low=10, high=1_000_000)
+    baselines: tuple[Baseline, ...] = setting(
+        (), "`deferred`, `audit_error` or `2 of 3`: each with the settings below.", key="bands", usual="required"
+    )
 
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """A small share of the examples on which the device agreed is sent anyway.
+    """A small share of the examples on which the device agreed is sent anyway."""
 
-    Args:
-        share: of them, at most; 0: none.
-        max_per_hour, max_bytes_per_day: the budget.
-        link_share: of the time, at most, that audit calls take.
-        report_every: answers between two `audit` events.
-    """
-
-    share: float = 0.0
-    max_per_hour: float = 60.0
-    max_bytes_per_day: float = 10e6
-    link_share: float = 0.1
-    report_every: int = 100
+    share: float = setting(0.01, "Of the examples that the device decided, at most; 0: none.", low=0, high=1)
+    max_per_hour: float = setting(60, "Examples.", low=1, high=1e9)
+    max_bytes_per_day: float = setting(10, "Sent, in 10^6 bytes.", unit="MB", key="max_mb_per_day", low=0.001, high=1e6)
+    link_share: float = setting(0.1, "Of the time, at most, that audit calls take.", low=0.001, high=1)
+    report_every: int = setting(100, "Answers between two `audit` events.", low=1, high=1_000_000)
 
 
 @dataclass(frozen=True)
 class HarvestConfig:
-    """Deferred examples and the cloud's answers are kept in `path`, within a budget.
+    """Deferred examples and the cloud's answers are kept in `path`, within a budget."""
 
-    `drop_oldest`: when it is full the oldest make room; otherwise nothing more is kept.
-    """
+    path: Path = setting(REQUIRED, "Folder.", example="harvest")
+    max_bytes: float = setting(100, "Of its files, in 10^6 bytes.", unit="MB", low=0.001, high=1e6)
+    max_count: int = setting(10_000, "Examples in it.", low=1, high=100_000_000)
+    when_full: str = setting("stop", "Nothing more is kept, or the oldest make room.", choices=("stop", "drop-oldest"))
 
-    path: Path
-    max_bytes: float = 100e6
-    max_count: int = 10_000
-    drop_oldest: bool = False
+    @property
+    def drop_oldest(self) -> bool:
+        return self.when_full == "drop-oldest"
 
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """How honest the agent is about itself.
+    """What may not leave, and how honest the agent is about itself. `folder`: where the filter's path starts."""
 
-    Args:
-        never_send: labels whose examples stay on the device.
-        privacy_filter: "module:function" or "file.py:function" that may hold an example back; "": none.
-        folder: where a privacy_filter's path starts.
-    """
-
-    never_send: frozenset[int] = frozenset()
-    privacy_filter: str = ""
+    never_send: frozenset[int] = setting(
+        frozenset(), "Labels whose examples stay on the device.", usual="none", example='["3", "7"]'
+    )
+    privacy_filter: str = setting(
+        "", "`module:function` or `file.py:function` that may hold an example back.", example="rules.py:private"
+    )
     folder: Path = Path()
-    audit: AuditConfig | None = None
-    drift: DriftConfig | None = None
-    harvest: HarvestConfig | None = None
+    audit: AuditConfig | None = setting(None, "A small share of what the device decided is sent, to learn its error.")
+    drift: DriftConfig | None = setting(None, "Shares that are watched against calibration.")
+    harvest: HarvestConfig | None = setting(None, "Deferred examples and their answers are kept, for training.")
 
 
 def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
@@ -100,24 +87,21 @@ def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -
     Args:
         fields: of the whole file.
         folder: relative paths start here.
-        votes_first: whether models of this device see an example before it leaves.
+        votes_first: models of this device see an example before it leaves.
     """
     if not votes_first and fields.raw("never_send", None):
         fix = "put a tier with `members:` before it, or take a `privacy_filter:`"
         fields.wrong("never_send", f"expected models of this device to tell, got a first tier elsewhere ({fix})")
-    return FieldConfig(
+    return read_settings(
+        FieldConfig,
+        fields,
+        folder,
+        finish=False,
         never_send=_read_never_send(fields, task.labels),
-        privacy_filter=_read_hook(fields, folder),
+        privacy_filter=_read_privacy_filter(fields, folder),
         folder=folder,
-        audit=_section(fields, "audit", _read_audit),
-        drift=_section(fields, "drift", _read_drift),
-        harvest=_section(fields, "harvest", lambda section: _read_harvest(section, folder)),
+        drift=None if fields.raw("drift", None) is None else _read_drift(fields.section("drift")),
     )
-
-
-def _section(fields: Fields, key: str, read: Callable[[Fields], T]) -> T | None:
-    """What a section says; None where it is not there."""
-    return None if fields.raw(key, None) is None else read(fields.section(key))
 
 
 def _read_never_send(fields: Fields, labels: tuple[str, ...]) -> frozenset[int]:
@@ -130,7 +114,7 @@ def _read_never_send(fields: Fields, labels: tuple[str, ...]) -> frozenset[int]:
     return frozenset(labels.index(name) for name in names if name in labels)
 
 
-def _read_hook(fields: Fields, folder: Path) -> str:
+def _read_privacy_filter(fields: Fields, folder: Path) -> str:
     reference = fields.text("privacy_filter", "")
     if reference:
         try:
@@ -140,45 +124,13 @@ def _read_hook(fields: Fields, folder: Path) -> str:
     return reference
 
 
-def _read_audit(fields: Fields) -> AuditConfig:
-    audit = AuditConfig(
-        share=fields.number("share", 0.01, 0.0, 1.0),
-        max_per_hour=fields.number("max_per_hour", 60.0, 1.0, 1e9),
-        max_bytes_per_day=fields.number("max_mb_per_day", 10.0, 0.001, 1e6) * 1e6,
-        link_share=fields.number("link_share", 0.1, 0.001, 1.0),
-        report_every=fields.integer("report_every", 100, 1, 1_000_000),
-    )
-    fields.finish()
-    return audit
-
-
-def _read_harvest(fields: Fields, folder: Path) -> HarvestConfig:
-    harvest = HarvestConfig(
-        path=folder / Path(fields.text("path")).expanduser(),
-        max_bytes=fields.number("max_mb", 100.0, 0.001, 1e6) * 1e6,
-        max_count=fields.integer("max_count", 10_000, 1, 100_000_000),
-        drop_oldest=fields.choice("when_full", ("stop", "drop-oldest"), "stop") == "drop-oldest",
-    )
-    fields.finish()
-    return harvest
-
-
 def _read_drift(fields: Fields) -> DriftConfig:
-    window = fields.integer("window", 1000, 20, 1_000_000)
-    baselines = []
-    for what, entry in fields.entries("bands") if fields.has("bands") else ():
-        baselines.append(_read_baseline(what, entry))
+    entries = fields.entries("bands") if fields.has("bands") else ()
+    baselines = tuple(_read_baseline(what, entry) for what, entry in entries)
     fields.raw("bands", None)
-    drift = DriftConfig(
-        window=window,
-        false_alarms=fields.number("false_alarms", 1e-6, 1e-12, 0.5),
-        audits=fields.integer("audits", 200, 10, 1_000_000),
-        baselines=tuple(baselines),
-    )
     if not baselines:
         fields.wrong("bands", "expected at least one band (`coe-edge calibrate` prints them)")
-    fields.finish()
-    return drift
+    return read_settings(DriftConfig, fields, baselines=baselines)
 
 
 def _read_baseline(what: str, entry: Fields) -> Baseline:
@@ -189,13 +141,6 @@ def _read_baseline(what: str, entry: Fields) -> Baseline:
         band = ()
     if not entry.has("band") and not entry.has("share"):
         entry.wrong("", "expected `share:` and `n:` of calibration, or `band: [low, high]`")
-    baseline = Baseline(
-        what=what,
-        share=entry.number("share", 0.0, 0.0, 1.0),
-        n=entry.integer("n", 1 if band else (1 if not entry.has("share") else 1000), 1, 1_000_000_000),
-        band=(band[0], band[1]) if band else None,
-    )
     if what not in ("deferred", "audit_error") and not what.replace(" of ", "").isdigit():
         entry.wrong("", f'expected deferred, audit_error or "2 of 3" (agreed with so many votes), got "{what}"')
-    entry.finish()
-    return baseline
+    return read_settings(Baseline, entry, what=what, band=(band[0], band[1]) if band else None)

@@ -1,50 +1,40 @@
-"""The `watch:` settings.
-
-watch:
-  address: 127.0.0.1:9109   # metrics at /metrics, the page at /
-  thumbnails: true          # of recent decisions, on the page
-  expose: false             # true: an address that others can reach; there is no password
-"""
+"""The section `watch:` of an agent's config."""
 
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 from dataclasses import dataclass
 
 from coe.config import Fields
+from coe.config.settings import read_settings, setting
+from coe.protocol.channel import fix_of_address, split
+from coe.protocol.credentials import is_loopback
 
 
 @dataclass(frozen=True)
 class ObserveConfig:
     """Where the agent can be watched."""
 
-    host: str = "127.0.0.1"
+    host: str = setting(
+        "127.0.0.1", "Of the page, at `/`, and of the metrics, at `/metrics`.", key="address", usual="127.0.0.1:9109"
+    )
     port: int = 9109
-    thumbnails: bool = True
+    thumbnails: bool = setting(True, "Small pictures of recent examples on the page.")
+    expose: bool = setting(False, "The address may be one that others can reach; there is no password.")
 
 
 def read_observe(fields: Fields) -> ObserveConfig:
     """The section `watch:` of an agent's config."""
     usual = ObserveConfig()
-    host, _, port = fields.text("address", f"{usual.host}:{usual.port}").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        fields.wrong("address", f"expected host:port, such as 127.0.0.1:9109, got {fields.content.get('address')!r}")
-        host, port = usual.host, str(usual.port)
-    exposes = fields.flag("expose", False)
-    if not _is_loopback(host) and not exposes:
+    address = fields.text("address", f"{usual.host}:{usual.port}")
+    fix = fix_of_address(address, "write 127.0.0.1:9109", lowest_port=0) if address else ""
+    if fix:
+        fields.wrong("address", f'expected host:port, got "{address}" ({fix})')
+    host, port = (usual.host, str(usual.port)) if fix or not address else split(address)
+    config = read_settings(ObserveConfig, fields, host=host.removeprefix("[").removesuffix("]"), port=int(port))
+    if not is_loopback(host) and not config.expose:
         fix = "write 127.0.0.1, or `expose: true` if everybody who reaches it may look"
-        fields.wrong("address", f"expected an address of this device alone, got {host} ({fix})")
+        fields.wrong("address", f"expected an address of this device alone, got {config.host} ({fix})")
     if importlib.util.find_spec("prometheus_client") is None:
         fields.wrong("", "the package prometheus-client is not installed: pip install 'coe-cascade[watch]'")
-    config = ObserveConfig(host, int(port), fields.flag("thumbnails", True))
-    fields.finish()
     return config
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

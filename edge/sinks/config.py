@@ -6,9 +6,12 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from coe.config import Fields
+from coe.config.settings import REQUIRED, read_settings, setting, settings_of
+from coe.protocol.channel import fix_of_host
 from coe.protocol.credentials import is_loopback
 
 from .base import Record
@@ -56,73 +59,56 @@ MQTT_PORT, MQTT_TLS_PORT = 1883, 8883
 
 @dataclass(frozen=True)
 class MqttConfig:
-    """A broker and what is published there.
+    """A broker and what is published there. `tls`: None: plaintext; else CA, certificate, key, None where not used."""
 
-    Args:
-        topic: of decisions and corrections; `{id}` and `{name}` (the label's) stand for the record's own.
-        event_topic: of events; status_topic: "online", and "offline" once the agent is gone, retained.
-        tls: None: plaintext; else PEM files (CA, certificate, key), None for what is not used.
-    """
-
-    host: str
-    port: int
-    topic: str
-    event_topic: str
-    status_topic: str
-    qos: int = 1
-    retain: bool = False
-    client_id: str = ""
-    keepalive_s: int = 30
-    username: str | None = None
-    password_file: Path | None = None
-    tls: tuple[Path | None, Path | None, Path | None] | None = None
+    host: str = setting(REQUIRED, "The broker's name or IP address.", example="broker.local")
+    port: int = setting(REQUIRED, "Its port.", usual="1883, with TLS 8883", low=1, high=65535, example="1883")
+    topic: str = setting(
+        "coe/{host}/decisions", "Of decisions; `{host}` is this device, `{id}` and `{name}` the record's."
+    )
+    event_topic: str = setting("coe/{host}/events", "Of events.")
+    status_topic: str = setting("coe/{host}/status", "`online`, and `offline` once the agent is gone, retained.")
+    qos: int = setting(1, "1: until the broker has acknowledged it.", low=0, high=2)
+    retain: bool = setting(False, "The broker keeps each topic's latest record.")
+    client_id: str = setting("", "Of this device at the broker.", usual="the broker's choice")
+    keepalive_s: int = setting(30, "Between two signs of life.", unit="s", low=1, high=65535)
+    username: str | None = setting(None, "Of this device at the broker.", usual="none", example="pi-1")
+    password_file: Path | None = setting(None, "File with the password.", usual="none", example="password")
+    tls: tuple[Path | None, Path | None, Path | None] | None = setting(
+        None, "`true`, or PEM files: `{ca, certificate, key}`.", usual="`false`", example="true"
+    )
 
 
 @dataclass(frozen=True)
 class WebhookConfig:
-    """A URL, and how records are posted there.
+    """A URL, and how records are posted there. `is_local`: it is on this device, so no proxy is used."""
 
-    Args:
-        headers: name and value, of each request.
-        token_file: of a bearer token.
-        ca: PEM file of the CA to believe; None: the public ones.
-        batch: most records of one request; above 1 a request is an array.
-        gather_s: how long fewer wait for more.
-        is_local: it is on this device: no proxy is used.
-    """
-
-    url: str
-    headers: tuple[tuple[str, str], ...] = ()
-    token_file: Path | None = None
-    ca: Path | None = None
-    timeout_s: float = 5.0
-    batch: int = 1
-    gather_s: float = 1.0
+    url: str = setting(REQUIRED, "Records are posted there.", example='"https://example.org/decisions"')
+    headers: tuple[tuple[str, str], ...] = setting((), "Name and value, of each request.", example="{X-Site: roof}")
+    token_file: Path | None = setting(None, "File with a bearer token.", usual="none", example="token")
+    ca: Path | None = setting(None, "PEM file of the CA to believe.", usual="the public ones", example="ca.pem")
+    timeout_s: float = setting(5000, "Of one request.", unit="ms", low=1, high=600_000)
+    batch: int = setting(1, "Most records of one request; above 1 a request is an array.", low=1, high=10_000)
+    gather_s: float = setting(1000, "How long fewer than `batch` wait for more.", unit="ms", high=3_600_000)
     is_local: bool = False
 
 
 @dataclass(frozen=True)
 class SinkConfig:
-    """kind "jsonlines" (`path`; None: standard output), "sqlite" (`path`), "mqtt" or "webhook".
+    """Where records go: kind "jsonlines" (`path` None: standard output), "sqlite", "mqtt" or "webhook"."""
 
-    Args:
-        rotation: of a file of JSON lines; None: it grows.
-        max_rows: of a database; None: it grows.
-        max_queued, flush_s: of mqtt and webhook: records that wait, and how long they are waited for at the end.
-    """
-
-    kind: str = "jsonlines"
-    path: Path | None = None
+    kind: str = setting("jsonlines", "What it is.", choices=KINDS)
+    path: Path | None = setting(None, "The file.", usual='"-": standard output', example="decisions.jsonl")
     rotation: Rotation | None = None
-    max_rows: int | None = None
+    max_rows: int | None = setting(None, "Newest rows that a table keeps.", usual="all", low=1, example="100000")
     mqtt: MqttConfig | None = None
     webhook: WebhookConfig | None = None
-    max_queued: int = MOST_QUEUED
-    flush_s: float = FLUSH_S
+    max_queued: int = setting(MOST_QUEUED, "Records that wait; beyond, the oldest are dropped.", low=1, high=10_000_000)
+    flush_s: float = setting(FLUSH_S * 1000, "For what waits when the agent ends.", unit="ms", high=3_600_000)
 
     @property
     def prints(self) -> bool:
-        """Whether it writes to standard output."""
+        """True if it writes to standard output."""
         return self.kind == "jsonlines" and self.path is None
 
 
@@ -151,65 +137,56 @@ def _read_sink(fields: Fields, folder: Path) -> SinkConfig | None:
     if len(fields.report.findings) > n_findings:  # of what kind the other settings are is not known
         return None
     if kind == "jsonlines":
-        sink = _read_jsonlines(fields, folder)
-    elif kind == "sqlite":
-        path = folder / Path(fields.text("path")).expanduser()
-        sink = SinkConfig(kind, path, max_rows=fields.integer("max_rows", None, 1))
-    else:
-        sink = SinkConfig(
-            kind,
-            mqtt=_read_mqtt(fields, folder) if kind == "mqtt" else None,
-            webhook=_read_webhook(fields, folder) if kind == "webhook" else None,
-            max_queued=fields.integer("max_queued", MOST_QUEUED, 1, 10_000_000),
-            flush_s=fields.number("flush_ms", FLUSH_S * 1000, high=3_600_000) / 1000,
-        )
-    fields.finish()
-    return sink
+        return _read_jsonlines(fields, folder)
+    if kind == "sqlite":
+        return read_settings(SinkConfig, fields, kind=kind, only=("max_rows",), path=fields.path("path", folder))
+    return read_settings(
+        SinkConfig,
+        fields,
+        only=("max_queued", "flush_s"),
+        kind=kind,
+        mqtt=_read_mqtt(fields, folder) if kind == "mqtt" else None,
+        webhook=_read_webhook(fields, folder) if kind == "webhook" else None,
+    )
 
 
 def _read_jsonlines(fields: Fields, folder: Path) -> SinkConfig:
-    text = fields.text("path", "-")
-    rotates = fields.has("max_mb")
-    max_mb = fields.number("max_mb", 16, 0.001, 1_000_000)
-    rotation = Rotation(int(max_mb * 2**20), fields.integer("keep", 5, 1, 1000), fields.flag("gzip", False))
+    path = None if fields.text("path", "-") == "-" else fields.path("path", folder)
+    rotates = fields.raw("max_mb", None) is not None
+    given: dict[str, Any] = {} if rotates else {"max_bytes": 0}
+    rotation = read_settings(Rotation, fields, finish=False, **given)
     if not rotates and (fields.has("keep") or fields.has("gzip")):
         fields.wrong("max_mb", "expected a size, got nothing (`keep` and `gzip` are about a file that is rotated)")
-    if rotates and text == "-":
+    if rotates and path is None:
         fields.wrong("max_mb", "expected a file to rotate, got standard output (set `path:`)")
-    return SinkConfig(
-        "jsonlines", None if text == "-" else folder / Path(text).expanduser(), rotation if rotates else None
-    )
+    return read_settings(SinkConfig, fields, only=(), path=path, rotation=rotation if rotates else None)
 
 
 def _read_mqtt(fields: Fields, folder: Path) -> MqttConfig:
     tls = _read_tls(fields, folder)
-    username = fields.text("username", None) or None
-    password_file = _read_path(fields, "password_file", folder)
-    host = fields.text("host")
-    if password_file is not None and username is None:
-        fields.wrong("username", "expected one to go with the password, got nothing (add it)")
-    if password_file is not None and tls is None and host and not is_loopback(host):
-        fields.warn(
-            "password_file", f"the password goes to {host} in plaintext (set `tls: true`, or `tls: {{ca: ...}}`)"
-        )
-    return MqttConfig(
-        host=host,
+    mqtt = read_settings(
+        MqttConfig,
+        fields,
+        folder,
+        finish=False,
         port=fields.integer("port", MQTT_PORT if tls is None else MQTT_TLS_PORT, 1, 65535),
-        topic=_read_topic(fields, "topic", "coe/{host}/decisions", TOPIC_FIELDS),
-        event_topic=_read_topic(fields, "event_topic", "coe/{host}/events"),
-        status_topic=_read_topic(fields, "status_topic", "coe/{host}/status"),
-        qos=fields.integer("qos", 1, 0, 2),
-        retain=fields.flag("retain", False),
-        client_id=fields.text("client_id", None) or "",
-        keepalive_s=fields.integer("keepalive_s", 30, 1, 65535),
-        username=username,
-        password_file=password_file,
+        topic=_read_topic(fields, "topic", TOPIC_FIELDS),
+        event_topic=_read_topic(fields, "event_topic"),
+        status_topic=_read_topic(fields, "status_topic"),
         tls=tls,
     )
+    if mqtt.host and (fix := fix_of_host(mqtt.host)):
+        fields.wrong("host", f'expected a name or an IP address, got "{mqtt.host}" ({fix})')
+    if mqtt.password_file is not None and mqtt.username is None:
+        fields.wrong("username", "expected one to go with the password, got nothing (add it)")
+    if mqtt.password_file is not None and tls is None and mqtt.host and not is_loopback(mqtt.host):
+        message = f"the password goes to {mqtt.host} in plaintext (set `tls: true`, or `tls: {{ca: ...}}`)"
+        fields.warn("password_file", message)
+    return mqtt
 
 
-def _read_topic(fields: Fields, key: str, default: str, known: tuple[str, ...] = ()) -> str:
-    template = fields.text(key, default)
+def _read_topic(fields: Fields, key: str, known: tuple[str, ...] = ()) -> str:
+    template = fields.text(key, settings_of(MqttConfig)[key][1].default)
     if wrong := topic_error(template, known):
         fields.wrong(key, wrong)
     return template.replace("{host}", this_host())
@@ -219,7 +196,7 @@ def _read_tls(fields: Fields, folder: Path) -> tuple[Path | None, Path | None, P
     if not isinstance(fields.raw("tls", None), dict):
         return (None, None, None) if fields.flag("tls", False) else None
     entry = fields.section("tls")
-    ca, certificate, key = (_read_path(entry, name, folder) for name in ("ca", "certificate", "key"))
+    ca, certificate, key = (entry.path(name, folder, None) for name in ("ca", "certificate", "key"))
     if (certificate is None) != (key is None):
         entry.wrong("key" if key is None else "certificate", "expected certificate and key together, got one (add it)")
     entry.finish()
@@ -232,20 +209,12 @@ def _read_webhook(fields: Fields, folder: Path) -> WebhookConfig:
     if url and host is None:
         fields.wrong("url", f'expected http://HOST/... or https://HOST/..., got "{url}"')
     is_local = bool(host) and is_loopback(host or "")
-    token_file = _read_path(fields, "token_file", folder)
-    if token_file is not None and url.startswith("http:") and not is_local:
-        fields.wrong("url", f"expected https for a bearer token, got plaintext to {host}")
-    batch = fields.integer("batch", 1, 1, 10_000)
-    return WebhookConfig(
-        url=url,
-        headers=_read_headers(fields),
-        token_file=token_file,
-        ca=_read_path(fields, "ca", folder),
-        timeout_s=fields.number("timeout_ms", 5000.0, 1, 600_000) / 1000,
-        batch=batch,
-        gather_s=fields.number("gather_ms", 1000.0, 0, 3_600_000) / 1000,
-        is_local=is_local,
+    webhook = read_settings(
+        WebhookConfig, fields, folder, finish=False, url=url, headers=_read_headers(fields), is_local=is_local
     )
+    if webhook.token_file is not None and url.startswith("http:") and not is_local:
+        fields.wrong("url", f"expected https for a bearer token, got plaintext to {host}")
+    return webhook
 
 
 def _host_of(url: str) -> str | None:
@@ -267,8 +236,3 @@ def _read_headers(fields: Fields) -> tuple[tuple[str, str], ...]:
             entry.wrong(str(name), "expected a header's name and value in printable ASCII")
         found.append((str(name), value))
     return tuple(found)
-
-
-def _read_path(fields: Fields, key: str, folder: Path) -> Path | None:
-    text = fields.text(key, None) or None
-    return None if text is None else folder / Path(text).expanduser()

@@ -18,22 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, TextIO, cast, runtime_checkable
 
+from coe.config.settings import REQUIRED, setting
+
 from .base import Record
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How long a file may grow, and what is kept of it.
+    """How long a file may grow, and what is kept of it. A record that is larger by itself has a file of its own."""
 
-    Args:
-        max_bytes: of one file. A record is never split, so one that is larger by itself has a file of its own.
-        keep: old files, `.1` being the latest.
-        compress: old ones, with gzip.
-    """
-
-    max_bytes: int
-    keep: int = 5
-    compress: bool = False
+    max_bytes: int = setting(
+        REQUIRED,
+        "Of a file, in MiB, before a new one begins.",
+        usual="it grows",
+        unit="MiB",
+        low=0.001,
+        high=1_000_000,
+    )
+    keep: int = setting(5, "Old files that stay, `.1` being the latest.", low=1, high=1000)
+    compress: bool = setting(False, "Compress the old ones.", key="gzip")
 
 
 class RotatedFiles:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from coe.config import Fields
 from coe.config.manifest import Task
+from coe.config.settings import REQUIRED, read_settings, setting
+from coe.protocol.channel import fix_of_address, split
 from coe.protocol.credentials import is_loopback
 
-KINDS = ("digits", "folder", "stdin", "camera", "grpc")
+KINDS: dict[str, tuple[str, ...]] = {"digits": ("repeat",), "folder": ("path", "watch", "poll")}  # and their settings
+KINDS |= dict.fromkeys(("stdin", "camera", "grpc"), ())
 MOST_UNIX_PATH = 107  # bytes: the operating system's own limit
 
 
@@ -21,42 +25,43 @@ class CameraConfig:
 
     Args:
         device: the number of a camera of this device, or the URL of a stream; None: the source's `path` is a video.
-        every_s: least time between two frames; in a video that is decided whole, of its own time.
-        skip: only the newest frame is decided, and older ones are dropped. Always so but in a video.
-        loop: a video begins again at its end.
         channels: of a frame as the task takes it: 1 or 3 (RGB).
     """
 
-    device: int | str | None
-    every_s: float = 0.0
-    skip: bool = True
-    loop: bool = False
+    device: int | str | None = setting(REQUIRED, "A number, `/dev/video0`, a URL or a video file.", usual="0")
+    every_s: float = setting(
+        0,
+        "Least time between two frames; of a video that is decided whole, its own time.",
+        unit="ms",
+        high=86_400_000,
+    )
+    skip: bool = setting(True, "Only the newest frame of a video is decided, as of a camera.", usual="`false`")
+    loop: bool = setting(False, "A video begins again at its end.")
     channels: int = 3
 
 
 @dataclass(frozen=True)
 class GrpcSourceConfig:
-    """A door for programs on this device.
+    """A server for programs on this device.
 
     Args:
         host, port: loopback; port 0: any free one. Or
         path: a Unix socket, and `host` is "".
-        model: what callers call the cascade.
         task: what is decided.
         n_tiers: of the cascade, as far as its config says.
-        max_queued: examples that wait for the agent; beyond that a call is refused.
-        max_rows, max_message_bytes: of one call.
     """
 
-    host: str
+    task: Task
     port: int
     path: Path | None
-    model: str
-    task: Task
+    host: str = setting(
+        REQUIRED, "On loopback, port 0: a free one; or `unix:PATH`.", key="address", usual="127.0.0.1:8002"
+    )
+    model: str = setting(REQUIRED, "What callers call the cascade.", usual="the task's name", example="digits")
     n_tiers: int = 1
-    max_queued: int = 256
-    max_rows: int = 256
-    max_message_bytes: int = 64 * 2**20
+    max_queued: int = setting(256, "Examples that wait; beyond, a call is refused.", low=1, high=65536)
+    max_rows: int = setting(256, "Of one call; at most `max_queued`.", low=1, high=65536)
+    max_message_bytes: int = setting(64, "Of one call, in MiB.", unit="MiB", low=0.01, high=2047)
 
     @property
     def address(self) -> str:
@@ -65,22 +70,17 @@ class GrpcSourceConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """kind "digits" (bundled), "folder" (`path`, `watch`), "stdin" (JSON lines), "camera", "grpc", or "several".
+    """Where examples come from: one of KINDS, or "several" `parts`."""
 
-    Args:
-        poll: a watched folder is looked through now and then, even where the system would tell of new files.
-        remember: what was done of a watched folder is not done again after a restart.
-        interval_s: least time between two examples.
-        parts: of "several".
-    """
-
-    kind: str
-    path: Path | None = None
-    watch: bool = False
-    poll: bool = False
-    remember: bool = False
-    repeat: int = 1
-    interval_s: float = 0.0
+    kind: str = setting(REQUIRED, "What it is.", choices=tuple(KINDS), example="stdin")
+    path: Path | None = setting(None, "The folder.", usual="required", example="/home/pi/photos")
+    watch: bool = setting(False, "Go on with files that come later.")
+    poll: bool = setting(False, "Look through the folder now and then, whatever the system tells of new files.")
+    remember: bool = setting(
+        False, "What was done of a watched folder is not done again after a restart.", usual="true with `state`"
+    )
+    repeat: int = setting(1, "How often.", low=1)
+    interval_s: float = setting(0, "Least time between two examples.", unit="ms", high=86_400_000)
     camera: CameraConfig | None = None
     server: GrpcSourceConfig | None = None
     parts: tuple[SourceConfig, ...] = ()
@@ -110,33 +110,24 @@ def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> 
 def read_source(fields: Fields, folder: Path, task: Task, n_tiers: int = 1, remembers: bool = False) -> SourceConfig:
     """One of them. `remembers`: a watched folder does, if not told otherwise."""
     n_findings = len(fields.report.findings)
-    kind = fields.choice("kind", KINDS)
+    kind = fields.choice("kind", tuple(KINDS))
     if len(fields.report.findings) > n_findings:  # of what kind the other settings are is not known
         return SourceConfig(kind)
-    source = SourceConfig(kind)
-    if kind == "digits":
-        source = SourceConfig(kind, repeat=fields.integer("repeat", 1, 1))
-    elif kind == "folder":
-        path = folder / Path(fields.text("path")).expanduser()
-        source = _read_folder(fields, path, remembers)
+    given: dict[str, Any] = {"kind": kind}
+    if kind == "folder":
+        fields.text("path")
+        watch = fields.flag("watch", False)
+        if fields.has("remember") and not watch:
+            fields.wrong("remember", "expected it with `watch: true` alone (leave it out)")
+        given["remember"] = fields.flag("remember", watch and remembers)
     elif kind == "camera":
-        source = _read_camera(fields, folder, task)
+        given["camera"], given["path"] = _read_camera(fields, folder, task)
     elif kind == "grpc":
-        source = SourceConfig(kind, server=_read_door(fields, folder, task, n_tiers))
-    source = replace(source, interval_s=fields.number("interval_ms", 0.0, high=86_400_000) / 1000)
-    fields.finish()
-    return source
+        given["server"] = _read_server(fields, folder, task, n_tiers)
+    return read_settings(SourceConfig, fields, folder, only=(*KINDS[kind], "interval_s"), **given)
 
 
-def _read_folder(fields: Fields, path: Path, remembers: bool) -> SourceConfig:
-    watch = fields.flag("watch", False)
-    if fields.has("remember") and not watch:
-        fields.wrong("remember", "expected it with `watch: true` alone (leave it out)")
-    remember = fields.flag("remember", watch and remembers)
-    return SourceConfig("folder", path, watch=watch, poll=fields.flag("poll", False), remember=remember)
-
-
-def _read_camera(fields: Fields, folder: Path, task: Task) -> SourceConfig:
+def _read_camera(fields: Fields, folder: Path, task: Task) -> tuple[CameraConfig, Path | None]:
     if task.input_spec.kind != "image":
         fields.wrong("kind", f"expected a task of images for a camera, got one of {task.input_spec.kind}s")
     device, path = _read_device(fields, folder)
@@ -144,14 +135,15 @@ def _read_camera(fields: Fields, folder: Path, task: Task) -> SourceConfig:
         for key in ("skip", "loop"):
             if fields.raw(key, None) is not None:
                 fields.wrong(key, "expected it with a video file alone (leave it out)")
-    camera = CameraConfig(
-        device,
-        every_s=fields.number("every_ms", 0.0, high=86_400_000) / 1000,
+    camera = read_settings(
+        CameraConfig,
+        fields,
+        finish=False,
+        device=device,
         skip=path is None or fields.flag("skip", False),
-        loop=path is not None and fields.flag("loop", False),
         channels=task.input_spec.shape[-1] if task.input_spec.kind == "image" else 3,
     )
-    return SourceConfig("camera", path, camera=camera)
+    return camera, path
 
 
 def _read_device(fields: Fields, folder: Path) -> tuple[int | str | None, Path | None]:
@@ -173,7 +165,7 @@ def _read_device(fields: Fields, folder: Path) -> tuple[int | str | None, Path |
     return None, folder / Path(device).expanduser()
 
 
-def _read_door(fields: Fields, folder: Path, task: Task, n_tiers: int) -> GrpcSourceConfig:
+def _read_server(fields: Fields, folder: Path, task: Task, n_tiers: int) -> GrpcSourceConfig:
     address = fields.text("address", "127.0.0.1:8002")
     host, port, path = "", 0, None
     if address.startswith("unix:"):
@@ -182,26 +174,26 @@ def _read_door(fields: Fields, folder: Path, task: Task, n_tiers: int) -> GrpcSo
             fields.wrong("address", f"expected a path of at most {MOST_UNIX_PATH} bytes, got {path} (choose a shorter)")
     else:
         host, port = _read_loopback(fields, address)
-    max_queued = fields.integer("max_queued", 256, 1, 65536)
-    return GrpcSourceConfig(
-        host,
-        port,
-        path,
+    server = read_settings(
+        GrpcSourceConfig,
+        fields,
+        finish=False,
+        host=host,
+        port=port,
+        path=path,
         model=fields.text("model", task.name),
         task=task,
         n_tiers=n_tiers,
-        max_queued=max_queued,
-        max_rows=min(fields.integer("max_rows", 256, 1, 65536), max_queued),
-        max_message_bytes=int(fields.number("max_message_mb", 64, 0.01, 2047) * 2**20),
     )
+    return replace(server, max_rows=min(server.max_rows, server.max_queued))
 
 
 def _read_loopback(fields: Fields, address: str) -> tuple[str, int]:
-    host, _, number = address.rpartition(":")
-    if not host or not number.isdecimal() or int(number) > 65535:
-        fields.wrong("address", f'expected 127.0.0.1:PORT or unix:PATH, got "{address}"')
+    if fix := fix_of_address(address, "write 127.0.0.1:8002", lowest_port=0):
+        fields.wrong("address", f'expected 127.0.0.1:PORT or unix:PATH, got "{address}" ({fix})')
         return "127.0.0.1", 0
+    host, port = split(address)
     if not is_loopback(host):
         fix = "write 127.0.0.1 or a Unix socket; other machines ask coe-cloud"
         fields.wrong("address", f"expected an address of this device alone, got {host} ({fix})")
-    return host, int(number)
+    return host, int(port)

@@ -7,34 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe.config import Fields
+from coe.config.settings import REQUIRED, read_settings, setting
 
-DROPS = ("oldest", "newest")
-SYNCS = ("full", "normal")
+ENDS = ("oldest", "newest")
 
 
 @dataclass(frozen=True)
 class SpoolConfig:
-    """`spool:` of an agent's config.
+    """Where examples wait that no server answered in time, and how many of them. Its log and lock stand beside it."""
 
-    Args:
-        path: the SQLite file; its log (`-wal`) and its lock (`.lock`) stand beside it.
-        max_bytes: of the file and its log together (`max_mb`, millions of bytes).
-        max_count: of examples in it.
-        max_age_s: of an example in it, in seconds that an agent ran (`max_age_h`).
-        drop: "oldest": an example that would be one too many takes the oldest's place; "newest": it is not kept.
-        order: which is asked about first, of those asked about least often.
-        link_share: of the time, at most, the backlog's calls are under way.
-        sync: "full": what is kept survives a power cut, too, for a flush of the disk each; "normal": a crash alone.
-    """
-
-    path: Path
-    max_bytes: int = 256_000_000
-    max_count: int = 100_000
-    max_age_s: float = 168 * 3600.0
-    drop: str = "oldest"
-    order: str = "oldest"
-    link_share: float = 0.2
-    sync: str = "full"
+    path: Path = setting(REQUIRED, "SQLite file.", usual="`spool.db` in `state`", example="/data/spool.db")
+    max_bytes: int = setting(256, "Of the file and its log together, in 10^6 bytes.", unit="MB", low=1, high=1_000_000)
+    max_count: int = setting(100_000, "Examples in it.", low=1, high=100_000_000)
+    max_age_s: float = setting(
+        168, "Of an example in it, in hours that an agent ran.", unit="h", low=0.001, high=100_000
+    )
+    drop: str = setting("oldest", "What goes when it is full; newest: the example is not kept.", choices=ENDS)
+    order: str = setting("oldest", "Who is asked about first, of those asked about least often.", choices=ENDS)
+    link_share: float = setting(0.2, "Of the time, at most, that the backlog's calls take.", low=0.001, high=1)
+    sync: str = setting(
+        "full", "Full: what is kept survives a power cut; normal: a crash alone.", choices=("full", "normal")
+    )
 
 
 def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
@@ -49,18 +42,7 @@ def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
     if fields.has("spool") and not is_on:
         fields.warn("spool", "has no effect (write `when_unavailable: spool`)")
     entry = fields.section("spool", {})
-    path = entry.text("path", "")
-    config = SpoolConfig(
-        path=folder / Path(path).expanduser() if path else state / "spool.db",
-        max_bytes=int(entry.number("max_mb", 256, 1, 1_000_000) * 1e6),
-        max_count=entry.integer("max_count", 100_000, 1, 100_000_000),
-        max_age_s=entry.number("max_age_h", 168, 0.001, 100_000) * 3600,
-        drop=entry.choice("drop", DROPS, "oldest"),
-        order=entry.choice("order", DROPS, "oldest"),
-        link_share=entry.number("link_share", 0.2, 0.001, 1),
-        sync=entry.choice("sync", SYNCS, "full"),
-    )
-    entry.finish()
+    config = read_settings(SpoolConfig, entry, path=entry.path("path", folder, None) or state / "spool.db")
     return config if is_on else None
 
 

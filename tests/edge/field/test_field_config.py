@@ -64,7 +64,7 @@ def test_everything_can_be_asked_for(tmp_path):
     [
         ({"never_send": ["tree"]}, 'never_send[0]: expected a label of the task, got "tree"'),
         ({"privacy_filter": "nowhere.py:f"}, 'privacy_filter: "nowhere.py:f" cannot be loaded'),
-        ({"audit": {"share": 2}}, "audit.share: expected 0.0 to 1.0, got 2"),
+        ({"audit": {"share": 2}}, "audit.share: expected 0 to 1, got 2"),
         ({"audit": {"shares": 0.1}}, 'audit.shares: unknown setting (did you mean "share"?)'),
         ({"drift": {}}, "drift.bands: expected at least one band (`coe-edge calibrate` prints them)"),
         ({"drift": {"bands": {"deferral": {"share": 0.1, "n": 9}}}}, "drift.bands.deferral: expected deferred"),

@@ -70,7 +70,7 @@ def test_a_late_answer_is_kept_as_well(tmp_path):
 
 @pytest.mark.parametrize(("drop_oldest", "ids"), [(False, ["x0", "x1", "x2"]), (True, ["x7", "x8", "x9"])])
 def test_a_full_harvest_stops_or_makes_room_and_counts_what_it_dropped(tmp_path, drop_oldest, ids):
-    harvest = Harvest(HarvestConfig(tmp_path, max_count=3, drop_oldest=drop_oldest), LABELS)
+    harvest = Harvest(HarvestConfig(tmp_path, max_count=3, when_full="drop-oldest" if drop_oldest else "stop"), LABELS)
     for number in range(10):
         harvest.on_outcome(Example(f"x{number}", png(number)), answered(f"x{number}"))
     assert kept(tmp_path) == ids
@@ -79,12 +79,12 @@ def test_a_full_harvest_stops_or_makes_room_and_counts_what_it_dropped(tmp_path,
 
 def test_the_index_of_a_harvest_whose_oldest_make_room_does_not_grow_for_good(tmp_path, monkeypatch):
     monkeypatch.setattr("edge.field.harvest.MAX_STALE_LINES", 5)
-    harvest = Harvest(HarvestConfig(tmp_path, max_count=3, drop_oldest=True), LABELS)
+    harvest = Harvest(HarvestConfig(tmp_path, max_count=3, when_full="drop-oldest"), LABELS)
     for number in (*range(20), *range(40)):  # some come again after they made room
         harvest.on_outcome(Example(f"x{number}", png(number)), answered(f"x{number}"))
         assert (tmp_path / "labels.jsonl").read_bytes().count(b"\n") <= 2 * 3 + 5
     assert kept(tmp_path) == ["x37", "x38", "x39"]
-    again = Harvest(HarvestConfig(tmp_path, max_count=3, drop_oldest=True), LABELS)
+    again = Harvest(HarvestConfig(tmp_path, max_count=3, when_full="drop-oldest"), LABELS)
     for number in range(40, 60):
         again.on_outcome(Example(f"x{number}", png(number)), answered(f"x{number}"))
         assert (tmp_path / "labels.jsonl").read_bytes().count(b"\n") <= 2 * 3 + 5
@@ -93,7 +93,7 @@ def test_the_index_of_a_harvest_whose_oldest_make_room_does_not_grow_for_good(tm
 
 
 def test_its_bytes_stay_within_the_budget_over_restarts(tmp_path):
-    config = HarvestConfig(tmp_path, max_bytes=3.5 * len(png(0)), drop_oldest=True)
+    config = HarvestConfig(tmp_path, max_bytes=3.5 * len(png(0)), when_full="drop-oldest")
     for number in range(10):
         harvest = Harvest(config, LABELS)
         harvest.on_outcome(Example(f"x{number}", png(number)), answered(f"x{number}"))

@@ -223,7 +223,7 @@ def test_the_address_is_this_devices_own_unless_it_is_to_be_exposed():
     _, report = settings(address="0.0.0.0:9109", expose=True)
     assert report.findings == []
     _, report = settings(address="9109")
-    assert report.findings == ["watch.address: expected host:port, such as 127.0.0.1:9109, got '9109'"]
+    assert report.findings == ['watch.address: expected host:port, got "9109" (write 127.0.0.1:9109)']
 
 
 def test_an_address_that_is_taken_is_a_clear_error(device):

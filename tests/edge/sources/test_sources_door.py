@@ -35,7 +35,7 @@ TASK = Task("numbers", ("zero", "one", "two"), InputSpec("tensor", (1,), dtype="
 
 def door_config(socket: Path | None = None, **changes: Any) -> GrpcSourceConfig:
     fields = {"model": "numbers", "task": TASK, "n_tiers": 2, **changes}
-    return GrpcSourceConfig("" if socket else "127.0.0.1", 0, socket, **fields)
+    return GrpcSourceConfig(port=0, path=socket, host="" if socket else "127.0.0.1", **fields)
 
 
 class Home:
@@ -352,7 +352,7 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path):
             opened(door_config(path))
         assert _answers(at)
     with home() as at, pytest.raises(ConfigError, match=r"source\.address: expected a free address, got 127\.0\.0\.1:"):
-        opened(GrpcSourceConfig("127.0.0.1", at.source.port, None, "numbers", TASK))
+        opened(GrpcSourceConfig(TASK, at.source.port, None, "127.0.0.1", "numbers"))
 
 
 def test_what_is_no_socket_is_left_alone(tmp_path):

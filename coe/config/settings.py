@@ -1,0 +1,150 @@
+"""A setting is written once: as a field of a dataclass with its unit, its range, its default and one sentence.
+
+@dataclass(frozen=True)
+class LinkConfig:
+    failures: int = setting(3, "Failures in a row after which calls stop.", low=1, high=1000)
+    reserve_s: float = setting(5, "Kept of an example's deadline.", unit="ms", high=60_000)     # written `reserve_ms`
+
+`read_settings` reads the dataclass from a section. `.ci/settings` makes the tables of docs/configure.md and the samples
+in configs/ of the same fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .fields import MISSING, Fields
+
+REQUIRED = MISSING
+SETTING = "setting"  # the key of a field's metadata
+
+UNITS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # as written: how the attribute ends, the key, the value
+    "ms": ("_s", "_ms", lambda value: value / 1000),
+    "s": ("_s", "_s", lambda value: value),
+    "seconds": ("_s", "_seconds", lambda value: value),
+    "h": ("_s", "_h", lambda value: value * 3600),
+    "MB": ("_bytes", "_mb", lambda value: int(value * 1e6)),
+    "MiB": ("_bytes", "_mb", lambda value: int(value * 2**20)),
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a file may say for one attribute; `default`, `low` and `high` are as they are written there.
+
+    Args:
+        about: one sentence.
+        default: REQUIRED: there is none; None: `usual` says in words what happens without it.
+        unit: one of UNITS; the key ends with it, and the attribute is in seconds or bytes.
+        choices: the words it may be.
+        key: where it is not the attribute's name.
+        within: the section around it, in that of the dataclass.
+        example: a value to show where there is no default.
+    """
+
+    about: str
+    default: Any
+    usual: str
+    unit: str
+    low: float
+    high: float | None
+    choices: Sequence[str]
+    key: str
+    within: str
+    example: str
+
+    def key_of(self, attribute: str) -> str:
+        if self.key or not self.unit:
+            return self.key or attribute
+        ending, written, _ = UNITS[self.unit]
+        return attribute.removesuffix(ending) + written
+
+    def read(self, fields: Fields, key: str, kind: str, folder: Path) -> Any:
+        """The attribute's value, of a kind such as "int"; findings go to the report of `fields`."""
+        if self.choices:
+            return fields.choice(key, self.choices, self.default)
+        if kind in ("int", "float"):
+            bounds: dict[str, Any] = {"low": self.low} | ({} if self.high is None else {"high": self.high})
+            is_whole = kind == "int" and UNITS.get(self.unit, ("",))[0] != "_bytes"
+            return self.inside((fields.integer if is_whole else fields.number)(key, self.default, **bounds))
+        if kind == "Path":
+            return fields.path(key, folder, self.default)
+        plain = {"bool": fields.flag, "str": fields.text, "tuple[str, ...]": fields.texts}
+        return plain[kind](key, self.default)
+
+    def inside(self, value: Any) -> Any:
+        """A value in the attribute's unit, from one as it is written."""
+        if value is None or value is MISSING or not self.unit:
+            return value
+        convert = UNITS[self.unit][2]
+        return tuple(map(convert, value)) if isinstance(value, tuple) else convert(value)
+
+
+def setting(
+    default: Any,
+    about: str,
+    *,
+    usual: str = "",
+    unit: str = "",
+    low: float = 0,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+    key: str = "",
+    within: str = "",
+    example: str = "",
+) -> Any:
+    """A field of a dataclass that a settings file may set; see `Setting`."""
+    told = Setting(about, default, usual, unit, low, high, choices, key, within, example)
+    if default is MISSING:
+        return field(metadata={SETTING: told})
+    return field(default=told.inside(default), metadata={SETTING: told})
+
+
+def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field[Any], Setting]]:
+    """The settings of a dataclass, by the key that is written for each."""
+    found = ((each, each.metadata.get(SETTING)) for each in dataclasses.fields(cls))
+    return {told.key_of(each.name): (each, told) for each, told in found if told is not None}
+
+
+def read_settings(
+    cls: type[T],
+    fields: Fields,
+    folder: Path = Path(),
+    /,
+    *,
+    only: Collection[str] | None = None,
+    finish: bool = True,
+    **given: Any,
+) -> T:
+    """A dataclass as a section of a file says it; findings go to the report of `fields`.
+
+    Args:
+        folder: relative paths start here.
+        only: attributes that may be said here; None: all.
+        finish: False: other keys of the section are others' to read; or each of them is a finding.
+        given: attributes that were read otherwise, or are no settings.
+    """
+    values = dict(given)
+    places = {"": fields}
+    for key, (each, told) in settings_of(cls).items():
+        if each.name in given or (only is not None and each.name not in only):
+            continue
+        if told.within not in places:
+            places[told.within] = fields.section(told.within, {})
+        place, kind = places[told.within], str(each.type).removesuffix(" | None")
+        inner = vars(sys.modules[cls.__module__]).get(kind)
+        if not isinstance(inner, type) or kind == "Path":
+            values[each.name] = told.read(place, key, kind, folder)
+        else:
+            is_off = told.default is None and place.raw(key, None) is None
+            values[each.name] = None if is_off else read_settings(inner, place.section(key, {}), folder)
+    for name, place in places.items():
+        if name or finish:
+            place.finish()
+    return cls(**values)
