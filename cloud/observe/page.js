@@ -1,95 +1,38 @@
-"use strict";
-// The status page: asks for status.json every few seconds and shows it. Nothing from the server is ever read as HTML.
+// The server's page: charts of the last hour, models and errors.
 
-const EVERY_MS = 3000, GIVE_UP_MS = 6000, TIERS = 5;
+const TIERS = 5;
 const SVG = "http://www.w3.org/2000/svg";
-const $ = (id) => document.getElementById(id);
-let latest = null, heardAt = 0, lostSince = 0, spokenState = "";
-
-// ---- small makers: el("p", {class: "note"}, "text", child)
-
-function make(node, attributes, children) {
-  for (const [key, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(key, value);
-  for (const child of children.flat()) if (child !== null) node.append(child);
-  return node;
-}
-const el = (name, attributes = {}, ...children) => make(document.createElement(name), attributes, children);
 const svg = (name, attributes = {}, ...children) => make(document.createElementNS(SVG, name), attributes, children);
 const colour = (tier) => Math.min(tier, TIERS - 1);
-
-// ---- numbers as people read them
-
-const NONE = "–";
-const digits = (value, n = 3) => Number(value.toPrecision(n)).toLocaleString("en", {maximumFractionDigits: 9});
-const count = (value) => Math.round(value).toLocaleString("en");
 const rate = (value) => value >= 100 ? count(value) : digits(value, value >= 10 ? 3 : 2);
-const percent = (share) => share > 0 && share < 0.001 ? "<0.1%" : `${(share * 100).toFixed(share < 0.9995 && share > 0 ? 1 : 0)}%`;
-const clock = (at) => new Date(at * 1000).toLocaleTimeString([], {hour: "2-digit", minute: "2-digit", hourCycle: "h23"});
-const clockSeconds = (at) => new Date(at * 1000).toLocaleTimeString([], {hourCycle: "h23"});
-
-function seconds(value) {
-  if (value === null) return [NONE, ""];
-  if (value < 0.0009995) return [digits(value * 1e6), "µs"];
-  return value < 0.9995 ? [digits(value * 1e3), "ms"] : [digits(value), "s"];
-}
-const secondsText = (value) => seconds(value).join(" ").trim();
-
-function span(total) {
-  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-  const first = Math.max(parts.findIndex(([size]) => total >= size), 0);
-  const said = [];
-  for (const [size, unit] of total < 1 ? [[1, "s"]] : parts.slice(first, first + 2)) {
-    const n = Math.floor(total / size);
-    total -= n * size;
-    if (n || !said.length) said.push(`${n} ${unit}`);
-  }
-  return said.join(" ");
-}
 
 // ---- the top: state, summary, notices, cards
 
-function showTop(told) {
-  const now = told.now;
-  $("host").textContent = location.host;
-  $("state").dataset.state = told.state;
-  $("state-word").textContent = told.state === "ready" ? "Ready" : "Not ready";
-  document.title = `${told.state === "ready" ? "" : "(not ready) "}coe-cloud · ${location.host}`;
-  $("summary").textContent = told.summary;
+function showTop(status) {
+  const now = status.now;
+  showState(status.state, status.state === "ready" ? "Ready" : "Not ready", location.host, status.notices);
+  $("summary").textContent = status.summary;
   $("now-window").textContent = `the last ${span(now.seconds)}`;
-  $("about").textContent = `coe-cloud ${told.version} · up ${span(told.uptime_s)} · as of ${clockSeconds(told.time)}`;
-  const words = {bad: "Problem", warn: "Look at this", info: "Note"};
-  const lines = told.notices.map((one) => el("li", {class: `notice ${one.level}`}, el("b", {}, words[one.level]), one.text));
-  keep($("notices"), JSON.stringify(told.notices), () => lines);
-  const spoken = told.state + told.notices.map((one) => one.text.replace(/\d+/g, "")).join();
-  if (spoken !== spokenState) $("announce").textContent = [told.state, ...told.notices.map((one) => one.text)].join(". ");
-  spokenState = spoken;
-  showCards(now);
-}
-
-function showCards(now) {
+  $("about").textContent = `${PROGRAM} ${status.version} · up ${span(status.uptime_s)} · as of ${clockSeconds(status.time)}`;
   const asked = now.requests_per_s + now.failed_per_s;
   const share = asked ? now.failed_per_s / asked : 0;
-  const [half, halfUnit] = seconds(now.p50_s), [most, mostUnit] = seconds(now.p99_s);
-  const cards = [
+  showCards([
     ["Requests", rate(now.requests_per_s), "/s", `${rate(now.rows_per_s)} rows/s`],
-    ["Latency, median", half, halfUnit, "half are faster"],
-    ["Latency, p99", most, mostUnit, "1 in 100 is slower"],
+    ["Latency, median", ...seconds(now.p50_s), "half are faster"],
+    ["Latency, p99", ...seconds(now.p99_s), "1 in 100 is slower"],
     ["Failing", asked ? percent(share) : NONE, "", `${rate(now.failed_per_s)} a second`, share > 0.01],
     ["Waiting", count(now.waiting), now.waiting === 1 ? "row" : "rows", `at most ${count(now.queued)} lately`],
     ["Under way", count(now.under_way), now.under_way === 1 ? "call" : "calls", `at most ${count(now.open_calls)} lately`],
-  ];
-  $("cards").replaceChildren(...cards.map(([name, value, unit, more, alarm]) =>
-    el("div", {class: alarm ? "card alarm" : "card"}, el("dt", {}, name),
-      el("dd", {class: "value"}, value, " ", el("span", {}, unit)), el("dd", {class: "more"}, more))));
+  ]);
 }
 
 // ---- charts: one frame for all, drawn to the width there is
 
 const PAD = {left: 46, right: 10, top: 8, bottom: 22};
 
-function frameOf(told, width, height) {
+function frameOf(status, width, height) {
   const chosen = Number(document.querySelector("input[name=range]:checked").value);
-  const to = told.time, reach = Math.max(Math.min(chosen, told.uptime_s), 60);
+  const to = status.time, reach = Math.max(Math.min(chosen, status.uptime_s), 60);
   const x = (at) => PAD.left + (at - (to - reach)) / reach * (width - PAD.left - PAD.right);
   return {width, height, from: to - reach, to, reach, x, floor: height - PAD.bottom};
 }
@@ -121,23 +64,23 @@ function roundTicks(top) {
   return ticks;
 }
 
-// A line's points [time, value or null], as many as can be told apart: of several slots the highest, or their mean.
-function thinned(told, frame, line) {
+// A line's points [time, value or null], as many as can be status apart: of several slots the highest, or their mean.
+function thinned(status, frame, line) {
   const step = [10, 20, 30].find((size) => frame.reach / size <= frame.width / 3) || 60, bins = new Map();
-  told.history.ends_at.forEach((at, i) => {
+  status.history.ends_at.forEach((at, i) => {
     const key = Math.floor((at - 0.001) / step);
     if (at >= frame.from) bins.set(key, [...(bins.get(key) || []), i]);
   });
   return [...bins.values()].map((slots) => {
     const known = slots.map((i) => line.values[i]).filter((value) => value !== null);
     const mean = known.reduce((a, b) => a + b, 0) / known.length;
-    return [told.history.ends_at[slots.at(-1)], known.length ? (line.highest ? Math.max(...known) : mean) : null];
+    return [status.history.ends_at[slots.at(-1)], known.length ? (line.highest ? Math.max(...known) : mean) : null];
   });
 }
 
 // Lines over time; a gap where there is no value. `scale` "log" for seconds.
-function lineChart(told, frame, lines, scale, text) {
-  const drawn = lines.map((line) => thinned(told, frame, line));
+function lineChart(status, frame, lines, scale, text) {
+  const drawn = lines.map((line) => thinned(status, frame, line));
   const values = drawn.flat().map(([, value]) => value).filter((value) => value !== null);
   const body = frame.floor - PAD.top;
   let y, ticks;
@@ -171,10 +114,10 @@ function lineChart(told, frame, lines, scale, text) {
 }
 
 // Rows by the tier where they left, as shares of each bin.
-function binned(told, frame, exits) {
+function binned(status, frame, exits) {
   const step = [10, 20, 30, 60].find((size) => frame.reach / size <= Math.min(60, frame.width / 8)) || 120;
   const bins = new Map();
-  told.history.ends_at.forEach((at, i) => {
+  status.history.ends_at.forEach((at, i) => {
     if (at < frame.from) return;
     const key = Math.floor((at - 0.001) / step) * step, sums = bins.get(key) || [];
     exits[i].forEach((n, tier) => { sums[tier] = (sums[tier] || 0) + n; });
@@ -183,10 +126,10 @@ function binned(told, frame, exits) {
   return {step, bins};
 }
 
-function exitChart(told, frame, exits, names) {
+function exitChart(status, frame, exits, names) {
   const y = (share) => frame.floor - share * (frame.floor - PAD.top);
   const marks = [...valueAxis(frame, [0, 0.5, 1], y, (share) => `${share * 100}%`), ...timeAxis(frame)];
-  const {step, bins} = binned(told, frame, exits);
+  const {step, bins} = binned(status, frame, exits);
   for (const [start, sums] of bins) {
     const total = sums.reduce((a, b) => a + b, 0);
     const left = Math.max(frame.x(start), PAD.left), right = Math.min(frame.x(start + step), frame.width - PAD.right);
@@ -227,10 +170,10 @@ function panel(home, key, title, height) {
 // How wide a panel is, once all panels are in the page.
 const framed = (place) => ({...place, frame: frameOf(latest, Math.max(place.figure.clientWidth - 32, 240), place.height)});
 
-function fill({figure, frame, title}, said, marks, key, read, table) {
+function fill({figure, frame, title}, summary, marks, key, read, table) {
   const chart = figure.querySelector(".chart");
   chart.setAttribute("viewBox", `0 0 ${frame.width} ${frame.height}`);
-  chart.replaceChildren(svg("title", {}, `${title}. ${said}`), ...marks);
+  chart.replaceChildren(svg("title", {}, `${title}. ${summary}`), ...marks);
   figure.querySelector(".key").replaceChildren(...key);
   Object.assign(figure, {frame, readAt: read});
   point(figure, null);
@@ -250,15 +193,15 @@ function point(figure, event) {
   read.textContent = figure.readAt(at);
 }
 
-function slotAt(told, at) {
-  const found = told.history.ends_at.findIndex((end) => end >= at);
-  return found < 0 ? told.history.ends_at.length - 1 : found;
+function slotAt(status, at) {
+  const found = status.history.ends_at.findIndex((end) => end >= at);
+  return found < 0 ? status.history.ends_at.length - 1 : found;
 }
 
 // Five-minute rows of a table: [[time, slot numbers]], the latest first.
-function stretches(told, frame) {
+function stretches(status, frame) {
   const step = frame.reach > 900 ? 300 : 60, groups = new Map();
-  told.history.ends_at.forEach((at, i) => {
+  status.history.ends_at.forEach((at, i) => {
     if (at < frame.from) return;
     const key = Math.floor((at - 0.001) / step) * step;
     groups.set(key, [...(groups.get(key) || []), i]);
@@ -266,16 +209,11 @@ function stretches(told, frame) {
   return [...groups].reverse();
 }
 
-function table(caption, head, rows) {
-  return el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, head.map((name) => el("th", {scope: "col"}, name)))),
-    el("tbody", {}, rows.map(([first, ...cells]) => el("tr", {}, el("th", {scope: "row"}, first), cells.map((cell) => el("td", {}, cell))))));
-}
-
-function showCharts(told) {
-  const history = told.history;
-  const cascades = told.models.filter((model) => model.tiers.length > 1);
+function showCharts(status) {
+  const history = status.history;
+  const cascades = status.models.filter((model) => model.tiers.length > 1);
   prune($("exits"), cascades.map((model) => `exits ${model.name}`));
-  for (const model of cascades) showExits(told, model);
+  for (const model of cascades) showExits(status, model);
 
   const sum = (list, slots) => slots.reduce((total, i) => total + list[i], 0);
   const worst = (list, slots) => slots.reduce((most, i) => list[i] === null ? most : Math.max(most ?? 0, list[i]), null);
@@ -287,52 +225,52 @@ function showCharts(told) {
   const charts = [
     ["Latency", [half, most], "log", secondsText, "Latency by time", ["until", "median, at most", "p99, at most"],
       (slots) => [secondsText(worst(history.p50_s, slots)), secondsText(worst(history.p99_s, slots))],
-      `Now half are answered within ${secondsText(told.now.p50_s)} and 99% within ${secondsText(told.now.p99_s)}.`],
+      `Now half are answered within ${secondsText(status.now.p50_s)} and 99% within ${secondsText(status.now.p99_s)}.`],
     ["Requests/s", [answered, failed], "linear", rate, "Requests by time", ["until", "answered", "failed"],
       (slots) => [count(sum(history.requests, slots)), count(sum(history.failed, slots))],
-      `Now ${rate(told.now.requests_per_s)} answered and ${rate(told.now.failed_per_s)} failed a second.`],
+      `Now ${rate(status.now.requests_per_s)} answered and ${rate(status.now.failed_per_s)} failed a second.`],
     ["Queue", [queued], "linear", count, "Rows waiting by time", ["until", "rows waiting, at most"],
-      (slots) => [count(worst(history.queued, slots) ?? 0)], `Now ${count(told.now.waiting)} rows wait.`],
+      (slots) => [count(worst(history.queued, slots) ?? 0)], `Now ${count(status.now.waiting)} rows wait.`],
   ];
   for (const [title] of charts) panel($("charts"), title, title, 170);
-  for (const [title, lines, scale, text, caption, head, cells, said] of charts) {
+  for (const [title, lines, scale, text, caption, head, cells, summary] of charts) {
     const place = framed(panel($("charts"), title, title, 170));
     const read = (at) => {
-      const i = slotAt(told, at);
+      const i = slotAt(status, at);
       return `${clockSeconds(history.ends_at[i])}: ${lines.map((line) => `${line.name} ${line.values[i] === null ? NONE : text(line.values[i])}`).join(", ")}`;
     };
-    const rows = () => table(caption, head, stretches(told, place.frame).map(([, slots]) => [clockSeconds(history.ends_at[slots.at(-1)]), ...cells(slots)]));
-    fill(place, said, lineChart(told, place.frame, lines, scale, text), lines.map((line) => el("span", {}, stroke(line), line.name)), read, rows);
+    const rows = () => table(caption, head, stretches(status, place.frame).map(([, slots]) => [clockSeconds(history.ends_at[slots.at(-1)]), ...cells(slots)]));
+    fill(place, summary, lineChart(status, place.frame, lines, scale, text), lines.map((line) => el("span", {}, stroke(line), line.name)), read, rows);
   }
 }
 
-function showExits(told, model) {
+function showExits(status, model) {
   const names = model.tiers.map((tier) => `tier ${tier.number}, ${tier.name}`);
-  const exits = told.history.exits[model.name] || told.history.ends_at.map(() => []);
+  const exits = status.history.exits[model.name] || status.history.ends_at.map(() => []);
   const place = framed(panel($("exits"), `exits ${model.name}`, `Where rows for ${model.name} leave`, 190));
   const shares = (sums) => {
     const total = sums.reduce((a, b) => a + (b || 0), 0);
     return names.map((_, tier) => total ? percent((sums[tier] || 0) / total) : NONE);
   };
-  const {step, bins} = binned(told, place.frame, exits);
+  const {step, bins} = binned(status, place.frame, exits);
   const all = [...bins.values()].reduce((so, sums) => names.map((_, tier) => (so[tier] || 0) + (sums[tier] || 0)), []);
   const overall = shares(all);
   const read = (at) => {
     const key = Math.floor(at / step) * step, sums = bins.get(key);
     return sums ? `${clockSeconds(key)}, ${span(step)}: ${names.map((name, i) => `${name} ${shares(sums)[i]}`).join("; ")}` : "";
   };
-  const rows = () => table("Where rows left, by time", ["until", "rows", ...names], stretches(told, place.frame).map(([, slots]) => {
+  const rows = () => table("Where rows left, by time", ["until", "rows", ...names], stretches(status, place.frame).map(([, slots]) => {
     const sums = slots.reduce((so, i) => names.map((_, tier) => (so[tier] || 0) + (exits[i][tier] || 0)), []);
-    return [clockSeconds(told.history.ends_at[slots.at(-1)]), count(sums.reduce((a, b) => a + b, 0)), ...shares(sums)];
+    return [clockSeconds(status.history.ends_at[slots.at(-1)]), count(sums.reduce((a, b) => a + b, 0)), ...shares(sums)];
   }));
-  const said = `In all: ${names.map((name, i) => `${name} ${overall[i]}`).join("; ")}.`;
-  fill(place, said, exitChart(told, place.frame, exits, names), names.map((name, i) => el("span", {}, swatch(i), `${name}: ${overall[i]}`)), read, rows);
+  const summary = `In all: ${names.map((name, i) => `${name} ${overall[i]}`).join("; ")}.`;
+  fill(place, summary, exitChart(status, place.frame, exits, names), names.map((name, i) => el("span", {}, swatch(i), `${name}: ${overall[i]}`)), read, rows);
 }
 
 // ---- models and errors
 
-function showModels(told) {
-  keep($("models"), JSON.stringify(told.models), () => told.models.map(modelPanel));
+function showModels(status) {
+  keep($("models"), JSON.stringify(status.models), () => status.models.map(modelPanel));
 }
 
 function modelPanel(model) {
@@ -366,30 +304,15 @@ function memberLine(member, key) {
   return el("li", {}, el("b", {}, member.name), " ", el("span", {}, facts.join(" · ")), sum);
 }
 
-function showErrors(told) {
-  const caption = `Requests that failed: in the last ${span(told.now.seconds)}, in the last hour, and since the start`;
-  keep($("errors"), JSON.stringify([told.errors, caption]), () => {
-    if (!told.errors.length) return [el("p", {class: "panel none"}, "None since the start.")];
+function showErrors(status) {
+  const caption = `Requests that failed: in the last ${span(status.now.seconds)}, in the last hour, and since the start`;
+  keep($("errors"), JSON.stringify([status.errors, caption]), () => {
+    if (!status.errors.length) return [el("p", {class: "panel none"}, "None since the start.")];
     const head = ["code", "now", "hour", "in all"].map((name) => el("th", {scope: "col"}, name));
-    const rows = told.errors.map((one) => el("tr", {}, el("th", {scope: "row", class: "wide"}, el("code", {}, one.code), el("small", {}, one.meaning)), [one.now, one.hour, one.total].map((n) => el("td", {}, count(n)))));
+    const rows = status.errors.map((one) => el("tr", {}, el("th", {scope: "row", class: "wide"}, el("code", {}, one.code), el("small", {}, one.meaning)), [one.now, one.hour, one.total].map((n) => el("td", {}, count(n)))));
     return [el("div", {class: "panel model scroll", tabindex: "0", role: "region", "aria-label": "Errors by code"}, el("table", {}, el("caption", {}, caption),
       el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows)))];
   });
-}
-
-// ---- keeping what has not changed, so that focus and open parts stay
-
-function keep(home, now, build) {
-  const marked = getSelection();
-  if (home.shown === now || (!marked.isCollapsed && home.contains(marked.anchorNode))) return;  // somebody is copying
-  home.shown = now;
-  const open = new Set([...home.querySelectorAll("details[open]")].map((part) => part.dataset.open));
-  const focused = home.contains(document.activeElement) ? document.activeElement.closest("details")?.dataset.open : null;
-  home.replaceChildren(...build());
-  for (const part of home.querySelectorAll("details[data-open]")) {
-    part.open = open.has(part.dataset.open);
-    if (focused && part.dataset.open === focused) part.querySelector("summary").focus({preventScroll: true});
-  }
 }
 
 function prune(home, keys) {
@@ -398,58 +321,19 @@ function prune(home, keys) {
 
 // ---- asking
 
-function show() {
-  if (!latest) return;
-  showTop(latest);
-  showCharts(latest);
-  showModels(latest);
-  showErrors(latest);
+function show(status) {
+  showTop(status);
+  showCharts(status);
+  showModels(status);
+  showErrors(status);
 }
+const showAgain = () => { if (latest) show(latest); };
 
-function lost(reason) {
-  if (!lostSince) $("announce").textContent = "The server cannot be reached.";
-  lostSince = lostSince || Date.now();
-  spokenState = "lost";
-  const age = latest ? ` What you see is from ${clockSeconds(heardAt / 1000)}, ${span((Date.now() - heardAt) / 1000)} ago.` : "";
-  $("lost").textContent = `The server cannot be reached since ${clockSeconds(lostSince / 1000)} (${reason}). Trying again every ${EVERY_MS / 1000} s.${age}`;
-  $("lost").hidden = false;
-  $("state").dataset.state = "lost";
-  $("state-word").textContent = "Not reached";
-  document.body.classList.add("stale");
-  document.title = `(not reached) coe-cloud · ${location.host}`;
-  if (!latest) $("summary").textContent = "No answer from the server.";
-}
-
-async function ask() {
-  try {
-    const answer = await fetch("status.json", {cache: "no-store", signal: AbortSignal.timeout(GIVE_UP_MS)});
-    if (!answer.ok) throw new Error(`it answers ${answer.status}`);
-    const told = await answer.json();
-    if (told.schema !== 1) throw new Error("it is of another version: load this page anew");
-    latest = told;
-    heardAt = Date.now();
-    lostSince = 0;
-    $("lost").hidden = true;
-    document.body.classList.remove("stale");
-    show();
-  } catch (error) {
-    lost(error.name === "TimeoutError" ? "no answer in time" : error instanceof TypeError ? "no connection" : error.message);
-  }
-}
-
-async function keepAsking() {
-  for (;;) {
-    if (!document.hidden) await ask();
-    await new Promise((wake) => setTimeout(wake, EVERY_MS));
-  }
-}
-
-document.querySelectorAll("input[name=range]").forEach((choice) => choice.addEventListener("change", show));
-document.addEventListener("toggle", (event) => { if (event.target.closest?.("figure")) show(); }, true);
-document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+document.querySelectorAll("input[name=range]").forEach((choice) => choice.addEventListener("change", showAgain));
+document.addEventListener("toggle", (event) => { if (event.target.closest?.("figure")) showAgain(); }, true);
 let drawnAt = 0;
 new ResizeObserver(([entry]) => {
   const width = Math.round(entry.contentRect.width);
-  if (width !== drawnAt) { drawnAt = width; requestAnimationFrame(show); }
+  if (width !== drawnAt) { drawnAt = width; requestAnimationFrame(showAgain); }
 }).observe($("charts"));
-keepAsking();
+follow("server", show, 1);

@@ -6,14 +6,11 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from coe import __version__
@@ -21,6 +18,7 @@ from coe.cascade.rule import Agreement, Confidence
 from coe.config import format_seconds
 from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig
 from coe.models.loading import ModelSpec
+from coe.status_page import SECURITY_HEADERS, status_page
 
 from .tally import History, ModelTally, Slot, Tally, TierTally, errors_of, merged_slots, quantile
 
@@ -188,8 +186,7 @@ class StatusJson:
         if self._history.uptime_s - self._made_at >= self._every_s or not self._body:
             self._made_at = self._history.uptime_s
             self._body = json.dumps(self._make(), separators=(",", ":"), allow_nan=False).encode()
-        headers = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        return self._body, headers
+        return self._body, {"Content-Type": "application/json", "Cache-Control": "no-store", **SECURITY_HEADERS}
 
 
 def _summary(ready: bool, now: Slot, facts: Sequence[ModelFacts]) -> str:
@@ -320,39 +317,6 @@ def _rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1g}"
 
 
-PACKAGE = "cloud.observe"
-
-
-@cache
 def page() -> tuple[bytes, dict[str, str]]:
-    """The document and its headers. It fetches `status.json` from where it came, every few seconds."""
-    style, script = _text("page.css"), _text("page.js")
-    document = _text("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"style-src '{_digest(style)}'",
-            f"script-src '{_digest(script)}'",
-            "connect-src 'self'",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )
-    headers = {
-        "Content-Type": "text/html; charset=utf-8",
-        "Content-Security-Policy": policy,
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return document.encode(), headers
-
-
-def _text(name: str) -> str:
-    return resources.files(PACKAGE).joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+    """The status page and its HTTP headers."""
+    return status_page("coe-cloud", "cloud.observe")

@@ -1,179 +1,117 @@
-"use strict";
-// Shows status.json, and asks for it again every two seconds. Everything it shows is set as text, never as markup.
-
-const EVERY_MS = 2000;
-const at = (id) => document.getElementById(id);
-const whole = new Intl.NumberFormat("en");
-
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(name, value);
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
-function seconds(value) {
-  if (value === null || value === undefined) return "–";
-  if (value < 1e-3) return `${(value * 1e6).toFixed(0)} µs`;
-  if (value < 1) return `${(value * 1e3).toFixed(value < 0.01 ? 2 : 0)} ms`;
-  if (value < 120) return `${value.toFixed(value < 10 ? 1 : 0)} s`;
-  if (value < 7200) return `${(value / 60).toFixed(0)} min`;
-  return value < 172800 ? `${(value / 3600).toFixed(0)} h` : `${(value / 86400).toFixed(0)} days`;
-}
+// The agent's page: recent decisions, link, spool, audit and drift, sinks.
 
 function bytes(value) {
   const units = ["B", "kB", "MB", "GB"];
   let unit = 0;
   while (value >= 1000 && unit < units.length - 1) [value, unit] = [value / 1000, unit + 1];
-  return `${value.toFixed(unit && value < 100 ? 1 : 0)} ${units[unit]}`;
+  return [value.toFixed(unit && value < 100 ? 1 : 0), units[unit]];
 }
+const bytesText = (value) => bytes(value).join(" ");
 
-const percent = (share, digits = 1) => (share === null ? "–" : `${(share * 100).toFixed(digits)}%`);
-
-function card(name, value, more = "") {
-  return element("div", { class: "card" }, element("dt", {}, name),
-    element("dd", {}, element("div", { class: "value" }, value), element("div", { class: "more" }, more)));
-}
-
-function table(caption, heads, rows) {
-  const head = element("thead", {}, element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))));
-  const body = element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, column) =>
-    column ? element("td", {}, String(text)) : element("th", { scope: "row" }, String(text))))));
-  return element("div", { class: "panel scroll" }, element("table", {}, element("caption", {}, caption), head, body));
-}
+const none = (words) => el("p", {class: "panel none"}, words);
+const panel = (...children) => el("div", {class: "panel"}, ...children);
+const tablePanel = (caption, head, rows) =>
+  el("div", {class: "panel scroll", tabindex: "0", role: "region", "aria-label": caption}, table(caption, head, rows));
 
 function decision(record, tiers) {
   const where = whereOf(record, tiers);
   const picture = record.thumbnail
-    ? element("img", { src: `thumbnails/${record.number}`, alt: `example ${record.id}`, width: 56, height: 56, loading: "lazy" })
-    : element("div", { class: "blank", "aria-hidden": "true" }, "no picture");
+    ? el("img", {src: `thumbnails/${record.number}`, alt: `example ${record.id}`, width: 56, height: 56, loading: "lazy"})
+    : el("div", {class: "blank", "aria-hidden": "true"}, "no picture");
   const votes = record.label === undefined ? "" : `${Math.round(record.vote * record.asked)} of ${record.asked} votes, `;
-  return element("li", { class: "decision", "data-kind": where.kind }, picture, element("div", {},
-    element("strong", {}, record.name ?? "no answer"),
-    element("p", { class: "where" }, where.words),
-    element("p", {}, `${votes}${seconds(record.latency_s)}`),
-    where.why ? element("p", {}, where.why) : null,
-    element("p", {}, record.id)));
+  return el("li", {class: "panel decision", "data-kind": where.kind}, picture, el("div", {},
+    el("strong", {}, record.name ?? "no answer"), el("p", {class: "where"}, where.words),
+    el("p", {}, `${votes}${secondsText(record.latency_s)}`), where.why ? el("p", {}, where.why) : null, el("p", {}, record.id)));
 }
 
 function whereOf(record, tiers) {
-  if (record.corrects) return { kind: "sent", words: `↻ corrected by tier ${record.exit_tier}`, why: "" };
-  if (record.label === undefined) return { kind: "failed", words: "✕ failed", why: record.error };
-  if (record.degraded) return { kind: "degraded", words: "▲ degraded", why: record.degraded };
-  if (record.call) return { kind: "sent", words: `↑ tier ${record.exit_tier}`, why: "" };
-  return { kind: "here", words: `● here, ${tiers[record.exit_tier - 1] ?? "tier 1"}`, why: "" };
+  if (record.corrects) return {kind: "sent", words: `↻ corrected by tier ${record.exit_tier}`, why: ""};
+  if (record.label === undefined) return {kind: "failed", words: "✕ failed", why: record.error};
+  if (record.degraded) return {kind: "degraded", words: "▲ degraded", why: record.degraded};
+  if (record.call) return {kind: "sent", words: `↑ tier ${record.exit_tier}`, why: ""};
+  return {kind: "here", words: `● here, ${tiers[record.exit_tier - 1] ?? "tier 1"}`, why: ""};
 }
 
-function notices(told) {
+function noticesOf(status) {
   const found = [];
-  for (const link of told.links) {
-    if (link.status !== "closed") found.push(["warn", "Link", `${link.tier} cannot be reached: ${link.error || link.status}`]);
-    else if (link.is_draining) found.push(["warn", "Link", `${link.tier} is draining`]);
+  const add = (level, name, text) => found.push({level, name, text});
+  for (const link of status.links) {
+    if (link.status !== "closed") add("warn", "Link", `${link.tier} cannot be reached: ${link.error || link.status}`);
+    else if (link.is_draining) add("warn", "Link", `${link.tier} is draining`);
   }
-  for (const gauge of told.drift) {
-    if (gauge.state === "outside") found.push(["warn", "Drift",
-      `${gauge.what} is ${percent(gauge.share)}, outside ${percent(gauge.band[0])} to ${percent(gauge.band[1])}`]);
+  for (const gauge of status.drift) {
+    if (gauge.state === "outside") add("warn", "Drift", `${gauge.what} is ${percent(gauge.share)}, outside ${bandOf(gauge, " to ")}`);
   }
-  for (const sink of told.sinks) if (sink.failing) found.push(["bad", "Sink", `${sink.name} takes nothing: ${sink.error}`]);
-  if (told.spool && told.spool.error) found.push(["bad", "Spool", told.spool.error]);
+  for (const sink of status.sinks) if (sink.failing) add("bad", "Sink", `${sink.name} takes nothing: ${sink.error}`);
+  if (status.spool && status.spool.error) add("bad", "Spool", status.spool.error);
   return found;
 }
+const bandOf = (gauge, between) => gauge.band.map((share) => percent(share)).join(between);
 
-function show(told) {
-  document.body.classList.remove("stale");
-  at("lost").hidden = true;
-  at("task").textContent = told.task;
-  document.title = `coe-edge ${told.task}`;
-  const found = notices(told);
-  const state = found.some(([kind]) => kind === "bad") ? "bad" : found.length ? "warn" : "good";
-  at("state").dataset.state = state;
-  const word = { good: "running", warn: "running, with a notice", bad: "running, with trouble" }[state];
-  if (at("state-word").textContent !== word) {
-    at("state-word").textContent = word;
-    at("announce").textContent = word;
-  }
-  at("notices").replaceChildren(...found.map(([kind, name, words]) =>
-    element("li", { class: `notice ${kind}` }, element("b", {}, name), words)));
-  at("summary").textContent = told.examples
-    ? `${percent(told.kept_share)} of ${whole.format(told.examples)} examples were decided on this device; ` +
-      `${bytes(told.bytes_sent)} were sent for the others.`
+function show(status) {
+  const notices = noticesOf(status);
+  const [state, word] = notices.some((one) => one.level === "bad") ? ["not ready", "running, with trouble"]
+    : notices.length ? ["warn", "running, with a notice"] : ["ready", "running"];
+  showState(state, word, status.task, notices);
+  $("summary").textContent = status.examples
+    ? `${percent(status.kept_share)} of ${count(status.examples)} examples were decided on this device; ` +
+      `${bytesText(status.bytes_sent)} were sent for the others.`
     : "No example yet.";
-  at("cards").replaceChildren(
-    card("Examples", whole.format(told.examples), `running for ${seconds(told.uptime_s)}`),
-    card("Kept on the device", percent(told.kept_share), `${whole.format(told.deferred)} deferred`),
-    card("Mean time", seconds(told.mean_latency_s), "taken to answered"),
-    card("Sent", bytes(told.bytes_sent), `in ${whole.format(told.calls)} calls`),
-    card("Degraded", whole.format(told.degraded), Object.entries(told.reasons).map(([why, n]) => `${why} ${whole.format(n)}`).join(", ")),
-    card("Under way", whole.format(told.waiting), "at a server"));
-  if (!at("hold").checked) at("recent").replaceChildren(...told.recent.map((record) => decision(record, told.tiers)));
-  if (!told.recent.length) at("recent").replaceChildren(element("li", { class: "none" }, "none yet"));
-  at("links").replaceChildren(...(told.links.length ? told.links.map(linkPanel) : [none("This cascade stays on the device.")]));
-  at("spool-section").hidden = !told.spool;
-  if (told.spool) at("spool").replaceChildren(spoolPanel(told.spool, told));
-  honest(told);
-  at("sinks").replaceChildren(told.sinks.length
-    ? table("Where decisions go", ["sink", "written", "dropped", "queued", "state"], told.sinks.map((sink) =>
-      [sink.name, whole.format(sink.written), whole.format(sink.dropped), whole.format(sink.queued), sink.failing ? "✕ failing" : "● well"]))
+  showCards([
+    ["Examples", count(status.examples), "", `running for ${span(status.uptime_s)}`],
+    ["Kept on the device", percent(status.kept_share), "", `${count(status.deferred)} deferred`],
+    ["Mean time", ...seconds(status.mean_latency_s), "taken to answered"],
+    ["Sent", ...bytes(status.bytes_sent), `in ${count(status.calls)} calls`],
+    ["Degraded", count(status.degraded), "", Object.entries(status.reasons).map(([why, n]) => `${why} ${count(n)}`).join(", ")],
+    ["Under way", count(status.waiting), "", "at a server"],
+  ]);
+  if (!$("hold").checked) $("recent").replaceChildren(...status.recent.map((record) => decision(record, status.tiers)));
+  if (!status.recent.length) $("recent").replaceChildren(el("li", {class: "none"}, "none yet"));
+  $("links").replaceChildren(...(status.links.length ? status.links.map(linkPanel) : [none("This cascade stays on the device.")]));
+  $("spool-section").hidden = !status.spool;
+  if (status.spool) $("spool").replaceChildren(spoolPanel(status.spool, status));
+  const quality = qualityPanels(status);
+  $("quality-section").hidden = !quality.length;
+  $("quality").replaceChildren(...quality);
+  $("sinks").replaceChildren(status.sinks.length
+    ? tablePanel("Where decisions go", ["sink", "written", "dropped", "queued", "state"], status.sinks.map((sink) =>
+      [sink.name, count(sink.written), count(sink.dropped), count(sink.queued), sink.failing ? "✕ failing" : "● working"]))
     : none("none"));
-  at("about").textContent = `coe-edge ${told.version}`;
+  $("about").textContent = `${PROGRAM} ${status.version}`;
 }
-
-const none = (words) => element("p", { class: "none" }, words);
 
 function linkPanel(link) {
-  const words = { closed: "● up", open: "✕ down", "half-open": "▲ trying" }[link.status] ?? link.status;
-  const more = [`for ${seconds(link.for_s)}`, `round trip ${seconds(link.round_trip_s)}`, `went down ${link.opened} times`,
-    `connected anew ${link.rebuilds} times`];
-  if (link.next_probe_s !== null) more.push(`next probe in ${seconds(link.next_probe_s)}`);
-  return element("div", { class: "panel" }, element("p", {}, element("strong", {}, link.tier), ` ${words}`),
-    element("p", { class: "soft" }, more.join(" · ")), link.error ? element("p", { class: "soft" }, link.error) : null);
+  const words = {closed: "● up", open: "✕ down", "half-open": "▲ trying"}[link.status] ?? link.status;
+  const more = [`for ${span(link.for_s)}`, `round trip ${secondsText(link.round_trip_s)}`, `went down ${link.opened} times`,
+    `reconnected ${link.rebuilds} times`];
+  if (link.next_probe_s !== null) more.push(`next probe in ${span(link.next_probe_s)}`);
+  return panel(el("p", {}, el("strong", {}, link.tier), ` ${words}`),
+    el("p", {class: "soft"}, more.join(" · ")), link.error ? el("p", {class: "soft"}, link.error) : null);
 }
 
-function spoolPanel(spool, told) {
-  const drops = Object.entries(spool.dropped).filter(([, n]) => n).map(([why, n]) => `${whole.format(n)} dropped (${why})`);
-  const more = [`${bytes(spool.bytes)} on the disk`, `oldest ${seconds(spool.oldest_s)}`, `${whole.format(told.corrected)} corrected`, ...drops];
-  return element("div", { class: "panel" }, element("p", {}, element("strong", {}, whole.format(spool.waiting)), " wait for a later answer"),
-    element("p", { class: "soft" }, more.join(" · ")));
+function spoolPanel(spool, status) {
+  const drops = Object.entries(spool.dropped).filter(([, n]) => n).map(([why, n]) => `${count(n)} dropped (${why})`);
+  const oldest = spool.oldest_s === null ? NONE : span(spool.oldest_s);
+  const more = [`${bytesText(spool.bytes)} on the disk`, `oldest ${oldest}`, `${count(status.corrected)} corrected`, ...drops];
+  return panel(el("p", {}, el("strong", {}, count(spool.waiting)), " wait for a later answer"), el("p", {class: "soft"}, more.join(" · ")));
 }
 
-function honest(told) {
+function qualityPanels(status) {
   const parts = [];
-  if (told.audit) {
-    const audit = told.audit;
-    parts.push(element("div", { class: "panel" }, element("p", {}, audit.error === null
+  if (status.audit) {
+    const audit = status.audit;
+    parts.push(panel(el("p", {}, audit.error === null
       ? "Nothing is known yet of how often agreement is wrong."
       : `The cloud differs on ${percent(audit.error, 2)} of what the device decides (95%: ${percent(audit.low, 2)} to ${percent(audit.high, 2)}).`),
-    element("p", { class: "soft" }, `${whole.format(audit.answered)} asked about, of ${whole.format(audit.drawn)} drawn from ${whole.format(audit.examples)}`)));
+    el("p", {class: "soft"}, `${count(audit.answered)} asked about, of ${count(audit.drawn)} drawn from ${count(audit.examples)}`)));
     const rows = Object.entries(audit.by_label).filter(([, facts]) => facts.answered).map(([name, facts]) =>
-      [name, percent(facts.error, 2), `${percent(facts.low, 1)} – ${percent(facts.high, 1)}`, whole.format(facts.answered)]);
-    if (rows.length) parts.push(table("By the device's label", ["label", "differs", "95% interval", "asked"], rows));
+      [name, percent(facts.error, 2), `${percent(facts.low, 1)} – ${percent(facts.high, 1)}`, count(facts.answered)]);
+    if (rows.length) parts.push(tablePanel("By the device's label", ["label", "differs", "95% interval", "asked"], rows));
   }
-  if (told.drift.length) parts.push(table("Against calibration", ["share of", "now", "band", "calibration", "state"], told.drift.map((gauge) =>
-    [gauge.what, percent(gauge.share), `${percent(gauge.band[0])} – ${percent(gauge.band[1])}`, percent(gauge.calibration),
-      gauge.state === "outside" ? "▲ outside" : "● inside"])));
-  if (told.harvest) parts.push(element("div", { class: "panel" }, element("p", {}, `Harvest: ${whole.format(told.harvest.examples)} examples, ${bytes(told.harvest.bytes)}`)));
-  at("honest-section").hidden = !parts.length;
-  at("honest").replaceChildren(...parts);
+  if (status.drift.length) parts.push(tablePanel("Against calibration", ["share of", "now", "band", "calibration", "state"], status.drift.map((gauge) =>
+    [gauge.what, percent(gauge.share), bandOf(gauge, " – "), percent(gauge.calibration), gauge.state === "outside" ? "▲ outside" : "● inside"])));
+  if (status.harvest) parts.push(panel(el("p", {}, `Harvest: ${count(status.harvest.examples)} examples, ${bytesText(status.harvest.bytes)}`)));
+  return parts;
 }
 
-function lost(error) {
-  document.body.classList.add("stale");
-  at("lost").hidden = false;
-  at("lost").textContent = `The agent does not answer (${error}). What is shown is from before.`;
-  at("state").dataset.state = "bad";
-  at("state-word").textContent = "no answer";
-}
-
-async function ask() {
-  try {
-    const answer = await fetch("status.json", { cache: "no-store" });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    show(await answer.json());
-  } catch (error) {
-    lost(error.message);
-  } finally {
-    setTimeout(ask, EVERY_MS);
-  }
-}
-
-ask();
+follow("agent", show);

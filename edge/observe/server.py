@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import http.server
 import json
 import logging
 import threading
 from collections.abc import Callable
-from functools import cache
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 from coe.cascade.errors import ConfigError
+from coe.status_page import SECURITY_HEADERS, status_page
 
 from .config import ObserveConfig
 from .metrics import CONTENT_TYPE, exposition
 from .status import AgentView, status
 
-SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-
-
-@cache
-def page() -> tuple[bytes, dict[str, str]]:
-    """The document and its headers. It fetches `status.json` from where it came, every two seconds."""
-    style, script = _text("page.css"), _text("page.js")
-    document = _text("page.html").replace("/* page.css */", style).replace("/* page.js */", script)
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return document.encode(), {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, **SAFE}
-
-
-def _text(name: str) -> str:
-    return resources.files("edge.observe").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
 log = logging.getLogger(__name__)
 
 Reply = tuple[int, bytes, dict[str, str]]
+SAFE = {"Cache-Control": "no-cache", **SECURITY_HEADERS}
 TEXT = {"Content-Type": "text/plain; charset=utf-8", **SAFE}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 READ_S = 10.0  # for a request's head
+
+
+def page() -> tuple[bytes, dict[str, str]]:
+    """The status page and its HTTP headers."""
+    return status_page("coe-edge", "edge.observe", links=("metrics",), images="'self' data:")
 
 
 class ObserveServer:

@@ -120,5 +120,8 @@ def test_an_agent_that_is_gone_is_said_to_be(device, tmp_path, monkeypatch):
 
     monkeypatch.setattr(server._Routes, "find", find)
     dom, _ = chromium(device, tmp_path, "--window-size=1000,1600")
-    assert "The agent does not answer (status 503). What is shown is from before." in text_of(dom)
+    seen = text_of(dom)
+    assert "The agent cannot be reached since " in seen
+    assert "(it answers 503)" in seen
+    assert "What you see is from " in seen
     assert 'class="stale"' in dom
