@@ -1,19 +1,30 @@
-# Shortcuts for development; `make check` is what CI runs.
-.PHONY: check test lint proto bench
+# Shortcuts for development. `make dev` once; `make fast` as you work; `make check` before a change lands.
+.PHONY: dev fast test lint check proto bench
 
-check:
+PYTHON ?= python3
+BIN = .venv-test/bin
+
+dev: # a virtual environment with everything that the tests and the checks need
+	$(PYTHON) -m venv .venv-test
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]' -e ./zoo
+
+fast: # lint, types and the quickest tests: seconds
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py tests/test_public_names.py tests/test_docs.py tests/cascade tests/link tests/config
+
+test: # what README's second command runs
+	$(BIN)/pytest
+
+lint: # as `fast`, but what can be corrected is
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
+
+check: # all that must hold: what CI runs
 	.ci/run
 
-test:
-	.venv-test/bin/pytest
-
-lint:
-	.venv-test/bin/ruff check --fix . && .venv-test/bin/ruff format . && .venv-test/bin/mypy
-
 proto:
-	PYTHON=.venv-test/bin/python .ci/proto
+	PYTHON=$(BIN)/python .ci/proto
 
 bench:
-	.venv-test/bin/python bench/edge.py && .venv-test/bin/python bench/footprint.py
-	.venv-test/bin/python bench/cloud.py --rounds 3 && .venv-test/bin/python bench/overload.py
-	.venv-test/bin/python bench/watching.py && .venv-test/bin/python bench/replay.py
+	$(BIN)/python bench/edge.py && $(BIN)/python bench/footprint.py
+	$(BIN)/python bench/cloud.py --rounds 3 && $(BIN)/python bench/overload.py
+	$(BIN)/python bench/watching.py && $(BIN)/python bench/replay.py

@@ -1,4 +1,4 @@
-"""docs/results.md says what its commands give; each is run where its trace is at hand."""
+"""docs/results.md and its pages say what their commands give; each is run where its trace is at hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from simulator import SHARED, Program, shared
 
 from coe.config import format_seconds
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted([*DOCS.glob("results.md"), *DOCS.glob("results/*.md")])
+TEXT = "\n\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 STUDIES = re.findall(r"`(coe-sim pareto [^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
 ERRORS = re.findall(r"`(coe-sim errors DATA/traces_imagenet[^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
 
