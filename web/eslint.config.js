@@ -4,10 +4,10 @@ import tseslint from 'typescript-eslint';
 const ROOMS = {
   cascade: [],
   models: ['cascade'],
-  wire: ['cascade'],
+  protocol: ['cascade'],
   queue: ['cascade'],
   sources: [],
-  page: ['cascade', 'models', 'wire', 'queue', 'sources'],
+  page: ['cascade', 'models', 'protocol', 'queue', 'sources'],
 };
 
 const oneWay = Object.entries(ROOMS).map(([room, allowed]) => ({

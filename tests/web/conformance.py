@@ -306,7 +306,7 @@ def _greys(rng: random.Random) -> dict[str, str]:
     return {"colours": base64.b64encode(colours).decode(), "greys": base64.b64encode(greys).decode()}
 
 
-def wire_vectors() -> dict[str, Any]:
+def protocol_vectors() -> dict[str, Any]:
     """Questions byte for byte, and the REST door's own answers with the vote that is in them."""
     rng = random.Random(8001)
     return {"questions": [_question(rng) for _ in range(12)], "answers": [_answer(rng) for _ in range(60)]}
@@ -362,7 +362,7 @@ def _or_null(values: Array) -> list[float | None]:
 FILES: dict[str, Callable[[], dict[str, Any]]] = {
     "rule.json": rule_vectors,
     "pixels.json": pixel_vectors,
-    "wire.json": wire_vectors,
+    "protocol.json": protocol_vectors,
 }
 
 

@@ -22,7 +22,7 @@ def committed(name: str) -> Any:
     return json.loads((conformance.FOLDER / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["rule.json", "wire.json"])
+@pytest.mark.parametrize("name", ["rule.json", "protocol.json"])
 def test_the_committed_vectors_are_what_the_python_rule_gives(name):
     told = json.loads(json.dumps(conformance.FILES[name]()))
     for key, cases in committed(name).items():
@@ -55,7 +55,7 @@ def test_there_are_thousands_of_cases_with_the_edges_among_them():
 
 
 def test_the_questions_are_read_as_what_the_page_means():
-    for case in committed("wire.json")["questions"]:
+    for case in committed("protocol.json")["questions"]:
         body = base64.b64decode(case["body"])
         limits = RequestLimits(max_rows=8, max_bytes=2**20, max_json_bytes=2**20)
         request, _ = read_request(body, str(case["header_length"]), model="m", version="v", limits=limits)

@@ -2,7 +2,7 @@
 import { expect, test } from 'vitest';
 import { BundleError } from '../src/cascade/errors';
 import { readBundle } from '../src/models/bundle';
-import { prepare, readContract } from '../src/models/contract';
+import { prepare, readInputSpec } from '../src/models/input-spec';
 import { fromRgba, mediaType } from '../src/models/image';
 import { softmax } from '../src/models/member';
 import vectors from '../vectors/pixels.json';
@@ -10,10 +10,10 @@ import { bytes, floats } from './packed';
 
 test('images of any size are prepared to the bit as on a Pi', () => {
   for (const [at, one] of vectors.prepared.entries()) {
-    const contract = readContract(one.input, 'input');
+    const spec = readInputSpec(one.input, 'input');
     const [height = 0, width = 0] = one.size;
-    const ready = prepare({ width, height, channels: contract.channels, data: bytes(one.data) }, contract);
-    expect(ready, `case ${at}`).toEqual(contract.dtype === 'uint8' ? bytes(one.ready) : floats(one.ready));
+    const ready = prepare({ width, height, channels: spec.channels, data: bytes(one.data) }, spec);
+    expect(ready, `case ${at}`).toEqual(spec.dtype === 'uint8' ? bytes(one.ready) : floats(one.ready));
   }
 });
 
@@ -29,8 +29,8 @@ test('colours become the same greys as on a Pi, and greys stay what they are', (
 });
 
 test('logits become probabilities', () => {
-  const told = softmax(Float32Array.from([1, 2, 1000]));
-  expect(told[2]).toBeCloseTo(1, 6);
+  const found = softmax(Float32Array.from([1, 2, 1000]));
+  expect(found[2]).toBeCloseTo(1, 6);
   expect(softmax(Float32Array.from([0, 0]))).toEqual(Float32Array.from([0.5, 0.5]));
 });
 
@@ -42,7 +42,9 @@ test('a file is known by its first bytes, not by its name', () => {
 
 test('a cascade that a page cannot run is refused with what was expected', () => {
   expect(() => readBundle(null)).toThrow(BundleError);
-  expect(() => readBundle({ labels: ['a'], tiers: [{}], fingerprint: 'f', input: { size: [1] } })).toThrow(/contract/);
+  expect(() => readBundle({ labels: ['a'], tiers: [{}], fingerprint: 'f', input: { size: [1] } })).toThrow(
+    /expected an image input/,
+  );
   const [one] = vectors.prepared;
   const good = { labels: ['a', 'b'], fingerprint: 'f', input: one?.input };
   expect(() => readBundle({ ...good, tiers: [{ name: 'cloud' }] })).toThrow(/members or a model/);

@@ -10,7 +10,7 @@ import { isSettled } from '../src/cascade/vote';
 import vectors from '../vectors/rule.json';
 import { outputs } from './packed';
 
-interface ToldRule {
+interface StatedRule {
   agreement?: string;
   confidence?: number;
 }
@@ -26,9 +26,9 @@ interface ToldServer {
   degraded: string | null;
 }
 
-interface ToldTier {
+interface StatedTier {
   outputs?: string | number[][];
-  rule?: ToldRule;
+  rule?: StatedRule;
   early?: boolean;
   server?: ToldServer;
   broken?: [reason: 'unavailable' | 'timeout' | 'overloaded' | 'rejected', text: string];
@@ -41,22 +41,22 @@ const EXAMPLE: Example = {
   deadline: Infinity,
 };
 
-function ruleOf(told: ToldRule, nMembers: number): Rule {
-  if (told.confidence !== undefined) return confidence(told.confidence);
-  return agreement(parseAgreement(told.agreement ?? '', nMembers).theta);
+function ruleOf(stated: StatedRule, nMembers: number): Rule {
+  if (stated.confidence !== undefined) return confidence(stated.confidence);
+  return agreement(parseAgreement(stated.agreement ?? '', nMembers).theta);
 }
 
-function localTier(name: string, rows: Float32Array[], told: ToldRule, early: boolean): LocalTier {
+function localTier(name: string, rows: Float32Array[], stated: StatedRule, early: boolean): LocalTier {
   const members = rows.map((row, at): Member => ({ name: `member-${at + 1}`, predict: () => Promise.resolve(row) }));
-  return new LocalTier(name, members, ruleOf(told, members.length), early);
+  return new LocalTier(name, members, ruleOf(stated, members.length), early);
 }
 
 function fixed(name: string, answer: () => Promise<Vote>): Tier {
   return { name, rule: always(), nTiers: 1, vote: answer, complete: (_, vote) => Promise.resolve(vote) };
 }
 
-function tierOf(told: ToldTier, number: number, nLabels: number): Tier {
-  const { server, broken } = told;
+function tierOf(stated: StatedTier, number: number, nLabels: number): Tier {
+  const { server, broken } = stated;
   if (server) {
     const vote: Vote = {
       ...server,
@@ -68,7 +68,7 @@ function tierOf(told: ToldTier, number: number, nLabels: number): Tier {
     return fixed('server', () => Promise.resolve(vote));
   }
   if (broken) return fixed('cloud', () => Promise.reject(new TierError('cloud', ...broken)));
-  return localTier(`tier-${number}`, outputs(told.outputs ?? [], nLabels), told.rule ?? {}, told.early ?? true);
+  return localTier(`tier-${number}`, outputs(stated.outputs ?? [], nLabels), stated.rule ?? {}, stated.early ?? true);
 }
 
 function row(vote: Vote): unknown[] {
@@ -115,7 +115,7 @@ test('a tier votes as in Python: label, count, asked, score and whether it stand
 
 test('a cascade decides as in Python: exits, votes, degraded answers', async () => {
   for (const [at, one] of vectors.cascades.entries()) {
-    const tiers = (one.tiers as ToldTier[]).map((told, number) => tierOf(told, number, one.labels));
+    const tiers = (one.tiers as StatedTier[]).map((stated, number) => tierOf(stated, number, one.labels));
     const cascade = new Cascade(tiers, one.keep_last_answer);
     if ('error' in one) {
       const thrown: unknown = await cascade.decide(EXAMPLE).catch((error: unknown) => error);
@@ -123,11 +123,11 @@ test('a cascade decides as in Python: exits, votes, degraded answers', async () 
       expect(`${(thrown as TierError).reason}: ${(thrown as TierError).message}`).toBe(one.error);
       continue;
     }
-    const told = await cascade.decide(EXAMPLE);
-    expect([told.label, told.exitTier, told.vote, told.score], `case ${at}`).toEqual(one.decision);
-    expect([told.asked, told.nMembers], `case ${at}`).toEqual(one.members);
-    expect(told.tierVotes, `case ${at}`).toEqual(one.tier_votes);
-    expect(told.degraded, `case ${at}`).toBe(one.degraded);
+    const stated = await cascade.decide(EXAMPLE);
+    expect([stated.label, stated.exitTier, stated.vote, stated.score], `case ${at}`).toEqual(one.decision);
+    expect([stated.asked, stated.nMembers], `case ${at}`).toEqual(one.members);
+    expect(stated.tierVotes, `case ${at}`).toEqual(one.tier_votes);
+    expect(stated.degraded, `case ${at}`).toBe(one.degraded);
   }
 });
 

@@ -37,7 +37,7 @@ export class Cascade {
   /**
    * The example's answer.
    *
-   * @param onDeferred told the answer so far whenever the example goes on to another tier
+   * @param onDeferred called with the answer so far whenever the example goes on to another tier
    * @throws TierError the first tier gave none, or a later one did not and `keepLastAnswer` is off
    */
   async decide(example: Example, onDeferred?: (soFar: Decision) => void): Promise<Decision> {

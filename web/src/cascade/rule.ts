@@ -4,7 +4,7 @@ import { ceilTimes, compare, fraction, isAtLeast, minus, parseFraction, type Fra
 export interface Rule {
   /** The label is that of the members' mean output instead of the plurality. */
   readonly poolsScores: boolean;
-  /** Votes that make the tier answer; null where the vote alone does not tell, so all are asked. */
+  /** Votes that make the tier answer; null where the vote alone does not decide, so all are asked. */
   needed(nMembers: number): number | null;
   /** True where the answer stands. */
   exits(vote: { readonly count: number; readonly asked: number; readonly score: number }): boolean;
@@ -42,7 +42,7 @@ const SPELLINGS = 'write "unanimous", "majority", a fraction ("2/3"), a count ("
 /**
  * What an `agreement:` means for that many members.
  *
- * @throws RangeError what was expected, what was found, how to mend it
+ * @throws RangeError what was expected, what was found, how to correct it
  */
 export function parseAgreement(value: string | number, nMembers: number): Agreed {
   const text = String(value).trim().toLowerCase();

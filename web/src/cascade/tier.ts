@@ -3,7 +3,7 @@ import type { Rule } from './rule';
 import type { Ballot, Example, Pixels, Vote } from './types';
 import { isSettled, leaders, plurality, pool, topLabel } from './vote';
 
-/** One model in its seat. */
+/** One model as a member of a tier. */
 export interface Member {
   readonly name: string;
   /** The probability of each label. */
@@ -16,7 +16,7 @@ export interface Tier {
   /** 1, or more where the tier is a whole cascade. */
   readonly nTiers: number;
   /**
-   * The tier's say, as far as `rule` needs it.
+   * The tier's vote, as far as `rule` needs it.
    *
    * @throws TierError no answer; the cascade decides what then
    */
@@ -52,7 +52,7 @@ export class LocalTier implements Tier {
     return this.tally(await this.ask(example, vote.ballots, null), false);
   }
 
-  /** What members say, from the first that has not been asked, until it is settled by `needed`. */
+  /** Members' answers, from the first that has not been asked, until it is settled by `needed`. */
   private async ask(example: Example, known: readonly Ballot[], needed: number | null): Promise<Ballot[]> {
     const ballots = [...known];
     for (const member of this.members.slice(known.length)) {

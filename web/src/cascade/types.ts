@@ -1,6 +1,6 @@
 /** What moves through a cascade: one example goes in, a vote comes out of each tier. */
 
-/** One example, as it was captured, and as local members take it in once it came through the door. */
+/** One example, as it was captured, and as local members take it in once decoded. */
 export interface Example {
   readonly id: string;
   /** PNG or JPEG, sent on as it is. */

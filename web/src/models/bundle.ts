@@ -1,13 +1,13 @@
 /** What the server hands out to a device: `cascade.json`, and the model files it names, checked by their sha256. */
 import { BundleError, IdentityError } from '../cascade/errors';
-import { readContract, type Contract } from './contract';
+import { readInputSpec, type InputSpec } from './input-spec';
 
 export interface MemberSpec {
   readonly name: string;
   readonly file: string;
   readonly sha256: string;
   readonly n_bytes: number;
-  readonly input: Contract;
+  readonly input: InputSpec;
   readonly output: 'probabilities' | 'logits';
 }
 
@@ -32,7 +32,7 @@ export interface Bundle {
   readonly task: string;
   readonly labels: readonly string[];
   readonly fingerprint: string;
-  readonly input: Contract;
+  readonly input: InputSpec;
   readonly keep_last_answer: boolean;
   readonly tiers: readonly TierSpec[];
 }
@@ -44,7 +44,7 @@ export interface Fetched {
 }
 
 const KEPT = 'coe-device-models';
-const PATIENCE_MS = 4000; // for the server to tell of a new cascade, where an old one is kept
+const PATIENCE_MS = 4000; // for the server to offer a new cascade, where an old one is kept
 
 /** The latest word of the server, or the last one kept where it cannot be reached. */
 export async function fetchBundle(headers: Record<string, string>): Promise<Fetched> {
@@ -99,21 +99,21 @@ export async function dropOthers(bundle: Bundle): Promise<void> {
 
 /** @throws BundleError it is none, or one that a page cannot run */
 export function readBundle(value: unknown): Bundle {
-  const told = value as Partial<Bundle> | null;
-  if (!Array.isArray(told?.labels) || !Array.isArray(told.tiers) || told.tiers.length === 0 || !told.fingerprint) {
+  const given = value as Partial<Bundle> | null;
+  if (!Array.isArray(given?.labels) || !Array.isArray(given.tiers) || given.tiers.length === 0 || !given.fingerprint) {
     throw new BundleError('cascade.json: expected labels, tiers and a fingerprint, got something else');
   }
-  readContract(told.input, 'input');
-  for (const tier of told.tiers as Partial<LocalTierSpec & RemoteTierSpec>[]) {
+  readInputSpec(given.input, 'input');
+  for (const tier of given.tiers as Partial<LocalTierSpec & RemoteTierSpec>[]) {
     for (const member of tier.members ?? []) {
-      readContract(member.input, member.name);
+      readInputSpec(member.input, member.name);
       if (!/^models\/[0-9a-f]{64}\.onnx$/.test(member.file)) throw new BundleError(`${member.name}: no such file name`);
     }
     if (tier.members === undefined && typeof tier.model !== 'string') {
       throw new BundleError('cascade.json: expected members or a model in each tier, got a tier with neither');
     }
   }
-  return told as Bundle;
+  return given as Bundle;
 }
 
 async function isGenuine(bytes: Uint8Array, spec: MemberSpec): Promise<boolean> {

@@ -1,4 +1,4 @@
-/** The door: a PNG or JPEG becomes pixels, once, as Pillow would have it on a Pi. */
+/** Decodes a PNG or JPEG to pixels, once, as Pillow would have it on a Pi. */
 import { InputError } from '../cascade/errors';
 import type { Pixels } from '../cascade/types';
 

@@ -1,12 +1,12 @@
-/** One ONNX model in its seat: tried once before it counts, its timings kept for who wants to see them. */
+/** One ONNX model as a member: tried once before it counts, its timings kept for who wants to see them. */
 import { BundleError } from '../cascade/errors';
 import type { Member } from '../cascade/tier';
 import type { Pixels } from '../cascade/types';
 import type { MemberSpec } from './bundle';
-import { contractKey, modelShape, prepare } from './contract';
+import { inputSpecKey, modelShape, prepare } from './input-spec';
 import type { Runtime, Session } from './runtime';
 
-/** What was prepared for an example, shared by members with one contract. */
+/** What was prepared for an example, shared by members with one input spec. */
 class Prepared {
   private pixels: Pixels | null = null;
   private readonly ready = new Map<string, Float32Array | Uint8Array>();
@@ -16,7 +16,7 @@ class Prepared {
       this.pixels = pixels;
       this.ready.clear();
     }
-    const key = contractKey(spec.input);
+    const key = inputSpecKey(spec.input);
     const known = this.ready.get(key) ?? prepare(pixels, spec.input);
     this.ready.set(key, known);
     return known;

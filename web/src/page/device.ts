@@ -8,8 +8,8 @@ import { fetchModel, type Bundle, type LocalTierSpec } from '../models/bundle';
 import { decodeImage } from '../models/image';
 import { OnnxMember } from '../models/member';
 import { openRuntime, type Backend, type Runtime } from '../models/runtime';
-import { question } from '../wire/message';
-import { RemoteTier } from '../wire/remote';
+import { question } from '../protocol/message';
+import { RemoteTier } from '../protocol/remote';
 
 export interface Decided {
   readonly decision: Decision;
@@ -66,7 +66,7 @@ export class Device {
   /**
    * One example's answer.
    *
-   * @param onDeferred told the answer so far, should the cloud be asked
+   * @param onDeferred called with the answer so far, should the cloud be asked
    * @throws InputError it is no image
    */
   async decide(id: string, captured: Uint8Array, onDeferred?: (soFar: Decision) => void): Promise<Decided> {

@@ -16,7 +16,7 @@ export interface Asked {
   readonly nTiersHere: number;
 }
 
-/** Asks about what waits, whenever it makes sense: told to by `wake`, else after growing pauses. */
+/** Asks about what waits, whenever it makes sense: at once by `wake`, else after growing pauses. */
 export class Drain {
   private timer: ReturnType<typeof setTimeout> | null = null;
   private pauseMs = FIRST_PAUSE_MS;

@@ -65,5 +65,5 @@ export class Camera {
 }
 
 function ignored(): void {
-  // whoever opened the camera was told
+  // whoever opened the camera knows
 }

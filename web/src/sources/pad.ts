@@ -40,8 +40,8 @@ export class Pad {
   private pen: Pen | null = null;
 
   /**
-   * @param onStroke told after each stroke
-   * @param onPen told where the pen is that keys move (null: nowhere), and when there is ink, or none any more
+   * @param onStroke called after each stroke
+   * @param onPen called with where the pen is that keys move (null: nowhere), and when there is ink, or none any more
    */
   constructor(
     private readonly canvas: HTMLCanvasElement,

@@ -32,14 +32,14 @@ interface Output {
  * @throws RangeError what was expected of it
  */
 export function readAnswer(text: string, nLabels: number, call: Call): Vote {
-  let told: { outputs?: unknown; parameters?: Record<string, unknown> };
+  let reply: { outputs?: unknown; parameters?: Record<string, unknown> };
   try {
-    told = JSON.parse(text) as typeof told;
+    reply = JSON.parse(text) as typeof reply;
   } catch {
     throw new RangeError('expected JSON, got something else');
   }
   const outputs = new Map<string, readonly unknown[]>();
-  for (const output of Array.isArray(told.outputs) ? (told.outputs as Partial<Output>[]) : []) {
+  for (const output of Array.isArray(reply.outputs) ? (reply.outputs as Partial<Output>[]) : []) {
     if (typeof output.name === 'string' && Array.isArray(output.data)) outputs.set(output.name, output.data);
   }
   const number = (name: string, at: number, low: number, high: number): number => {
@@ -54,7 +54,7 @@ export function readAnswer(text: string, nLabels: number, call: Call): Vote {
   const tierVotes = outputs.get('tier_votes')?.map((vote) => (typeof vote === 'number' ? Math.fround(vote) : NaN));
   const exitTier = outputs.has('exit_tier') ? number('exit_tier', 0, 1, tierVotes?.length ?? 64) : 1;
   const degraded = outputs.get('degraded')?.[0];
-  const serverS = told.parameters?.['server_s'];
+  const serverS = reply.parameters?.['server_s'];
   return {
     label,
     count: Math.round(number('vote', 0, 0, 1) * asked),

@@ -1,9 +1,9 @@
-/** Questions and answers against `vectors/wire.json`; deadlines and retries against a server that is made up. */
+/** Questions and answers against `vectors/protocol.json`; deadlines and retries against a server that is made up. */
 import { expect, test, vi } from 'vitest';
 import { TierError } from '../src/cascade/errors';
-import { question, readAnswer } from '../src/wire/message';
-import { RemoteTier } from '../src/wire/remote';
-import vectors from '../vectors/wire.json';
+import { question, readAnswer } from '../src/protocol/message';
+import { RemoteTier } from '../src/protocol/remote';
+import vectors from '../vectors/protocol.json';
 import { bytes } from './packed';
 
 const ANSWER = vectors.answers.find((one) => one.degraded === null)?.text ?? '';
@@ -30,9 +30,9 @@ const away = (): Error => new TypeError('Failed to fetch');
 
 test('questions are those that the server reads, byte for byte', () => {
   for (const one of vectors.questions) {
-    const told = question(one.id, bytes(one.captured));
-    expect(told.body).toEqual(bytes(one.body));
-    expect(told.headerLength).toBe(one.header_length);
+    const asked = question(one.id, bytes(one.captured));
+    expect(asked.body).toEqual(bytes(one.body));
+    expect(asked.headerLength).toBe(one.header_length);
   }
 });
 

@@ -1,4 +1,4 @@
-/** A tier on the server the page came from, over the protocol's REST door: a deadline, and one retry that still fits. */
+/** A tier on the server the page came from, over the protocol's REST twin: a deadline, and one retry that still fits. */
 import { TierError } from '../cascade/errors';
 import { always } from '../cascade/rule';
 import type { Tier } from '../cascade/tier';
