@@ -16,7 +16,7 @@ import numpy as np
 
 from coe.cascade import Agreement
 from sim.sweep import EnsembleVotes, Outcomes, sweep
-from sim.traces import Answers, TierSpec, Trace, batches, to_cascade
+from sim.traces import Answers, TierSpec, Trace, to_cascade
 
 N_MODELS, N_LABELS = 12, 100
 Shape = list[tuple[tuple[str, ...], int]]  # members and votes needed, tier by tier
@@ -61,11 +61,9 @@ def vectorised(trace: Trace, shapes: list[Shape]) -> Outcomes:
 def plain(trace: Trace, shape: Shape) -> tuple[list[int], int]:
     """Exits per tier and right answers, through `coe.cascade`."""
     specs = [TierSpec(members, Agreement(Fraction(max(needed, 1), len(members)))) for members, needed in shape]
-    cascade = to_cascade(specs, trace)
-    told = [cascade.decide(batch) for batch in batches(trace)]
-    exits = np.bincount(np.concatenate([one.exit_tier for one in told]) - 1, minlength=len(shape))
-    right = np.concatenate([one.labels for one in told]) == trace.labels
-    return [int(count) for count in exits], int(right.sum())
+    decided = to_cascade(specs, trace).decide(trace.batch())
+    exits = np.bincount(decided.exit_tier - 1, minlength=len(shape))
+    return [int(count) for count in exits], int((decided.labels == trace.labels).sum())
 
 
 def main() -> None:

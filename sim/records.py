@@ -17,18 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.cascade import Agreement, Always, Batch, Cascade, ConfigError, DeferralRule, LocalTier, Tier, Vote
-from coe.cascade.types import Array
+from coe.cascade import Agreement, Always, Batch, Cascade, ConfigError, Tier, Vote
 from coe.cascade.vote import exact_share
 from coe.config.cascade import LocalTierConfig
 from coe.link import Clock, Delay, DelayedTier, VirtualClock
-from coe.models import TableMember
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input
 from coe.protocol.service import FRAME_BYTES, INPUT
 
 from .systems import SYSTEMS, BundledTask
-from .traces import Trace
+from .traces import RecordedTier, TierSpec, Trace, to_cascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +214,8 @@ def _records(bundle: BundledTask, system: str, trace: Trace) -> list[Record]:
     tiers = [*device, *cloud]
     _check(tiers, trace)
     rows = np.arange(len(trace))  # (B,)
-    local_tiers = [
-        LocalTier(tier.name, [TableMember(_outputs(trace, spec.name), spec.name) for spec in tier.members], tier.rule,
-                  early=tier.early)
-        for tier in tiers
-    ]  # fmt: skip
-    run = Cascade(local_tiers).decide(Batch(trace.ids, rows[:, None]))
+    specs = [TierSpec(tuple(spec.name for spec in tier.members), tier.rule) for tier in tiers]
+    run = to_cascade(specs, trace, [tier.early for tier in tiers]).decide(trace.batch())
     here, there = np.zeros(len(trace)), np.zeros(len(trace))  # (B,) seconds
     for number, visit in enumerate(run.visits):
         reached = rows if visit.rows is None else visit.rows
@@ -263,14 +257,6 @@ def _check(tiers: Sequence[LocalTierConfig], trace: Trace) -> None:
         raise ConfigError(findings)
 
 
-def _outputs(trace: Trace, model: str) -> Array:
-    """(B, L) float32, where the largest is the prediction even if 16 bits cannot tell the two largest apart."""
-    answers = trace.models[model]
-    outputs = np.array(answers.probabilities, dtype=np.float32)
-    outputs[np.arange(len(outputs)), answers.predictions] = np.nextafter(outputs.max(axis=1), np.float32(2))
-    return outputs
-
-
 def _times(tier: LocalTierConfig, vote: Vote, trace: Trace, rows: NDArray[np.intp]) -> Seconds:
     """(A,) seconds that a tier takes: its slowest member side by side, else the members asked, in turn."""
     each = np.stack([_latency(trace, spec.name)[rows] for spec in tier.members])  # (M, A)
@@ -297,52 +283,6 @@ def message_bytes(model: str, payload_bytes: int) -> int:
     return request.ByteSize() + FRAME_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedVote:
-    """What a tier said of one example, and the seconds it took."""
-
-    label: int
-    share: float
-    time_s: float
-    exit_tier: int = 1
-    inner_votes: tuple[float, ...] = ()
-
-
-class RecordedTier:
-    """A tier that says again what was recorded, one example at a time, and lets its clock run as long."""
-
-    n_tiers = 1
-    waits = False
-
-    def __init__(self, name: str, votes: Mapping[str, RecordedVote], rule: DeferralRule, clock: Clock) -> None:
-        self.name = name
-        self.votes = votes
-        self.rule = rule
-        self.clock = clock
-
-    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        (name,) = batch.ids
-        said = self.votes[name]
-        self.clock.wait(said.time_s)
-        share = exact_share(said.share)
-        inner = said.inner_votes
-        return Vote(
-            labels=np.array([said.label]),
-            count=np.array([share.numerator]),
-            asked=np.array([share.denominator]),
-            n_members=share.denominator,
-            score=np.array([np.nan], dtype=np.float32),
-            exit_tier=np.array([said.exit_tier]) if inner else None,
-            tier_votes=np.array([inner], dtype=np.float32) if inner else None,
-        )
-
-    def complete(self, batch: Batch, vote: Vote) -> Vote:
-        return vote
-
-    def close(self) -> None:
-        pass
-
-
 def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) -> list[Record]:
     """The same examples behind `delay`, in virtual time.
 
@@ -358,11 +298,10 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
         raise ConfigError([f"expected a recording of answers alone, got {first} (record it again)"])
     clock = VirtualClock()
     cascade = _recorded_cascade(records, delay, clock, has_device_tier)
-    x = np.zeros((1, 1))
     replayed = []
-    for record in records:
+    for row, record in enumerate(records):
         started = clock.now()
-        decision = cascade.decide(Batch((record.id,), x))[0]
+        decision = cascade.decide(Batch((record.id,), np.array([[row]])))[0]
         latency_s = clock.now() - started
         if (decision.label, decision.exit_tier) != (record.label, record.exit_tier):
             raise AssertionError(f"replay of {record.id}: {decision} is not what was recorded: {record}")
@@ -372,21 +311,36 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
 
 
 def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has_device_tier: bool) -> Cascade:
-    device: dict[str, RecordedVote] = {}
-    cloud: dict[str, RecordedVote] = {}
-    for record in records:
-        device[record.id] = RecordedVote(record.label, record.votes[0], record.local_s)
-        if record.left_device:
-            before = 1 if has_device_tier else 0
-            seconds = record.call_s if has_device_tier else record.local_s + record.call_s
-            cloud[record.id] = RecordedVote(
-                record.label, record.votes[-1], seconds, record.exit_tier - before, record.votes[before:]
-            )
+    """The device's tier and the cloud's, which take the recorded time; examples are rows of `records`."""
+    left = np.array([record.left_device for record in records])
+    local_s = np.array([record.local_s for record in records])
+    call_s = np.array([record.call_s for record in records])
     tiers: list[Tier] = []
     if has_device_tier:
         # What stayed had agreed and what left had not: any threshold between the two is the one that was used.
-        kept = [device[record.id].share for record in records if not record.left_device]
-        tiers.append(RecordedTier("device", device, Agreement(exact_share(min(kept, default=1.0))), clock))
-    if cloud:
-        tiers.append(DelayedTier(RecordedTier("cloud", cloud, Always(), clock), delay, clock))
+        kept = [record.votes[0] for record in records if not record.left_device]
+        rule = Agreement(exact_share(min(kept, default=1.0)))
+        tiers.append(RecordedTier("device", _vote_of(records, [one.votes[0] for one in records]), rule, local_s, clock))
+    if left.any():
+        before = int(has_device_tier)
+        width = max(len(record.votes) for record in records) - before
+        inner = np.full((len(records), width), np.nan, dtype=np.float32)
+        for row, record in enumerate(records):
+            inner[row, : len(record.votes) - before] = record.votes[before:]
+        vote = replace(
+            _vote_of(records, [record.votes[-1] for record in records]),
+            exit_tier=np.array([record.exit_tier - before for record in records]),
+            tier_votes=inner,
+        )
+        seconds = call_s if has_device_tier else local_s + call_s
+        tiers.append(DelayedTier(RecordedTier("cloud", vote, Always(), seconds, clock), delay, clock))
     return Cascade(tiers)
+
+
+def _vote_of(records: Sequence[Record], shares: Sequence[float]) -> Vote:
+    """A vote for each record's label, by these shares of the members asked."""
+    exact = [exact_share(share) for share in shares]
+    asked = np.array([share.denominator for share in exact])
+    count = np.array([share.numerator for share in exact])
+    score = np.full(len(records), np.nan, dtype=np.float32)
+    return Vote(np.array([record.label for record in records]), count, asked, int(asked.max()), score)

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coe.cascade import ConfigError
-from coe.cascade.vote import is_settled, leaders
 from coe.config import format_seconds
 from sim import arguments
 from sim.output import Figure, Part, Table, finish_part, require_matplotlib
-from sim.traces import Trace
+from sim.traces import Trace, members_asked
 
 WAYS = ("side by side", "in turn", "in turn, ended early")
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
@@ -66,7 +64,7 @@ def run(trace: Trace, members: Sequence[str]) -> MemberTimings:
     ballots = np.stack([trace.models[name].predictions for name in members]).astype(np.int64)
     rows = []
     for size in range(1, len(members) + 1):
-        asked = _asked(ballots[:size])
+        asked = members_asked(ballots[:size], size)
         early = np.where(np.arange(size)[:, None] < asked, times[:size], 0.0).sum(axis=0)
         rows.append(
             EnsembleTiming(
@@ -78,16 +76,6 @@ def run(trace: Trace, members: Sequence[str]) -> MemberTimings:
             )
         )
     return MemberTimings(trace, rows)
-
-
-def _asked(ballots: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(B,) members asked in turn until a vote for unanimity is settled."""
-    size = len(ballots)
-    asked = np.full(ballots.shape[1], size, dtype=np.int64)
-    for n_asked in reversed(range(1, size)):
-        top, runner_up = leaders(ballots[:n_asked])
-        asked[np.asarray(is_settled(top, runner_up, size - n_asked, size))] = n_asked
-    return asked
 
 
 def as_part(study: MemberTimings) -> Part:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
 from sim import arguments
 from sim.output import Part, Table, finish_part
-from sim.traces import Costs, TierSpec, Trace, batches, to_cascade
+from sim.traces import Costs, TierSpec, Trace, to_cascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,8 @@ class Replayed:
 
 def replay_trace(trace: Trace, specs: Sequence[TierSpec]) -> Replayed:
     """Every example of the trace, in order, through the cascade."""
-    cascade = to_cascade(specs, trace)
-    decisions = [cascade.decide(batch) for batch in batches(trace)]
-    labels = np.concatenate([one.labels for one in decisions])
-    return Replayed(trace, specs, np.concatenate([one.exit_tier for one in decisions]), labels == trace.labels)
+    decisions = to_cascade(specs, trace).decide(trace.batch())
+    return Replayed(trace, specs, decisions.exit_tier, decisions.labels == trace.labels)
 
 
 def lead(mine: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:

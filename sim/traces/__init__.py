@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .costs import Costs, pick
 from .files import CALIBRATION, TEST, read_costs, read_trace, write_parquet
-from .tiers import TierSpec, TraceTier, batches, parse_tiers, to_cascade
+from .tiers import RecordedTier, TierSpec, members_asked, parse_tiers, to_cascade, vote_of
 from .trace import Answers, Trace
 
 __all__ = [
@@ -15,14 +15,15 @@ __all__ = [
     "TEST",
     "Answers",
     "Costs",
+    "RecordedTier",
     "TierSpec",
     "Trace",
-    "TraceTier",
-    "batches",
+    "members_asked",
     "parse_tiers",
     "pick",
     "read_costs",
     "read_trace",
     "to_cascade",
+    "vote_of",
     "write_parquet",
 ]

@@ -8,59 +8,110 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.cascade import Always, Batch, Cascade, Confidence, ConfigError, DeferralRule, Vote, parse_agreement
-from coe.cascade.types import Array
-from coe.cascade.vote import plurality, pool
+from coe.cascade.types import NO_LABEL, Array, Labels
+from coe.cascade.vote import is_settled, leaders, plurality, pool
+from coe.link import Clock
 
-from .trace import Trace
+from .trace import Answers, Trace
 
-CHUNK = 2048  # examples decided together: bounds the memory that a thousand labels take
+CHUNK = 2048  # examples voted on together: bounds the memory that a thousand labels take
 
 
-class TraceTier:
-    """An ensemble that says again what was recorded; row `x[b, 0]` of the trace answers example b.
+class RecordedTier:
+    """An ensemble whose votes are recorded: row `x[b, 0]` of them answers example b.
 
-    Where probabilities are known the vote is the usual one; with top-1 scores alone a tie goes to the label whose
-    voters' mean score is higher, then to the lower label. All members are asked.
+    Args:
+        vote: on every example of the record.
+        seconds: (B,) that each vote took; `clock` runs on by as much. None: the votes take no time.
     """
 
     n_tiers = 1
     waits = False
 
-    def __init__(self, name: str, trace: Trace, members: Sequence[str], rule: DeferralRule) -> None:
+    def __init__(
+        self, name: str, vote: Vote, rule: DeferralRule, seconds: Array | None = None, clock: Clock | None = None
+    ) -> None:
         self.name = name
         self.rule = rule
-        self.members = tuple(members)
-        self._answers = [trace.models[member] for member in members]
+        self._vote = vote
+        self._seconds = seconds
+        self._clock = clock
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         rows = batch.x[:, 0].astype(np.intp)
-        ballots = np.stack([answers.predictions[rows] for answers in self._answers]).astype(np.int64)  # (M, B)
-        probabilities = self._stacked("probabilities", rows)  # (M, B, L)
-        if rule.pools_scores:
-            if probabilities is None:
-                raise ConfigError([f"tier {self.name}: expected probabilities in the trace, got none (record them)"])
-            labels, score = pool(probabilities)
-            count = (ballots == labels).sum(axis=0)
-        else:
-            top_scores = self._stacked("scores", rows) if probabilities is None else None
-            labels, count, score = plurality(ballots, probabilities, top_scores)
-        asked = np.full(len(rows), len(self.members), dtype=np.int64)
-        return Vote(labels, count, asked, len(self.members), score)
-
-    def _stacked(self, column: str, rows: Array) -> Array | None:
-        """A column of every member, side by side; None where one does not have it."""
-        found = [getattr(answers, column) for answers in self._answers]
-        if any(values is None for values in found):
-            return None
-        return np.stack([values[rows] for values in found])
+        if self._clock is not None and self._seconds is not None:
+            self._clock.wait(float(self._seconds[rows].sum()))
+        return self._vote.take(rows)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return vote
 
     def close(self) -> None:
         pass
+
+
+def vote_of(trace: Trace, members: Sequence[str], rule: DeferralRule, *, early: bool = False) -> Vote:
+    """The vote of these members on every example of the trace, as a tier with this rule takes it.
+
+    Where probabilities are known the vote is the usual one; with top-1 scores alone a tie goes to the label whose
+    voters' mean score is higher, then to the lower label.
+
+    Args:
+        early: members are asked in turn until the outcome is settled; False: all are asked.
+    Raises:
+        ConfigError: the rule pools scores, and the trace has no probabilities.
+    """
+    if rule.pools_scores and any(trace.models[name].probabilities is None for name in members):
+        raise ConfigError([f"tier {', '.join(members)}: expected probabilities in the trace, got none (record them)"])
+    needed = rule.needed(len(members)) if early and not rule.pools_scores else None
+    pieces = [
+        _vote_on([trace.models[name].take(rows) for name in members], rule.pools_scores, needed)
+        for rows in np.split(np.arange(len(trace)), range(CHUNK, len(trace), CHUNK))
+    ]
+    labels, count, asked, score = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    return Vote(labels, count, asked, len(members), score)
+
+
+def _vote_on(
+    answers: Sequence[Answers], pools_scores: bool, needed: int | None
+) -> tuple[Labels, Labels, Labels, NDArray[np.float32]]:
+    """(labels, count, asked, score), each (B,); needed: votes that settle the outcome, None: all members are asked."""
+    ballots = np.stack([one.predictions for one in answers]).astype(np.int64)  # (M, B)
+    asked = members_asked(ballots, needed)
+    probabilities = _stacked(answers, "probabilities")  # (M, B, L)
+    if pools_scores:
+        assert probabilities is not None
+        labels, score = pool(probabilities)
+        return labels, (ballots == labels).sum(axis=0), asked, score
+    ballots[np.arange(len(ballots))[:, None] >= asked] = NO_LABEL
+    top_scores = _stacked(answers, "scores") if probabilities is None else None
+    labels, count, score = plurality(ballots, probabilities, top_scores)
+    return labels, count, asked, score
+
+
+def members_asked(ballots: Labels, needed: int | None) -> Labels:
+    """(B,) members asked in turn until the outcome is settled; all of them where `needed` is None.
+
+    Args:
+        ballots: (M, B) of all members, in the order in which they are asked.
+        needed: votes that make the tier answer; 0: it always answers.
+    """
+    n_members = len(ballots)
+    asked = np.full(ballots.shape[1], n_members, dtype=np.int64)
+    if needed is not None:
+        for n_asked in reversed(range(1, n_members)):
+            settled = is_settled(*leaders(ballots[:n_asked]), n_members - n_asked, needed)
+            asked[np.asarray(settled)] = n_asked
+    return asked
+
+
+def _stacked(answers: Sequence[Answers], column: str) -> Array | None:
+    """A column of every member, side by side; None where one does not have it."""
+    found = [getattr(one, column) for one in answers]
+    return None if any(values is None for values in found) else np.stack(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +167,18 @@ def _rule(text: str, names: Sequence[str], trace: Trace, is_last: bool) -> tuple
     return parse_agreement(text or "unanimous", len(names))
 
 
-def to_cascade(specs: Sequence[TierSpec], trace: Trace) -> Cascade:
-    """The cascade over the trace; ask it about `rows`."""
+def to_cascade(specs: Sequence[TierSpec], trace: Trace, early: Sequence[bool] = ()) -> Cascade:
+    """The cascade over the trace: it decides `trace.batch()`. The last tier always answers.
+
+    Args:
+        early: of each tier, whether its members are asked in turn until the outcome is settled; none are by default.
+    """
+    rules = [*(spec.rule for spec in specs[:-1]), Always(specs[-1].rule.pools_scores)]
     return Cascade(
-        [TraceTier(f"tier {number}", trace, spec.members, spec.rule) for number, spec in enumerate(specs, start=1)]
+        [
+            RecordedTier(f"tier {number}", vote_of(trace, spec.members, rule, early=ends), rule)
+            for number, (spec, rule, ends) in enumerate(
+                zip(specs, rules, early or [False] * len(specs), strict=True), start=1
+            )
+        ]
     )
-
-
-def batches(trace: Trace) -> list[Batch]:
-    """Every example of the trace, in order, in pieces."""
-    return [
-        Batch(trace.ids[start : start + CHUNK], np.arange(start, min(start + CHUNK, len(trace)))[:, None])
-        for start in range(0, len(trace), CHUNK)
-    ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.cascade import Batch
 from coe.cascade.types import Array
 
 Rows = NDArray[np.intp]
@@ -62,9 +63,13 @@ class Trace:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def batch(self) -> Batch:
+        """Every example, in order, by its row number: x is (B, 1), as recorded tiers take it."""
+        return Batch(self.ids, np.arange(len(self))[:, None])
+
     @property
     def has_probabilities(self) -> bool:
-        """Whether those of every model are known."""
+        """True if those of every model are known."""
         return all(answers.probabilities is not None for answers in self.models.values())
 
     @property

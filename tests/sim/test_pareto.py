@@ -16,7 +16,7 @@ from sim.output import Progress
 from sim.studies import baselines, pareto
 from sim.studies.candidates import Choices, cascade, drop_in, measure, pareto_set, shapes
 from sim.sweep import EnsembleVotes
-from sim.traces import Costs, TierSpec, Trace, batches, to_cascade
+from sim.traces import Costs, TierSpec, Trace, to_cascade
 
 COST = {"a": 1.0, "b": 2.0, "c": 3.0, "best": 50.0}
 COSTS = Costs("flops", COST)
@@ -106,8 +106,7 @@ def test_the_chosen_cascade_is_what_the_cascade_itself_says(study: pareto.Study)
     ours = study.method("cascade of ensembles")
     for row, candidate in enumerate(ours.chosen.candidates):
         specs = [TierSpec(own, Agreement(max(needed, 1) * one_of(own))) for own, needed in candidate.shape]
-        told = [to_cascade(specs, study.report).decide(batch) for batch in batches(study.report)]
-        right = np.concatenate([one.labels for one in told]) == study.report.labels
+        right = to_cascade(specs, study.report).decide(study.report.batch()).labels == study.report.labels
         assert ours.chosen.accuracy[row] == pytest.approx(right.mean())
 
 
@@ -122,8 +121,7 @@ def test_the_ideal_line_is_the_cascade_with_the_ideal_rule(study: pareto.Study):
     line = study.method("ideal rule").chosen
     for row, candidate in enumerate(line.candidates):
         specs = [TierSpec(own, Ideal(truth)) for own in candidate.charged]
-        told = [to_cascade(specs, study.report).decide(batch) for batch in batches(study.report)]
-        right = np.concatenate([one.labels for one in told]) == study.report.labels
+        right = to_cascade(specs, study.report).decide(study.report.batch()).labels == study.report.labels
         assert line.accuracy[row] == pytest.approx(right.mean())
 
 

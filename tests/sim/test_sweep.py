@@ -12,14 +12,13 @@ from traces_of import tier_members, trace_of, traces
 
 from coe.cascade import Agreement, Confidence, DeferralRule, Ideal
 from sim.sweep import EnsembleVotes, SweptTier, ones, packed, sweep
-from sim.traces import TierSpec, Trace, batches, to_cascade
+from sim.traces import TierSpec, Trace, to_cascade
 
 
 def plain(trace: Trace, specs: list[TierSpec]) -> tuple[list[int], list[int]]:
     """Exits and wrong exits per tier, through `coe.cascade`."""
-    told = [to_cascade(specs, trace).decide(batch) for batch in batches(trace)]
-    exit_tier = np.concatenate([one.exit_tier for one in told])
-    wrong = np.concatenate([one.labels for one in told]) != trace.labels
+    decided = to_cascade(specs, trace).decide(trace.batch())
+    exit_tier, wrong = decided.exit_tier, decided.labels != trace.labels
     tiers = range(1, len(specs) + 1)
     return [int((exit_tier == at).sum()) for at in tiers], [int((wrong & (exit_tier == at)).sum()) for at in tiers]
 
