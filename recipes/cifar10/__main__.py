@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from coe.zoo.networks import Network
-from recipes import traces
-from recipes.bundle import ModelEntry, read_entries
+from recipes.bundle import read_entries
+from sim.traces import Answers, Trace, write_parquet
 
 from . import FOLDER, data, report, training
 from .training import RECIPES, TEACHER, TIERS, exported, logits_of, teacher_logits, timed_training, write_manifest
@@ -50,10 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kept = [training.kept(name, options.checkpoints) for name in TIERS]
         seconds = {one.name: one.seconds for one in kept if one is not None}
         note = NPZ_NOTE if (options.data / data.TEST_NPZ).exists() else BATCHES_NOTE
-        test = data.load_test(options.data)
         if not options.report:
-            record(options.out, learning, test)
-        write_report(options.out, len(learning.train), test, seconds, note)
+            record(options.out, learning, data.load_test(options.data))
+        report.write(options.out, seconds, len(learning.train), note)
         return
     ready = [trained(name, learning, options.checkpoints) for name in options.only or ORDER]
     if not options.only:
@@ -63,39 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def record(folder: Path, learning: data.Learning, test: data.Split) -> None:
     """Writes the two traces, of the files that the manifest in `folder` names."""
-    in_traces = {file for tier in range(1, report.N_TIERS + 1) for file in report.member_files(tier)}
+    in_traces = {file for tier in report.FOUR_TIERS for file in tier}
     members = [folder / entry.file for entry in read_entries(folder) if entry.file in in_traces]
-    for split, path in ((learning.calibration, "calibration.parquet"), (test, "test.parquet")):
+    for split_name, split in (("calibration", learning.calibration), ("test", test)):
         x = split.x()
         said = {}
         for member in members:
-            said[member.name] = traces.answers(*training.one_by_one(member, x))
+            said[member.name] = Answers.of(*training.one_by_one(member, x))
             say(f"{member.name} has answered {len(split):,} pictures")
-        traces.write(traces.Trace(split.ids, split.labels.astype(np.int16), split.payload_bytes, said), folder / path)
-
-
-def write_report(folder: Path, n_train: int, test: data.Split, seconds: dict[str, float], note: str) -> None:
-    """Writes REPORT.md, of the manifest's files and the traces in `folder`."""
-    calibration, on_test = (traces.read(folder / path) for path in ("calibration.parquet", "test.parquet"))
-    x = test.x()
-    files = [measured(entry, folder, x, test.labels, on_test) for entry in read_entries(folder)]
-    text = report.render(files, calibration, on_test, seconds, n_train, note)
-    (folder / "REPORT.md").write_text(text, encoding="utf-8")
-    print(text)
-
-
-def measured(
-    entry: ModelEntry, folder: Path, x: data.Inputs, labels: data.Labels, on_test: traces.Trace
-) -> report.File:
-    """What the report says of a file."""
-    if entry.file in on_test.members:
-        accuracy = on_test.accuracy(entry.file)
-    else:
-        accuracy = float((training.answers(folder / entry.file, x).argmax(axis=1) == labels).mean())
-    size = (folder / entry.file).stat().st_size
-    return report.File(
-        entry.file, entry.tier, size, entry.flops, entry.parameters, entry.calibration_accuracy, accuracy
-    )
+        labels = split.labels.astype(np.int32)
+        write_parquet(Trace(split_name, split.ids, labels, said, split.payload_bytes), folder / f"{split_name}.parquet")
 
 
 def say(text: str) -> None:

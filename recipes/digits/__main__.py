@@ -82,11 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_manifest(folder, entries)
     if not options.only:
         say("measuring")
-        measured = [measured_file(entry, folder, digits) for entry in entries if entry.file != BEST_FILE]
-        measured.sort(key=lambda one: (one.tier, one.name))
-        text = report.render(measured, digits.calibration, digits.test)
-        (folder / "REPORT.md").write_text(text, encoding="utf-8")
-        print(text)
+        report.write(folder, digits)
     say(f"done in {time.monotonic() - started:.0f} s")
 
 
@@ -113,25 +109,10 @@ def exported(name: str, network: Network, folder: Path, calibration: training.Sp
     entries = []
     for file in files:
         outputs = report.opened(folder / file, name)(calibration.x())  # (B, 10)
-        accuracy = report.accuracy(outputs, calibration)
+        accuracy = float((outputs.argmax(axis=1) == calibration.labels).mean())
         say(f"{file}: {accuracy:.1%} on calibration, {(folder / file).stat().st_size:,} bytes")
         entries.append(ModelEntry(file, name, TIERS[name], flops(network, SHAPE), parameters(network), accuracy))
     return entries
-
-
-def measured_file(entry: ModelEntry, folder: Path, digits: training.Digits) -> report.Measured:
-    path = folder / entry.file
-    predict = report.opened(path, entry.architecture)
-    x = digits.calibration.x()
-    return report.Measured(
-        name=entry.file,
-        tier=entry.tier,
-        size_bytes=path.stat().st_size,
-        flops=entry.flops,
-        latency_us=report.latency_us(predict, x),
-        calibration=predict(x),
-        test=predict(digits.test.x()),
-    )
 
 
 if __name__ == "__main__":

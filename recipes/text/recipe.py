@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from coe.config.manifest import read_manifest
 from coe.models.text import Tokens
-from recipes import traces
+from sim.traces import Answers, Trace, write_parquet
 
 from . import data, export, networks, report, training
 from .data import Split, Task
@@ -61,26 +60,22 @@ def run(task: Task, folder: Path, described: str, arguments: Sequence[str] | Non
 
 def record(folder: Path, calibration: Split, test: Split) -> None:
     """Writes the two traces, of the members that the manifest in `folder` names."""
-    for split, path in ((calibration, "calibration.parquet"), (test, "test.parquet")):
+    for split_name, split in (("calibration", calibration), ("test", test)):
         said = {}
         for name in TIERS:
             member = opened(folder, FILES[name])
-            said[FILES[name]] = traces.answers(*export.one_by_one(member, split.texts))
+            said[FILES[name]] = Answers.of(*export.one_by_one(member, split.texts))
             member.close()
             say(f"{FILES[name]} has answered {len(split):,} texts")
         sizes = np.array([len(text.encode()) for text in split.texts], dtype=np.int32)
-        traces.write(traces.Trace(split.ids, split.labels.astype(np.int16), sizes, said), folder / path)
+        labels = split.labels.astype(np.int32)
+        write_parquet(Trace(split_name, split.ids, labels, said, sizes), folder / f"{split_name}.parquet")
 
 
 def write_report(task: Task, folder: Path, kept: Path, n_train: int) -> None:
-    """Writes REPORT.md, of the manifest and the traces in `folder`."""
-    calibration, test = (traces.read(folder / path) for path in ("calibration.parquet", "test.parquet"))
+    """Writes REPORT.md, of the manifest, the traces in `folder` and the networks kept in `kept`."""
     networks = [training.kept(name, len(task.labels), kept) for name in ORDER]
-    seconds = {one.name: one.seconds for one in networks if one is not None}
-    models = read_manifest(folder).models
-    text = report.render(task, models, calibration, test, seconds, n_train)
-    (folder / "REPORT.md").write_text(text, encoding="utf-8")
-    print(text)
+    report.write(task, folder, {one.name: one.seconds for one in networks if one is not None}, n_train)
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import csv
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,8 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
             batch = door.batch(data.ids[start : start + BATCH], list(values))
             sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
             for member, pieces in zip(members, recorded, strict=True):
-                pieces.append(_alone(member, batch) if latencies else _answers(member.predict(member.prepare(batch.x))))
+                together = None if latencies else Answers.of(member.predict(member.prepare(batch.x)))
+                pieces.append(together or _alone(member, batch))
             progress.show(start + len(batch))
         progress.end()
     finally:
@@ -292,12 +293,6 @@ def _joined(pieces: Sequence[Answers]) -> Answers:
     return Answers(**columns)
 
 
-def _answers(outputs: Array) -> Answers:
-    predictions = outputs.argmax(axis=1)
-    scores = outputs[np.arange(len(predictions)), predictions]
-    return Answers(predictions.astype(np.int32), scores.astype(np.float32), outputs.astype(np.float16))
-
-
 def _alone(member: Member, batch: Batch) -> Answers:
     """Every example by itself, with its seconds."""
     times = np.empty((REPEATS, len(batch)), dtype=np.float32)
@@ -308,7 +303,7 @@ def _alone(member: Member, batch: Batch) -> Answers:
             started = time.perf_counter()
             outputs.append(member.predict(member.prepare(batch.x[row : row + 1])))
             times[repeat, row] = time.perf_counter() - started
-    return replace(_answers(np.concatenate(outputs)), latency_s=times.min(axis=0))
+    return Answers.of(np.concatenate(outputs), times.min(axis=0))
 
 
 def add(studies: arguments.Studies) -> None:

@@ -1,7 +1,7 @@
 """Reading and writing traces as Parquet, TSV or CSV, the bundled ones included.
 
-`coe/zoo/TASK/test.parquet` holds what every member of the task's tiers said of the test split,
-`coe/zoo/TASK/calibration.parquet` of the split on which choices are made; both have the columns of a trace, with
+`test.parquet` in a task's folder holds what every member of its tiers answers on the test split,
+`calibration.parquet` on the split on which choices are made; both have the columns of a trace, with
 probabilities, latencies and payload bytes, and name their models as the manifest beside them does, so that FLOPs are
 known too. Commands call them `zoo:TASK/test.parquet` and `zoo:TASK/calibration.parquet`; TASK alone is the first.
 """
@@ -325,27 +325,34 @@ def write_parquet(trace: Trace, path: Path) -> None:
     n_models, n_examples = len(trace.models), len(trace)
     rows = np.tile(np.arange(n_examples, dtype=np.int32), n_models)
     of_model = np.repeat(np.arange(n_models, dtype=np.int32), n_examples)
+    predictions = np.concatenate([one.predictions for one in trace.models.values()])
+    small = np.int16 if max(trace.labels.max(), predictions.max()) <= np.iinfo(np.int16).max else np.int32
     columns = {
         "example_id": arrow.DictionaryArray.from_arrays(rows, arrow.array(trace.ids)),
-        "label": arrow.array(np.tile(trace.labels, n_models)),
+        "label": arrow.array(np.tile(trace.labels.astype(small), n_models)),
         "model": arrow.DictionaryArray.from_arrays(of_model, arrow.array(list(trace.models))),
+        "prediction": arrow.array(predictions.astype(small)),
     }
-    for name, attribute in (("prediction", "predictions"), ("score", "scores"), ("latency_s", "latency_s")):
-        parts = [getattr(answers, attribute) for answers in trace.models.values()]
-        if any(part is not None for part in parts):
-            columns[name] = arrow.concat_arrays([_arrow_column(arrow, part, n_examples) for part in parts])
+    if (scores := _float_column(arrow, [one.scores for one in trace.models.values()], n_examples)) is not None:
+        columns["score"] = scores
     if trace.has_probabilities:
         stacked = np.concatenate([np.asarray(one.probabilities, np.float16) for one in trace.models.values()])
         flat = arrow.array(stacked.reshape(-1))
         columns["probabilities"] = arrow.FixedSizeListArray.from_arrays(flat, stacked.shape[1])
+    if (seconds := _float_column(arrow, [one.latency_s for one in trace.models.values()], n_examples)) is not None:
+        columns["latency_s"] = seconds
     if trace.payload_bytes is not None:
         columns["payload_bytes"] = arrow.array(np.tile(trace.payload_bytes, n_models))
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(arrow.table(columns), path, compression="zstd", compression_level=19)
 
 
-def _arrow_column(arrow: Any, values: Array | None, n: int) -> Any:
-    return arrow.nulls(n, arrow.float32()) if values is None else arrow.array(values)
+def _float_column(arrow: Any, parts: Sequence[Array | None], n: int) -> Any:
+    """The parts one after another, n nulls where a model has none; None where no model has any."""
+    if all(part is None for part in parts):
+        return None
+    nothing = arrow.nulls(n, arrow.float32())
+    return arrow.concat_arrays([nothing if part is None else arrow.array(part) for part in parts])
 
 
 PREFIX = "zoo:"
@@ -379,14 +386,18 @@ def find_trace(reference: str) -> tuple[Path, str]:
     return path, f"{task}-{path.stem}"
 
 
-def flops_of(task: str, trace: Trace) -> Costs | None:
-    """What the task's manifest counts for the models of a trace; None where it does not know them all."""
-    models = read_manifest(zoo.find(task)).models
+def flops_of(task: str, trace: Trace, folder: Path | None = None) -> Costs | None:
+    """What the task's manifest counts for the models of a trace; None where it does not know them all.
+
+    Args:
+        folder: with the manifest; None: the installed task's.
+    """
+    models = read_manifest(folder or zoo.find(task)).models
     known = {name: models[name].flops for name in trace.models if name in models}
     found = {name: flops for name, flops in known.items() if flops is not None}
     if len(found) < len(trace.models):
         return None
-    return Costs("flops", found, f"two for each multiply-add of one example (coe/zoo/{task}/manifest.yaml)")
+    return Costs("flops", found, f"two for each multiply-add of one example (the manifest of zoo:{task})")
 
 
 def read_trace(reference: Path) -> Trace:

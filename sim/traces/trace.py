@@ -31,6 +31,14 @@ class Answers:
     probabilities: Array | None = None
     latency_s: NDArray[np.float32] | None = None
 
+    @classmethod
+    def of(cls, outputs: Array, latency_s: NDArray[np.float32] | None = None) -> Answers:
+        """From a model's outputs (B, L) and its seconds (B,)."""
+        predictions = outputs.argmax(axis=1)
+        scores = outputs[np.arange(len(predictions)), predictions]
+        kept = outputs.astype(np.float16)
+        return cls(predictions.astype(np.int32), scores.astype(np.float32), kept, latency_s)
+
     def take(self, rows: Rows) -> Answers:
         """The answers on `rows` (A,), in that order."""
         columns: dict[str, Any] = {}

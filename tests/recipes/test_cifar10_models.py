@@ -161,11 +161,11 @@ def test_four_tiers_are_the_reported_cascade():
 def test_the_edge_config_is_the_plan_that_calibration_chooses():
     pytest.importorskip("pyarrow")
     pytest.importorskip("torch")  # the plan's module knows the recipes
-    from recipes import traces
     from recipes.cifar10 import TRACE_CALIBRATION, report
+    from sim.traces import read_trace
 
     flops = {name: float(entry["flops"]) for name, entry in MODELS.items()}
-    chosen = report.choose(report.plans(traces.read(TRACE_CALIBRATION), flops), report.LEAST_DECIDED)
+    chosen = report.choose(report.plans(read_trace(TRACE_CALIBRATION), flops), report.LEAST_DECIDED)
     (device,), asked = local_tiers("edge.yaml")
     (*_, best), _ = local_tiers("cloud.yaml")
     assert asked == f"cifar10-{best.name}"
@@ -179,14 +179,14 @@ def test_real_pictures_are_classified_as_recorded(manifest):
     if "COE_CIFAR10" not in os.environ:
         pytest.skip("the CIFAR-10 pictures are not bundled; COE_CIFAR10=DIR names a folder that holds them")
     pytest.importorskip("pyarrow")
-    from recipes import traces
     from recipes.cifar10 import TRACE, data
+    from sim.traces import read_trace
 
     test = data.load_test(Path(os.environ["COE_CIFAR10"]))
-    recorded = traces.read(TRACE)
+    recorded = read_trace(TRACE)
     rows = np.arange(0, len(test), len(test) // 100)
     assert test.labels.tolist() == recorded.labels.tolist()
-    for name, said in recorded.members.items():
+    for name, said in recorded.models.items():
         member = load(manifest.models[name])
         answers = member.predict(member.prepare(test.pixels[rows])).argmax(axis=1)
         member.close()

@@ -13,7 +13,6 @@ pytest.importorskip("onnxruntime")
 import torch
 from torch import nn
 
-from coe.models import recorded
 from coe.zoo import digits, networks
 from coe.zoo.networks import Network
 from recipes import bundle, export
@@ -93,21 +92,3 @@ def test_a_manifest_keeps_the_lines_of_files_that_were_not_made_again(tmp_path):
     assert list(yaml.safe_load(text)["models"]) == ["b.onnx", "a.onnx"]  # by tier
     found = {entry.file: entry for entry in bundle.read_entries(tmp_path)}
     assert (found["a.onnx"].flops, found["b.onnx"].calibration_accuracy) == (11, 0.4124)
-
-
-def test_recorded_outputs_decide_as_a_plain_loop_does():
-    rng = np.random.default_rng(3)
-    tiers = [{f"{tier}{member}": rng.dirichlet(np.ones(4), 300).astype(np.float32) for member in range(n)}
-             for tier, n in ((1, 3), (2, 3), (3, 1))]  # fmt: skip
-    run = recorded.decide(tiers, ["unanimous", "2/3"])
-    for row in range(300):
-        for number, (tier, needed) in enumerate(zip(tiers, (3, 2, 1), strict=True), start=1):
-            said = [int(outputs[row].argmax()) for outputs in tier.values()]
-            if max(said.count(label) for label in said) >= needed:
-                assert run.exit_tier[row] == number
-                assert run.labels[row] == max(said, key=said.count)
-                break
-    everyone = recorded.plurality_of(tiers[0])
-    votes = np.stack([outputs.argmax(axis=1) for outputs in tiers[0].values()])
-    clear = np.array([np.bincount(column).max() >= 2 for column in votes.T])
-    assert [int(np.bincount(column).argmax()) for column in votes.T[clear]] == everyone[clear].tolist()

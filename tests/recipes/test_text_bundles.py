@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,18 +116,21 @@ def test_the_configs_are_the_reported_cascade(task, folder):
 @pytest.mark.parametrize("split", ["calibration", "test"])
 def test_a_trace_has_one_row_for_each_text_and_member(task, folder, split):
     parquet = pytest.importorskip("pyarrow.parquet")
-    from recipes import traces
+    import pyarrow as pa
+
+    from sim.traces import read_trace
 
     path, n = folder / f"{split}.parquet", SIZES[task][split]
     table = parquet.read_table(path)
-    assert table.schema.remove_metadata().equals(traces.schema(len(LABELS[task])))
+    assert table.schema.field("probabilities").type == pa.list_(pa.float16(), len(LABELS[task]))
+    assert {table.schema.field(name).type for name in ("label", "prediction")} == {pa.int16()}
     assert table.num_rows == 4 * n
-    recorded = traces.read(path)
-    assert set(recorded.members) == {*SMALL, BEST}
+    recorded = read_trace(path)
+    assert set(recorded.models) == {*SMALL, BEST}
     assert len(set(recorded.ids)) == n
     assert set(recorded.labels.tolist()) == set(range(len(LABELS[task])))
     assert recorded.payload_bytes.min() > 0
-    for said in recorded.members.values():
+    for said in recorded.models.values():
         top = said.probabilities.astype(np.float32).max(axis=1)
         assert top == pytest.approx(said.scores, abs=1e-3)
         assert (said.latency_s > 0).all()
@@ -135,44 +139,43 @@ def test_a_trace_has_one_row_for_each_text_and_member(task, folder, split):
 
 def test_the_manifest_repeats_what_calibration_recorded(folder, models):
     pytest.importorskip("pyarrow")
-    from recipes import traces
+    from sim.traces import read_trace
 
-    recorded = traces.read(folder / "calibration.parquet")
+    recorded = read_trace(folder / "calibration.parquet")
     for file, entry in models.items():
         assert entry["calibration_accuracy"] == pytest.approx(recorded.accuracy(file), abs=1e-4)
 
 
-def test_the_report_says_what_traces_and_manifest_say(task, folder):
+def test_the_report_says_what_traces_and_manifest_say(task, folder, tmp_path):
     pytest.importorskip("pyarrow")
     pytest.importorskip("torch")  # the report's module knows the recipes
-    from recipes import traces
+    from recipes.report import by_agreement, read_traces, replayed
     from recipes.text import report
 
-    calibration, test = (traces.read(folder / f"{split}.parquet") for split in ("calibration", "test"))
+    calibration, test = read_traces(folder)
     text = (folder / "REPORT.md").read_text(encoding="utf-8")
-    run = report.decide(test, report.by_agreement(calibration))
-    assert f"{report.accuracy(run, test):.2%} right," in text
+    run = replayed(test, report.MEMBERS, report.chosen_agreement(by_agreement(calibration, report.MEMBERS)))
+    assert f"cascade: {run.accuracy:.2%} of {len(test):,} examples right" in text
     specs = read_manifest(folder).models
     flops = [[specs[file].flops for file in SMALL], [specs[BEST].flops]]
     for accounting in Accounting:
-        work = average_cost(report.shares(run), flops, accounting)
-        assert f"| {accounting.value} | {work:.2e} | {work / flops[-1][0]:.3f}x |" in text
-    task_of = importlib.import_module(f"recipes.{task}").TASK
-    again = report.render(task_of, specs, calibration, test, {}, 0)
-    assert again.split("## Tier 1")[1].split("## How")[0] == text.split("## Tier 1")[1].split("## How")[0]
+        work = average_cost(run.exits, flops, accounting)
+        line = rf"^FLOPs per example +{accounting.value} +{work / 1e6:.3g} M .* {work / flops[-1][0]:.2f}x$"
+        assert re.search(line, text, re.MULTILINE)
+    shutil.copytree(folder, tmp_path / task)
+    report.write(importlib.import_module(f"recipes.{task}").TASK, tmp_path / task, {}, 0)
+    again = (tmp_path / task / "REPORT.md").read_text(encoding="utf-8")
+    assert again.split("differences of")[1].split("## How")[0] == text.split("differences of")[1].split("## How")[0]
 
 
 def test_the_simulator_replays_a_bundled_trace(task, folder):
     pytest.importorskip("pyarrow")
-    tiers = ["--tiers", ",".join(SMALL) + "@unanimous", BEST, "--json"]
-    command = [sys.executable, "-m", "sim.main", "replay", f"zoo:{task}/test.parquet", *tiers]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert told.returncode == 0, told.stderr
-    found = json.loads(told.stdout)
-    assert found["n"] == SIZES[task]["test"]
-    assert f"{found['accuracy']:.2%} right, {' / '.join(f'{share:.1%}' for share in found['exit'])} leave" in (
-        folder / "REPORT.md"
-    ).read_text(encoding="utf-8")
+    tiers = [",".join(SMALL) + "@unanimous", BEST]
+    command = [sys.executable, "-m", "sim.main", "replay", task, "--tiers", *tiers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    block = f"$ coe-sim replay {task} --tiers {' '.join(map(repr, tiers))}\n{done.stdout}```"
+    assert block in (folder / "REPORT.md").read_text(encoding="utf-8")
 
 
 def test_the_files_still_say_what_the_trace_recorded(task, folder):
@@ -180,16 +183,16 @@ def test_the_files_still_say_what_the_trace_recorded(task, folder):
     pytest.importorskip("pyarrow")
     pytest.importorskip("torch")
     pytest.importorskip("tokenizers")
-    from recipes import traces
     from recipes.text import data, export
+    from sim.traces import read_trace
 
     task_of = importlib.import_module(f"recipes.{task}").TASK
     if not (SHARED / task_of.test).exists():
         pytest.skip(f"{task_of.test} is not here (name its folder in COE_DATA)")
-    test, recorded = data.load_test(task_of, SHARED), traces.read(folder / "test.parquet")
+    test, recorded = data.load_test(task_of, SHARED), read_trace(folder / "test.parquet")
     assert test.ids == recorded.ids
     assert test.labels.tolist() == recorded.labels.tolist()
     for file, member in zip(SMALL, members_of(folder), strict=True):
         outputs, _ = export.one_by_one(member, test.texts[:60], repeats=1)
-        assert outputs == pytest.approx(recorded.members[file].probabilities[:60].astype(np.float32), abs=2e-3)
+        assert outputs == pytest.approx(recorded.models[file].probabilities[:60].astype(np.float32), abs=2e-3)
         member.close()

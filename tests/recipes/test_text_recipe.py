@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from coe.config.manifest import read_manifest
 from coe.models import load
-from recipes import traces
 from recipes.sst2 import FOLDER, TASK
 from recipes.text import recipe, training
 from recipes.text.training import FILES, TIERS
+from sim.traces import read_trace
 
 WORDS = {0: ("dull", "lifeless", "awful"), 1: ("wonderful", "moving", "funny")}
 
@@ -55,7 +55,7 @@ def test_it_trains_exports_records_and_reports_and_resumes(tmp_path, capsys):
     }
 
     recipe.run(task, FOLDER, "", [*arguments, "--test"])
-    test = traces.read(out / "test.parquet")
+    test = read_trace(out / "test.parquet")
     assert len(test.ids) == 30
     assert test.accuracy(FILES["minilm"]) > 0.9
     report = (out / "REPORT.md").read_text(encoding="utf-8")

@@ -8,8 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from simulator import Program, shared
+
+from coe.cascade import Always
+from sim.traces import Answers, Trace, parse_tiers, to_cascade, vote_of
 
 Said = dict[str, dict[str, tuple[int, float]]]  # example -> model -> (prediction, score)
 
@@ -157,3 +161,24 @@ def test_an_unknown_name_of_costs_lists_the_bundled_ones(sim: Program, plain_pat
     _, err = sim("replay", plain_path, "--tiers", "a,b", "best", "--costs", "imagnet", code=2)
     assert "frugalml-emotion" in err
     assert "imagenet" in err
+
+
+def test_recorded_answers_decide_as_a_plain_loop_does():
+    rng = np.random.default_rng(3)
+    tiers = [{f"{tier}{member}": rng.dirichlet(np.ones(4), 300).astype(np.float32) for member in range(n)}
+             for tier, n in ((1, 3), (2, 3), (3, 1))]  # fmt: skip
+    answers = {name: Answers.of(outputs) for tier in tiers for name, outputs in tier.items()}
+    trace = Trace("t", tuple(map(str, range(300))), np.zeros(300, dtype=np.int32), answers)
+    rules = [f"{','.join(tiers[0])}@unanimous", f"{','.join(tiers[1])}@2/3", *tiers[2]]
+    run = to_cascade(parse_tiers(rules, trace)[0], trace).decide(trace.batch())
+    for row in range(300):
+        for number, (tier, needed) in enumerate(zip(tiers, (3, 2, 1), strict=True), start=1):
+            said = [int(outputs[row].argmax()) for outputs in tier.values()]
+            if max(said.count(label) for label in said) >= needed:
+                assert run.exit_tier[row] == number
+                assert run.labels[row] == max(said, key=said.count)
+                break
+    everyone = vote_of(trace, list(tiers[0]), Always()).labels
+    votes = np.stack([outputs.argmax(axis=1) for outputs in tiers[0].values()])
+    clear = np.array([np.bincount(column).max() >= 2 for column in votes.T])
+    assert [int(np.bincount(column).argmax()) for column in votes.T[clear]] == everyone[clear].tolist()
