@@ -1,7 +1,7 @@
 """The description of a model file, and its loading: verified, opened by its runtime, and tried once.
 
 A runtime is one module with one function, `load(data, spec, options) -> LoadedMember`. To add one: write that
-module, name it in `RUNTIMES`, and add it to the contract tests.
+module, name it in `RUNTIMES`, and add it to the contract tests. Those of ONNX and TFLite have `read_signature`, too.
 """
 
 from __future__ import annotations
@@ -99,6 +99,28 @@ class RunOptions:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output of a model file.
+
+    Args:
+        dtype: as NumPy names it, or as its runtime does, where NumPy has none.
+        dims: None where one is free; the first is the batch's.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSignature:
+    """What a model file takes and gives, as its runtime says."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
 class LoadedMember(Member, Protocol):
     """A member that also says what runs it, for the start-up line."""
 
@@ -173,6 +195,18 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         member.close()
         raise
     return member
+
+
+def read_signature(path: Path) -> ModelSignature:
+    """Inputs and outputs of an ONNX or TFLite file.
+
+    Raises:
+        ModelError: it cannot be read, or its runtime cannot load it.
+        RuntimeMissing: the package that runs this format is not installed.
+    """
+    module = importlib.import_module(RUNTIMES[format_of(path)])
+    signature: ModelSignature = module.read_signature(read_file(path, None, "the model file"), path)
+    return signature
 
 
 def read_verified(spec: ModelSpec) -> bytes:

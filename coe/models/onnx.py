@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import LoadedMember, ModelSpec, RunOptions, import_runtime, softmax
+from .loading import LoadedMember, ModelSignature, ModelSpec, RunOptions, TensorInfo, import_runtime, softmax
 from .text import IDS, MASK, TYPES, TextInputSpec
 
 PROVIDERS = {
@@ -22,6 +23,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+OTHER_DTYPES = {f"tensor({name})": name for name in ("int8", "int32", "int64")}
 NO_REPORTS = "ORT_DISABLE_TELEMETRY"  # or it reports to Microsoft what it runs, under an id it writes for this device
 LARGEST_BOUND = 1 << 18  # bytes of an input: above it, copying one costs more than binding it saves
 
@@ -34,8 +36,7 @@ class OnnxMember:
     """
 
     def __init__(self, data: bytes, spec: ModelSpec, options: RunOptions) -> None:
-        os.environ.setdefault(NO_REPORTS, "1")  # read as it is imported
-        ort = import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")
+        ort = _import_onnxruntime()
         self.name = spec.name
         self.n_labels = len(spec.labels)
         self.prepare: Prepare = spec.input_spec.prepare
@@ -47,11 +48,7 @@ class OnnxMember:
         # Idle threads must not spin: on a device they would take the cores the next member needs.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = _available(ort, options.providers)
-        try:
-            self._session: Any = ort.InferenceSession(data, settings, providers=wanted)
-        except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
-            hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
-            raise ModelError(f"{spec.path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
+        self._session: Any = _open_session(ort, data, spec.path, settings, wanted)
         self._rows = self._take_inputs(spec)
         self._output = _pick_output(self._session, spec)
         running = self._session.get_providers()
@@ -123,6 +120,41 @@ def load(data: bytes, spec: ModelSpec, options: RunOptions) -> LoadedMember:
     """The member; one of texts is given tokens by the names of its inputs."""
     kind = OnnxTextMember if spec.input_spec.kind == "text" else OnnxMember
     return kind(data, spec, options)
+
+
+def read_signature(data: bytes, path: Path) -> ModelSignature:
+    """Inputs and outputs of a file; constants that it lists among its inputs are none."""
+    ort = _import_onnxruntime()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is not run
+    session = _open_session(ort, data, path, settings, [PROVIDERS["cpu"]])
+    return ModelSignature(_tensors(session.get_inputs()), _tensors(session.get_outputs()))
+
+
+def _tensors(entries: Any) -> tuple[TensorInfo, ...]:
+    names = DTYPES | OTHER_DTYPES
+    return tuple(
+        TensorInfo(
+            entry.name,
+            names.get(entry.type, entry.type),
+            tuple(dim if isinstance(dim, int) and dim > 0 else None for dim in entry.shape),
+        )
+        for entry in entries
+    )
+
+
+def _import_onnxruntime() -> Any:
+    os.environ.setdefault(NO_REPORTS, "1")  # read as it is imported
+    return import_runtime("onnxruntime", "ONNX", "pip install onnxruntime")
+
+
+def _open_session(ort: Any, data: bytes, path: Path, settings: Any, providers: list[str]) -> Any:
+    try:
+        return ort.InferenceSession(data, settings, providers=providers)
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
+        hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
+        raise ModelError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
 
 
 def _available(ort: Any, names: tuple[str, ...]) -> list[str]:

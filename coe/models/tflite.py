@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from coe.cascade.errors import ModelError, RuntimeMissing
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSpec, RunOptions, import_runtime, softmax
+from .loading import ModelSignature, ModelSpec, RunOptions, TensorInfo, import_runtime, softmax
 
 INSTALL = "pip install 'coe-cascade[tflite]'"
 
@@ -30,11 +31,7 @@ class TfliteMember:
         self.prepare: Prepare = spec.input_spec.prepare
         self._is_logits = spec.output == "logits"
         self._turn = threading.Lock()  # an interpreter holds one input and one output buffer
-        try:
-            self._net: Any = interpreter(model_content=data, num_threads=options.threads)
-            self._net.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise ModelError(f"{spec.path}: {package} cannot load it: {str(error).splitlines()[0][:300]}") from None
+        self._net: Any = _open(interpreter, package, data, spec.path, options.threads)
         inputs, outputs = self._net.get_input_details(), self._net.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise ModelError(f"{spec.path}: expected one input and one output, got {len(inputs)} and {len(outputs)}")
@@ -79,6 +76,32 @@ class TfliteMember:
 
 def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TfliteMember:
     return TfliteMember(data, spec, options)
+
+
+def read_signature(data: bytes, path: Path) -> ModelSignature:
+    """Inputs and outputs of a file."""
+    net = _open(*find_interpreter(), data, path, threads=1)
+    return ModelSignature(_tensors(net.get_input_details()), _tensors(net.get_output_details()))
+
+
+def _tensors(details: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(
+            entry["name"],
+            np.dtype(entry["dtype"]).name,
+            tuple(n if n > 0 else None for n in entry["shape_signature"].tolist() or entry["shape"].tolist()),
+        )
+        for entry in details
+    )
+
+
+def _open(interpreter: Any, package: str, data: bytes, path: Path, threads: int) -> Any:
+    try:
+        net = interpreter(model_content=data, num_threads=threads)
+        net.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: {package} cannot load it: {str(error).splitlines()[0][:300]}") from None
+    return net
 
 
 def find_interpreter() -> tuple[Any, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,11 +18,9 @@ from coe.config import read_yaml
 from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME, read_manifest
 from coe.models.input_spec import InputSpec
-from coe.models.loading import ModelSpec, load
+from coe.models.loading import ModelSignature, ModelSpec, TensorInfo, format_of, load, read_signature
 from coe.protocol.channel import fix_of_address
 from edge.config import read_config
-
-from .shapes import Shape, Tensor, shape_of
 
 SUFFIXES = (".onnx", ".tflite")  # where a model is there in both, the first
 FLOATS = ("float32", "float16", "int8")  # int8 models take floats, and are given them quantised
@@ -35,9 +32,9 @@ class FoundModel:
     """One model file.
 
     Args:
-        reference: as a config writes it.
+        reference: its path as a config writes it.
         output: "probabilities" or "logits".
-        input_spec: what it takes; None: a manifest says it.
+        input_spec: of its input; None: a manifest has it.
     """
 
     reference: str
@@ -50,10 +47,10 @@ class FoundModels:
     """Models that make one ensemble.
 
     Args:
-        task: its name; or, with a manifest, where that is.
-        labels: as far as known: those of a manifest or of a labels file.
-        n_labels: of the models' outputs.
-        input_spec: of the task; None: the manifest says it.
+        task: its name; with a manifest, the path of that.
+        labels: of a manifest or a labels file; empty where there is neither.
+        n_labels: size of the models' outputs.
+        input_spec: of the task; None: the manifest has it.
         agreement: as a config writes it.
     """
 
@@ -69,9 +66,10 @@ def find_models(reference: str, folder: Path) -> FoundModels:
     """The models at `zoo:TASK`, or in a folder.
 
     Args:
-        folder: of the config that is written; its paths start there.
+        folder: of the config to be written; paths in it are relative to this folder.
     Raises:
         ConfigError: there are none, or they do not fit each other.
+        RuntimeMissing: the package that runs them is not installed.
     """
     if reference.startswith("zoo:"):
         return _from_zoo(reference)
@@ -84,15 +82,15 @@ def find_models(reference: str, folder: Path) -> FoundModels:
 
 
 def _from_zoo(reference: str) -> FoundModels:
-    """The bundled config of that task names its models and their order."""
+    """Models and rule of the task's bundled config."""
     name = reference.removeprefix("zoo:")
     path = zoo.find(name) / "edge.yaml"
     config = read_config(path)
     tier = next(tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig))
     models = tuple(FoundModel(f"zoo:{name}/{spec.path.name}") for spec in tier.members)
-    said = read_yaml(path)["tiers"][config.cascade.tiers.index(tier)]
+    written = read_yaml(path)["tiers"][config.cascade.tiers.index(tier)]
     labels = config.cascade.task.labels
-    return FoundModels(reference, models, labels, len(labels), agreement=str(said.get("agreement", "unanimous")))
+    return FoundModels(reference, models, labels, len(labels), agreement=str(written.get("agreement", "unanimous")))
 
 
 def _from_manifest(place: Path, folder: Path) -> FoundModels:
@@ -105,40 +103,52 @@ def _from_manifest(place: Path, folder: Path) -> FoundModels:
 
 
 def _from_files(place: Path, folder: Path) -> FoundModels:
-    """No manifest: the files say what they take, but not what their outputs mean, nor how pixels are scaled."""
+    """Models without a manifest: the files hold their shapes, not what their outputs mean or how pixels are scaled."""
     files = _one_format_each([path for path in sorted(place.iterdir()) if path.suffix in SUFFIXES])
     if not files:
         raise ConfigError([f"expected .onnx or .tflite files, got none in {place} (copy them there)"])
-    shapes = [(path, shape_of(path)) for path in files]
-    counts = {path.name: _n_labels(path, shape) for path, shape in shapes}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise ConfigError(
-            [f"expected models with one number of labels, got {told} (move the others elsewhere)"], str(place)
-        )
+    inputs, counts = {}, {}
+    for path in files:
+        signature = _signature(path)
+        counts[path.name] = _n_labels(path, signature)
+        inputs[path] = input_spec_of(path, signature.inputs[0])
     n_labels = next(iter(counts.values()))
-    labels = _labels_in(place)
-    models = []
-    for path, shape in shapes:
-        input_spec = input_spec_of(path, shape.inputs[0])
-        models.append(FoundModel(_reference(path, folder), _output_of(path, input_spec, n_labels), input_spec))
+    if set(counts.values()) != {n_labels}:
+        listed = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise ConfigError(
+            [f"expected models with one number of labels, got {listed} (move the others elsewhere)"], str(place)
+        )
+    models = [
+        FoundModel(_reference(path, folder), _output_of(path, input_spec, n_labels), input_spec)
+        for path, input_spec in inputs.items()
+    ]
+    labels_file = place / "labels.txt"
+    labels = read_labels(labels_file) if labels_file.is_file() else ()
     return FoundModels(place.resolve().name, tuple(models), labels, n_labels, models[0].input_spec)
 
 
-def input_spec_of(path: Path, taken: Tensor) -> InputSpec:
-    """What an example is, as far as a model's input tells: an image where it has 1 or 3 channels.
+def _signature(path: Path) -> ModelSignature:
+    try:
+        return read_signature(path)
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ConfigError([f"expected an {format_of(path)} model, got something else ({reason})"], str(path)) from None
+
+
+def input_spec_of(path: Path, tensor: TensorInfo) -> InputSpec:
+    """The input spec that follows from a model's input: an image where that has 1 or 3 channels.
 
     Raises:
-        ConfigError: its input has another free dimension than the batch, or a type that no member takes.
+        ConfigError: another dimension than the batch's is free, or no member takes its dtype.
     """
-    dims = taken.dims[1:]
+    dims = tensor.dims[1:]
     if not dims or None in dims:
-        shown = ", ".join("free" if dim is None else str(dim) for dim in taken.dims)
+        shown = ", ".join("free" if dim is None else str(dim) for dim in tensor.dims)
         raise ConfigError([f"expected an input of one size but for the batch, got [{shown}] (export it so)"], str(path))
     shape = tuple(dim for dim in dims if dim is not None)
-    if taken.dtype not in (*FLOATS, "uint8", "int32", "int64"):
-        raise ConfigError([f"expected an input of floats, uint8 or integers, got {taken.dtype}"], str(path))
-    dtype = "float32" if taken.dtype == "int8" else taken.dtype
+    if tensor.dtype not in (*FLOATS, "uint8", "int32", "int64"):
+        raise ConfigError([f"expected an input of floats, uint8 or integers, got {tensor.dtype}"], str(path))
+    dtype = "float32" if tensor.dtype == "int8" else tensor.dtype
     if len(shape) != 3 or dtype in ("int32", "int64") or not {shape[0], shape[2]} & {1, 3}:
         return InputSpec("tensor", shape, "NHWC", dtype)
     layout = "NCHW" if shape[0] in (1, 3) else "NHWC"
@@ -147,36 +157,28 @@ def input_spec_of(path: Path, taken: Tensor) -> InputSpec:
     return InputSpec("image", (height, width, channels), layout, dtype, scale)
 
 
-def _n_labels(path: Path, shape: Shape) -> int:
-    if len(shape.inputs) != 1:
+def _n_labels(path: Path, signature: ModelSignature) -> int:
+    if len(signature.inputs) != 1:
         fix = "models of texts need a manifest: docs/own-models.md"
-        raise ConfigError([f"expected one input, got {len(shape.inputs)} ({fix})"], str(path))
-    sizes = [tensor.dims[1] for tensor in shape.outputs if len(tensor.dims) == 2 and tensor.dims[1]]
-    if not sizes or (sizes[0] or 0) < 2:
+        raise ConfigError([f"expected one input, got {len(signature.inputs)} ({fix})"], str(path))
+    n_labels = next((tensor.dims[1] or 0 for tensor in signature.outputs if len(tensor.dims) == 2), 0)
+    if n_labels < 2:
         raise ConfigError(["expected an output [batch, labels] with two labels or more (export it so)"], str(path))
-    return sizes[0] or 0
+    return n_labels
 
 
 def _output_of(path: Path, input_spec: InputSpec, n_labels: int) -> str:
-    """Whether it ends in probabilities, tried; taken for so where it cannot be loaded here."""
-    kind = "tflite" if path.suffix == ".tflite" else "onnx"
-    spec = ModelSpec(path.name, path, kind, tuple(map(str, range(n_labels))), input_spec)
+    """ "probabilities" or "logits", from a trial run; "probabilities" where the model cannot be loaded."""
+    spec = ModelSpec(path.name, path, format_of(path), tuple(map(str, range(n_labels))), input_spec)
     try:
         load(spec).close()
-    except ModelError as error:
+    except CascadeError as error:
         return "logits" if "output: logits" in str(error) else "probabilities"
-    except CascadeError:
-        return "probabilities"
     return "probabilities"
 
 
-def _labels_in(place: Path) -> tuple[str, ...]:
-    path = place / "labels.txt"
-    return read_labels(path) if path.is_file() else ()
-
-
 def read_labels(path: Path) -> tuple[str, ...]:
-    """One label a line, in the order of the models' outputs."""
+    """The labels of a file with one on each line, in the order of the models' outputs."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -185,7 +187,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _one_format_each(paths: list[Path]) -> list[Path]:
-    """Each model once, where it is there in several formats."""
+    """Each model once, in the first of SUFFIXES that it has a file of; smallest files first."""
     chosen: dict[str, Path] = {}
     for suffix in SUFFIXES:
         for path in paths:
@@ -195,12 +197,12 @@ def _one_format_each(paths: list[Path]) -> list[Path]:
 
 
 def _reference(path: Path, folder: Path) -> str:
-    """Relative to the config's folder where it is below that."""
+    """The path relative to the config's folder where it is below that, else absolute."""
     whole = path.resolve()
     return str(whole.relative_to(folder.resolve())) if whole.is_relative_to(folder.resolve()) else str(whole)
 
 
-CLOUD = """  - name: cloud                   # asked about what these models disagree on
+CLOUD = """  - name: cloud                   # gets what these models disagree on
     address: {address}
     # model: digits               # as the server calls it, where that is not the task's name
     # deadline_ms: 2000           # then the device answers by itself, and says so
@@ -223,16 +225,17 @@ sink: {path: "-"}
 # grace_s: 10                     # what waiting examples have to end, when the service is stopped
 # watch: {address: 127.0.0.1:9109}  # metrics and a small page
 """
+CHECK_SCALE = "# CHECK how your models were trained: they see (pixel * scale - mean) / std; 0.00392 is 1/255."
 
 
 @dataclass(frozen=True)
 class InitChoices:
-    """What a first config is made from.
+    """The choices that make a first config.
 
     Args:
-        labels: of the task; empty where a manifest says them.
+        labels: of the task; empty where a manifest has them.
         cloud: host:port; "": none.
-        source: the `source:` setting as it is written.
+        source: the `source:` setting as YAML.
     """
 
     found: FoundModels
@@ -241,19 +244,19 @@ class InitChoices:
     source: str
 
 
-def first_config(answers: InitChoices, path: str) -> str:
-    """The YAML."""
-    found = answers.found
+def first_config(choices: InitChoices, path: str) -> str:
+    """The YAML text of a config, with comments; `path` is shown in its first line."""
+    found = choices.found
     lines = [f"# coe-edge --config {path}", "#"]
     lines += ["# Everything that is commented out can be set; docs/configure.md says what it means.", ""]
-    lines += _task(found, answers.labels)
+    lines += _task(found, choices.labels)
     lines += ["", "tiers:", "  - name: device", "    members:                      # asked in this order"]
     for model in found.models:
         lines += _member(model, found)
-    lines += _rule(len(found.models), found.agreement, bool(answers.cloud))
+    lines += _rule(len(found.models), found.agreement, bool(choices.cloud))
     text = "\n".join(lines) + "\n"
-    text += CLOUD.format(address=_quoted(answers.cloud)) if answers.cloud else NO_CLOUD
-    return f"{text}\nsource: {answers.source}\n{REST}"
+    text += CLOUD.format(address=_quoted(choices.cloud)) if choices.cloud else NO_CLOUD
+    return f"{text}\nsource: {choices.source}\n{REST}"
 
 
 def _task(found: FoundModels, labels: tuple[str, ...]) -> list[str]:
@@ -264,14 +267,8 @@ def _task(found: FoundModels, labels: tuple[str, ...]) -> list[str]:
         f"task: {_quoted(found.task)}",
         f"labels: [{', '.join(map(_quoted, labels))}]",
         f"input: {_input(found.input_spec)}",
-        *_to_check(found.input_spec),
+        *([CHECK_SCALE] if found.input_spec.kind == "image" else []),
     ]
-
-
-def _to_check(input_spec: InputSpec) -> list[str]:
-    if input_spec.kind != "image":
-        return []
-    return ["# CHECK how your models were trained: they see (pixel * scale - mean) / std; 0.00392 is 1/255."]
 
 
 def _input(input_spec: InputSpec) -> str:
@@ -304,7 +301,7 @@ def _rule(n_models: int, agreement: str, has_cloud: bool) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """As YAML reads it back: plain where that is safe. JSON's strings are YAML's, too."""
+    """A text as YAML: plain where that is safe, else in quotes (each JSON string is a YAML string)."""
     plain = text.replace("/", "").replace(".", "").replace("_", "").replace("-", "")
     is_plain = plain.isalnum() and plain.isascii() and plain[0].isalpha() and text[0].isalpha()
     is_word = text.lower() in ("yes", "no", "on", "off", "true", "false", "null", "y", "n", "nan", "inf")
@@ -318,6 +315,11 @@ Ask = Callable[[str, str], str]  # question and default -> answer
 
 
 def init_command(arguments: Sequence[str]) -> int:
+    """0: the config is written.
+
+    Raises:
+        ConfigError: a flag is wrong, or the file is there already.
+    """
     options = _parser().parse_args(arguments)
     path: Path = options.output
     if path.exists() and not options.force:
@@ -325,24 +327,20 @@ def init_command(arguments: Sequence[str]) -> int:
     if not path.parent.is_dir():
         raise ConfigError([f"--output: expected a folder that is there, got {path.parent} (mkdir -p {path.parent})"])
     asks = not options.yes and sys.stdin is not None and sys.stdin.isatty()
-    answers = _answers(options, _ask if asks else None, path.parent)
-    _write(path, first_config(answers, str(path)))
-    _print_next_steps(path, answers)
+    choices = _choices(options, _ask if asks else None, path.parent)
+    _write(path, first_config(choices, str(path)))
+    _print_next_steps(path, choices)
     return 0
 
 
-def _answers(options: argparse.Namespace, ask: Ask | None, folder: Path) -> InitChoices:
-    """From the flags, and for what they leave open, from the user or the defaults.
-
-    Args:
-        ask: None: the defaults.
-    """
+def _choices(options: argparse.Namespace, ask: Ask | None, folder: Path) -> InitChoices:
+    """The flags, completed by the user's answers, or by the defaults where `ask` is None."""
     question = "Models: a folder of .onnx or .tflite files, or zoo:digits"
     models, found = _choice(
         options.models or None, ask, question, "zoo:digits", lambda text: (text, find_models(text, folder))
     )
     labels = _labels(options.labels, found, ask)
-    question = "Server to ask about what they disagree on, host:port (empty: none)"
+    question = "Server for what they disagree on, host:port (empty: none)"
     cloud = _choice(options.cloud, ask, question, "", _cloud)
     usual = "digits" if models == "zoo:digits" else "stdin"
     source = _choice(options.source or None, ask, f"Where examples come from: {SOURCES}", usual, _source)
@@ -350,7 +348,7 @@ def _answers(options: argparse.Namespace, ask: Ask | None, folder: Path) -> Init
 
 
 def _choice(flag: str | None, ask: Ask | None, question: str, default: str, read: Callable[[str], T]) -> T:
-    """What `read` makes of the flag, or else of the user's answer; who is asked again if it cannot be read."""
+    """The flag, or else the user's answer, as `read` returns it; the question is repeated until `read` accepts it."""
     if flag is not None or ask is None:
         return read(default if flag is None else flag)
     while True:
@@ -367,17 +365,17 @@ def _cloud(text: str) -> str:
     return text
 
 
-def _labels(given: str | None, found: FoundModels, ask: Ask | None) -> tuple[str, ...]:
+def _labels(flag: str | None, found: FoundModels, ask: Ask | None) -> tuple[str, ...]:
     if found.input_spec is None:
-        if given:
-            raise ConfigError(["--labels: expected none for models with a manifest, which says them (leave it out)"])
+        if flag:
+            raise ConfigError(["--labels: expected none for models with a manifest, which has them (leave it out)"])
         return ()
     question = f"Labels, in the order of the models' {found.n_labels} outputs: a,b,c or a file"
-    return _choice(given, None if found.labels else ask, question, "", lambda text: _read_labels(text, found))
+    return _choice(flag, None if found.labels else ask, question, "", lambda text: _read_labels(text, found))
 
 
 def _read_labels(text: str, found: FoundModels) -> tuple[str, ...]:
-    """Of a list or a file; "": as the models have them, or made up."""
+    """The labels of a list or a file; of "": those found with the models, or numbered ones."""
     if not text:
         labels = found.labels or tuple(f"label-{number}" for number in range(found.n_labels))
     elif "," not in text and Path(text).expanduser().is_file():
@@ -385,13 +383,13 @@ def _read_labels(text: str, found: FoundModels) -> tuple[str, ...]:
     else:
         labels = tuple(label.strip() for label in text.split(","))
     if len(labels) != found.n_labels or len(set(labels)) != len(labels) or not all(labels):
-        told = f"{len(labels)} ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
-        raise ConfigError([f"--labels: expected {found.n_labels} different labels, as the models have, got {told}"])
+        got = f"{len(labels)} ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})"
+        raise ConfigError([f"--labels: expected {found.n_labels} different labels, as the models have, got {got}"])
     return labels
 
 
 def _source(text: str) -> str:
-    """The `source:` setting; a folder that is not there is made."""
+    """The `source:` setting as YAML; a folder that does not exist is created."""
     kind, _, rest = text.partition(":")
     if kind in ("stdin", "digits") and not rest:
         return f"{{kind: {kind}}}"
@@ -400,17 +398,13 @@ def _source(text: str) -> str:
     if kind == "folder" and rest:
         folder = Path(rest).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        return f"{{kind: folder, path: {_yaml(str(folder))}, watch: true}}"
+        return f"{{kind: folder, path: {_quoted(str(folder))}, watch: true}}"
     fix = f" (write folder:{text})" if Path(text).is_dir() or ("/" in text and not rest) else ""
     raise ConfigError([f'--source: expected {SOURCES}, got "{text}"{fix}'])
 
 
-def _yaml(path: str) -> str:
-    return path if re.fullmatch(r"[/\w.-]+", path, re.ASCII) else "'" + path.replace("'", "''") + "'"
-
-
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing, and only if the agent would take it."""
+    """Write all of the file or nothing, and only if the agent can read it as its config."""
     draft = path.with_name(f".{path.name}.new")
     draft.write_text(text, encoding="utf-8")
     try:
@@ -422,12 +416,12 @@ def _write(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _print_next_steps(path: Path, answers: InitChoices) -> None:
+def _print_next_steps(path: Path, choices: InitChoices) -> None:
     where = shlex.quote(str(path))
-    print(f"wrote {path}: {len(answers.found.models)} models, {answers.found.n_labels} labels")
-    if any(label.startswith("label-") for label in answers.labels):
-        print(f"the models do not say what their outputs mean: name the labels in {path}")
-    if answers.found.input_spec is not None and answers.found.input_spec.kind == "image":
+    print(f"wrote {path}: {len(choices.found.models)} models, {choices.found.n_labels} labels")
+    if any(label.startswith("label-") for label in choices.labels):
+        print(f"the model files do not name their outputs: write the labels into {path}")
+    if choices.found.input_spec is not None and choices.found.input_spec.kind == "image":
         print("pixels are scaled to 0..1 as it stands: CHECK `input:` against how the models were trained")
     for command, what in (
         ("doctor", "is everything there?"),
@@ -456,7 +450,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("pi.yaml"), help="default: pi.yaml")
     parser.add_argument("--models", metavar="FOLDER", help="of .onnx or .tflite files, or zoo:digits, the bundled ones")
     parser.add_argument("--labels", metavar="A,B,C", help="in the order of the models' outputs; or a file, one a line")
-    parser.add_argument("--cloud", metavar="HOST:PORT", help="server to ask; '' for none")
+    parser.add_argument("--cloud", metavar="HOST:PORT", help="server for what the models disagree on; '' for none")
     parser.add_argument("--source", help=SOURCES)
     parser.add_argument("--yes", action="store_true", help="ask nothing: the defaults for what is left open")
     parser.add_argument("--force", action="store_true", help="replace a config that is there")

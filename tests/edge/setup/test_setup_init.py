@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from coe import zoo
+from coe.cascade.errors import ConfigError
 from coe.config.cascade import LocalTierConfig
+from coe.models.loading import TensorInfo
 from coe.zoo import digits
 from edge.config import read_config
 from edge.main import main
-from edge.setup.init import _quoted
+from edge.setup.init import _quoted, input_spec_of
 
 
 def a_folder_of(folder: Path, *names: str) -> Path:
@@ -209,3 +211,35 @@ def test_on_a_terminal_it_asks_for_what_is_left_open(tmp_path):
     assert "  --models: expected a folder of .onnx or .tflite files or zoo:digits, got nowhere" in text
     assert 'got "photos/new" (write folder:photos/new)' in text
     assert read_config(path).source.kind == "stdin"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind", "shape", "layout", "dtype", "scale"),
+    [
+        (TensorInfo("x", "float32", (None, 3, 96, 128)), "image", (96, 128, 3), "NCHW", "float32", 1 / 255),
+        (TensorInfo("x", "float32", (1, 96, 128, 3)), "image", (96, 128, 3), "NHWC", "float32", 1 / 255),
+        (TensorInfo("x", "uint8", (1, 28, 28, 1)), "image", (28, 28, 1), "NHWC", "uint8", 1.0),
+        (TensorInfo("x", "int8", (1, 28, 28, 1)), "image", (28, 28, 1), "NHWC", "float32", 1 / 255),
+        (TensorInfo("x", "float32", (None, 12)), "tensor", (12,), "NHWC", "float32", 1.0),
+        (TensorInfo("x", "int64", (None, 3, 8, 8)), "tensor", (3, 8, 8), "NHWC", "int64", 1.0),
+        (TensorInfo("x", "float32", (None, 7, 8, 9)), "tensor", (7, 8, 9), "NHWC", "float32", 1.0),
+    ],
+)
+def test_an_input_becomes_a_contract(tmp_path, tensor, kind, shape, layout, dtype, scale):
+    input_spec = input_spec_of(tmp_path / "m.onnx", tensor)
+    got = (input_spec.kind, input_spec.shape, input_spec.layout, input_spec.dtype, input_spec.scale)
+    assert got == (kind, shape, layout, dtype, scale)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (TensorInfo("x", "float32", (None, 3, None, None)), "got [free, 3, free, free]"),
+        (TensorInfo("x", "float32", (None,)), "got [free]"),
+        (TensorInfo("x", "type 9", (None, 3)), "got type 9"),
+    ],
+)
+def test_an_input_that_no_member_could_take_is_message(tmp_path, tensor, message):
+    with pytest.raises(ConfigError) as found:
+        input_spec_of(tmp_path / "m.onnx", tensor)
+    assert message in str(found.value)
