@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coe.cascade.errors import InputError, OverQuota, TierRejected, TooManyCalls
-from coe.config import Fields
+from coe.config.settings import REQUIRED, setting
 from coe.models.inputs import MAX_PIXELS
 from coe.protocol.core import Request
 
@@ -20,47 +20,20 @@ MANY = 0.05
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits.
+    """The server's limits. A tier's own are `max_batch`, `max_delay_s` and `max_queued`."""
 
-    Args:
-        max_batch, max_delay_s, max_queued: of each local tier: rows of one call, how long a call with fewer waits
-            for more, rows waiting.
-        max_calls: calls under way at once.
-        max_calls_per_connection: of one connection; its client keeps the others back.
-        max_rows, max_message_bytes: of one request.
-        max_pixels: of one request's encoded images together, by their headers, before any is decoded.
-        max_text_bytes: of one text.
-        max_s: longest a call may take, whatever deadline it came with.
-    """
-
-    max_batch: int = 64
-    max_delay_s: float = 0.0
-    max_queued: int = 1024
-    max_calls: int = 256
-    max_calls_per_connection: int = 128
-    max_rows: int = 1024
-    max_message_bytes: int = 64 * 2**20
-    max_pixels: int = MAX_PIXELS
-    max_text_bytes: int = 2**16
-    max_s: float = 60.0
-
-
-def read_limits(fields: Fields) -> Limits:
-    """The `limits:` section."""
-    limits = Limits(
-        max_batch=fields.integer("max_batch", 64, 1, 65536),
-        max_delay_s=fields.number("max_queue_delay_ms", 0.0, high=10_000) / 1000,
-        max_queued=fields.integer("max_queued", 1024, 1),
-        max_calls=fields.integer("max_calls", 256, 1, 65536),
-        max_calls_per_connection=fields.integer("max_calls_per_connection", 128, 1, 65536),
-        max_rows=fields.integer("max_rows", 1024, 1, 2**20),
-        max_message_bytes=int(fields.number("max_message_mb", 64, 0.01, 2047) * 2**20),
-        max_pixels=fields.integer("max_pixels", MAX_PIXELS, 1),
-        max_text_bytes=fields.integer("max_text_bytes", 2**16, 1),
-        max_s=fields.number("max_seconds", 60.0, 0.001, 86_400),
+    max_batch: int = setting(64, "Rows of one call of a tier.", low=1, high=65536)
+    max_delay_s: float = setting(
+        0, "How long such a call with fewer rows waits for more.", unit="ms", key="max_queue_delay_ms", high=10_000
     )
-    fields.finish()
-    return limits
+    max_queued: int = setting(1024, "Rows waiting for a tier.", low=1)
+    max_calls: int = setting(256, "Calls under way at once.", low=1, high=65536)
+    max_calls_per_connection: int = setting(128, "Of them; the client keeps the others back.", low=1, high=65536)
+    max_rows: int = setting(1024, "Of one request.", low=1, high=2**20)
+    max_message_bytes: int = setting(64, "Of one request, in MiB.", unit="MiB", low=0.01, high=2047)
+    max_pixels: int = setting(MAX_PIXELS, "Of one request's images together, by their headers.", low=1)
+    max_text_bytes: int = setting(2**16, "Of one text.", low=1)
+    max_s: float = setting(60, "A call may take, whatever its deadline.", unit="seconds", low=0.001, high=86_400)
 
 
 class CallGate:
@@ -123,8 +96,12 @@ ROUNDING = 1e-9  # examples
 class Rate:
     """Examples a second for as long as one likes, and `burst` of them at once after a pause."""
 
-    examples_per_s: float
-    burst: int
+    examples_per_s: float = setting(REQUIRED, "For as long as a device likes.", low=0.001, high=1e9, example="50")
+    burst: int = setting(None, "At once after a pause.", usual="a second's worth", low=1, example="200")
+
+    def __post_init__(self) -> None:
+        if not self.burst:
+            object.__setattr__(self, "burst", max(1, math.ceil(self.examples_per_s)))
 
 
 class Bucket:
@@ -223,11 +200,3 @@ class Quota:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_EVERY_S
             self._buckets = {caller: bucket for caller, bucket in self._buckets.items() if not bucket.is_full(now)}
-
-
-def read_rate(fields: Fields) -> Rate:
-    """`examples_per_s` and `burst`; a second's worth where no burst is said."""
-    examples_per_s = fields.number("examples_per_s", low=0.001, high=1e9)
-    burst = fields.integer("burst", max(1, math.ceil(examples_per_s)), 1)
-    fields.finish()
-    return Rate(examples_per_s, burst)

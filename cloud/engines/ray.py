@@ -89,7 +89,7 @@ class Cluster:
                 for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
                     self._notify(line)
                 self._notify(f"tier {tier.name}: {_describe_placement(placement)}")
-        ingress = self._deployment(RayIngress, INGRESS, config.engine.door)
+        ingress = self._deployment(RayIngress, INGRESS, config.engine.ingress)
         handle = self._run(ingress.bind(config, handles), "")
         self.models = handle.describe.remote().result(timeout_s=config.engine.start_s)
         self._wait_for_port()
@@ -171,7 +171,7 @@ class Cluster:
                 raise _failure(tier, " ".join([status.message, *(one.message for one in status.deployments.values())]))
             time.sleep(0.1)
         free = {key: value for key, value in self._ray.available_resources().items() if key in ("CPU", "GPU")}
-        placement = self.config.engine.of(tier) if tier else self.config.engine.door
+        placement = self.config.engine.of(tier) if tier else self.config.engine.ingress
         wants = f"num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g} for each of {placement.at_first}"
         seconds = self.config.engine.start_s
         raise TierUnavailable(tier or INGRESS, f"not there after {seconds:g} s: it wants {wants}; free: {free}")
@@ -317,7 +317,7 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
 def _cpus(config: ServerConfig) -> int:
     """CPUs that all replicas book at first, so that a cluster started here has room for them."""
     tiers = [config.engine.of(tier.name) for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
-    return int(sum(one.at_first * one.num_cpus for one in (*tiers, config.engine.door)) + 0.999)
+    return int(sum(one.at_first * one.num_cpus for one in (*tiers, config.engine.ingress)) + 0.999)
 
 
 def _check_port(port: int) -> None:

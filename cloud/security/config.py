@@ -1,22 +1,14 @@
-"""The section `security:` of a server's config.
-
-security:
-  tls: {certificate: server.pem, key: server.key, client_ca: ca.pem}
-  tokens: tokens.yaml
-  allow: [pi-*, gateway-7]
-  quota: {examples_per_s: 50, burst: 200}
-  reload_s: 30
-"""
+"""The section `security:` of a server's config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud.limits import Rate, read_rate
+from cloud.limits import Rate
 from coe.cascade.errors import ConfigError
 from coe.config import Fields
-from coe.config.cascade import resolve
+from coe.config.settings import read_settings, setting
 from coe.models.loading import import_runtime
 from coe.protocol.credentials import is_loopback
 
@@ -27,26 +19,22 @@ CLOUD = "pip install 'coe-cascade[cloud]'"
 
 @dataclass(frozen=True)
 class Security:
-    """What is asked of callers. As it stands: nothing, which is for loopback alone.
+    """What is asked of callers. As it stands: nothing, which is for loopback alone."""
 
-    Args:
-        certificate, key: PEM files of the server; None: plaintext.
-        client_ca: PEM file; clients must show a certificate of it (mutual TLS).
-        tokens: file of hashed bearer tokens; see `tokens.py`.
-        allow: patterns of device names; empty: every device that proves its name.
-        quota: of each device that has none of its own; None: no limit.
-        reload_s: how often the files are looked at.
-        insecure: plaintext beyond this machine is meant.
-    """
-
-    certificate: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
-    tokens: Path | None = None
-    allow: tuple[str, ...] = ()
-    quota: Rate | None = None
-    reload_s: float = 30.0
-    insecure: bool = False
+    certificate: Path | None = setting(
+        None, "PEM file of the server; without it: plaintext.", within="tls", usual="none", example="certs/server.pem"
+    )
+    key: Path | None = setting(None, "PEM file of its key.", within="tls", usual="none", example="certs/server.key")
+    client_ca: Path | None = setting(
+        None, "PEM file; clients show a certificate of it.", within="tls", usual="none", example="certs/ca.pem"
+    )
+    tokens: Path | None = setting(None, "File of hashed bearer tokens.", usual="none", example="certs/tokens.yaml")
+    allow: tuple[str, ...] = setting(
+        (), "Patterns of device names.", usual="every device that proves its name", example="[pi-*]"
+    )
+    quota: Rate | None = setting(None, "Of each device that has none of its own.", usual="none")
+    reload_s: float = setting(30, "How often the files are looked at.", unit="s", low=0.1, high=86_400)
+    insecure: bool = setting(False, "Plaintext beyond this machine is meant.")
 
     @property
     def has_tls(self) -> bool:
@@ -74,18 +62,15 @@ def read(fields: Fields, folder: Path) -> Security:
     """
     tls = fields.section("tls", {})
     certificate, key, client_ca = _read_tls(tls, folder) if fields.has("tls") else (None, None, None)
-    quota = fields.section("quota", {})
-    security = Security(
+    security = read_settings(
+        Security,
+        fields,
         certificate=certificate,
         key=key,
         client_ca=client_ca,
         tokens=_read_tokens(fields, folder),
-        allow=fields.texts("allow", ()),
-        quota=read_rate(quota) if fields.has("quota") else None,
-        reload_s=fields.number("reload_s", 30.0, 0.1, 86_400),
-        insecure=fields.flag("insecure", False),
+        quota=read_settings(Rate, fields.section("quota")) if fields.has("quota") else fields.raw("quota", None),
     )
-    fields.finish()
     if fields.has("allow") and not security.allow:
         fields.wrong("allow", "expected at least one pattern, got none (leave it out to allow every known device)")
     if security.allow and not security.can_tell:
@@ -129,8 +114,8 @@ def need_certificates() -> None:
 
 
 def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path | None]:
-    certificate, key = _path(tls, "certificate", folder), _path(tls, "key", folder)
-    client_ca = _path(tls, "client_ca", folder, required=tls.has("client_ca"))
+    certificate, key = (tls.path(name, folder) for name in ("certificate", "key"))
+    client_ca = tls.path("client_ca", folder) if tls.has("client_ca") else None
     tls.finish()
     if certificate is None or key is None:
         return None, None, None  # a finding already
@@ -146,22 +131,10 @@ def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path
 
 
 def _read_tokens(fields: Fields, folder: Path) -> Path | None:
-    path = _path(fields, "tokens", folder, required=fields.has("tokens"))
+    path: Path | None = fields.path("tokens", folder) if fields.has("tokens") else fields.raw("tokens", None)
     if path is not None:
         try:
             read_tokens(path)
         except ConfigError as error:
             fields.report.findings.extend(f"{fields.trail}.tokens: {line}" for line in str(error).splitlines())
     return path
-
-
-def _path(fields: Fields, key: str, folder: Path, *, required: bool = True) -> Path | None:
-    """A file's path; a setting that is there and empty is a finding, since it was meant to close something."""
-    reference = fields.text(key) if required else fields.text(key, "")
-    if not reference:
-        return None
-    try:
-        return resolve(reference, folder)
-    except ConfigError as error:
-        fields.wrong(key, str(error))
-        return None

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from cloud.limits import Rate, read_rate
+from cloud.limits import Rate
 from coe.cascade.errors import NotAllowed, Unauthenticated
 from coe.config import Fields, Report, read_yaml
+from coe.config.settings import read_settings
 
 from .reload import ReloadedFiles
 
@@ -64,7 +65,7 @@ def read_tokens(path: Path) -> Tokens:
     for name, entry in Fields(read_yaml(path), report).content.items():
         device = Fields(entry if isinstance(entry, Mapping) else {"sha256": entry}, report, str(name))
         if device.has("quota"):
-            quotas[str(name)] = read_rate(device.section("quota"))
+            quotas[str(name)] = read_settings(Rate, device.section("quota"))
         if device.has("sha256") or not device.has("quota"):
             for digest in _hashes(device):
                 known = by_hash.setdefault(digest, KnownToken(digest, str(name)))

@@ -1,9 +1,4 @@
-"""What `/device` hands out: the page that makes a phone a device, and the cascade that runs in it.
-
-device:
-  config: phone.yaml       # an edge config, whose tiers the page runs; default: the bundled one of a bundled task
-  page: web/dist           # the built page; default: where it is found
-"""
+"""What `/device` hands out: the page that makes a phone a device, and the cascade that runs in it."""
 
 from __future__ import annotations
 
@@ -18,8 +13,9 @@ from coe import __version__, zoo
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Agreement, Confidence, DeferralRule
 from coe.config import Fields, Report, read_yaml
-from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, read_cascade, resolve
+from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, read_cascade
 from coe.config.manifest import Task
+from coe.config.settings import read_settings, setting
 from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSpec, read_verified
 
@@ -46,6 +42,20 @@ PLACES = (  # of the built page: in a checkout, in an installed package
 
 
 @dataclass(frozen=True)
+class DeviceSettings:
+    """The `device:` section of a server's config."""
+
+    enabled: bool = setting(True, "Offer `/device` on the HTTP port.")
+    config: Path | None = setting(
+        None,
+        "An edge config, whose tiers the page runs.",
+        usual="of a bundled task, its `edge.yaml`",
+        example="phone.yaml",
+    )
+    page: Path | None = setting(None, "Folder of the built page.", usual="where it is found", example="web/dist")
+
+
+@dataclass(frozen=True)
 class DevicePage:
     """A device's part of the cascade, as a page runs it.
 
@@ -68,11 +78,10 @@ def read_device_page(
         task: the server's; reference: what its config says under `task`.
         models: that the server serves; the first is the whole cascade.
     """
-    is_enabled = fields.flag("enabled", True)
-    config, page = _path(fields, "config", folder), _path(fields, "page", folder)
-    fields.finish()
-    if not is_enabled:
+    settings = read_settings(DeviceSettings, fields, folder)
+    if not settings.enabled:
         return None
+    config, page = settings.config, settings.page
     cascade: CascadeConfig | None = None
     if config is not None:
         cascade, findings = _read_edge(config, task, models)
@@ -200,17 +209,6 @@ def _of_this_server(cascade: CascadeConfig | None, models: Collection[str]) -> C
     whole = next(iter(models))
     tiers = (replace(tier, model=whole) if isinstance(tier, RemoteTierConfig) else tier for tier in cascade.tiers)
     return replace(cascade, tiers=tuple(tiers))
-
-
-def _path(fields: Fields, key: str, folder: Path) -> Path | None:
-    """A setting that names a path; None where it is left out, or cannot be one."""
-    if not fields.has(key):
-        return None
-    try:
-        return resolve(fields.text(key), folder)
-    except ConfigError as error:
-        fields.wrong(key, str(error))
-        return None
 
 
 def _find_page(fields: Fields, page: Path | None) -> Path | None:

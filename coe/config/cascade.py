@@ -1,10 +1,5 @@
 """The cascade part of a config file, as edge and cloud both read it.
 
-- name: cloud
-  address: gpu-host:8001
-  tls: {ca: ca.pem, certificate: pi-1.pem, key: pi-1.key, server_name: gpu-host}   # or `tls: true`: the public CAs
-  token_file: pi-1.token
-
 task: zoo:digits                     # a manifest, or `task:`, `labels:`, `input:` written out
 tiers:
   - name: device
@@ -24,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coe import zoo
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
 from coe.link import Delay
@@ -34,8 +28,9 @@ from coe.models.loading import ModelSpec, RunOptions
 from coe.protocol.channel import fix_of_address
 from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
 
-from . import Fields
+from .fields import Fields, resolve
 from .manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
+from .settings import REQUIRED, read_settings, setting
 
 
 def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
@@ -54,14 +49,7 @@ def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
     except ConfigError as error:
         fields.wrong("token_file", str(error))
     _check_private(fields, "token_file", token_file)
-    return ClientSecurity(
-        tls=security.tls,
-        ca=security.ca,
-        certificate=security.certificate,
-        key=security.key,
-        token_file=token_file,
-        server_name=security.server_name,
-    )
+    return replace(security, token_file=token_file)
 
 
 def _read_tls(fields: Fields, folder: Path) -> ClientSecurity:
@@ -104,18 +92,14 @@ def _check_files(tls: Fields, security: ClientSecurity) -> None:
 
 def _file(fields: Fields, key: str, folder: Path) -> Path | None:
     """A file that is there and can be read; None where it is not set, or a finding."""
-    reference = fields.text(key, "")
-    if not reference:
-        return None
+    path: Path | None = fields.path(key, folder, None)
     try:
-        path = folder / Path(reference).expanduser()
-        with path.open("rb"):
-            return path
-    except RuntimeError:
-        fields.wrong(key, f'expected a path, got "{reference}" (no such user)')
+        if path is not None:
+            path.open("rb").close()
+        return path
     except OSError as error:
         fields.wrong(key, f"expected a readable file, got {path}: {error.strerror}")
-    return None
+        return None
 
 
 def _check_private(fields: Fields, key: str, path: Path) -> None:
@@ -129,32 +113,75 @@ UNKNOWN = Task("unknown", ("0", "1"), InputSpec("tensor", (1,)))  # stands in wh
 STATED = ("format", "output", "architecture", "flops", "parameters", "calibration_accuracy")
 
 
-@dataclass(frozen=True)
-class LocalTierConfig:
-    name: str
-    members: tuple[ModelSpec, ...]
-    rule: DeferralRule
-    parallel: bool
-    early: bool
-    threads: int  # of the whole tier; `options.threads`, of one member, follow from it
-    options: RunOptions
-    delay: Delay | None
-    order: str = "fixed"  # of members asked in turn: as listed; or "measured", at the start: the cheapest first
+@dataclass(frozen=True, kw_only=True)
+class _TierSettings:
+    """What tiers here and on other machines have in common."""
+
+    name: str = setting(REQUIRED, "Of the tier.", usual="`tier`; with an address, `cloud`", example="device")
+    rule: DeferralRule = setting(
+        REQUIRED, "How many members must vote for a label for it to be the answer.", key="agreement", usual="unanimous"
+    )
+    confidence: float | None = setting(
+        None, "In place of `agreement`: the highest probability that is enough.", usual="none", high=1, example="0.9"
+    )
+    delay_s: float | None = setting(
+        None, "For studies: a delay, once a round trip.", usual="none", unit="ms", high=600_000, example="100"
+    )
+    delay_one_way: bool = setting(False, "The delay is in each direction.")
+
+    @property
+    def delay(self) -> Delay | None:
+        """The injected delay."""
+        return None if self.delay_s is None else Delay(self.delay_s, self.delay_one_way)
 
 
-@dataclass(frozen=True)
-class RemoteTierConfig:
-    name: str
-    addresses: tuple[str, ...]
-    model: str
-    rule: DeferralRule
-    deadline_s: float
-    send: Payload
-    foreign: bool
-    n_tiers: int
-    stream: bool
-    delay: Delay | None
-    security: ClientSecurity = PLAINTEXT
+@dataclass(frozen=True, kw_only=True)
+class LocalTierConfig(_TierSettings):
+    """A tier whose members run here. `threads` are the whole tier's; `options.threads`, of one member, follow."""
+
+    members: tuple[ModelSpec, ...] = setting(REQUIRED, "Model files, or sections with `file:`.", example="[a.onnx]")
+    order: str = setting(
+        "fixed", "Members are asked as listed; measured: the cheapest first.", choices=("fixed", "measured")
+    )
+    threads: int = setting(REQUIRED, "Of the whole tier.", usual="1; side by side, one a member", low=1, high=256)
+    parallel: bool = setting(
+        REQUIRED, "Members run side by side, or in turn.", usual="`false` on a device, `true` in the cloud"
+    )
+    early: bool = setting(True, "Stop as soon as the vote is settled.")
+    providers: tuple[str, ...] = setting(("cpu",), "Of ONNX Runtime, by preference: `tensorrt`, `cuda`, `cpu`.")
+    device: str = setting("cpu", "Of torch members, such as `cuda:0`.")
+
+    @property
+    def options(self) -> RunOptions:
+        return RunOptions(providers=self.providers, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteTierConfig(_TierSettings):
+    """A tier on other machines."""
+
+    addresses: tuple[str, ...] = setting(
+        REQUIRED, "`host:port` where coe-cloud serves, or a list of them.", key="address", example="127.0.0.1:8001"
+    )
+    model: str = setting(REQUIRED, "What the server calls it.", usual="the task's name", example="digits")
+    deadline_s: float = setting(
+        2000, "Of a call; then the tier before has the last word.", unit="ms", low=1, high=600_000
+    )
+    send: Payload = setting(
+        REQUIRED,
+        "The form that leaves: `captured`, `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.",
+        usual="captured",
+    )
+    stream: bool = setting(False, "Calls go on one persistent stream.")
+    n_tiers: int = setting(1, "How many the server holds; it matters before the last.", key="tiers", low=1, high=64)
+    foreign: bool = setting(False, "The server is not coe-cloud, but Triton or MLServer, say.")
+    security: ClientSecurity = setting(
+        PLAINTEXT,
+        "`true`: the public CAs, or PEM files: `{ca, certificate, key, server_name}`.",
+        key="tls",
+        usual="`false`",
+    )
+    token_file: Path | None = setting(None, "File with a bearer token.", usual="none", example="pi-1.token")
 
     @property
     def address(self) -> str:
@@ -167,15 +194,20 @@ TierConfig = LocalTierConfig | RemoteTierConfig
 
 @dataclass(frozen=True)
 class CascadeConfig:
-    """A cascade as configured; `coe.assembly.open_cascade` makes it run."""
+    """A cascade as configured; `coe.config.open.open_cascade` makes it run."""
 
     task: Task
     tiers: tuple[TierConfig, ...]
-    when_unavailable: str
+    when_unavailable: str = setting(
+        REQUIRED,
+        "Where a tier gives no answer: the tier before has the last word, also corrected later, or an error.",
+        usual="answer-local",
+        choices=("answer-local", "spool", "fail"),
+    )
 
     @property
     def keep_last_answer(self) -> bool:
-        """Whether the tier before has the last word where one gives no answer."""
+        """True if the tier before has the last word where one gives no answer."""
         return self.when_unavailable != "fail"
 
 
@@ -201,20 +233,6 @@ def read_cascade(
     return CascadeConfig(task, tiers, fields.choice("when_unavailable", fallbacks, fallbacks[0]))
 
 
-def resolve(reference: str, folder: Path) -> Path:
-    """A path in a config: `zoo:NAME/FILE` is bundled, others are relative to the config's folder.
-
-    Raises:
-        ConfigError: the zoo has no such task, or "~name" names nobody.
-    """
-    if reference.startswith("zoo:"):
-        return zoo.find(reference.removeprefix("zoo:"))
-    try:
-        return folder / Path(reference).expanduser()
-    except RuntimeError:
-        raise ConfigError([f'expected a path, got "{reference}" (no such user)']) from None
-
-
 def _read_task(fields: Fields, folder: Path) -> Task:
     if fields.has("labels") or fields.has("input"):
         return read_task(fields)
@@ -237,60 +255,48 @@ class _TierReader:
     def read(self, entry: Fields, is_last: bool) -> TierConfig:
         if entry.has("members") == entry.has("address"):
             entry.wrong("", "expected `members:` (a local tier) or `address:` (a remote one), got both or neither")
-        tier = self._remote(entry, is_last) if entry.has("address") else self._local(entry, is_last)
-        entry.finish()
-        return tier
+        return self._remote(entry, is_last) if entry.has("address") else self._local(entry, is_last)
 
     def _local(self, entry: Fields, is_last: bool) -> LocalTierConfig:
         entries = entry.raw("members", expected="a list of model files")
         entries = entries if isinstance(entries, list) else [] if entries is None else [entries]
         members = tuple(self._member(entry, f"members[{i}]", member) for i, member in enumerate(entries))
+        n_members = max(len(members), 1)
         if not members:
             entry.wrong("members", "expected at least one model file, got none")
-        parallel, threads = self._threads(entry, max(len(members), 1))
-        early = entry.flag("early", True)
-        options = RunOptions(
-            providers=entry.texts("providers", ["cpu"]),
-            device=entry.text("device", "cpu"),
-        )
-        return LocalTierConfig(
+        parallel = entry.flag("parallel", self.parallel)
+        tier = read_settings(
+            LocalTierConfig,
+            entry,
             name=entry.text("name", "tier"),
             members=members,
-            rule=_read_rule(entry, max(len(members), 1), is_last),
+            rule=_read_rule(entry, n_members, is_last),
             parallel=parallel,
-            early=early,
-            threads=threads,
-            options=options,
-            delay=_read_delay(entry),
-            order=_read_order(entry, has_no_effect=parallel or not early),
+            threads=entry.integer("threads", n_members if parallel else 1, 1, 256),
         )
-
-    def _threads(self, entry: Fields, n_members: int) -> tuple[bool, int]:
-        """Whether members run side by side, and the whole tier's threads; unless stated, one for each that runs."""
-        parallel = entry.flag("parallel", self.parallel)
-        threads = entry.integer("threads", n_members if parallel else 1, 1, 256)
-        if parallel and threads == 1 and n_members > 1 and entry.has("parallel"):
+        if parallel and tier.threads == 1 and n_members > 1 and entry.has("parallel"):
             entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
-        return parallel, threads
+        if tier.order == "measured" and (parallel or not tier.early):
+            fix = "it matters only where members are asked in turn and the vote stops early (leave it out)"
+            entry.warn("order", fix)
+        return tier
 
     def _remote(self, entry: Fields, is_last: bool) -> RemoteTierConfig:
-        addresses = _read_addresses(entry)
-        stream = entry.flag("stream", False)
-        if stream and len(addresses) > 1:
-            entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
-        return RemoteTierConfig(
+        security = read_credentials(entry, self.folder)
+        tier = read_settings(
+            RemoteTierConfig,
+            entry,
             name=entry.text("name", "cloud"),
-            addresses=addresses,
+            addresses=_read_addresses(entry),
             model=entry.text("model", self.task.name),
             rule=_read_rule(entry, None, is_last),
-            deadline_s=entry.number("deadline_ms", 2000, 1, 600_000) / 1000,
             send=_read_payload(entry, self.task),
-            foreign=entry.flag("foreign", False),
-            n_tiers=entry.integer("tiers", 1, 1, 64),
-            stream=stream,
-            delay=_read_delay(entry),
-            security=read_credentials(entry, self.folder),
+            security=security,
+            token_file=security.token_file,
         )
+        if tier.stream and len(tier.addresses) > 1:
+            entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
+        return tier
 
     def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
         """A member: a path, or a section with `file:` and what the manifest would say of it."""
@@ -358,14 +364,6 @@ def _read_addresses(entry: Fields) -> tuple[str, ...]:
     return addresses
 
 
-def _read_order(entry: Fields, has_no_effect: bool) -> str:
-    """In which order members are asked."""
-    order = entry.choice("order", ("fixed", "measured"), "fixed")
-    if order == "measured" and has_no_effect:
-        entry.warn("order", "it matters only where members are asked in turn and the vote stops early (leave it out)")
-    return order
-
-
 def _read_payload(entry: Fields, task: Task) -> Payload:
     """`send: png`, or `send: {jpeg: 85}`."""
     if isinstance(entry.content.get("send"), dict):
@@ -383,19 +381,14 @@ def _read_payload(entry: Fields, task: Task) -> Payload:
     return payload
 
 
-def _read_delay(entry: Fields) -> Delay | None:
-    """An injected delay, for studies."""
-    delay_ms = entry.number("delay_ms", None, high=600_000)
-    one_way = entry.flag("delay_one_way", False)
-    return None if delay_ms is None else Delay(delay_ms / 1000, one_way)
-
-
 def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:
     """`agreement:` or `confidence:`; unanimity where neither is said; the last tier needs neither."""
     if entry.has("confidence"):
         if entry.raw("agreement", None) is not None:
             entry.wrong("agreement", "expected agreement or confidence, got both (leave one out)")
-        return Confidence(entry.number("confidence", high=1.0))
+        share = entry.content["confidence"]  # whatever else it is, is found with the tier's other settings
+        is_share = isinstance(share, float | int) and not isinstance(share, bool) and 0 <= share <= 1
+        return Confidence(float(share)) if is_share else Always()
     value = entry.raw("agreement", None)
     if is_last:
         if value is not None:

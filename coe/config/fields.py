@@ -142,6 +142,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def resolve(reference: str, folder: Path) -> Path:
+    """A path in a config: `zoo:NAME/FILE` is bundled, others are relative to the config's folder.
+
+    Raises:
+        ConfigError: the zoo has no such task, or "~name" names nobody.
+    """
+    if reference.startswith("zoo:"):
+        from coe import zoo
+
+        return zoo.find(reference.removeprefix("zoo:"))
+    try:
+        return folder / Path(reference).expanduser()
+    except RuntimeError:
+        raise ConfigError([f'expected a path, got "{reference}" (no such user)']) from None
+
+
 @dataclass(slots=True)
 class Report:
     """What one reading of a file found; warnings do not stop it."""
@@ -232,15 +248,15 @@ class Fields:
         return tuple(self._list(key, self.raw(key, default, "a list of whole numbers"), (int,), "a whole number"))
 
     def path(self, key: str, folder: Path, default: Any = MISSING) -> Any:
-        """A path, from `folder` where it is relative; the default, None as a rule, where nothing is said."""
+        """A path, from `folder` where it is relative; None where there is a finding, or nothing and no default."""
         text = self.text(key, default)
-        if text is default:
-            return default
+        if text is default or not text:
+            return None if default is MISSING else default
         try:
-            return folder / Path(text).expanduser()
-        except RuntimeError:
-            self.wrong(key, f'expected a path, got "{text}" (no such user)')
-            return folder
+            return resolve(text, folder)
+        except ConfigError as error:
+            self.wrong(key, str(error))
+            return None
 
     def section(self, key: str, default: Any = MISSING) -> Fields:
         value = self.raw(key, default, "a section")

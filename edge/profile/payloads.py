@@ -94,7 +94,7 @@ def compare_payloads(
 
 def _open(remote: RemoteTierConfig, config: CascadeConfig, payload: Payload) -> RemoteTier:
     patient = max(remote.deadline_s, MIN_DEADLINE_S)
-    tier = open_tier(replace(remote, send=payload, delay=None, deadline_s=patient), config)
+    tier = open_tier(replace(remote, send=payload, delay_s=None, deadline_s=patient), config)
     assert isinstance(tier, RemoteTier)
     return tier
 

@@ -109,7 +109,7 @@ def measure(
 def open_plan(tier: LocalTierConfig, config: CascadeConfig, plan: Plan, early: bool | None = None) -> LocalTier:
     """The tier under a plan, its members in the listed order."""
     early = tier.early if early is None else early
-    own = replace(tier, parallel=plan.parallel, threads=plan.threads, early=early, order="fixed", delay=None)
+    own = replace(tier, parallel=plan.parallel, threads=plan.threads, early=early, order="fixed", delay_s=None)
     opened = open_tier(own, config)
     assert isinstance(opened, LocalTier)
     return opened

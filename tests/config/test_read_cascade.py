@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from coe import zoo
 from coe.cascade import Agreement, Always, Confidence, ConfigError
 from coe.config import Fields, Report
-from coe.config.cascade import LocalTierConfig, RemoteTierConfig, read_cascade, resolve
+from coe.config.cascade import LocalTierConfig, RemoteTierConfig, read_cascade
+from coe.config.fields import resolve
 from coe.link import Delay
 from coe.models import InputSpec, RunOptions
 from coe.models.inputs import Payload

@@ -19,7 +19,7 @@ from coe.protocol.codec import read_outputs
 
 from programs import Program, closed_port  # isort: skip - `contract` says where it is
 
-TWICE = CONFIG + "engine: {tiers: {medium: {replicas: 2, num_cpus: 0.5}}, door: {replicas: 2}}\n"
+TWICE = CONFIG + "engine: {tiers: {medium: {replicas: 2, num_cpus: 0.5}}, ingress: {replicas: 2}}\n"
 SPREAD = CONFIG + "engine: {tiers: {medium: {num_cpus: 1}, best: {num_cpus: 1}}}\n"
 
 

@@ -42,20 +42,20 @@ def test_a_tier_is_placed_as_its_settings_say_and_the_others_by_default(tmp_path
     assert (engine.of("best").at_first, engine.of("best").calls_at_once) == (1, 32)
     assert (engine.of("medium").at_first, engine.of("medium").calls_at_once) == (1, 2)
     assert engine.of("medium") == Placement(replicas=1, num_cpus=1.0)
-    assert engine.door.num_cpus == 0
+    assert engine.ingress.num_cpus == 0
     assert engine.every_node
 
 
 def test_every_finding_about_the_engine_is_told_at_once(tmp_path):
     tiers = "{good: {}, best: {replicas: 0}, medium: {replicas: 2, autoscaling: {min: 3, max: 2}}}"
     with pytest.raises(ConfigError) as caught:
-        config_with(tmp_path, f"engine: {{tiers: {tiers}, door: {{replica: 2}}}}\n")
+        config_with(tmp_path, f"engine: {{tiers: {tiers}, ingress: {{replica: 2}}}}\n")
     assert [line.split(": ")[0] for line in caught.value.findings] == [
         "engine.tiers.good",
         "engine.tiers.best.replicas",
         "engine.tiers.medium.replicas",
         "engine.tiers.medium.autoscaling.max",
-        "engine.door.replica",
+        "engine.ingress.replica",
     ]
     assert 'expected a tier with members here (medium, best), got "good"' in str(caught.value)
 
