@@ -1,4 +1,4 @@
-"""Deferred examples and the cloud's answers, kept as a labelled set for the next models. `coe.zoo.harvest` reads it."""
+"""Deferred examples and the cloud's answers, kept as a labelled set for the next models. `recipes.harvest` reads it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from coe.cascade.types import Array
-from coe.zoo.harvest import EXAMPLES, INDEX
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 
 from .config import HarvestConfig
 
+INDEX = "labels.jsonl"
+EXAMPLES = "examples"
 MAX_STALE_LINES = 1000  # lines of the index about files that made room
 MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
 

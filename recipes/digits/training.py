@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coe.zoo.digits import N_TEST
-from coe.zoo.harvest import as_images, read_harvest
 from coe.zoo.networks import Network, build, follow
 from recipes import bundle
 from recipes.bundle import ModelEntry
+from recipes.harvest import as_images, read_harvest
 
 N_TRAIN, N_CALIBRATION = 3000, 1000
 SPLIT_SEED = 20240702

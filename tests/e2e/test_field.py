@@ -13,11 +13,11 @@ from coe import zoo
 from coe.config.open import open_cascade
 from coe.models import InputDecoder
 from coe.zoo import digits
-from coe.zoo.harvest import read_harvest
 from edge.config import read_config
 from edge.main import main as edge_main
 from edge.session import AgentSession
 from edge.sources import open_source
+from recipes.harvest import read_harvest
 
 N = 150
 AUDIT = "audit: {share: 1.0, max_per_hour: 1000000000, max_mb_per_day: 1000, link_share: 1.0, report_every: 10}"

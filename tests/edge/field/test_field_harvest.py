@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from coe.cascade import ConfigError, Decision
-from coe.zoo.harvest import as_images, read_harvest
 from edge.field.config import HarvestConfig
 from edge.field.harvest import Harvest
 from edge.sinks import Outcome
 from edge.sources import Example
+from recipes.harvest import as_images, read_harvest
 
 LABELS = ("zero", "one", "two")
 
