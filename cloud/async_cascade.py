@@ -14,20 +14,20 @@ import contextvars
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
 from coe.cascade.cascade import Cascade, Decisions, Run
-from coe.cascade.errors import InputError, TierError
+from coe.cascade.errors import TierError
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
 from coe.protocol.core import Decided
 
-from .tier_batcher import QUICK_S, QueuedRows, merged_batch, take_group, with_rows
+from .tier_batcher import QUICK_S, QueuedRows, answer_group, merged_batch, take_group, with_rows
 
 OnStep = Callable[[Run], None]
 
@@ -106,36 +106,6 @@ WORTH_IT = 2.0  # requests that must be due within that time
 SMOOTHING = 0.1
 
 
-class _Group:
-    """Requests that are decided together."""
-
-    def __init__(self, entries: list[QueuedRows]) -> None:
-        self.started = time.perf_counter()
-        self.batch = merged_batch(entries)
-        self.waiting = with_rows(entries)  # those without an answer yet
-
-    def on_step(self, run: Run) -> None:
-        """Answer those whose rows have all left the cascade."""
-        stays = np.zeros(len(self.batch), dtype=np.bool_)
-        stays[run.active if run.active is not None else slice(None)] = True
-        ready = [(entry, rows) for entry, rows in self.waiting if not stays[rows].any()]
-        if ready:
-            self.waiting = [waiting for waiting in self.waiting if waiting not in ready]
-            self._answer(ready, Decisions(run.batch, tuple(run.visits), dict(run.degraded)))
-
-    def finish(self, decisions: Decisions) -> None:
-        self._answer(self.waiting, decisions)
-
-    def fail(self, error: BaseException) -> None:
-        for entry, _ in self.waiting:
-            entry.settle(error)
-
-    def _answer(self, ready: list[tuple[QueuedRows, slice]], decisions: Decisions) -> None:
-        columns: dict[str, np.ndarray] = {}
-        for entry, rows in ready:
-            entry.settle(Decided(decisions, rows, columns, self.started - entry.queued_at))
-
-
 class CascadeBatcher:
     """A cascade that decides the requests of many callers together.
 
@@ -147,7 +117,7 @@ class CascadeBatcher:
         self.cascade = cascade
         self.max_batch = max_batch
         self._first_tier = cascade.cascade.tiers[0].name
-        self._on_steps = len(cascade.cascade.tiers) > 1
+        self._has_steps = len(cascade.cascade.tiers) > 1
         self._queue: deque[QueuedRows] = deque()
         self._is_armed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -206,18 +176,31 @@ class CascadeBatcher:
         pace = min(PACE * self._took, MOST_PACE_S)
         return pace >= WORTH_IT * self._gap_s and time.perf_counter() < self._ended + pace
 
-    async def _run(self, entries: list[QueuedRows]) -> None:
-        group = _Group(entries)
-        try:
-            decisions = await self.cascade.decide(group.batch, group.on_step if self._on_steps else None)
-        except InputError as error:
-            if len(entries) == 1:
-                group.fail(error)
-            else:  # a row that cannot be answered is its own caller's: the others are decided without it
-                await asyncio.gather(*(self._run([entry]) for entry, _ in group.waiting))
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
-            group.fail(error)
-        else:
-            group.finish(decisions)
+    async def _run(self, group: Sequence[QueuedRows]) -> None:
+        started = time.perf_counter()
+        await answer_group(group, self._decide)
         self._ended = time.perf_counter()
-        self._took = self._ended - group.started
+        self._took = self._ended - started
+
+    async def _decide(self, group: Sequence[QueuedRows]) -> list[Decided]:
+        """What came of each entry; those whose rows have all left the cascade are answered at once."""
+        started = time.perf_counter()
+        batch, waiting = merged_batch(group), with_rows(group)
+
+        def on_step(run: Run) -> None:
+            nonlocal waiting
+            stays = np.zeros(len(batch), dtype=np.bool_)
+            stays[run.active if run.active is not None else slice(None)] = True
+            ready = [(entry, rows) for entry, rows in waiting if not stays[rows].any()]
+            if ready:
+                waiting = [one for one in waiting if one not in ready]
+                decisions = Decisions(run.batch, tuple(run.visits), dict(run.degraded))
+                for (entry, _), decided in zip(ready, of(ready, decisions), strict=True):
+                    entry.settle(decided)
+
+        def of(entries: list[tuple[QueuedRows, slice]], decisions: Decisions) -> list[Decided]:
+            columns: dict[str, np.ndarray] = {}
+            return [Decided(decisions, rows, columns, started - entry.queued_at) for entry, rows in entries]
+
+        decisions = await self.cascade.decide(batch, on_step if self._has_steps else None)
+        return of(with_rows(group), decisions)

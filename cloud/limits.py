@@ -13,7 +13,7 @@ from coe.config.settings import REQUIRED, setting
 from coe.models.inputs import MAX_PIXELS
 from coe.protocol.core import Request
 
-LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # of the hint when to come again
+LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # bounds of the hint when to retry
 GROWS, SHRINKS = 1.5, 0.8  # each second, while more than MANY are refused, or fewer
 MANY = 0.05
 
@@ -39,8 +39,8 @@ class Limits:
 class CallGate:
     """The gate that counts calls under way.
 
-    The hint when to come again grows while many are refused and shrinks again after, so that callers who keep to it
-    together ask for about as much as the server can do. It is spread, so that they do not come back all at once.
+    The hint when to retry grows while many calls are refused and shrinks again after, so that callers who keep to it
+    together send about as much as the server can do. It is spread, so that they do not retry all at once.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class CallGate:
         now = self._clock()
         if now - self._since >= 1.0:
             many = self._n_refused > MANY * (self._n_refused + self._n_taken)
-            quiet_s = now - self._since  # seconds without a refusal count as many looks that found few
+            quiet_s = now - self._since  # each second without a refusal counts as one with few
             factor = GROWS if many and quiet_s < 3.0 else SHRINKS ** min(quiet_s, 30.0)
             self.retry_s = min(max(self.retry_s * factor, LEAST_RETRY_S), MOST_RETRY_S)
             self._since, self._n_taken, self._n_refused = now, 0, 0
@@ -78,7 +78,7 @@ class CallGate:
         self.n_inside -= 1
 
     def _check_texts(self, request: Request) -> None:
-        """Of BYTES examples none may be longer than a text may be, unless it is an encoded image (see max_pixels)."""
+        """Refuse BYTES longer than a text may be, unless they are an encoded image (see max_pixels)."""
         most = self.limits.max_text_bytes
         for values in request.inputs.values():
             if values.dtype == object:
@@ -94,7 +94,7 @@ ROUNDING = 1e-9  # examples
 
 @dataclass(frozen=True)
 class Rate:
-    """Examples a second for as long as one likes, and `burst` of them at once after a pause."""
+    """Examples a second, and `burst` of them at once after a pause."""
 
     examples_per_s: float = setting(REQUIRED, "For as long as a device likes.", low=0.001, high=1e9, example="50")
     burst: int = setting(None, "At once after a pause.", usual="a second's worth", low=1, example="200")
@@ -105,7 +105,7 @@ class Rate:
 
 
 class Bucket:
-    """What one device has left, as of `at`."""
+    """The examples that one device has left, as of `at`."""
 
     __slots__ = ("at", "level", "rate")
 
@@ -126,14 +126,14 @@ class Bucket:
 
 
 class Quota:
-    """A bucket per caller. Within any t seconds a caller is given at most `burst + examples_per_s * t` examples.
+    """A token bucket for each caller, which has at most `burst + examples_per_s * t` examples within any t seconds.
 
     For one thread (the event loop). A full bucket is as good as none, so those are dropped where room is needed.
 
     Args:
         rate: of every device that has none of its own; None: no limit.
         rate_of: a device's own rate, where it has one.
-        n_devices: buckets kept at most; while that many devices are busy at once, another one has to wait.
+        n_devices: buckets kept at most; while that many devices are busy at once, others are refused.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class Quota:
         return len(self._buckets)
 
     def enter(self, request: Request) -> None:
-        """As a gate of the plane: `take` for the request's caller, now."""
+        """`take` for the request's caller, now."""
         self.take(request.caller, request.n_rows, time.monotonic(), request.model[:64])
 
     def leave(self, request: Request) -> None:
-        """Nothing comes back: what a device asked, it asked."""
+        """Nothing: the examples stay charged."""
 
     def take(self, caller: str, n_rows: int, now: float, tier: str = "server") -> None:
         """Charge `n_rows` examples to `caller` at `now` seconds of a monotonic clock.

@@ -38,7 +38,7 @@ class IndexEntry:
 
 
 class ModelRepository:
-    """Changes the models of `plane`.
+    """Changes the models of `core`.
 
     Args:
         config: of `engine`, which serves now.
@@ -48,14 +48,14 @@ class ModelRepository:
 
     def __init__(
         self,
-        plane: InferenceCore,
+        core: InferenceCore,
         config: ServerConfig,
         engine: EmbeddedEngine,
         make: Callable[[ServerConfig], EmbeddedEngine],
         *,
         control: bool = False,
     ) -> None:
-        self.plane = plane
+        self.core = core
         self.config = config
         self.engine = engine
         self.make = make
@@ -75,7 +75,7 @@ class ModelRepository:
         """Every model, loaded or not."""
         unloaded = self._unloaded.values()
         return [
-            *(IndexEntry(one.name, one.version, "READY", "") for one in self.plane.models.values()),
+            *(IndexEntry(one.name, one.version, "READY", "") for one in self.core.models.values()),
             *(IndexEntry(one.name, one.version, "UNAVAILABLE", "unloaded on request") for one in unloaded),
         ]
 
@@ -90,7 +90,7 @@ class ModelRepository:
         self._check(name)
         await self.reload(force=True)
         if served := self._unloaded.pop(name, None):
-            self.plane.models[name] = self.engine.models.get(name, served)
+            self.core.models[name] = self.engine.models.get(name, served)
 
     async def unload(self, name: str) -> None:
         """Serve a model no longer, until it is loaded again. Calls under way finish.
@@ -99,8 +99,8 @@ class ModelRepository:
             NotAllowed, UnknownModel: as `load`.
         """
         self._check(name)
-        if name in self.plane.models:
-            self._unloaded[name] = self.plane.models.pop(name)
+        if name in self.core.models:
+            self._unloaded[name] = self.core.models.pop(name)
             log.warning("model %s: unloaded on request", name)
 
     async def watch(self, every_s: float) -> None:
@@ -154,10 +154,10 @@ class ModelRepository:
         before, self.engine, self.config = self.engine, engine, config
         self._signature = _signature(config)
         self._unloaded = {name: engine.models[name] for name in self._unloaded if name in engine.models}
-        self.plane.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
+        self.core.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
         self.last_error = ""
         self.generation += 1
-        log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.plane.models))
+        log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.core.models))
         leaving = asyncio.get_running_loop().create_task(_retire(before))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
@@ -165,8 +165,8 @@ class ModelRepository:
     def _check(self, name: str) -> None:
         if not self.control:
             raise NotAllowed("loading and unloading models is not allowed here (set `server.model_control: true`)")
-        if name not in self.plane.models and name not in self._unloaded:
-            known = ", ".join((*self.plane.models, *self._unloaded))
+        if name not in self.core.models and name not in self._unloaded:
+            known = ", ".join((*self.core.models, *self._unloaded))
             raise UnknownModel(f"model: expected one of {known}, got {name[:64]!r}")
 
 

@@ -51,16 +51,16 @@ class Server:
         self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
         self.observer = Observer(
             observe,
-            ServerView(lambda name: self.plane.is_ready(name), lambda: self._facts, lambda: self.repository.queued()),
+            ServerView(lambda name: self.core.is_ready(name), lambda: self._facts, lambda: self.repository.queued()),
         )
-        self.plane = InferenceCore(
+        self.core = InferenceCore(
             self.engine.models,
             max_rows=config.limits.max_rows,
             max_bytes=config.limits.max_message_bytes,
             gates=(*self.observer.gates, self.calls, Quota(config.security.quota, self._authenticator.rate_of)),
             watchers=self.observer.watchers,
         )
-        self.repository = ModelRepository(self.plane, config, self.engine, self._load, control=config.model_control)
+        self.repository = ModelRepository(self.core, config, self.engine, self._load, control=config.model_control)
         self.port = self.http_port = 0
         self._grpc: GrpcServer | None = None
         self._http: RestServer | None = None
@@ -69,7 +69,7 @@ class Server:
 
     @property
     def models(self) -> dict[str, ServedModel]:
-        return self.plane.models
+        return self.core.models
 
     async def start(self) -> None:
         """Bind, and accept calls: every member was tried out as it loaded, so the server is warm.
@@ -89,7 +89,7 @@ class Server:
         await self._grpc.start()
         if self._http is not None:
             await self._http.start()
-        self.plane.accepts = True
+        self.core.accepts = True
         await self._grpc.health.set_serving(self.models, True)
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self.observer.run()))
@@ -105,13 +105,13 @@ class Server:
         if self._is_stopped:
             return
         self._is_stopped = True
-        self.plane.is_leaving = True
+        self.core.is_leaving = True
         for task in self._tasks:
             task.cancel()
         if self._grpc is not None:
             await self._grpc.health.set_serving(self.models, False)
             await asyncio.sleep(min(LEAVING_S, self.config.grace_s))
-        self.plane.accepts = False
+        self.core.accepts = False
         transports = [transport for transport in (self._grpc, self._http) if transport is not None]
         await asyncio.gather(*(transport.stop(self.config.grace_s) for transport in transports))
         await self.repository.close()  # a call that was cut off may still be computing
@@ -120,7 +120,7 @@ class Server:
     def _grpc_server(self) -> GrpcServer:
         who = self._authenticator
         servicer = InferenceServicer(
-            self.plane,
+            self.core,
             identify=(lambda context: who.of_grpc(context).name) if self.config.security.asks_who else None,
             repository=self.repository,
             sent=self.observer.tally.sent,
@@ -140,7 +140,7 @@ class Server:
             sent=self.observer.tally.sent,
             max_message_bytes=config.limits.max_message_bytes,
         )
-        return RestServer(self.plane, options)
+        return RestServer(self.core, options)
 
     def _load(self, config: ServerConfig) -> EmbeddedEngine:
         """The next generation of models; called on a thread."""

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
@@ -104,6 +104,24 @@ def votes_of(group: Sequence[QueuedRows], vote: Vote) -> list[Vote]:
     if len(group) == 1:
         return [vote]
     return [vote.take(np.arange(rows.start, rows.stop)) for _, rows in with_rows(group)]
+
+
+async def answer_group(
+    group: Sequence[QueuedRows], ask: Callable[[Sequence[QueuedRows]], Awaitable[Sequence[Any]]]
+) -> None:
+    """Settle each entry with its result of `ask`, or the error; a row that is no input is its own caller's error."""
+    outcomes: Sequence[Any]
+    try:
+        outcomes = await ask(group)
+    except InputError as error:
+        if len(group) > 1:
+            await asyncio.gather(*(answer_group([entry], ask) for entry in group if not entry.answer.done()))
+            return
+        outcomes = [error]
+    except BaseException as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
+        outcomes = [error] * len(group)
+    for entry, outcome in zip(group, outcomes, strict=True):
+        entry.settle(outcome)
 
 
 class TierBatcher:

@@ -164,11 +164,12 @@ class Cluster:
         (handle,) = self._serve.run_many([target], wait_for_applications_running=False)
         end = time.monotonic() + self.config.engine.start_s
         while time.monotonic() < end:
-            status = self._serve.status().applications.get(name)
-            if status is not None and status.status == "RUNNING":
-                return handle
-            if status is not None and status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise _failure(tier, " ".join([status.message, *(one.message for one in status.deployments.values())]))
+            if (status := self._serve.status().applications.get(name)) is not None:
+                if status.status == "RUNNING":
+                    return handle
+                if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    messages = [status.message, *(one.message for one in status.deployments.values())]
+                    raise _failure(tier, " ".join(messages))
             time.sleep(0.1)
         free = {key: value for key, value in self._ray.available_resources().items() if key in ("CPU", "GPU")}
         placement = self.config.engine.of(tier) if tier else self.config.engine.ingress

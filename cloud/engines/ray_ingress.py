@@ -7,6 +7,7 @@ with what `ray_proxy.ServiceHandlers` made of the request.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import grpc
@@ -86,14 +87,6 @@ class RawMessage:
         return self._data
 
 
-class MethodDetails(grpc.HandlerCallDetails):
-    """Names a method to a handler."""
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-        self.invocation_metadata = ()
-
-
 class RayIngress:
     """One replica of the ingress.
 
@@ -106,21 +99,21 @@ class RayIngress:
     def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
         limits = config.limits
         self.engine = ClusterEngine(config, handles)
-        self.plane = InferenceCore(
+        self.core = InferenceCore(
             self.engine.models,
             max_rows=limits.max_rows,
             max_bytes=limits.max_message_bytes,
             gates=(CallGate(limits),),
         )
         self._max_bytes = limits.max_message_bytes
-        service = InferenceServicer(self.plane).handler()
-        self._handlers: dict[str, Any] = {name: service.service(MethodDetails(path(name))) for name in METHODS}
-        self.plane.accepts = True
+        service: Any = InferenceServicer(self.core).handler()
+        self._handlers: dict[str, Any] = {name: service.service(SimpleNamespace(method=path(name))) for name in METHODS}
+        self.core.accepts = True
 
-    async def Check(self, asked: CarriedRequest, grpc_context: Any) -> RawMessage:  # noqa: N802 - the protocol's name
+    async def Check(self, carried: CarriedRequest, grpc_context: Any) -> RawMessage:  # noqa: N802 - the protocol's name
         """grpc.health.v1, for probes; `Watch` is not offered here."""
-        name = health_pb2.HealthCheckRequest.FromString(asked[0]).service
-        if name not in ("", SERVICE, *self.plane.models):
+        name = health_pb2.HealthCheckRequest.FromString(carried[0]).service
+        if name not in ("", SERVICE, *self.core.models):
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
             return RawMessage(b"")
         state = health_pb2.HealthCheckResponse.SERVING
@@ -128,15 +121,15 @@ class RayIngress:
 
     async def describe(self) -> list[str]:
         """The models it serves."""
-        return list(self.plane.models)
+        return list(self.core.models)
 
-    async def call(self, name: str, asked: CarriedRequest, grpc_context: Any) -> RawMessage:
+    async def call(self, name: str, carried: CarriedRequest, grpc_context: Any) -> RawMessage:
         """Any RPC of the protocol, by the servicer that all engines share."""
-        data, left_s = asked
+        data, left_s = carried
         handler = self._handlers[name]
         try:
             if len(data) > self._max_bytes:
-                text = f"Received message larger than max ({len(data)} vs. {self._max_bytes})"  # gRPC's own words
+                text = f"Received message larger than max ({len(data)} vs. {self._max_bytes})"  # as gRPC itself puts it
                 raise CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ())
             answer = await handler.unary_unary(data, CarriedContext(grpc_context, left_s))
         except CallRefused as refused:
@@ -153,8 +146,8 @@ class RayIngress:
 
 
 def _method(name: str) -> Any:
-    async def rpc(self: RayIngress, asked: CarriedRequest, grpc_context: Any) -> RawMessage:
-        return await self.call(name, asked, grpc_context)
+    async def rpc(self: RayIngress, carried: CarriedRequest, grpc_context: Any) -> RawMessage:
+        return await self.call(name, carried, grpc_context)
 
     rpc.__name__ = name
     rpc.__qualname__ = f"RayIngress.{name}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloud.limits import Limits
-from cloud.tier_batcher import QueuedRows, merged_batch, take_group, votes_of
+from cloud.tier_batcher import QueuedRows, answer_group, merged_batch, take_group, votes_of
 from coe.cascade import errors
 from coe.cascade.errors import CascadeError, InputError, TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
@@ -179,7 +179,7 @@ class ClusterTierClient:
         while self._queue and len(self._calls) < self.at_once:
             group, _ = take_group(self._queue, self.max_batch)
             if group:
-                call = asyncio.get_running_loop().create_task(self._call(group))
+                call = asyncio.get_running_loop().create_task(answer_group(group, self._vote))
                 self._calls.add(call)
                 call.add_done_callback(self._end)
 
@@ -187,21 +187,9 @@ class ClusterTierClient:
         self._calls.discard(call)
         self._advance()
 
-    async def _call(self, group: Sequence[QueuedRows]) -> None:
-        """One call for the whole group; each entry gets its rows of the vote, or the error."""
-        outcomes: Sequence[Vote | Exception]
-        try:
-            assert group[0].rule is not None
-            outcomes = votes_of(group, await self._ask(self._handle.vote, merged_batch(group), group[0].rule))
-        except InputError as error:
-            if len(group) > 1:  # the bad row is its own caller's
-                await asyncio.gather(*(self._call([entry]) for entry in group))
-                return
-            outcomes = [error]
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
-            outcomes = [error] * len(group)
-        for entry, outcome in zip(group, outcomes, strict=True):
-            entry.settle(outcome)
+    async def _vote(self, group: Sequence[QueuedRows]) -> list[Vote]:
+        assert group[0].rule is not None
+        return votes_of(group, await self._ask(self._handle.vote, merged_batch(group), group[0].rule))
 
     async def _ask(self, method: Any, batch: Batch, what: DeferralRule | Vote) -> Vote:
         """A vote changes nothing, so it does not matter whether a replica that died had done its work."""

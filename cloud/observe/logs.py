@@ -1,8 +1,8 @@
 """Logs: one line a record, as JSON or plain, with a request's id, caller and model, and never what was sent.
 
-An error's own words go to its caller. Here they are only written down where they are ours and cannot quote an example:
-a library's exception may well have the payload in its message, so of those the log has the kind and the trace.
-What a caller chose (ids, names) is cut short, and nothing in it can end a line or pass for another field.
+An error's message goes to its caller. The log has it only where it is ours and cannot quote an example: a library's
+exception may well have the payload in its message, so of those the log has the kind and the trace. What a caller chose
+(ids, names) is cut short, and nothing in it can end a line or pass for another field.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ def configure(settings: ObserveConfig, stream: TextIO | None = None) -> logging.
 
 
 class LineFormatter(logging.Formatter):
-    """A record as one line: `form` "json" or "plain". A record's `fields` (by `extra=`) come after the message."""
+    """A record as one line. A record's `fields` (by `extra=`) come after the message.
+
+    Args:
+        form: "json" or "plain".
+    """
 
     def __init__(self, form: str = "plain") -> None:
         super().__init__()
@@ -66,13 +70,13 @@ class LineFormatter(logging.Formatter):
         if self.form == "json":
             return json.dumps({"time": moment, "level": level} | fields, default=str)  # ASCII: no odd line ends
         fields |= {f"error_{key}": value for key, value in fields.pop("error", {}).items()}
-        said, name = fields.pop("message"), fields.pop("logger")
+        message, name = fields.pop("message"), fields.pop("logger")
         pairs = [f"{key}={_quoted(value)}" for key, value in fields.items() if value != ""]
-        return " ".join([moment, f"{level:7}", f"{name}:", said, *pairs])
+        return " ".join([moment, f"{level:7}", f"{name}:", message, *pairs])
 
 
 class RequestLog:
-    """A watcher that writes requests down: those that failed always, those answered where `answers` asks for it."""
+    """Logs requests: those that failed, and with `answers` those answered."""
 
     def __init__(self, answers: bool = False) -> None:
         self.answers = answers
@@ -102,13 +106,13 @@ class RequestLog:
         log.warning("failed", extra={"fields": fields})
 
     def _has_room(self, code: str) -> bool:
-        """Whether a failure of that code may still be written down this second; tells what was left out before."""
+        """True if a failure of that code may still be logged this second; logs how many were left out before."""
         now = int(time.monotonic())
         if now != self._second:
             self._second = now
             self._written.clear()
             for left_out, n in self._left_out.items():
-                log.warning("failed: more than were written down", extra={"fields": {"code": left_out, "left_out": n}})
+                log.warning("failed: more than were logged", extra={"fields": {"code": left_out, "left_out": n}})
             self._left_out.clear()
         self._written[code] += 1
         if self._written[code] <= MOST_LINES:
@@ -118,7 +122,7 @@ class RequestLog:
 
 
 def clean(text: str, most: int = MOST_TEXT) -> str:
-    """`text` cut short, on one line, with what cannot be seen (controls, marks that turn text around) spelt out."""
+    """`text` cut short, on one line, with invisible characters (controls, text direction marks) escaped."""
     text = text if len(text) <= most else f"{text[:most]}..."
     if text.isprintable():
         return text
@@ -126,10 +130,10 @@ def clean(text: str, most: int = MOST_TEXT) -> str:
 
 
 def safe_text(error: BaseException) -> str:
-    """What the log may say of an error in words: "" where they might quote what was sent."""
+    """The error's message as the log may have it: "" where it might quote what was sent."""
     if isinstance(error, UnknownModel | Unauthenticated | NotAllowed | ConfigError | ModelError):
         return clean(str(error))
-    if isinstance(error, TierError):  # what follows the first colon may be another server's words
+    if isinstance(error, TierError):  # what follows the first colon may be another server's text
         return clean(f"tier {error.tier}: {error.message.partition(':')[0]}")
     if isinstance(error, WireError):
         return clean(f"{error.where}: expected {error.expected}")
@@ -152,7 +156,7 @@ def trace_of(error: BaseException) -> str:
 
 
 def _message(record: logging.LogRecord, error: BaseException | None) -> str:
-    """The record's message, without the words of the exceptions in it: `told` says what may be said of them."""
+    """The record's message, without the messages of exceptions in it, which `safe_text` has."""
     try:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 - arguments that do not fit; logging itself would print them all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from cloud.config import ObserveConfig
@@ -12,11 +11,10 @@ from coe.protocol.core import Gate, Request, RequestObserver
 
 from .logs import RequestLog
 from .metrics import Metrics
-from .status import ServerView, StatusJson, page
+from .status import Page, ServerView, page, status_json
 from .tally import History, Tally
 from .tracing import Tracer
 
-Page = Callable[[str], tuple[bytes, dict[str, str]]]  # from a request's Accept header: body and headers
 SAMPLE_S = 1.0
 
 
@@ -34,8 +32,8 @@ class Observer:
         self.history = History(self.tally, server)
         self.pages: dict[str, Page] = {}
         if settings.page:
-            status = StatusJson(server, self.tally, self.history)
-            self.pages |= {"/": lambda accept: page(), "/status.json": lambda accept: status()}
+            self.pages["/"] = lambda accept: page()
+            self.pages["/status.json"] = status_json(server, self.tally, self.history)
         if settings.metrics:
             self.pages["/metrics"] = Metrics(self.tally, server).expose
         self._tracer = Tracer(settings) if settings.traces else None

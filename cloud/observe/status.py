@@ -147,6 +147,7 @@ MEANINGS = {
 }
 ALARMING = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 Notice = dict[str, str]
+Page = Callable[[str], tuple[bytes, dict[str, str]]]  # from a request's Accept header: body and headers
 
 
 def status(server: ServerView, tally: Tally, history: History) -> dict[str, Any]:
@@ -172,21 +173,19 @@ def status(server: ServerView, tally: Tally, history: History) -> dict[str, Any]
     }
 
 
-class StatusJson:
-    """`status` as bytes and headers, made at most once in `every_s`, however many ask."""
+def status_json(server: ServerView, tally: Tally, history: History, every_s: float = 1.0) -> Page:
+    """A page with `status` as JSON, made at most once in `every_s`, however many ask."""
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store", **SECURITY_HEADERS}
+    made_at, body = 0.0, b""
 
-    def __init__(self, server: ServerView, tally: Tally, history: History, every_s: float = 1.0) -> None:
-        self._make: Callable[[], dict[str, Any]] = lambda: status(server, tally, history)
-        self._history = history
-        self._every_s = every_s
-        self._made_at = -every_s
-        self._body = b""
+    def json_page(accept: str = "") -> tuple[bytes, dict[str, str]]:
+        nonlocal made_at, body
+        if not body or history.uptime_s - made_at >= every_s:
+            made_at = history.uptime_s
+            body = json.dumps(status(server, tally, history), separators=(",", ":"), allow_nan=False).encode()
+        return body, headers
 
-    def __call__(self) -> tuple[bytes, dict[str, str]]:
-        if self._history.uptime_s - self._made_at >= self._every_s or not self._body:
-            self._made_at = self._history.uptime_s
-            self._body = json.dumps(self._make(), separators=(",", ":"), allow_nan=False).encode()
-        return self._body, {"Content-Type": "application/json", "Cache-Control": "no-store", **SECURITY_HEADERS}
+    return json_page
 
 
 def _summary(ready: bool, now: Slot, facts: Sequence[ModelFacts]) -> str:

@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -96,36 +96,43 @@ class Histogram:
         self.total += float(values.sum())
 
 
+@dataclass(slots=True, eq=False)
 class TierTally:
-    """One tier of one model. `rows` that reached it, those that `exits` there, and how far its members agreed.
+    """One tier of one model.
 
-    `seconds` is once for each request that had rows there: its votes, with the wait for them.
+    Args:
+        rows: that reached it; exits: that left there.
+        shares: of the members asked that voted for the tier's label, by row.
+        seconds: of the tier's votes and the wait for them, once for each request that had rows there.
     """
 
-    __slots__ = ("exits", "rows", "seconds", "shares")
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.exits = 0
-        self.shares = Histogram(_SHARES)
-        self.seconds = Histogram(SECONDS)
+    rows: int = 0
+    exits: int = 0
+    shares: Histogram = field(default_factory=lambda: Histogram(_SHARES))
+    seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
 
 
+@dataclass(slots=True, eq=False)
 class ModelTally:
-    """One model. `batches`: rows decided together with each request's own, these included."""
+    """One model.
 
-    __slots__ = ("batches", "bytes_in", "degraded", "failed", "queue", "requests", "rows", "seconds", "tiers")
+    Args:
+        requests: answered.
+        seconds: of each request; queue: of it, in queues.
+        batches: rows decided together with each request's own, these included.
+        failed: requests, by code and kind of error.
+        degraded: rows, by the reason's first word.
+    """
 
-    def __init__(self) -> None:
-        self.requests = 0  # answered
-        self.rows = 0
-        self.bytes_in = 0
-        self.seconds = Histogram(SECONDS)
-        self.queue = Histogram(SECONDS)
-        self.batches = Histogram(ROWS)
-        self.tiers: list[TierTally] = []
-        self.failed: Counter[tuple[str, str]] = Counter()  # by code and kind of error
-        self.degraded: Counter[str] = Counter()  # rows, by the reason's first word
+    requests: int = 0
+    rows: int = 0
+    bytes_in: int = 0
+    seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    queue: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batches: Histogram = field(default_factory=lambda: Histogram(ROWS))
+    tiers: list[TierTally] = field(default_factory=list)
+    failed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    degraded: Counter[str] = field(default_factory=Counter)
 
     def tiers_up_to(self, number: int) -> list[TierTally]:
         while len(self.tiers) < min(number, MOST_TIERS):
@@ -194,7 +201,7 @@ class Tally:
             self.refused[shed_by if known else "other"] += 1
 
     def keep_only(self, names: Collection[str]) -> None:
-        """Forget models that are not served any more, and begin with those that are."""
+        """Drop models that are not served any more, and begin with those that are."""
         for name in [name for name in self.models if name not in names]:
             del self.models[name]
         for name in names:
@@ -315,17 +322,15 @@ class Slot:
         def lists(one: Iterable[int], two: Iterable[int]) -> Iterable[int]:
             return (combine(*pair) for pair in zip_longest(one, two, fillvalue=0))
 
-        return Slot(
-            self.ends_at,
-            self.seconds,
-            combine(self.requests, other.requests),
-            combine(self.rows, other.rows),
-            combine(self.degraded, other.degraded),
-            self.queued,
-            self.open_calls,
-            array("Q", lists(self.times, other.times)),
-            +Counter({code: combine(self.errors[code], other.errors[code]) for code in self.errors | other.errors}),
-            {name: list(lists(self.exits.get(name, ()), other.exits.get(name, ()))) for name in models},
+        errors = {code: combine(self.errors[code], other.errors[code]) for code in self.errors | other.errors}
+        return replace(
+            self,
+            requests=combine(self.requests, other.requests),
+            rows=combine(self.rows, other.rows),
+            degraded=combine(self.degraded, other.degraded),
+            times=array("Q", lists(self.times, other.times)),
+            errors=+Counter(errors),
+            exits={name: list(lists(self.exits.get(name, ()), other.exits.get(name, ()))) for name in models},
         )
 
 

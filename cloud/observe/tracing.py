@@ -44,6 +44,7 @@ class Tracer:
         if exporter is None:
             otlp = import_runtime("opentelemetry.exporter.otlp.proto.http.trace_exporter", "OpenTelemetry", INSTALL)
             exporter = otlp.OTLPSpanExporter(endpoint=settings.traces)
+        self._error = self._api.Status(self._api.StatusCode.ERROR)
         self._ids = _given_ids(sdk)
         self._provider = sdk.TracerProvider(
             sampler=sampling.ALWAYS_ON,  # `TraceSpan.is_sampled` decides
@@ -65,7 +66,7 @@ class Tracer:
         if traced is None or not traced.is_sampled:
             return
         span = self._span_of(traced, request, served.name, "OK")
-        self._visits(traced, span, served, decided)
+        self._visits(traced, span, decided)
         span.end(time.time_ns())
 
     def failed(self, request: Request, error: BaseException, seconds: float) -> None:
@@ -78,7 +79,7 @@ class Tracer:
         for call in traced.calls:
             self._below(traced, span, "call", call, traced.started_ns, time.time_ns(), {}, is_error=True)
         if code not in CALLER_ERRORS:
-            span.set_status(self._error())
+            span.set_status(self._error)
         span.end(time.time_ns())
 
     def close(self) -> None:
@@ -111,7 +112,7 @@ class Tracer:
         context = api.SpanContext(int(traced.trace_id, 16), int(traced.parent_id, 16), True, flags, state)
         return api.set_span_in_context(api.NonRecordingSpan(context))
 
-    def _visits(self, traced: TraceSpan, span: Any, served: ServedModel, decided: Decided) -> None:
+    def _visits(self, traced: TraceSpan, span: Any, decided: Decided) -> None:
         """A span for each visit, one after another up to now: what comes before them is reading and waiting."""
         decisions, calls = decided.decisions, list(traced.calls)
         now = time.time_ns()
@@ -141,11 +142,8 @@ class Tracer:
             self._ids.give(traced.trace_id, call)
         span = self._tracer.start_span(name, self._api.set_span_in_context(above), kind, facts, start_time=start)
         if is_error:
-            span.set_status(self._error())
+            span.set_status(self._error)
         span.end(end)
-
-    def _error(self) -> Any:
-        return self._api.Status(self._api.StatusCode.ERROR)
 
 
 def _of_visit(visit: Visit) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,7 +22,7 @@ from .certs import write_private
 CA_DAYS = 3650
 SKEW = timedelta(hours=1)  # a device's clock may be behind
 HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*", re.I)
-PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "device": ExtendedKeyUsageOID.CLIENT_AUTH}
+Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,8 @@ def read_authority(folder: Path) -> KeyPair:
 
 def make_authority(name: str = "coe development CA", days: int = CA_DAYS, now: datetime | None = None) -> KeyPair:
     """A CA that signs certificates, but no other CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(name, name, key, days, now)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs=True), critical=True)
-    return KeyPair(builder.sign(key, hashes.SHA256()), key)
+    extensions: list[Extension] = [(x509.BasicConstraints(ca=True, path_length=0), True), (_usage(signs=True), True)]
+    return _make(None, name, extensions, days, now)
 
 
 def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: datetime | None = None) -> KeyPair:
@@ -82,59 +78,50 @@ def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: dateti
         ConfigError: one of the hosts is neither.
     """
     names = [_general_name(host) for host in hosts]
-    return _make("server", authority, hosts[0], names, days, now)
+    return _make(authority, hosts[0], _of_leaf(ExtendedKeyUsageOID.SERVER_AUTH, names), days, now)
 
 
 def make_device(authority: KeyPair, name: str, days: int, now: datetime | None = None) -> KeyPair:
     """A device's certificate; it names the device, and is not valid for a server."""
-    return _make("device", authority, name, [x509.DNSName(name)], days, now)
+    return _make(authority, name, _of_leaf(ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName(name)]), days, now)
 
 
 def _make(
-    purpose: Literal["server", "device"],
-    authority: KeyPair,
-    name: str,
-    names: Sequence[x509.GeneralName],
-    days: int,
-    now: datetime | None,
+    authority: KeyPair | None, name: str, extensions: Sequence[Extension], days: int, now: datetime | None
 ) -> KeyPair:
+    """A key and its certificate, signed by `authority`, or by itself where that is None."""
     key = ec.generate_private_key(ec.SECP256R1())
-    issuer = authority.certificate
-    builder = _builder(name, issuer.subject, key, days, now, at_most=issuer.not_valid_after_utc)
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-    extensions: list[tuple[x509.ExtensionType, bool]] = [
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (_usage(signs=False), True),
-        (x509.ExtendedKeyUsage([PURPOSES[purpose]]), False),
-        (x509.SubjectAlternativeName(names), False),
-        (by, False),
-    ]
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
-    return KeyPair(builder.sign(authority.key, hashes.SHA256()), key)
-
-
-def _builder(
-    name: str,
-    issuer: str | x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    days: int,
-    now: datetime | None,
-    at_most: datetime | None = None,
-) -> x509.CertificateBuilder:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     start = datetime.now(UTC) if now is None else now
-    end = start + timedelta(days=days)
-    return (
+    end, issuer, signer = start + timedelta(days=days), subject, key
+    by: list[Extension] = []
+    if authority is not None:
+        issuer, signer = authority.certificate.subject, authority.key
+        end = min(end, authority.certificate.not_valid_after_utc)
+        identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        by = [(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False)]
+    builder = (
         x509.CertificateBuilder()
-        .subject_name(_name(name))
-        .issuer_name(_name(issuer) if isinstance(issuer, str) else issuer)
+        .subject_name(subject)
+        .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start - SKEW)
-        .not_valid_after(end if at_most is None else min(end, at_most))
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+    for extension, critical in (*extensions, *by):
+        builder = builder.add_extension(extension, critical)
+    return KeyPair(builder.sign(signer, hashes.SHA256()), key)
+
+
+def _of_leaf(purpose: x509.ObjectIdentifier, names: Sequence[x509.GeneralName]) -> list[Extension]:
+    return [
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_usage(signs=False), True),
+        (x509.ExtendedKeyUsage([purpose]), False),
+        (x509.SubjectAlternativeName(names), False),
+    ]
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
@@ -149,10 +136,6 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import hmac
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from cloud.limits import Rate
 from coe.cascade.errors import NotAllowed, Unauthenticated
@@ -34,18 +33,10 @@ HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
-class KnownToken:
-    """A token's hash and whose it is."""
-
-    digest: str
-    device: str
-
-
-@dataclass(frozen=True)
 class Tokens:
-    """What the file says: tokens by their hash, and the rates of devices that have their own."""
+    """The token file: devices by the hash of a token, and the rates of devices that have their own."""
 
-    by_hash: Mapping[str, KnownToken] = field(default_factory=dict)
+    by_hash: Mapping[str, str] = field(default_factory=dict)
     quotas: Mapping[str, Rate] = field(default_factory=dict)
 
 
@@ -60,7 +51,7 @@ def read_tokens(path: Path) -> Tokens:
         ConfigError: every entry that is wrong. What stands where a hash belongs is never shown: it may be a token.
     """
     report = Report(str(path))
-    by_hash: dict[str, KnownToken] = {}
+    by_hash: dict[str, str] = {}
     quotas: dict[str, Rate] = {}
     for name, entry in Fields(read_yaml(path), report).content.items():
         device = Fields(entry if isinstance(entry, Mapping) else {"sha256": entry}, report, str(name))
@@ -68,9 +59,9 @@ def read_tokens(path: Path) -> Tokens:
             quotas[str(name)] = read_settings(Rate, device.section("quota"))
         if device.has("sha256") or not device.has("quota"):
             for digest in _hashes(device):
-                known = by_hash.setdefault(digest, KnownToken(digest, str(name)))
-                if known.device != str(name):
-                    device.wrong("sha256", f"expected a token of its own, got the one of {known.device}")
+                owner = by_hash.setdefault(digest, str(name))
+                if owner != str(name):
+                    device.wrong("sha256", f"expected a token of its own, got the one of {owner}")
         device.finish()
     report.check()
     return Tokens(by_hash, quotas)
@@ -143,7 +134,7 @@ class Authenticator:
         return identity
 
     def of_grpc(self, context: Any) -> Identity:
-        """The caller of a gRPC call, sync or asyncio: `identify` on what its context shows."""
+        """The caller of a gRPC call: `identify` on what its context shows."""
         if not self.security.asks_who:
             return ANONYMOUS
         return self.identify(*identity_of_call(context, certificate=self.security.client_ca is not None))
@@ -154,11 +145,10 @@ class Authenticator:
 
     def _owner(self, token: str, tokens: Tokens) -> str:
         """The token's device, found by hash: the time it takes reveals the hash at most, useless without the token."""
-        digest = hash_of(token)
-        known = tokens.by_hash.get(digest)
-        if known is not None and hmac.compare_digest(known.digest, digest):
-            return known.device
-        raise Unauthenticated("expected a token of a known device, got another (`coe-cloud certs token` makes one)")
+        owner = tokens.by_hash.get(hash_of(token))
+        if owner is None:
+            raise Unauthenticated("expected a token of a known device, got another (`coe-cloud certs token` makes one)")
+        return owner
 
     def _expected(self) -> str:
         ways = [
@@ -168,16 +158,8 @@ class Authenticator:
         return " or ".join(way for way, setting in ways if setting is not None) or "a way to tell devices apart"
 
 
-class _Call(Protocol):
-    """What `grpc.ServicerContext` and `grpc.aio.ServicerContext` share."""
-
-    def auth_context(self) -> Mapping[str, Any]: ...
-
-    def invocation_metadata(self) -> Any: ...
-
-
-def identity_of_call(context: _Call, *, certificate: bool = True) -> tuple[tuple[str, ...], str | None]:
-    """What a gRPC call shows: the names in its certificate, and its token.
+def identity_of_call(context: Any, *, certificate: bool = True) -> tuple[tuple[str, ...], str | None]:
+    """What a gRPC call, sync or asyncio, shows: the names in its certificate, and its token.
 
     Args:
         certificate: read it; that takes longer than all the rest.

@@ -1,1 +1,1 @@
-"""Where requests come in: gRPC and HTTP. A door knows its messages; what is behind it, the plane knows."""
+"""The server's transports: gRPC and REST over HTTP."""

@@ -1,4 +1,4 @@
-"""What `/device` hands out: the page that makes a phone a device, and the cascade that runs in it."""
+"""The page at /device that makes a phone a device, its config, and the models and cascade it downloads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from coe.models.loading import ModelSpec, read_verified
 from .rest_server import Page
 
 PATH = "/device"
-DTYPES = ("float32", "uint8")  # that the page prepares
+DTYPES = ("float32", "uint8")  # that the page can prepare
 FALLBACKS = ("answer-local", "spool", "fail")  # of an edge config; the page queues in any case
 NOT_BUILT_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>coe: no page yet</title>
@@ -57,10 +57,10 @@ class DeviceSettings:
 
 @dataclass(frozen=True)
 class DevicePage:
-    """A device's part of the cascade, as a page runs it.
+    """The part of the cascade that a page runs as a device.
 
     Args:
-        cascade: its local tiers, then at most one remote tier: a model of this server; None: no edge config is known.
+        cascade: local tiers, then at most one remote tier: a model of this server; None: no edge config is known.
         page: folder of the built page; None: it is not built.
     """
 
@@ -75,8 +75,8 @@ def read_device_page(
 
     Args:
         folder: relative paths start here.
-        task: the server's; reference: what its config says under `task`.
-        models: that the server serves; the first is the whole cascade.
+        task: the server's; reference: the value of `task` in its config.
+        models: of the server; the first is the whole cascade.
     """
     settings = read_settings(DeviceSettings, fields, folder)
     if not settings.enabled:
@@ -88,18 +88,18 @@ def read_device_page(
         for finding in findings:
             fields.wrong("config", finding)
     elif (bundled := _bundled(reference)) is not None:
-        cascade, _ = _read_edge(bundled, task, ())  # one of texts, say, is no page's
+        cascade, _ = _read_edge(bundled, task, ())  # a page cannot run one of texts
         cascade = _of_this_server(cascade, models)
     return DevicePage(cascade, _find_page(fields, page))
 
 
 class DeviceFiles:
-    """What the HTTP port offers for `/device`: the page as a folder, or a word on how to build it; and its files.
+    """What the HTTP port offers for `/device`: the page as a folder, or how to build it; and the files it fetches.
 
-    The files are read now, and handed out as they were read.
+    The files are read now, and served as they were read.
 
     Raises:
-        ModelError: a model file cannot be read, or is not what its manifest says.
+        ModelError: a model file cannot be read, or does not fit its manifest.
     """
 
     def __init__(self, device: DevicePage) -> None:
@@ -110,8 +110,8 @@ class DeviceFiles:
         self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
         self.pages: dict[str, Page] = {}
         if device.page is None:
-            told = _page(NOT_BUILT_PAGE.encode(), "text/html; charset=utf-8", "no-cache")
-            self.pages = {PATH: told, f"{PATH}/": told}
+            not_built = _page(NOT_BUILT_PAGE.encode(), "text/html; charset=utf-8", "no-cache")
+            self.pages = {PATH: not_built, f"{PATH}/": not_built}
 
 
 def _page(body: bytes, media_type: str, cached: str) -> Page:
@@ -134,7 +134,7 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
             files[member["file"]] = (data, "application/octet-stream", "private, max-age=31536000, immutable")
             members.append(member)
         tiers.append({"name": tier.name, **_rule(tier.rule), "early": tier.early, "members": members})
-    told = {
+    described = {
         "version": __version__,
         "task": cascade.task.name,
         "labels": cascade.task.labels,
@@ -143,7 +143,7 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
         "keep_last_answer": cascade.keep_last_answer,
         "tiers": tiers,
     }
-    files["cascade.json"] = (json.dumps(told).encode(), "application/json", "no-cache")
+    files["cascade.json"] = (json.dumps(described).encode(), "application/json", "no-cache")
     return files
 
 
@@ -234,18 +234,10 @@ def _member(spec: ModelSpec, data: bytes) -> dict[str, Any]:
     }
 
 
-def _input_spec(input_spec: InputSpec) -> dict[str, Any]:
-    height, width, channels = input_spec.shape
-    return {
-        "size": [height, width],
-        "channels": channels,
-        "layout": input_spec.layout,
-        "dtype": input_spec.dtype,
-        "scale": input_spec.scale,
-        "mean": input_spec.mean,
-        "std": input_spec.std,
-        "fit": input_spec.fit,
-    }
+def _input_spec(spec: InputSpec) -> dict[str, Any]:
+    height, width, channels = spec.shape
+    names = ("layout", "dtype", "scale", "mean", "std", "fit")
+    return {"size": [height, width], "channels": channels} | {name: getattr(spec, name) for name in names}
 
 
 def _rule(rule: DeferralRule) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The gRPC door: the protocol's service, health, and reflection, on one asynchronous server."""
+"""The gRPC server: the inference service, health and reflection, in one event loop."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
     def __init__(self) -> None:
         super().__init__()
         self._watches: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
         watch = asyncio.ensure_future(super().Watch(request, context))
@@ -35,15 +36,13 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
         finally:
             self._watches.discard(watch)
 
-    _is_over = False
-
     async def set_serving(self, names: Iterable[str], is_ready: bool) -> None:
         state = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", SERVICE, *names):
             await self.set(name, state)
 
     async def end_watches(self) -> None:
-        """After everybody was told that the server drains."""
+        """To be called once NOT_SERVING is set."""
         self._is_over = True
         for watch in tuple(self._watches):
             watch.cancel()
@@ -53,9 +52,9 @@ class GrpcServer:
     """The server's gRPC side.
 
     Args:
-        limits: of calls, on the whole and of one connection, and of messages. gRPC itself holds as many again
-            before anybody looks at them; beyond that it turns calls away, which costs least.
-        reflection: whether the service describes itself.
+        limits: of calls, in all and of one connection, and of messages. gRPC itself holds as many calls again
+            before the servicer gets them; beyond that it refuses them, which costs least.
+        reflection: offer the service's description to clients.
     """
 
     def __init__(self, servicer: InferenceServicer, *, limits: Limits, reflection: bool = False) -> None:

@@ -1,7 +1,7 @@
 """uvicorn with limits on connections, request heads and bodies, in an event loop that others use too.
 
-Beyond what uvicorn does, a connection is closed when its headers do not come in time or are too large, or when it goes
-on sending after it was refused; and it tells the application who is at its other end.
+Beyond what uvicorn does, a connection is closed when its headers do not arrive in time or are too large, or when it
+goes on sending after it was refused; and the application gets to know who is at its other end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ BODY_RETRY_S = 1.0
 
 
 class BodyReader:
-    """Reads bodies, and remembers how much of them is held.
+    """Reads bodies within limits of time and memory.
 
     Args:
         max_held_bytes: of all bodies read or being read whose requests are not answered yet.
-        body_s: longest a body may take to come.
+        body_s: longest that a body may take to arrive.
     """
 
     def __init__(self, max_held_bytes: int, body_s: float) -> None:
@@ -47,11 +47,11 @@ class BodyReader:
         """The body, counted as held while the block runs.
 
         Raises:
-            HttpError: it is larger than `most`, or did not come in time, or not in full.
-            TierOverloaded: too much is held already.
+            HttpError: it is larger than `most`, or did not arrive in time, or not in full.
+            TierOverloaded: bodies hold too much memory already.
         """
         declared = headers.get("content-length")
-        if declared is not None and int(declared) > most:  # digits: the HTTP parser has seen to it
+        if declared is not None and int(declared) > most:  # digits: the HTTP parser has checked that
             raise _too_large(most, declared)
         held = 0
         parts: list[bytes] = []
@@ -185,7 +185,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "expected a request of HTTP/1.1, got something else")
 
     def _refuse(self, status: int, text: str) -> None:
-        """An answer to what never became a request."""
+        """Answer what never became a request, and close."""
         body = json.dumps({"error": text}).encode()
         phrase = {400: "Bad Request", 431: "Request Header Fields Too Large"}[status]
         head = (
@@ -216,7 +216,7 @@ class HttpServerConfig(uvicorn.Config):
             lifespan="off",
             interface="asgi3",
             log_config=None,
-            log_level="error",  # at more, strangers could fill the log
+            log_level="error",  # at a lower level, strangers could fill the log
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -229,7 +229,7 @@ class HttpServerConfig(uvicorn.Config):
 
 
 class HttpServer(uvicorn.Server):
-    """Runs as a task of an event loop that others run in too; signals are the owner's."""
+    """Runs as a task of a shared event loop; signals are left to its owner."""
 
     def __init__(self, config: HttpServerConfig) -> None:
         super().__init__(config)
@@ -244,7 +244,7 @@ class HttpServer(uvicorn.Server):
         self.is_up.set()
 
     async def abort(self) -> None:
-        """After the grace: those whose requests were cancelled are told so, and whoever is still there is cut off."""
+        """After the grace: answer the requests that were cancelled, then cut off every connection that is left."""
         if tasks := set(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=LAST_WORD_S)
         for connection in tuple(self.server_state.connections):

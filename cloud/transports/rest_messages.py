@@ -1,7 +1,7 @@
 """The REST protocol's messages: JSON and binary tensors to a Request, an Answer to a body, errors to HTTP statuses.
 
 With the binary tensor data extension a body is JSON followed by the tensors' raw bytes, one after the other; a header
-tells the JSON's length.
+has the JSON's length.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from coe.cascade.errors import CascadeError, TierOverloaded, Unauthenticated
 from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, WireError, check_shape, encode, read_raw
-from coe.protocol.core import OUTPUTS, Answer, Request
+from coe.protocol.core import OUTPUTS, Answer, Request, ServedModel
 from coe.protocol.service import INPUT, PLATFORM
 from coe.protocol.servicer import NotOffered
 from coe.protocol.status import to_status
@@ -41,12 +41,12 @@ HTTP: Mapping[grpc.StatusCode, int] = MappingProxyType(
         grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     }
 )
-RETRY_S = 1  # where nobody knows better; the header has whole seconds
+RETRY_S = 1  # where the error gives none; the header has whole seconds
 ASK_TOKEN = 'Bearer realm="coe-cloud"'
 
 
 class HttpError(CascadeError):
-    """What only HTTP can get wrong: a body, a header, a method."""
+    """An error of HTTP alone: in a body, a header, a method."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class HttpError(CascadeError):
 
 
 def to_http(error: Exception) -> tuple[int, dict[str, str], str]:
-    """Status, headers and text for the caller. What is not expected becomes 500 with an id of the log's."""
+    """Status, headers and text for the caller. An unexpected error becomes 500 with its id in the log."""
     if isinstance(error, HttpError):
         return error.status, error.headers, str(error)
     if isinstance(error, NotOffered):
@@ -70,7 +70,7 @@ def to_http(error: Exception) -> tuple[int, dict[str, str], str]:
     return HTTP.get(code, 500), headers, text
 
 
-BINARY_ALONE = ("FP16", "BF16")  # JSON has no such numbers, and the protocol's other servers refuse them too
+BINARY_ALONE = ("FP16", "BF16")  # JSON has no such numbers; other servers of the protocol refuse them too
 _KINDS: dict[str, tuple[frozenset[type], str]] = {  # by NumPy's kind: what an element may be
     "b": (frozenset({bool}), "true and false"),
     "i": (frozenset({int}), "whole numbers"),
@@ -95,14 +95,14 @@ def read_values(where: str, datatype: str, shape: tuple[int, ...], data: Any, *,
     """
     if datatype in BINARY_ALONE:
         fix = "send it as binary data (binary_data_size), or as FP32"
-        raise WireError(where, "a datatype that JSON can tell", datatype, fix)
+        raise WireError(where, "a datatype that JSON can hold", datatype, fix)
     dtype = DATATYPES[datatype]
     elements = _flattened(where, shape, data)
-    kinds, told = _KINDS[dtype.kind]
+    kinds, expected = _KINDS[dtype.kind]
     others = set(map(type, elements)) - kinds
     if others:
         got = ", ".join(sorted(_named(kind) for kind in others))
-        raise WireError(where, f"{told} for {datatype}", got, "convert the elements, or name another datatype")
+        raise WireError(where, f"{expected} for {datatype}", got, "convert the elements, or name another datatype")
     if dtype.kind == "O":
         array = _texts(where, elements, is_base64)
     elif dtype.kind == "f":
@@ -195,7 +195,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormats:
-    """How the answer is to be told: binary where `binary` says so of an output, else as `usually`."""
+    """The form of each output in the response: binary or not by its name in `binary`, else as `usually`."""
 
     binary: Mapping[str, bool] = field(default_factory=dict)
     usually: bool = False
@@ -207,10 +207,10 @@ class OutputFormats:
 def read_request(
     body: bytes, header_length: str | None, *, model: str, version: str, limits: RequestLimits
 ) -> tuple[Request, OutputFormats]:
-    """The question in a body.
+    """The request in a body, and the forms of its outputs.
 
     Args:
-        header_length: of JSON in it, as the header has it; None: all of it.
+        header_length: bytes of JSON in it, as the header has them; None: all of it.
     Raises:
         HttpError: it is not JSON, or too much of it.
         WireError: it contradicts itself, or goes over a limit.
@@ -236,19 +236,19 @@ def read_request(
     return request, OutputFormats(binary, _flag(parameters, "binary_data_output", "parameters") or False)
 
 
-def write_answer(answer: Answer, asked: OutputFormats) -> tuple[bytes, int | None]:
-    """The body, and how much of it is JSON where not all of it is."""
+def write_answer(answer: Answer, formats: OutputFormats) -> tuple[bytes, int | None]:
+    """The response's body, and the bytes of JSON in it where that is not all."""
     outputs: list[Object] = []
     tail: list[bytes] = []
     for name, column in answer.outputs.items():
-        told: Object = {"name": name, "datatype": OUTPUTS[name][0], "shape": list(column.shape)}
-        if asked.is_binary(name):
+        output: Object = {"name": name, "datatype": OUTPUTS[name][0], "shape": list(column.shape)}
+        if formats.is_binary(name):
             _, raw = encode(name, column)
-            told["parameters"] = {"binary_data_size": len(raw)}
+            output["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         else:
-            told["data"] = to_values(column)
-        outputs.append(told)
+            output["data"] = to_values(column)
+        outputs.append(output)
     message: Object = {"model_name": answer.served.name, "model_version": answer.served.version}
     if answer.id:
         message["id"] = answer.id
@@ -258,8 +258,8 @@ def write_answer(answer: Answer, asked: OutputFormats) -> tuple[bytes, int | Non
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 
 
-def metadata(served: Any) -> Object:
-    """A `coe.protocol.core.ServedModel` as the protocol's ModelMetadata tells it."""
+def metadata(served: ServedModel) -> Object:
+    """The protocol's ModelMetadata of a model, as JSON."""
     datatype, shape = served.input
     outputs = [
         {"name": name, "datatype": kind, "shape": [-1, *(served.n_tiers if size == -1 else size for size in row)]}
@@ -359,10 +359,10 @@ def _n_bytes(array: Array) -> int:
     return sum(4 + len(element) for element in array.ravel()) if array.dtype.hasobject else array.nbytes
 
 
-def _read_header_length(told: str, most: int) -> int:
-    if not (told.isascii() and told.isdecimal()) or len(told) > 12 or int(told) > most:
-        raise HttpError(400, f"{LENGTH}: expected a number of 0 to {most}, the body's bytes, got {told[:64]!r}")
-    return int(told)
+def _read_header_length(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12 or int(text) > most:
+        raise HttpError(400, f"{LENGTH}: expected a number of 0 to {most}, the body's bytes, got {text[:64]!r}")
+    return int(text)
 
 
 def _read_timeout(parameters: Object) -> float | None:

@@ -1,4 +1,4 @@
-"""The REST protocol's routes and responses: who may call, what is asked, the answer with its security headers."""
+"""The REST protocol's routes and responses: who may call, which method answers, the security headers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FOLDER = SAFE | {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(self), microphone=(), geolocation=()",
 }
-MEDIA_TYPES = {  # whatever this machine's own table says: a browser runs nothing of another type
+MEDIA_TYPES = {  # not this machine's own table: a browser runs nothing of another type
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -230,11 +230,11 @@ class Routes:
         return of_json(metadata(self.core.find(http.path_params["name"], http.path_params.get("version", ""))))
 
     async def repository_index(self, http: HttpRequest, caller: str) -> Response:
-        repository, asked = self._repository(), await self._small_body(http)
+        repository, message = self._repository(), await self._small_body(http)
         models = [
             {"name": model.name, "version": model.version, "state": model.state, "reason": model.reason}
             for model in repository.index()
-            if model.state == "READY" or asked.get("ready") is not True
+            if model.state == "READY" or message.get("ready") is not True
         ]
         return of_json(models)
 

@@ -81,9 +81,9 @@ class Client:
     """Calls the server at `port`, on a connection for each call."""
 
     def __init__(
-        self, port: int, server: RestServer, plane: InferenceCore, loop: Loop, tls: ssl.SSLContext | None = None
+        self, port: int, server: RestServer, core: InferenceCore, loop: Loop, tls: ssl.SSLContext | None = None
     ) -> None:
-        self.port, self.server, self.plane, self.loop, self.tls = port, server, plane, loop, tls
+        self.port, self.server, self.core, self.loop, self.tls = port, server, core, loop, tls
 
     def connect(self) -> http.client.HTTPConnection:
         if self.tls is not None:
@@ -133,20 +133,20 @@ def reply_of(connection: http.client.HTTPConnection) -> Reply:
     return Reply(response.status, headers, response.read())
 
 
-def table_plane(n_rows: int = 4, **settings: Any) -> InferenceCore:
+def table_core(n_rows: int = 4, **settings: Any) -> InferenceCore:
     """One model "table" of two tiers over row numbers; even rows leave at tier 1, odd ones at tier 2."""
     even = [0 if row % 2 == 0 else 1 for row in range(n_rows)]
     disagree = [one_hot([row % 3 for row in range(n_rows)]), one_hot([(row + odd) % 3 for row, odd in enumerate(even)])]
     last = table_tier([one_hot([2 - row % 3 for row in range(n_rows)])], Always(), "best")
     cascade = Cascade([table_tier(disagree, Fraction(1), "medium"), last])
-    plane = InferenceCore({"table": served("table", cascade, 3)}, **settings)
-    plane.accepts = True
-    return plane
+    core = InferenceCore({"table": served("table", cascade, 3)}, **settings)
+    core.accepts = True
+    return core
 
 
 @contextmanager
 def open_rest(
-    plane: InferenceCore,
+    core: InferenceCore,
     *,
     host: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
@@ -156,11 +156,11 @@ def open_rest(
 ) -> Iterator[Client]:
     loop = make_loop()
     try:
-        server = RestServer(plane, RestOptions(**settings))
+        server = RestServer(core, RestOptions(**settings))
         port = server.bind(host, 0, tls)
         loop.run(server.start())
         try:
-            yield Client(port, server, plane, loop, client_tls)
+            yield Client(port, server, core, loop, client_tls)
         finally:
             loop.run(server.stop(0.2))
     finally:

@@ -70,7 +70,7 @@ class Target:
     def __init__(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
         self.loop = loop
         self.server = server
-        self.servicer = InferenceServicer(server.plane)
+        self.servicer = InferenceServicer(server.core)
         self.seen: Counter[str] = Counter()
 
     def send(self, data: bytes, remaining_s: float | None = None) -> None:
@@ -95,7 +95,7 @@ def target() -> Iterator[Target]:
     pytest.importorskip("onnxruntime")
     loop = asyncio.new_event_loop()
     server = Server(read_config(default_config()))
-    server.plane.accepts = True
+    server.core.accepts = True
     try:
         yield Target(loop, server)
     finally:

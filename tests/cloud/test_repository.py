@@ -70,7 +70,7 @@ def serve(folder: Path, work: Callable[[Server], Awaitable[Any]]) -> Any:
 async def ask(server: Server, model: str = "digits") -> list[float]:
     """The score of one digit: it tells which model answered."""
     image = np.full((1, 28, 28, 1), 90, dtype=np.uint8)
-    answer = await server.plane.infer(Request(model, "", "", {"input": image}))
+    answer = await server.core.infer(Request(model, "", "", {"input": image}))
     return [float(value) for value in answer.outputs["score"]]
 
 
@@ -141,15 +141,15 @@ def test_a_bad_change_is_refused_once_and_the_old_model_keeps_serving(folder, wh
 
 def test_a_task_with_other_labels_is_another_version_and_asking_for_the_old_one_says_so(folder):
     async def work(server: Server) -> None:
-        old = server.plane.find("digits").version
+        old = server.core.find("digits").version
         path = folder / "models" / "manifest.yaml"
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         content["labels"] = [f"digit {label}" for label in content["labels"]]
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         assert await server.repository.reload()
-        assert server.plane.find("digits").version != old
+        assert server.core.find("digits").version != old
         with pytest.raises(UnknownModel, match="fingerprint"):
-            server.plane.find("digits", old)
+            server.core.find("digits", old)
 
     serve(folder, work)
 
@@ -184,7 +184,7 @@ def test_a_model_can_be_unloaded_and_loaded_where_that_is_allowed(folder):
         await repository.unload("digits")
         with pytest.raises(UnknownModel):
             await ask(server)
-        assert not server.plane.is_ready("digits")
+        assert not server.core.is_ready("digits")
         assert [(entry.name, entry.state) for entry in repository.index()] == [
             ("digits-small", "READY"),
             ("digits", "UNAVAILABLE"),
@@ -204,7 +204,7 @@ def test_an_unloaded_model_stays_so_when_others_change(folder):
         await server.repository.unload("digits")
         put_model(folder, "loom.onnx")
         assert await server.repository.reload()
-        assert set(server.plane.models) == {"digits-small"}
+        assert set(server.core.models) == {"digits-small"}
 
     serve(folder, work)
 

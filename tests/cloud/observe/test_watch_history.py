@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from watching import World, best, decided, medium, request, served
 
-from cloud.observe.status import StatusJson, status
+from cloud.observe.status import status, status_json
 from cloud.observe.tally import N_SLOTS, History, Tally, errors_of, merged_slots
 from coe.cascade import Cascade, InputError, TierOverloaded
 
@@ -195,15 +195,15 @@ def test_history_is_lists_of_one_length(scene):
 
 
 def test_the_status_is_plain_json_even_where_nothing_happened_yet(scene):
-    body, headers = StatusJson(scene.world.view, scene.tally, scene.history)()
+    body, headers = status_json(scene.world.view, scene.tally, scene.history)("")
     assert json.loads(body)["now"]["p50_s"] is None
     assert headers["Cache-Control"] == "no-store"
 
 
 def test_many_who_look_on_cost_one_status_a_second(scene):
-    told = StatusJson(scene.world.view, scene.tally, scene.history)
-    first, _ = told()
+    page = status_json(scene.world.view, scene.tally, scene.history)
+    first, _ = page()
     scene.answer(5)
-    assert told()[0] is first
+    assert page()[0] is first
     scene.world.now += 1
-    assert json.loads(told()[0])["now"]["requests_per_s"] > 0
+    assert json.loads(page()[0])["now"]["requests_per_s"] > 0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from watching import World, decided, plane, request, served
+from watching import World, core, decided, request, served
 
 from cloud.config import ObserveConfig
 from cloud.observe.logs import MOST_LINES, LineFormatter, RequestLog, clean, configure
@@ -63,7 +63,7 @@ def start() -> Iterator[object]:
 
 def ask(one: Request, *, log_requests: bool = True, model: object = None) -> None:
     observer = Observer(ObserveConfig(log_requests=log_requests), World().view)
-    made = plane(observer, model or served())  # type: ignore[arg-type]
+    made = core(observer, model or served())  # type: ignore[arg-type]
     with contextlib.suppress(Exception):  # the watchers were told
         asyncio.run(made.infer(one))
 
@@ -158,7 +158,7 @@ def test_a_payload_is_in_no_log_whatever_error_it_causes(start, form, number):
         raise AssertionError("not reached")
 
     object.__setattr__(failing, "decide", decide)
-    made = plane(Observer(ObserveConfig(log_requests=True), World().view), failing)
+    made = core(Observer(ObserveConfig(log_requests=True), World().view), failing)
 
     async def ask_and_be_refused() -> None:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watching import World, plane, request, served
+from watching import World, core, request, served
 
 from cloud.config import ObserveConfig
 from cloud.observe.metrics import TIMES, Metrics
@@ -43,7 +43,7 @@ def busy() -> tuple[Metrics, Tally, World]:
     class Only:
         gates = watchers = (tally,)
 
-    made = plane(Only, served())
+    made = core(Only, served())
 
     async def ask() -> None:
         for rows in ([0], [2], [0, 1, 2, 3]):

@@ -12,7 +12,7 @@ from email.message import Message
 from html.parser import HTMLParser
 
 import pytest
-from watching import World, plane
+from watching import World, core
 
 from cloud.config import ObserveConfig
 from cloud.observe.observer import Observer
@@ -126,7 +126,7 @@ def test_the_http_server_serves_the_pages_with_their_own_policies():
     observer = Observer(ObserveConfig(), World().view)
 
     async def fetch() -> list[tuple[int, Message, bytes]]:
-        server = RestServer(plane(observer), RestOptions(pages=observer.pages, pages_need_identity=False))
+        server = RestServer(core(observer), RestOptions(pages=observer.pages, pages_need_identity=False))
         port = server.bind("127.0.0.1", 0)
         await server.start()
         try:

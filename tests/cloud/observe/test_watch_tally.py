@@ -1,4 +1,4 @@
-"""What is counted of requests that ran through a real plane and real cascades, and what counting costs."""
+"""What is counted of requests that ran through a real core and real cascades, and what counting costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Broken, FakeServer
-from watching import best, decided, medium, plane, request, served
+from watching import best, core, decided, medium, request, served
 
 from cloud.async_cascade import AsyncCascade, CascadeBatcher
 from cloud.observe.tally import SECONDS, UNKNOWN, Histogram, Tally, quantile
@@ -25,7 +25,7 @@ from coe.protocol.status import UnknownModel
 
 
 class Watching:
-    """A plane's watchers and gates: the tally alone."""
+    """A core's watchers and gates: the tally alone."""
 
     def __init__(self, tally: Tally) -> None:
         self.gates = self.watchers = (tally,)
@@ -38,7 +38,7 @@ class OverQuota(TierOverloaded):
 
 
 def ask(tally: Tally, *requests: object, models: Sequence[object] = ()) -> None:
-    made: InferenceCore = plane(Watching(tally), *models)  # type: ignore[arg-type]
+    made: InferenceCore = core(Watching(tally), *models)  # type: ignore[arg-type]
 
     async def all_of_them() -> None:
         for one in requests:
@@ -101,7 +101,7 @@ def test_callers_whose_requests_are_decided_together_each_count_once():
             batcher = CascadeBatcher(AsyncCascade(cascade, batchers, threads))
             model = served()
             object.__setattr__(model, "decide", batcher.decide)
-            made = plane(Watching(tally), model)
+            made = core(Watching(tally), model)
             rows = [0, 3, 1, 2] * 8
             await asyncio.gather(*(made.infer(request([row])) for row in rows), made.infer(request([0, 1, 2, 3])))
 
@@ -196,7 +196,7 @@ def test_open_calls_are_those_between_entering_and_leaving_and_a_cancelled_one_l
     object.__setattr__(held, "decide", hold)
 
     async def run() -> None:
-        call = asyncio.create_task(plane(Watching(tally), held).infer(request()))
+        call = asyncio.create_task(core(Watching(tally), held).infer(request()))
         await entered.wait()
         call.cancel()
         await asyncio.wait([call])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from strategies import FakeServer
-from watching import best, medium, plane, request, served
+from watching import best, core, medium, request, served
 
 from cloud.config import ObserveConfig
 from coe.cascade import Always, Cascade, CascadeError, TierTimeout
@@ -26,17 +26,17 @@ DEVICE = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
 
 
 class Traced:
-    """A plane with a tracer, and the spans it made, by name."""
+    """A core with a tracer, and the spans it made, by name."""
 
     def __init__(self, *models: object, share: float = 1.0) -> None:
         self.exporter = InMemorySpanExporter()
         self.tracer = Tracer(ObserveConfig(trace_share=share, trace_service="east"), self.exporter)
         self.gates = self.watchers = (self.tracer,)
-        self.plane = plane(self, *models)  # type: ignore[arg-type]
+        self.core = core(self, *models)  # type: ignore[arg-type]
 
     def ask(self, *requests: object) -> None:
         async def side_by_side() -> None:
-            calls = [asyncio.create_task(self.plane.infer(one)) for one in requests]  # type: ignore[arg-type]
+            calls = [asyncio.create_task(self.core.infer(one)) for one in requests]  # type: ignore[arg-type]
             await asyncio.gather(*calls, return_exceptions=True)
 
         asyncio.run(side_by_side())
@@ -194,7 +194,7 @@ def test_the_canary_is_in_no_span(traced):
     server = traced()
     server.ask(request([0, 3], id="abc"))
     with pytest.raises(CascadeError):
-        asyncio.run(server.plane.infer(request(model="canary-4711")))
+        asyncio.run(server.core.infer(request(model="canary-4711")))
     assert "canary-4711" not in "".join(span.to_json() for span in server.spans)
 
 

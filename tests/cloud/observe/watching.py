@@ -49,8 +49,8 @@ def request(wanted: Sequence[int] = (0,), model: str = "digits", **fields: objec
     return Request(model, "", inputs=values, **({"id": "r1", "n_bytes": 100} | fields))  # type: ignore[arg-type]
 
 
-def plane(observer: object, *models: ServedModel) -> InferenceCore:
-    """A plane that accepts requests, watched by `observer`."""
+def core(observer: object, *models: ServedModel) -> InferenceCore:
+    """A core that accepts requests, watched by `observer`."""
     offered = models or (served(),)
     made = InferenceCore(
         {one.name: one for one in offered},

@@ -93,7 +93,7 @@ class Asked:
 
     def __enter__(self) -> Client:
         self._running.__enter__()
-        return Client(self.server.http_port, None, self.server.plane, None)  # type: ignore[arg-type]
+        return Client(self.server.http_port, None, self.server.core, None)  # type: ignore[arg-type]
 
     def __exit__(self, *error: Any) -> None:
         self._running.__exit__(*error)

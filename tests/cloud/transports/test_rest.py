@@ -1,4 +1,4 @@
-"""The REST server: what a plain HTTP client asks of it, and that both servers say the same of the same plane."""
+"""The REST server: what a plain HTTP client asks of it, and that both servers say the same of the same core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from rest_loopback import VERSION, Client, binary_message, open_rest, request_of, rows_message, serving, table_plane
+from rest_loopback import VERSION, Client, binary_message, open_rest, request_of, rows_message, serving, table_core
 
 from coe import __version__
 from coe.cascade import InputError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
@@ -28,7 +28,7 @@ USUAL = ["label", "vote", "score", "exit_tier", "members", "tier_votes"]
 
 
 class Models:
-    """A repository of what the plane serves, and of one that does not load."""
+    """A repository of what the core serves, and of one that does not load."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
@@ -47,8 +47,8 @@ class Models:
 
 
 @pytest.fixture(scope="module")
-def plane() -> InferenceCore:
-    return table_plane(100)
+def core() -> InferenceCore:
+    return table_core(100)
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +57,15 @@ def repository() -> Models:
 
 
 @pytest.fixture(scope="module")
-def server(plane: InferenceCore, repository: Models) -> Iterator[Client]:
-    with open_rest(plane, repository=repository) as client:
+def server(core: InferenceCore, repository: Models) -> Iterator[Client]:
+    with open_rest(core, repository=repository) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def grpc_answer(plane: InferenceCore) -> Iterator[Any]:
-    """The gRPC server's outputs, on the same plane."""
-    with serving(InferenceServicer(plane).handler()) as address, grpc.insecure_channel(address) as channel:
+def grpc_answer(core: InferenceCore) -> Iterator[Any]:
+    """The gRPC server's outputs, on the same core."""
+    with serving(InferenceServicer(core).handler()) as address, grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(path("ModelInfer"), response_deserializer=pb.ModelInferResponse.FromString)
 
         def ask(rows: list[int], *outputs: str) -> dict[str, np.ndarray]:
@@ -168,17 +168,17 @@ def test_the_server_and_its_models_are_described(server: Client):
     assert server.get(f"/v2/models/table/versions/{VERSION}").json == model
 
 
-def test_ready_says_whether_it_takes_questions(server: Client, plane: InferenceCore):
+def test_ready_says_whether_it_takes_questions(server: Client, core: InferenceCore):
     paths = ["/v2/health/ready", "/v2/models/table/ready", f"/v2/models/table/versions/{VERSION}/ready"]
     assert [server.get(path).status for path in paths] == [200, 200, 200]
-    plane.accepts = False
+    core.accepts = False
     try:
         assert [server.get(path).status for path in paths] == [503, 503, 503]
         assert server.get("/v2/health/ready").json == {"ready": False}
         assert server.get("/v2/health/live").json == {"live": True}
         assert server.infer(rows_message(0)).status == 503
     finally:
-        plane.accepts = True
+        core.accepts = True
     assert server.get("/v2/models/none/ready").status == 404
 
 
@@ -193,8 +193,8 @@ def test_the_repository_is_listed_loaded_and_unloaded(server: Client, repository
     assert (refused.status, "checksum" in refused.error) == (409, True)
 
 
-def test_without_a_repository_the_extension_is_not_offered(plane: InferenceCore):
-    with open_rest(plane) as client:
+def test_without_a_repository_the_extension_is_not_offered(core: InferenceCore):
+    with open_rest(core) as client:
         assert client.get("/v2").json["extensions"] == ["binary_tensor_data"]
         reply = client.ask("POST", "/v2/repository/index")
         assert (reply.status, "not offered" in reply.error) == (501, True)
@@ -228,7 +228,7 @@ class Refusing:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_each_error_has_its_status(error: Exception, status: int, headers: dict[str, str]):
-    with open_rest(table_plane(gates=[Refusing(error)])) as client:
+    with open_rest(table_core(gates=[Refusing(error)])) as client:
         reply = client.infer(rows_message(0))
     assert (reply.status, reply.error) == (status, str(error))
     assert headers.items() <= reply.headers.items()
@@ -236,7 +236,7 @@ def test_each_error_has_its_status(error: Exception, status: int, headers: dict[
 
 
 def test_a_bug_tells_its_number_alone(caplog: pytest.LogCaptureFixture):
-    with open_rest(table_plane(gates=[Refusing(RuntimeError("secrets/private.onnx"))])) as client:
+    with open_rest(table_core(gates=[Refusing(RuntimeError("secrets/private.onnx"))])) as client:
         reply = client.infer(rows_message(0))
     assert reply.status == 500
     assert "secrets" not in reply.body.decode()
@@ -253,7 +253,7 @@ def test_paths_and_methods_there_are_none_of_are_refused_in_json(server: Client)
     assert "method" in reply.error
 
 
-def slow_plane(seconds: float, cancelled: list[bool]) -> InferenceCore:
+def slow_core(seconds: float, cancelled: list[bool]) -> InferenceCore:
     """A model that takes its time, and notes when it is told to stop."""
 
     async def decide(batch: Any) -> Any:
@@ -264,10 +264,10 @@ def slow_plane(seconds: float, cancelled: list[bool]) -> InferenceCore:
             raise
         raise TierUnavailable("slow", "it had no answer after all")
 
-    model = table_plane().models["table"]
-    plane = InferenceCore({"table": replace(model, decide=decide)})
-    plane.accepts = True
-    return plane
+    model = table_core().models["table"]
+    core = InferenceCore({"table": replace(model, decide=decide)})
+    core.accepts = True
+    return core
 
 
 @pytest.mark.parametrize(
@@ -282,13 +282,13 @@ def slow_plane(seconds: float, cancelled: list[bool]) -> InferenceCore:
 )
 def test_a_request_ends_with_its_time(message: dict[str, Any], headers: dict[str, str]):
     cancelled: list[bool] = []
-    with open_rest(slow_plane(30, cancelled)) as client:
+    with open_rest(slow_core(30, cancelled)) as client:
         reply = client.infer(rows_message(0, **message), **headers)
     assert (reply.status, "time is over" in reply.error) == (504, True)
     assert cancelled == [True]
 
 
-def test_the_plane_is_told_how_much_time_is_left():
+def test_the_core_is_told_how_much_time_is_left():
     seen: list[Request] = []
 
     class Notes:
@@ -297,7 +297,7 @@ def test_the_plane_is_told_how_much_time_is_left():
 
         def leave(self, request: Request) -> None: ...
 
-    with open_rest(table_plane(gates=[Notes()])) as client:
+    with open_rest(table_core(gates=[Notes()])) as client:
         client.infer(rows_message(0, parameters={"timeout": 5_000_000}))
         client.infer(rows_message(0, parameters={"timeout": 0}))
         client.infer(rows_message(0), **{"Request-Timeout": "2.5"})

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rest_loopback import LENGTH, Client, Reply, binary_message, open_rest, reply_of, rows_message, table_plane
+from rest_loopback import LENGTH, Client, Reply, binary_message, open_rest, reply_of, rows_message, table_core
 
 from coe.cascade.errors import NotAllowed, Unauthenticated
 
@@ -22,8 +22,8 @@ INFER = "/v2/models/table/infer"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Client]:
-    plane = table_plane(100, max_rows=100, max_bytes=100_000)
-    with open_rest(plane, max_message_bytes=MOST, max_json_bytes=MOST_JSON, body_s=0.5) as client:
+    core = table_core(100, max_rows=100, max_bytes=100_000)
+    with open_rest(core, max_message_bytes=MOST, max_json_bytes=MOST_JSON, body_s=0.5) as client:
         yield client
 
 
@@ -172,7 +172,7 @@ def test_headers_without_end_are_cut_off(server: Client):
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nHost: x\r\n"])
 def test_a_connection_that_says_nothing_is_closed(said: bytes):
-    with open_rest(table_plane(), head_s=0.2) as client:
+    with open_rest(table_core(), head_s=0.2) as client:
         started = time.monotonic()
         with suppress(ConnectionResetError):
             assert client.raw(said) == b""
@@ -180,7 +180,7 @@ def test_a_connection_that_says_nothing_is_closed(said: bytes):
 
 
 def test_who_sends_on_slowly_after_a_refusal_is_cut_off():
-    with open_rest(table_plane(), head_s=0.3, identify=known) as client:
+    with open_rest(table_core(), head_s=0.3, identify=known) as client:
         with socket.create_connection(("127.0.0.1", client.port), timeout=10) as wire:
             wire.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
             assert b" 401 " in wire.recv(65536)
@@ -190,7 +190,7 @@ def test_who_sends_on_slowly_after_a_refusal_is_cut_off():
 
 
 def test_more_connections_than_may_be_are_closed():
-    with open_rest(table_plane(), max_connections=2) as client:
+    with open_rest(table_core(), max_connections=2) as client:
         first, second = client.connect(), client.connect()
         for connection in (first, second):
             connection.request("GET", "/v2/health/live")
@@ -204,7 +204,7 @@ def test_more_connections_than_may_be_are_closed():
 
 def test_bodies_that_are_held_have_a_budget_together():
     """Four clients stall with most of a largest body sent; the fifth is told to come again."""
-    with open_rest(table_plane(), max_message_bytes=100_000) as client:
+    with open_rest(table_core(), max_message_bytes=100_000) as client:
         wires = []
         for _ in range(4):
             wire = socket.create_connection(("127.0.0.1", client.port), timeout=10)
@@ -229,7 +229,7 @@ def test_pages_of_other_sites_cannot_post(server: Client):
 
 
 def test_origins_that_are_allowed_may_call_from_a_browser():
-    with open_rest(table_plane(), cors=["https://app.example"]) as client:
+    with open_rest(table_core(), cors=["https://app.example"]) as client:
         asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
         allowed = client.ask("OPTIONS", INFER, headers=asked | {"Access-Control-Request-Headers": "content-type"})
         assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://app.example")
@@ -263,7 +263,7 @@ def test_strangers_are_told_of_health_alone():
 
         def leave(self, request: Any) -> None: ...
 
-    with open_rest(table_plane(gates=[Notes()]), identify=known, pages={"/": _page, "/metrics": _page}) as client:
+    with open_rest(table_core(gates=[Notes()]), identify=known, pages={"/": _page, "/metrics": _page}) as client:
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/table/ready"):
             assert client.get(path).status == 200
         for path in ("/v2", "/v2/models/table", "/v2/models/none", "/", "/metrics"):
@@ -279,14 +279,14 @@ def test_strangers_are_told_of_health_alone():
 
 
 def test_a_person_may_give_the_token_as_a_password_for_a_page():
-    with open_rest(table_plane(), identify=known, pages={"/": _page}) as client:
+    with open_rest(table_core(), identify=known, pages={"/": _page}) as client:
         assert "Basic" in client.get("/").headers["www-authenticate"]
         assert client.get("/", **PASSWORD).status == 200
         assert client.get("/", Authorization="Basic %%%").status == 401
 
 
 def test_two_authorizations_are_one_too_many():
-    with open_rest(table_plane(), identify=known) as client:
+    with open_rest(table_core(), identify=known) as client:
         two = "Authorization: Bearer other\r\nAuthorization: Bearer sesame"
         received = client.raw(f"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{two}\r\n\r\n".encode())
         assert [status for status, _, _ in answers(received)] == [401]
@@ -295,7 +295,7 @@ def test_two_authorizations_are_one_too_many():
 def test_pages_may_be_open_where_the_rest_is_not():
     metrics = (b"a 1\n", {"Content-Type": "text/plain"})
     pages = {"/": _page, "/metrics": lambda accept: metrics, "/status.json": lambda accept: None}
-    with open_rest(table_plane(), identify=known, pages=pages, pages_need_identity=False) as client:
+    with open_rest(table_core(), identify=known, pages=pages, pages_need_identity=False) as client:
         page = client.get("/", Accept="text/html")
         assert (page.status, page.body) == (200, b"<p>text/html")
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
@@ -307,7 +307,7 @@ def test_pages_may_be_open_where_the_rest_is_not():
 
 def test_a_page_s_own_policy_stands():
     page = (b"<p>", {"Content-Security-Policy": "default-src 'self'"})
-    with open_rest(table_plane(), pages={"/": lambda accept: page}) as client:
+    with open_rest(table_core(), pages={"/": lambda accept: page}) as client:
         assert client.get("/").headers["content-security-policy"] == "default-src 'self'"
 
 
@@ -317,7 +317,7 @@ def test_a_folder_of_static_files_is_served_and_nothing_beside_it(tmp_path: Path
     folder.mkdir()
     (folder / "index.html").write_text("<p>hello")
     (folder / "app.js").write_text("1")
-    with open_rest(table_plane(), folders={"/device": folder}) as client:
+    with open_rest(table_core(), folders={"/device": folder}) as client:
         assert client.get("/device/").body == b"<p>hello"
         assert client.get("/device").headers["location"] == "/device/"
         script = client.get("/device/app.js")

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from loops import Loop
 from pki import Pki
-from rest_loopback import Client, open_rest, rows_message, table_plane
+from rest_loopback import Client, open_rest, rows_message, table_core
 
 from cloud.security.config import Security
 from cloud.security.tls import http_context
@@ -30,11 +30,11 @@ from coe.protocol.core import InferenceCore
 
 
 class Slow:
-    """A plane whose model answers after `seconds`; what was asked of it, and what was given up."""
+    """A core whose model answers after `seconds`; what was asked of it, and what was given up."""
 
     def __init__(self, seconds: float) -> None:
         self.asked, self.given_up = threading.Event(), threading.Event()
-        model = table_plane().models["table"]
+        model = table_core().models["table"]
 
         async def decide(batch: Any) -> Any:
             self.asked.set()
@@ -46,8 +46,8 @@ class Slow:
                 raise
             return await model.decide(batch)
 
-        self.plane = InferenceCore({"table": replace(model, decide=decide)})
-        self.plane.accepts = True
+        self.core = InferenceCore({"table": replace(model, decide=decide)})
+        self.core.accepts = True
 
 
 def closed(port: int) -> bool:
@@ -56,31 +56,31 @@ def closed(port: int) -> bool:
 
 
 def test_a_taken_port_is_said_to_be_the_settings_fault():
-    with open_rest(table_plane()) as client, pytest.raises(ConfigError, match=f":{client.port} .*--http-port"):
-        RestServer(table_plane(), RestOptions()).bind("127.0.0.1", client.port)
+    with open_rest(table_core()) as client, pytest.raises(ConfigError, match=f":{client.port} .*--http-port"):
+        RestServer(table_core(), RestOptions()).bind("127.0.0.1", client.port)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
 def test_an_address_of_another_machine_is_said_to_be_the_settings_fault(host: str):
     with pytest.raises(ConfigError, match="--http-port"):
-        RestServer(table_plane(), RestOptions()).bind(host, 0)
+        RestServer(table_core(), RestOptions()).bind(host, 0)
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
 def test_a_name_or_any_address_may_be_listened_on(host: str):
-    with open_rest(table_plane(), host=host) as client:
+    with open_rest(table_core(), host=host) as client:
         assert client.get("/v2/health/live").status == 200
 
 
 def test_without_its_packages_the_mend_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'coe-cascade\[cloud\]'"):
-        RestServer(table_plane(), RestOptions())
+        RestServer(table_core(), RestOptions())
 
 
 def test_signals_stay_the_owner_s():
     async def run() -> list[Any]:
-        server = RestServer(table_plane(), RestOptions())
+        server = RestServer(table_core(), RestOptions())
         server.bind("127.0.0.1", 0)
         await server.start()
         during = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -100,7 +100,7 @@ async def _without_sigint(work: Any) -> Any:
 
 def test_stopping_lets_those_under_way_finish():
     slow = Slow(0.5)
-    with open_rest(slow.plane) as client, ThreadPoolExecutor() as pool:
+    with open_rest(slow.core) as client, ThreadPoolExecutor() as pool:
         reply = pool.submit(client.infer, rows_message(1))
         assert slow.asked.wait(5)
         stopped = pool.submit(client.loop.run, client.server.stop(5))
@@ -113,7 +113,7 @@ def test_stopping_lets_those_under_way_finish():
 
 def test_stopping_cuts_off_those_that_take_longer_than_its_grace():
     slow = Slow(60)
-    with open_rest(slow.plane) as client, ThreadPoolExecutor() as pool:
+    with open_rest(slow.core) as client, ThreadPoolExecutor() as pool:
         reply = pool.submit(client.infer, rows_message(1))
         assert slow.asked.wait(5)
         started = time.monotonic()
@@ -123,7 +123,7 @@ def test_stopping_cuts_off_those_that_take_longer_than_its_grace():
 
 
 def test_stopping_does_not_wait_for_idle_connections():
-    with open_rest(table_plane()) as client:
+    with open_rest(table_core()) as client:
         idle, silent = client.connect(), socket.create_connection(("127.0.0.1", client.port))
         idle.request("GET", "/v2/health/live")
         assert idle.getresponse().read()
@@ -136,7 +136,7 @@ def test_stopping_does_not_wait_for_idle_connections():
 
 def test_stopping_twice_and_without_a_start_is_fine():
     async def run() -> int:
-        server = RestServer(table_plane(), RestOptions())
+        server = RestServer(table_core(), RestOptions())
         port = server.bind("127.0.0.1", 0)
         await server.stop(1)
         await server.stop(1)
@@ -147,7 +147,7 @@ def test_stopping_twice_and_without_a_start_is_fine():
 
 def test_who_hangs_up_is_not_computed_for():
     slow = Slow(60)
-    with open_rest(slow.plane) as client:
+    with open_rest(slow.core) as client:
         connection = client.connect()
         connection.request("POST", "/v2/models/table/infer", json.dumps(rows_message(0)).encode())
         assert slow.asked.wait(5)
@@ -174,7 +174,7 @@ def test_a_request_knows_nothing_of_the_one_before_it_on_its_connection():
     for headers in (trace, {"Connection": "close"}):
         lines = [f"{name}: {value}" for name, value in {"Host": "x", "Content-Length": len(body), **headers}.items()]
         both += "\r\n".join(["POST /v2/models/table/infer HTTP/1.1", *lines, "", ""]).encode() + body
-    with open_rest(table_plane(gates=[Notes()])) as client:
+    with open_rest(table_core(gates=[Notes()])) as client:
         assert client.raw(both).count(b"HTTP/1.1 200 OK") == 2
     assert found == [("", trace), ("", {})]
 
@@ -205,12 +205,12 @@ def test_a_device_is_known_by_its_certificate(tmp_path: Path, make_loop: Callabl
     shown = ssl.create_default_context(cafile=pki["ca.pem"])
     shown.load_cert_chain(pki["pi-1.pem"], pki["pi-1.key"])
     settings: dict[str, Any] = {"tls": tls, "client_tls": shown, "make_loop": make_loop, "identify": identify}
-    with open_rest(table_plane(), **settings) as client:
+    with open_rest(table_core(), **settings) as client:
         assert client.infer(rows_message(0)).status == 200
         assert client.get("/v2", Authorization="bearer sesame").status == 200
         assert seen == [(("pi-1",), None), (("pi-1",), "sesame")]
         stranger = Client(
-            client.port, client.server, client.plane, client.loop, ssl.create_default_context(cafile=pki["ca.pem"])
+            client.port, client.server, client.core, client.loop, ssl.create_default_context(cafile=pki["ca.pem"])
         )
         with pytest.raises(OSError, match=r"certificate required|EOF|reset|closed"):
             stranger.get("/v2/health/live")
@@ -218,6 +218,6 @@ def test_a_device_is_known_by_its_certificate(tmp_path: Path, make_loop: Callabl
 
 def test_without_tls_nobody_has_a_name():
     seen: list[Sequence[str]] = []
-    with open_rest(table_plane(), identify=lambda names, token: str(seen.append(names))) as client:
+    with open_rest(table_core(), identify=lambda names, token: str(seen.append(names))) as client:
         assert client.get("/v2").status == 200
     assert seen == [()]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from rest_loopback import Reply, binary_message, table_plane
+from rest_loopback import Reply, binary_message, table_core
 
 from cloud.transports.rest_messages import (
     LENGTH,
@@ -119,7 +119,7 @@ def test_any_answer_can_be_read_back_from_json_and_from_binary(data: st.DataObje
             column = data.draw(npst.arrays(DATATYPES[datatype], shape, elements=elements))
         columns[name] = column
     binary = data.draw(st.dictionaries(st.sampled_from(list(OUTPUTS)), st.booleans()))
-    answer = Answer(table_plane().models["table"], "id", columns, {"server_s": 0.5, "odd": math.nan})
+    answer = Answer(table_core().models["table"], "id", columns, {"server_s": 0.5, "odd": math.nan})
     body, length = write_answer(answer, OutputFormats(binary, usually=data.draw(st.booleans())))
     headers = {} if length is None else {LENGTH: str(length)}
     head = json.loads(body if length is None else body[:length], parse_constant=pytest.fail)

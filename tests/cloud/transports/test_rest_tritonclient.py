@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rest_loopback import VERSION, open_rest, table_plane
+from rest_loopback import VERSION, open_rest, table_core
 
 from coe import __version__
 from coe.protocol.core import InferenceCore
@@ -72,8 +72,8 @@ class Models:
 
 
 @pytest.fixture(scope="module")
-def plane() -> InferenceCore:
-    return table_plane(100)
+def core() -> InferenceCore:
+    return table_core(100)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def models() -> Models:
 
 
 @pytest.fixture(scope="module")
-def port(plane: InferenceCore, models: Models) -> Iterator[int]:
-    with open_rest(plane, repository=models) as server:
+def port(core: InferenceCore, models: Models) -> Iterator[int]:
+    with open_rest(core, repository=models) as server:
         yield server.port
 
 
@@ -148,7 +148,7 @@ def test_the_repository(call: Caller, models: Models):
     assert models.done == ["load table", "unload table"]
 
 
-def test_refusals_are_told_as_such(call: Caller, plane: InferenceCore):
+def test_refusals_are_told_as_such(call: Caller, core: InferenceCore):
     status, text = call.refusal("infer", "none", [tensor(ROWS)])
     assert ("404" in status, "expected one of table" in text) == (True, True)
     status, text = call.refusal("infer", "table", [tensor(ROWS)], model_version="other")
@@ -157,10 +157,10 @@ def test_refusals_are_told_as_such(call: Caller, plane: InferenceCore):
     assert ("400" in status, "outputs: expected one of" in text) == (True, True)
     status, _ = call.refusal("infer", "table", [tensor(ROWS)], timeout=1)
     assert "504" in status
-    plane.accepts = False
+    core.accepts = False
     try:
         status, _ = call.refusal("infer", "table", [tensor(ROWS)])
         assert "503" in status
         assert not call("is_server_ready")
     finally:
-        plane.accepts = True
+        core.accepts = True
