@@ -210,6 +210,14 @@ class CascadeConfig:
         """True if the tier before has the last word where one gives no answer."""
         return self.when_unavailable != "fail"
 
+    @property
+    def local_tiers(self) -> tuple[LocalTierConfig, ...]:
+        return tuple(tier for tier in self.tiers if isinstance(tier, LocalTierConfig))
+
+    @property
+    def remote_tiers(self) -> tuple[RemoteTierConfig, ...]:
+        return tuple(tier for tier in self.tiers if isinstance(tier, RemoteTierConfig))
+
 
 def read_cascade(
     fields: Fields, folder: Path, *, parallel: bool = False, fallbacks: Sequence[str] = ("answer-local", "fail")

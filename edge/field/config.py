@@ -80,6 +80,11 @@ class FieldConfig:
     drift: DriftConfig | None = setting(None, "Shares that are watched against calibration.")
     harvest: HarvestConfig | None = setting(None, "Deferred examples and their answers are kept, for training.")
 
+    @property
+    def holds_back(self) -> bool:
+        """True if some examples may not leave the device."""
+        return bool(self.never_send or self.privacy_filter)
+
 
 def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
     """`never_send:`, `privacy_filter:`, `audit:`, `drift:` and `harvest:` of an agent's config.

@@ -1,4 +1,4 @@
-"""`coe-edge doctor`: checks of the machine, the models, the folders, the link and the service."""
+"""`coe-edge doctor`: checks of the machine, and of a config's models, source, sinks, disk, servers and service."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from coe.config.open import open_tier
 from coe.models.loading import read_verified
 from coe.models.tflite import find_interpreter
 from edge.config import AgentConfig, default_config, read_config
+from edge.profile.plans import cores
 from edge.sinks import SinkConfig
 from edge.sources import SourceConfig, open_source
 
-from .findings import Check, CheckContext, Finding, Printer, fail, from_error, ok, warn
-from .server_checks import check_certificates, check_tiers, check_tokens
-from .system import cores, is_clock_synchronised, size, told_by
+from .findings import Check, CheckContext, Finding, Level, Printer, fail, from_error, ok, split_fix, warn
+from .install_service import UNIT_NAME, UNITS
+from .server_checks import REACH_S, check_certificates, check_tiers, check_tokens
+from .system import format_size, is_clock_synchronised, output_of
 
 OLDEST = (3, 11)
 HOT, TOO_HOT = 70.0, 80.0  # degrees Celsius; a Raspberry Pi slows down from 80
@@ -48,27 +50,29 @@ THROTTLED = {  # bits of `vcgencmd get_throttled`
     16: "the supply gave too little voltage since the start",
     18: "it was slowed down since the start",
 }
+N_TIMED = 20  # decisions
+FEW_BYTES, TOO_FEW_BYTES = 200e6, 5e6
 
 
 def check_python(context: CheckContext) -> Iterator[Finding]:
     system = context.system
     version = ".".join(map(str, system.python))
-    told = f"{version}, {system.bits}-bit, {system.machine}"
+    message = f"{version}, {system.bits}-bit, {system.machine}"
     if system.bits < 64:
         yield fail(
             "Python",
-            f"{told}: not supported, since ONNX Runtime and LiteRT have no wheels for 32 bits",
+            f"{message}: not supported, since ONNX Runtime and LiteRT have no wheels for 32 bits",
             "install the 64-bit Raspberry Pi OS (Pi 3, 4, 5 and Zero 2 W can run it)",
         )
     elif system.python[:2] < OLDEST:
-        yield fail("Python", f"{told}: too old", "install Python 3.11 or later (Raspberry Pi OS 12 or later has it)")
+        yield fail("Python", f"{message}: too old", "install Python 3.11 or later (Raspberry Pi OS 12 or later has it)")
     else:
         board = f"; {system.model}" if system.model else ""
-        yield ok("Python", told + board)
+        yield ok("Python", message + board)
 
 
 def check_packages(context: CheckContext) -> Iterator[Finding]:
-    """What is required of us is there in such a version, and a runtime for each format of the config's models."""
+    """Installed versions of the required packages, and of a runtime for each format of the config's models."""
     found, bad = [], []
     for name, bounds in _required():
         version = _version(name)
@@ -94,22 +98,22 @@ def check_packages(context: CheckContext) -> Iterator[Finding]:
 
 
 def _check_interpreter() -> Iterator[Finding]:
-    """That TFLite's interpreter works with the NumPy that is there."""
+    """A finding if TFLite's interpreter does not work with the NumPy that is installed."""
     try:
         find_interpreter()
     except RuntimeMissing as error:
-        yield fail("packages", "TFLite's interpreter cannot be used with the packages that are there", error.fix)
+        yield fail("packages", "TFLite's interpreter does not work with the installed packages", error.fix)
 
 
 def check_cores(context: CheckContext) -> Iterator[Finding]:
     n_cores = cores()
-    told = f"{n_cores} to be used"
+    message = f"{n_cores} to be used"
     for tier in context.local_tiers:
         if tier.threads > n_cores:
             fix = f"threads: {n_cores} in that tier, or leave it out"
-            yield warn("cores", f"tier {tier.name} has {tier.threads} threads for {told}", fix)
+            yield warn("cores", f"tier {tier.name} has {tier.threads} threads for {message}", fix)
             return
-    yield ok("cores", told)
+    yield ok("cores", message)
 
 
 def check_memory(context: CheckContext) -> Iterator[Finding]:
@@ -117,50 +121,51 @@ def check_memory(context: CheckContext) -> Iterator[Finding]:
     if "MemAvailable" not in memory:
         return
     free, swap = memory["MemAvailable"], memory.get("SwapTotal", 0)
-    told = f"{size(free)} free of {size(memory.get('MemTotal', 0))}, swap {size(swap)}"
+    message = f"{format_size(free)} free of {format_size(memory.get('MemTotal', 0))}, swap {format_size(swap)}"
     if free < SCARCE_BYTES:
-        yield warn("memory", told, "end other programs; three small models take up to 120 MB")
+        yield warn("memory", message, "end other programs; three small models take up to 120 MB")
     else:
-        yield ok("memory", told)
+        yield ok("memory", message)
 
 
 def check_heat(context: CheckContext) -> Iterator[Finding]:
-    """Temperature, and whether a Raspberry Pi is slowed down by it or by its supply."""
+    """Temperature, and if a Raspberry Pi is slowed down by heat or by its power supply."""
     temperatures = context.system.temperatures()
-    throttled = told_by("vcgencmd", "get_throttled")
-    flags = int(throttled.partition("=")[2], 16) if throttled and re.fullmatch(r"\w+=0x[0-9a-f]+", throttled) else 0
-    said = [text for bit, text in THROTTLED.items() if flags >> bit & 1]
-    if temperatures:
-        said.insert(0, f"{max(temperatures):.0f} degrees C")
-    if not said:
+    throttled = re.fullmatch(r"\w+=0x([0-9a-f]+)", output_of("vcgencmd", "get_throttled"))
+    flags = int(throttled[1], 16) if throttled else 0
+    facts = [f"{max(temperatures):.0f} degrees C"] if temperatures else []
+    facts += [text for bit, text in THROTTLED.items() if flags >> bit & 1]
+    if not facts:
         return
-    told = "; ".join(said)
+    message = "; ".join(facts)
     if flags & 1 or flags >> 16 & 1:
-        yield warn("heat and power", told, "use the supply made for this Pi, and a short thick cable")
+        yield warn("heat and power", message, "use the supply made for this Pi, and a short thick cable")
     elif flags or max(temperatures) >= TOO_HOT:
-        yield warn("heat and power", told, "cool it: a heat sink or a fan; decisions are slower meanwhile")
+        yield warn("heat and power", message, "cool it: a heat sink or a fan; decisions are slower meanwhile")
     elif max(temperatures) >= HOT:
-        yield warn("heat and power", f"{told}: near the {TOO_HOT:.0f} at which it slows down", "give it air, or a fan")
+        yield warn(
+            "heat and power", f"{message}: near the {TOO_HOT:.0f} at which it slows down", "give it air, or a fan"
+        )
     else:
-        yield ok("heat and power", told)
+        yield ok("heat and power", message)
 
 
 def check_clock(context: CheckContext) -> Iterator[Finding]:
     stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(context.system.now))
     if context.system.now < NO_RTC:
-        told = f"{stamp}: it was never set, and certificates would seem to be not valid yet"
-        yield fail("clock", told, "connect to a network with a time server, or: sudo date -s '2026-01-31 12:00'")
+        message = f"{stamp}: it was never set, and certificates would seem to be not valid yet"
+        yield fail("clock", message, "connect to a network with a time server, or: sudo date -s '2026-01-31 12:00'")
         return
     synchronised = is_clock_synchronised()
     if synchronised is False:
-        told = f"{stamp}, not set by a time server"
-        yield warn("clock", told, "sudo timedatectl set-ntp true (decisions are stamped with it; TLS needs it)")
+        fix = "sudo timedatectl set-ntp true (decisions are stamped with it; TLS needs it)"
+        yield warn("clock", f"{stamp}, not set by a time server", fix)
     else:
         yield ok("clock", stamp if synchronised is None else f"{stamp}, set by a time server")
 
 
 def _required() -> list[tuple[str, str]]:
-    """Packages that this one needs whatever is configured, with the versions it asks for."""
+    """Packages that this one requires with any config, and the bounds of their versions."""
     try:
         lines = metadata.requires("coe-cascade") or []
     except metadata.PackageNotFoundError:
@@ -178,7 +183,7 @@ def _version(package: str) -> str | None:
 
 
 def _is_within(version: str, bounds: str) -> bool:
-    """Of bounds such as ">=1.76.0,<8"; others than these two kinds pass."""
+    """True if a version is within bounds such as ">=1.76.0,<8"; only these two operators are checked."""
     have = _numbers(version)
     for bound in filter(None, (bound.strip() for bound in bounds.split(","))):
         if bound.startswith(">=") and have < _numbers(bound[2:]):
@@ -191,9 +196,6 @@ def _is_within(version: str, bounds: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...]:
     found = [int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3]]
     return tuple(found + [0] * (3 - len(found)))
-
-
-N_TIMED = 20
 
 
 def check_models(context: CheckContext) -> Iterator[Finding]:
@@ -215,7 +217,7 @@ def _check_tier(context: CheckContext, tier: LocalTierConfig) -> Iterator[Findin
         yield fail(what, f"the {error.runtime} runtime is not installed", error.fix)
         return
     except CascadeError as error:
-        yield from_error(what, error, "mend `members:`, or the model file")
+        yield from_error(what, error, "correct `members:`, or replace the model file")
         return
     try:
         loaded_s = time.perf_counter() - started
@@ -228,32 +230,26 @@ def _check_tier(context: CheckContext, tier: LocalTierConfig) -> Iterator[Findin
     finally:
         opened.close()
     n = len(tier.members)
-    told = f"{n} model{'s' if n > 1 else ''} loaded in {format_seconds(loaded_s)}; a decision takes "
-    told += format_seconds(statistics.median(decided_s))
+    message = f"{n} model{'s' if n > 1 else ''} loaded in {format_seconds(loaded_s)}; a decision takes "
+    message += format_seconds(statistics.median(decided_s))
     if unpinned:
         fix = f"write `sha256:` of them in a manifest beside them (sha256sum {' '.join(unpinned)})"
-        yield warn(what, f"{told}; no checksum is known for {', '.join(unpinned)}", fix)
+        yield warn(what, f"{message}; no checksum is known for {', '.join(unpinned)}", fix)
     else:
-        yield ok(what, f"{told}; checksums match")
-
-
-REACH_S = 3.0
-FEW_BYTES, TOO_FEW_BYTES = 200e6, 5e6
+        yield ok(what, f"{message}; checksums match")
 
 
 def check_source(context: CheckContext) -> Iterator[Finding]:
-    source = context.the_config.source
-    for part in source.parts or (source,):
+    for part in context.the_config.source.each:
         what = f"source {part.kind}"
-        told: list[str] = []
+        warnings: list[str] = []
         try:
-            open_source(part, tell=told.append)  # nothing is taken from it
+            open_source(part, tell=warnings.append)  # no example is taken from it
         except CascadeError as error:
-            yield from_error(what, error, "mend `source:`")
+            yield from_error(what, error, "correct `source:`")
             continue
-        if told:
-            message, _, fix = told[0].removeprefix("warning: ").rpartition(" (")
-            yield warn(what, message, fix.removesuffix(")")) if message else warn(what, fix, "mend `source:`")
+        if warnings:
+            yield warn(what, *split_fix(warnings[0].removeprefix("warning: "), "correct `source:`"))
         else:
             yield ok(what, _source_summary(part))
 
@@ -280,7 +276,7 @@ def check_sinks(context: CheckContext) -> Iterator[Finding]:
 
 
 def _reach(what: str, sink: SinkConfig) -> Finding:
-    """Whether somebody listens where a sink sends to; what it needs to be installed, too."""
+    """A warning unless a sink's server accepts connections; a failure if its package is not installed."""
     if sink.mqtt is not None:
         if importlib.util.find_spec("paho") is None:
             return fail(what, "the package paho-mqtt is not installed", "pip install 'coe-cascade[mqtt]'")
@@ -292,30 +288,26 @@ def _reach(what: str, sink: SinkConfig) -> Finding:
     try:
         socket.create_connection((host, port), REACH_S).close()
     except OSError as error:
-        kept = f"until it can be reached, the latest {sink.max_queued:,} records wait in memory"
-        return warn(what, f"{host}:{port} cannot be reached: {error.strerror or error}", f"mend the address; {kept}")
+        fix = f"correct the address; until it can be reached, the latest {sink.max_queued:,} records wait in memory"
+        return warn(what, f"{host}:{port} cannot be reached: {error.strerror or error}", fix)
     return ok(what, f"{host}:{port} can be reached")
 
 
 def check_disk(context: CheckContext) -> Iterator[Finding]:
-    """Room where files grow."""
-    for place in _growing(context):
-        there = _nearest(place)
-        if there is None:
-            continue
+    """Free space on each disk that the agent writes to."""
+    for there in _growing(context.the_config):
         free = shutil.disk_usage(there).free
-        told = f"{size(free)} free at {there}"
+        message = f"{format_size(free)} free at {there}"
         if free < TOO_FEW_BYTES:
-            yield fail("disk", told, "make room: decisions could not be written")
+            yield fail("disk", message, "make room: decisions could not be written")
         elif free < FEW_BYTES:
-            yield warn("disk", told, "make room, or bound what is kept")
+            yield warn("disk", message, "make room, or bound what is kept")
         else:
-            yield ok("disk", told)
+            yield ok("disk", message)
 
 
-def _growing(context: CheckContext) -> list[Path]:
-    """Folders in which files grow, each disk once."""
-    config = context.the_config
+def _growing(config: AgentConfig) -> list[Path]:
+    """Existing folders in or below which files grow, one on each disk."""
     folders = [sink.path.parent for sink in config.sinks if sink.path is not None]
     folders += [config.state, *([config.spool.path.parent] if config.spool is not None else [])]
     folders += [config.field.harvest.path] if config.field.harvest is not None else []
@@ -323,17 +315,17 @@ def _growing(context: CheckContext) -> list[Path]:
     for folder in folders:
         there = _nearest(folder)
         if there is not None:
-            disks.setdefault(there.stat().st_dev, folder)
+            disks.setdefault(there.stat().st_dev, there)
     return list(disks.values())
 
 
 def _nearest(path: Path) -> Path | None:
-    """The folder, or the nearest above it that is there."""
+    """The folder itself, or else the nearest above it that exists."""
     return next((folder for folder in (path, *path.absolute().parents) if folder.is_dir()), None)
 
 
 def _why_not_writable(path: Path) -> str:
-    """ "" where a file can be written; nothing is written to find out."""
+    """The reason why a file cannot be written; "" if it can. Writes nothing."""
     if path.is_dir():
         return "expected a file, got a folder"
     if path.exists():
@@ -343,27 +335,23 @@ def _why_not_writable(path: Path) -> str:
     return "" if os.access(path.parent, os.W_OK | os.X_OK) else "this user may not write in its folder"
 
 
-UNIT = "coe-edge.service"
-
-
 def check_service(context: CheckContext) -> Iterator[Finding]:
-    installed = (context.system.root / "etc/systemd/system" / UNIT).is_file()
-    if not installed:
+    if not (context.system.root / UNITS / UNIT_NAME).is_file():
         yield ok("service", "not installed (coe-edge install-service does it)")
         return
     if not context.system.runs_systemd():
         yield ok("service", "installed; systemd does not run here")
         return
-    states = dict(line.partition("=")[::2] for line in (told_by("systemctl", "show", UNIT) or "").splitlines())
+    states = dict(line.partition("=")[::2] for line in output_of("systemctl", "show", UNIT_NAME).splitlines())
     active, enabled = states.get("ActiveState", "unknown"), states.get("UnitFileState", "unknown")
-    told = f"{active}, {enabled} at start"
+    message = f"{active}, {enabled} at start"
     restarts = states.get("NRestarts", "0")
     if active != "active":
-        yield warn("service", told, f"sudo systemctl start {UNIT}; what it said: journalctl -u {UNIT} -n 50")
+        yield warn("service", message, f"sudo systemctl start {UNIT_NAME}; its log: journalctl -u {UNIT_NAME} -n 50")
     elif restarts not in ("", "0"):
-        yield warn("service", f"{told}, restarted {restarts} times", f"see why: journalctl -u {UNIT} -n 200")
+        yield warn("service", f"{message}, restarted {restarts} times", f"see why: journalctl -u {UNIT_NAME} -n 200")
     else:
-        yield ok("service", told)
+        yield ok("service", message)
 
 
 MACHINE: tuple[Check, ...] = (check_python, check_packages, check_cores, check_memory, check_heat, check_clock)
@@ -378,11 +366,9 @@ CONFIGURED: tuple[Check, ...] = (  # need a config that can be read
 )
 LAST: tuple[Check, ...] = (check_service,)
 
-__all__ = ["CONFIGURED", "LAST", "MACHINE", "Check", "CheckContext"]
-
 
 def doctor_command(arguments: Sequence[str]) -> int:
-    """0: nothing fails; 1: something does."""
+    """0: no check fails; 1: one does."""
     options = _parser().parse_args(arguments)
     path = options.config or default_config()
     show: Callable[[Finding], object] = (lambda finding: None) if options.json else Printer(sys.stdout).show
@@ -394,76 +380,70 @@ def doctor_command(arguments: Sequence[str]) -> int:
         show(finding)
     n_failed = sum(finding.level == "fail" for finding in findings)
     if options.json:
-        print(
-            json.dumps({"ok": not n_failed, "config": str(path), "checks": [asdict(one) for one in findings]}, indent=2)
-        )
+        checks = [asdict(finding) for finding in findings]
+        print(json.dumps({"ok": not n_failed, "config": str(path), "checks": checks}, indent=2))
     else:
         print(f"\n{summary(findings)}")
     return 1 if n_failed else 0
 
 
 def run_checks(path: Path, context: CheckContext | None = None) -> Iterator[Finding]:
-    """Findings, as they are made.
+    """The findings of all checks, each as soon as it is known.
 
     Args:
         path: of the config.
-        patient: whom to examine; its config is read from `path`.
+        context: the machine to check; its config is read from `path`.
     """
-    context = context or CheckContext()
     config, of_config = _read(path)
-    context = CheckContext(context.system, config)
+    context = CheckContext((context or CheckContext()).system, config)
     for check in MACHINE:
         yield from _run_check(check, context)
     yield from of_config
-    if config is not None:
-        for check in CONFIGURED:
-            yield from _run_check(check, context)
-    for check in LAST:
+    for check in (*CONFIGURED, *LAST) if config is not None else LAST:
         yield from _run_check(check, context)
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line."""
+    """How many findings there are of each level: the last line of the output."""
     counts = {level: sum(finding.level == level for finding in findings) for level in ("fail", "warn", "ok")}
     if counts["fail"]:
-        n = counts["fail"]
-        return f"{n} must be mended, {counts['warn']} should be looked at, {counts['ok']} are well"
+        return f"{counts['fail']} must be fixed, {counts['warn']} should be looked at, {counts['ok']} are fine"
     if counts["warn"]:
-        return f"it would run; {counts['warn']} should be looked at, {counts['ok']} are well"
-    return f"all {counts['ok']} are well"
+        return f"it would run; {counts['warn']} should be looked at, {counts['ok']} are fine"
+    return f"all {counts['ok']} are fine"
 
 
 def _read(path: Path) -> tuple[AgentConfig | None, list[Finding]]:
+    """The config, None if it is wrong, and the findings of its reading."""
+
+    def finding(level: Level, text: str) -> Finding:
+        message, fix = split_fix(text, "correct this setting")
+        return Finding("config", level, message, fix)
+
     try:
         config = read_config(path)
     except ConfigError as error:
-        return None, [_config_finding(finding, "fail") for finding in error.findings]
-    task = config.cascade.task
-    told = f"{task.name}: {len(task.labels)} labels, {len(config.cascade.tiers)} tiers, fingerprint {task.fingerprint}"
-    return config, [*(_config_finding(warning, "warn") for warning in config.warnings), ok("config", told)]
-
-
-def _config_finding(finding: str, level: str) -> Finding:
-    message, bracket, fix = finding.rpartition(" (")
-    made = fail if level == "fail" else warn
-    return made("config", message, fix.removesuffix(")")) if bracket else made("config", finding, "mend this setting")
+        return None, [finding("fail", text) for text in error.findings]
+    task, n_tiers = config.cascade.task, len(config.cascade.tiers)
+    summary = f"{task.name}: {len(task.labels)} labels, {n_tiers} tiers, fingerprint {task.fingerprint}"
+    return config, [*(finding("warn", text) for text in config.warnings), ok("config", summary)]
 
 
 def _run_check(check: Check, context: CheckContext) -> Iterator[Finding]:
-    """What a check finds; one that fails itself is a finding, and the next is made."""
+    """The findings of a check; an error in the check itself is one of them, so that the other checks still run."""
     try:
         yield from check(context)
-    except Exception as error:  # noqa: BLE001 - the sick machine is what this is for
+    except Exception as error:  # noqa: BLE001 - a broken machine is what this is for
         what = check.__name__.removeprefix("check_")
-        yield fail(what, f"could not be looked at: {type(error).__name__}: {error}", "please report this line")
+        yield fail(what, f"could not be checked: {type(error).__name__}: {error}", "please report this line")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coe-edge doctor",
-        description="Look at this device, its config and its servers; say what is wrong and what mends it.",
-        epilog="exit code: 0 it would run, 1 something must be mended",
+        description="Check this device, its config and its servers; print what is wrong and how to fix it.",
+        epilog="exit code: 0 it would run, 1 something must be fixed",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -15,6 +15,7 @@ from coe.cascade.rule import Agreement, Confidence
 from coe.config.cascade import LocalTierConfig, RemoteTierConfig
 from coe.protocol.credentials import is_this_machine
 from edge.config import AgentConfig, default_config, read_config
+from edge.field.config import AuditConfig
 from edge.sinks import SinkConfig
 from edge.spool.config import SpoolConfig
 
@@ -27,14 +28,15 @@ HEADINGS: dict[Topic, str] = {
     "kept": "What is kept on this device's disk",
     "open": "Who can look in, on this device or from outside",
 }
+MAX_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One sentence, or a few.
+    """One or a few sentences.
 
     Args:
-        about: the setting it comes from, as written in the config.
+        about: the setting that they follow from.
     """
 
     topic: Topic
@@ -42,15 +44,7 @@ class Statement:
     text: str
 
 
-def remote_tiers(config: AgentConfig) -> Iterator[RemoteTierConfig]:
-    return (tier for tier in config.cascade.tiers if isinstance(tier, RemoteTierConfig))
-
-
-def local_tiers(config: AgentConfig) -> Iterator[LocalTierConfig]:
-    return (tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig))
-
-
-FORMS = {
+FORMS = {  # by the kind of `send:`
     "captured": "as captured, byte for byte: a photo with everything its file holds, such as the place and the time "
     "that a camera wrote into it (EXIF); what came as numbers goes as numbers",
     "pixels": "as its decoded pixels at their own size; nothing else that its file held",
@@ -60,21 +54,22 @@ FORMS = {
 }
 
 
-def leaves(config: AgentConfig) -> Iterator[Statement]:
-    if not any(remote_tiers(config)):
+def examples_sent(config: AgentConfig) -> Iterator[Statement]:
+    if not config.cascade.remote_tiers:
         yield Statement("leaves", "tiers", "No example: every tier runs on this device.")
     before: LocalTierConfig | RemoteTierConfig | None = None
     for number, tier in enumerate(config.cascade.tiers):
         if isinstance(tier, RemoteTierConfig):
-            yield _leaves_for(config, tier, before, f"tiers[{number}]")
+            yield _sent_to(config, tier, before, f"tiers[{number}]")
         before = tier
-    if config.field.audit is not None and config.field.audit.share > 0 and any(remote_tiers(config)):
-        yield _audited(config)
+    audit = config.field.audit
+    if audit is not None and audit.share > 0 and config.cascade.remote_tiers:
+        yield _audited(audit)
     for sink in config.sinks:
-        yield from _sent_by(sink, bool(config.field.never_send or config.field.privacy_filter))
+        yield from _sent_by(sink, config.field.holds_back)
 
 
-def _leaves_for(
+def _sent_to(
     config: AgentConfig, tier: RemoteTierConfig, before: LocalTierConfig | RemoteTierConfig | None, about: str
 ) -> Statement:
     text = f"{_when(before)} It goes to {tier.address}, {_over(tier)}, {_form(config, tier)}."
@@ -101,12 +96,8 @@ def _when(before: LocalTierConfig | RemoteTierConfig | None) -> str:
 def _over(tier: RemoteTierConfig) -> str:
     security = tier.security
     if security.is_encrypted:
-        whom = (
-            f"a server whose certificate the CA in {security.ca.name} signed"
-            if security.ca
-            else ("a server whose certificate a public CA signed")
-        )
-        return f"encrypted (TLS), to {whom}"
+        authority = f"the CA in {security.ca.name}" if security.ca else "a public CA"
+        return f"encrypted (TLS), to a server whose certificate {authority} signed"
     if all(is_this_machine(address) for address in tier.addresses):
         return "in plaintext, which does not leave this machine"
     return "IN PLAINTEXT, so that everybody on the way can read and change it"
@@ -124,9 +115,7 @@ def _form(config: AgentConfig, tier: RemoteTierConfig) -> str:
     return FORMS[tier.send.kind].format(size=size, quality=tier.send.quality)
 
 
-def _audited(config: AgentConfig) -> Statement:
-    audit = config.field.audit
-    assert audit is not None
+def _audited(audit: AuditConfig) -> Statement:
     text = (
         f"Of the examples on which the device agreed, up to {audit.share * 100:.4g}% are drawn at "
         f"random and sent as well, to see how often agreement is wrong: at most {audit.max_per_hour:g} an hour and "
@@ -136,7 +125,7 @@ def _audited(config: AgentConfig) -> Statement:
 
 
 def _sent_by(sink: SinkConfig, is_private: bool) -> Iterator[Statement]:
-    """Decisions that a sink sends away: not the example, but its name and its answer.
+    """The records that a sink sends to other machines: not the example, but its name and its answer.
 
     Args:
         is_private: some examples may not leave.
@@ -151,8 +140,8 @@ def _sent_by(sink: SinkConfig, is_private: bool) -> Iterator[Statement]:
         yield Statement("leaves", "sink", f"To {sink.webhook.url}: {record}.")
 
 
-def beside(config: AgentConfig) -> Iterator[Statement]:
-    for tier in remote_tiers(config):
+def metadata_sent(config: AgentConfig) -> Iterator[Statement]:
+    for tier in config.cascade.remote_tiers:
         about = f"tier {tier.name}"
         text = (
             f"With each request to {tier.address}: the model's name ({tier.model}), "
@@ -170,7 +159,7 @@ def beside(config: AgentConfig) -> Iterator[Statement]:
             shown.append(f"the name in the certificate {tier.security.certificate}")
         if shown:
             yield Statement("beside", about, f"The server knows this device by {' and '.join(shown)}.")
-    if any(remote_tiers(config)):
+    if config.cascade.remote_tiers:
         yield Statement(
             "beside",
             "tiers",
@@ -179,13 +168,13 @@ def beside(config: AgentConfig) -> Iterator[Statement]:
         )
 
 
-def stays(config: AgentConfig) -> Iterator[Statement]:
+def examples_kept_here(config: AgentConfig) -> Iterator[Statement]:
     task, field = config.cascade.task, config.field
-    if any(remote_tiers(config)):
+    if config.cascade.remote_tiers:
         ids = "An example's id, its file's name, its true label where it is known, and the votes and scores of this "
         ids += "device's models are not sent to any tier."
         yield Statement("stays", "tiers", ids)
-        if any(local_tiers(config)) and (field.audit is None or field.audit.share == 0):
+        if config.cascade.local_tiers and (field.audit is None or field.audit.share == 0):
             yield Statement("stays", "audit", "Examples that this device's models settle never leave it.")
     if field.never_send:
         names = ", ".join(task.labels[label] for label in sorted(field.never_send))
@@ -193,7 +182,7 @@ def stays(config: AgentConfig) -> Iterator[Statement]:
         yield Statement("stays", "never_send", text)
     if field.privacy_filter:
         text = (
-            f"The privacy filter {field.privacy_filter} is asked about each example that would leave, and can hold it "
+            f"The privacy filter {field.privacy_filter} is called for each example that would leave, and can hold it "
             "back; if it fails, "
         )
         yield Statement("stays", "privacy_filter", f"{text}the example stays.")
@@ -204,7 +193,7 @@ def stays(config: AgentConfig) -> Iterator[Statement]:
 NO_SECRET = "It is not encrypted: protect the disk, or the file, where that matters."
 
 
-def disk(config: AgentConfig) -> Iterator[Statement]:
+def stored_files(config: AgentConfig) -> Iterator[Statement]:
     for sink in config.sinks:
         if sink.path is not None:
             yield Statement("kept", "sink", f"{sink.path}: each decision's record, no example, {_bound_of(sink)}.")
@@ -220,7 +209,7 @@ def disk(config: AgentConfig) -> Iterator[Statement]:
         yield _spooled(config.spool)
     if config.field.audit is not None:
         yield Statement("kept", "audit", f"{config.state / 'audit.json'}: counts of the audit, by label; no example.")
-    if any(source.remember for source in config.source.parts or (config.source,)):
+    if any(source.remember for source in config.source.each):
         text = (
             f"{config.state / 'folders.db'}: the names of files that were decided, as long as they are in their folder"
         )
@@ -247,8 +236,8 @@ def _spooled(spool: SpoolConfig) -> Statement:
     return Statement("kept", "spool", text)
 
 
-def doors(config: AgentConfig) -> Iterator[Statement]:
-    for source in config.source.parts or (config.source,):
+def local_access(config: AgentConfig) -> Iterator[Statement]:
+    for source in config.source.each:
         if source.server is not None:
             text = f"Programs on this device can ask the cascade at {source.server.address}, unencrypted; no other "
             yield Statement("open", "source", f"{text}machine can.")
@@ -259,29 +248,34 @@ def doors(config: AgentConfig) -> Iterator[Statement]:
     watch = config.watch
     if watch is not None:
         text = f"http://{watch.host}:{watch.port}/ shows counts, recent decisions and the link, "
-        but = ", but of none that may not leave" if config.field.never_send or config.field.privacy_filter else ""
+        but = ", but of none that may not leave" if config.field.holds_back else ""
         text += f"with small pictures of recent examples{but}, " if watch.thumbnails else "without pictures, "
         text += "to everybody who can reach that address; there is no password."
         yield Statement("open", "watch", text)
-    if watch is None and not any(source.server for source in config.source.parts or (config.source,)):
+    if watch is None and not any(source.server for source in config.source.each):
         yield Statement("open", "", "Nobody: no port is open.")
 
 
-def state(config: AgentConfig) -> list[Statement]:
-    """Everything there is to say of a config."""
-    return [*leaves(config), *beside(config), *stays(config), *disk(config), *doors(config)]
-
-
-__all__ = ["HEADINGS", "Statement", "state"]
-
-
-MOST_WIDTH = 100
+def statements_of(config: AgentConfig) -> list[Statement]:
+    """All statements about a config, in the order of HEADINGS."""
+    return [
+        *examples_sent(config),
+        *metadata_sent(config),
+        *examples_kept_here(config),
+        *stored_files(config),
+        *local_access(config),
+    ]
 
 
 def explain_command(arguments: Sequence[str]) -> int:
+    """0: the statements are printed.
+
+    Raises:
+        ConfigError: the config cannot be read.
+    """
     options = _parser().parse_args(arguments)
     path = options.config or default_config()
-    statements = state(read_config(path))
+    statements = statements_of(read_config(path))
     if options.json:
         print(json.dumps({"config": str(path), "statements": [asdict(one) for one in statements]}, indent=2))
     else:
@@ -290,14 +284,12 @@ def explain_command(arguments: Sequence[str]) -> int:
 
 
 def _lines(path: Path, statements: Sequence[Statement]) -> list[str]:
-    width = min(shutil.get_terminal_size((80, 24)).columns, MOST_WIDTH) - 1
+    width = min(shutil.get_terminal_size((80, 24)).columns, MAX_WIDTH) - 1
     lines = [str(path)]
     for topic, heading in HEADINGS.items():
-        said = [statement for statement in statements if statement.topic == topic]
-        if not said:
-            continue
-        lines += ["", heading]
-        for statement in said:
+        chosen = [statement for statement in statements if statement.topic == topic]
+        lines += ["", heading] if chosen else []
+        for statement in chosen:
             source = f" [{statement.about}]" if statement.about else ""
             lines += textwrap.wrap(
                 statement.text + source,
@@ -313,8 +305,8 @@ def _lines(path: Path, statements: Sequence[Statement]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coe-edge explain",
-        description="Say in plain sentences what leaves this device, and what it keeps. Asks nobody, changes nothing.",
+        description="Print what leaves this device, and what it keeps. It connects to nothing and changes nothing.",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

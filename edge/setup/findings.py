@@ -1,4 +1,4 @@
-"""What a check examines, what it reports, and how a finding is printed."""
+"""What a check is given, what it returns, and how a finding is printed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Level = Literal["ok", "warn", "fail"]
 WORDS: dict[Level, str] = {"ok": "ok", "warn": "warn", "fail": "FAIL"}  # to be read without colour, too
 COLOURS: dict[Level, str] = {"ok": "\x1b[32m", "warn": "\x1b[33m", "fail": "\x1b[1;31m"}
 PLAIN = "\x1b[0m"
-MOST_WIDTH = 100
+MAX_WIDTH = 100
 INDENT = 22
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's.
+    """The result of a check.
 
     Args:
-        what: was looked at, in a word or two: "clock", "tier cloud".
-        told: what was found.
-        mend: what to do about it; "" where nothing is to be done.
+        what: the thing checked, in a word or two: "clock", "tier cloud".
+        message: its state.
+        fix: what to do about it; "" where nothing needs to be done.
     """
 
     what: str
@@ -53,19 +53,24 @@ def fail(what: str, message: str, fix: str) -> Finding:
 
 
 def from_error(what: str, error: CascadeError, otherwise: str) -> Finding:
-    """An error as a finding: ours have the mend in brackets at their end. `otherwise`: of one that has none."""
+    """A failed finding of an error. `otherwise`: the fix, where the error has none."""
     text = " ".join(str(error).splitlines()).removeprefix(f"{what}: ")
+    return fail(what, *split_fix(text, otherwise))
+
+
+def split_fix(text: str, otherwise: str) -> tuple[str, str]:
+    """Message and fix of an error's text, which ends with the fix in brackets; `otherwise` if it has none."""
     message, bracket, fix = text.rpartition(" (")
-    return fail(what, message, fix.removesuffix(")")) if bracket else fail(what, text, otherwise)
+    return (message, fix.removesuffix(")")) if bracket else (text, otherwise)
 
 
 class Printer:
-    """Writes findings as they come; in colour on a terminal that wants it."""
+    """Writes findings to a stream, in colour if that is a terminal with colours."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.is_coloured = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        self.width = max(min(shutil.get_terminal_size((80, 24)).columns, MOST_WIDTH) - 1, INDENT + 20)
+        self.width = max(min(shutil.get_terminal_size((80, 24)).columns, MAX_WIDTH) - 1, INDENT + 20)
 
     def show(self, finding: Finding) -> None:
         word = WORDS[finding.level].ljust(4)
@@ -82,31 +87,31 @@ class Printer:
         self.stream.flush()
 
     def _wrapped(self, text: str, less: int = 0) -> list[str]:
-        """At least one line; words longer than a line, as paths are, stay whole: they are copied."""
+        """At least one line. Words longer than a line, such as paths, are not split, so that they can be copied."""
         width = self.width - INDENT - less
         return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 @dataclass(frozen=True)
 class CheckContext:
+    """What a check looks at: a machine and, where it could be read, a config."""
+
     system: System = field(default_factory=System)
     config: AgentConfig | None = None
 
     @property
     def the_config(self) -> AgentConfig:
-        """For checks that are only made where there is one."""
+        """The config, for checks that only run where there is one."""
         assert self.config is not None
         return self.config
 
     @property
-    def local_tiers(self) -> list[LocalTierConfig]:
-        tiers = self.config.cascade.tiers if self.config else ()
-        return [tier for tier in tiers if isinstance(tier, LocalTierConfig)]
+    def local_tiers(self) -> tuple[LocalTierConfig, ...]:
+        return self.config.cascade.local_tiers if self.config else ()
 
     @property
-    def remote_tiers(self) -> list[RemoteTierConfig]:
-        tiers = self.config.cascade.tiers if self.config else ()
-        return [tier for tier in tiers if isinstance(tier, RemoteTierConfig)]
+    def remote_tiers(self) -> tuple[RemoteTierConfig, ...]:
+        return self.config.cascade.remote_tiers if self.config else ()
 
 
 Check = Callable[[CheckContext], Iterator[Finding]]

@@ -15,21 +15,21 @@ from pathlib import Path
 
 from coe.cascade.errors import ConfigError
 from coe.config import read_yaml
-from coe.config.cascade import LocalTierConfig, RemoteTierConfig
 from edge.config import AgentConfig, default_config, read_config
 
 from .system import System
 
-NAME = "coe-edge.service"
+UNIT_NAME = "coe-edge.service"
+UNITS = Path("etc/systemd/system")
 STATE_DIRECTORY = "coe-edge"  # /var/lib/coe-edge
 WATCHDOG_S = 30
-BEYOND_GRACE_S = 15  # from the end of the drain to the end of the process, besides what sinks still send
+BEYOND_GRACE_S = 15  # from the end of the drain to the end of the process, besides the time of the sinks
 
 UNIT_TEMPLATE = """\
 # Written by `coe-edge install-service`. Your own changes go to a file beside it: systemctl edit {name}
 [Unit]
 Description=Cascade of Ensembles: the agent of {config}
-# Not network-online.target: it decides by itself until there is a network.
+# Not network-online.target: the agent decides by itself until there is a network.
 After=network.target time-sync.target
 StartLimitIntervalSec=300
 StartLimitBurst=10
@@ -45,19 +45,19 @@ StateDirectoryMode=0750
 UMask=0027
 Environment=PYTHONUNBUFFERED=1
 
-# It says that it is alive; a member that hangs ends that, and systemd starts the agent anew.
+# The agent notifies systemd that it is alive; if a member hangs, it stops that, and systemd restarts it.
 WatchdogSec={watchdog_s}
 TimeoutStartSec=180
 Restart=on-failure
 RestartSec=3
-# 2: the config is wrong; starting again would not mend it
+# 2: the config is wrong; a restart would not fix it
 RestartPreventExitStatus=2
 # The drain: grace_s of the config, then the last answers.
 KillSignal=SIGTERM
 KillMode=mixed
 TimeoutStopSec={stop_s}
 
-# What it may do on this machine.
+# What the agent may do on this machine.
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 AmbientCapabilities=
@@ -85,26 +85,26 @@ WantedBy=multi-user.target
 
 
 @dataclass(frozen=True)
-class Service:
-    """What a unit is made from.
+class ServiceUnit:
+    """The agent's systemd unit.
 
     Args:
-        command: the program and its first arguments, all absolute.
-        user: who runs it; "": a user of its own, made by systemd (DynamicUser).
+        command: the program and its first arguments; paths are absolute.
+        user: that runs it; "": a user that systemd creates for it (DynamicUser).
     """
 
     config: AgentConfig
     command: tuple[str, ...]
     user: str
 
-    def unit(self) -> str:
-        """Its text."""
+    def text(self) -> str:
+        """The unit file."""
         path = self.config.path.absolute()
         writable = "".join(f"ReadWritePaths={_quoted(str(folder))}\n" for folder in self.writable)
-        uses_camera = any(part.camera is not None for part in self.config.source.parts or (self.config.source,))
+        uses_camera = any(part.camera is not None for part in self.config.source.each)
         return UNIT_TEMPLATE.format(
-            name=NAME,
-            config=str(path).replace("%", "%%"),
+            name=UNIT_NAME,
+            config=_escaped(str(path)),
             command=" ".join(map(_quoted, (*self.command, "--config", str(path)))),
             folder=_escaped(str(path.parent)),
             who=self._who(uses_camera),
@@ -119,11 +119,11 @@ class Service:
 
     @property
     def writable(self) -> list[Path]:
-        """Folders of the config in which it writes; that of its state is its own anyway."""
+        """Folders that the config makes it write to, besides the service's own state directory."""
         config = self.config
         folders = [sink.path.absolute().parent for sink in config.sinks if sink.path is not None]
         folders += [config.field.harvest.path.absolute()] if config.field.harvest is not None else []
-        for part in config.source.parts or (config.source,):
+        for part in config.source.each:
             folders += [part.server.path.parent] if part.server is not None and part.server.path is not None else []
         if self._has("state"):
             folders.append(config.state.absolute())
@@ -133,32 +133,30 @@ class Service:
         return [folder for folder in kept if not any(_is_in(folder, str(other)) for other in kept if other != folder)]
 
     def _has(self, key: str, section: str = "") -> bool:
-        """Whether the config sets it itself; else it is where systemd says, as the service starts."""
+        """True if the config file has the key; otherwise the path follows from systemd's state directory."""
         content = read_yaml(self.config.path)
         place = content.get(section) if section else content
         return isinstance(place, dict) and key in place
 
-    def secrets(self) -> Iterator[Path]:
-        """Files that are only for whoever runs it."""
-        for tier in self.config.cascade.tiers:
-            if isinstance(tier, RemoteTierConfig):
-                yield from filter(None, (tier.security.key, tier.security.token_file))
+    def secret_files(self) -> Iterator[Path]:
+        """Files that nobody but the service's user should be able to read."""
+        for tier in self.config.cascade.remote_tiers:
+            yield from filter(None, (tier.security.key, tier.security.token_file))
         for sink in self.config.sinks:
             if sink.mqtt is not None:
                 yield from filter(None, (sink.mqtt.password_file, *(sink.mqtt.tls or ())[2:]))
             if sink.webhook is not None and sink.webhook.token_file is not None:
                 yield sink.webhook.token_file
 
-    def read(self) -> Iterator[Path]:
-        """Files and folders that it must be able to read."""
+    def files_to_read(self) -> Iterator[Path]:
+        """Files and folders that the service must be able to read."""
         yield self.config.path.absolute()
         yield Path(self.command[0])
-        for tier in self.config.cascade.tiers:
-            if isinstance(tier, LocalTierConfig):
-                yield from (spec.path.absolute() for spec in tier.members)
-            else:
-                yield from filter(None, (tier.security.ca, tier.security.certificate))
-        for part in self.config.source.parts or (self.config.source,):
+        for local in self.config.cascade.local_tiers:
+            yield from (spec.path.absolute() for spec in local.members)
+        for remote in self.config.cascade.remote_tiers:
+            yield from filter(None, (remote.security.ca, remote.security.certificate))
+        for part in self.config.source.each:
             if part.path is not None:
                 yield part.path.absolute()
         for sink in self.config.sinks:
@@ -167,10 +165,10 @@ class Service:
         place = self.config.field.privacy_filter.rpartition(":")[0]
         if place.endswith(".py"):
             yield (self.config.field.folder / Path(place).expanduser()).absolute()
-        yield from self.secrets()
+        yield from self.secret_files()
 
     def _paths(self) -> list[Path]:
-        return [*(path.absolute() for path in self.read()), *self.writable]
+        return [*(path.absolute() for path in self.files_to_read()), *self.writable]
 
     def _is_at_home(self) -> bool:
         return any(_is_in(path, "/home", "/root", "/run/user") for path in self._paths())
@@ -191,25 +189,22 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """One word of a command line, as systemd.syntax(7) has it."""
-    text = text.replace("%", "%%").replace("$", "$$")
+    """A word of a command line, quoted as in systemd.syntax(7)."""
+    text = _escaped(text).replace("$", "$$")
     if re.fullmatch(r"[\w@%+=:,./$-]+", text, re.ASCII):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-UNITS = Path("etc/systemd/system")
-
-
 def install_service_command(arguments: Sequence[str]) -> int:
-    """0: done, or shown; 1: systemd would not."""
+    """0: installed, or only printed; 1: a systemctl command failed."""
     options = _parser().parse_args(arguments)
     path = (options.config or default_config()).absolute()
-    service = Service(read_config(path), _program(), _user(options, path))
+    service = ServiceUnit(read_config(path), _program(), _user(options, path))
     if options.print:
-        print(service.unit(), end="")
+        print(service.text(), end="")
         return 0
-    target = options.root / UNITS / NAME
+    target = options.root / UNITS / UNIT_NAME
     commands = _commands(options.root)
     _show(service, target, commands)
     if not (options.yes or _wants_it()):
@@ -219,16 +214,16 @@ def install_service_command(arguments: Sequence[str]) -> int:
 
 
 def _program() -> tuple[str, ...]:
-    """How to start this same agent: the script beside this Python, or its module."""
+    """The command that starts this agent: the script beside this Python, or its module."""
     script = Path(sys.executable).parent / "coe-edge"
     return (str(script),) if script.is_file() else (sys.executable, "-m", "edge.main")
 
 
 def _user(options: argparse.Namespace, path: Path) -> str:
-    """Who runs it: as told; else whoever the config belongs to, but root, for whom systemd makes a user of its own.
+    """The user given by the flags, else the config's owner; "" for root's, for which systemd creates a user.
 
     Raises:
-        ConfigError: there is nobody of that name.
+        ConfigError: there is no user of that name.
     """
     if options.system:
         return ""
@@ -245,14 +240,12 @@ def _user(options: argparse.Namespace, path: Path) -> str:
 
 
 def _commands(root: Path) -> list[list[str]]:
-    """What is run after the unit is written; nothing where it is for another root."""
-    if root != Path("/"):
-        return []
-    return [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", NAME]]
+    """The commands to run once the unit is written; none for another root."""
+    return [] if root != Path("/") else [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", UNIT_NAME]]
 
 
-def _show(service: Service, target: Path, commands: list[list[str]]) -> None:
-    print(service.unit())
+def _show(service: ServiceUnit, target: Path, commands: list[list[str]]) -> None:
+    print(service.text())
     print("steps:")
     print(f"  write {target}{' in place of the one there' if target.exists() else ''}")
     for command in commands:
@@ -261,14 +254,14 @@ def _show(service: Service, target: Path, commands: list[list[str]]) -> None:
         print(f"warning: {warning}")
 
 
-def _warnings(service: Service) -> list[str]:
+def _warnings(service: ServiceUnit) -> list[str]:
     found = []
     if service.config.source.kind == "stdin":
-        found.append("a service has no standard input: it would end at once (set `source:` to a folder, say)")
+        found.append("a service has no standard input: it would end at once (set `source:` to a folder, for example)")
     if not service.user:
-        closed = next((path for path in service.read() if not _is_open_to_all(path)), None)
+        closed = next((path for path in service.files_to_read() if not _is_open_to_all(path)), None)
         if closed is not None:
-            found.append(f"a user made by systemd cannot read {closed} (--user NAME runs it as one who can)")
+            found.append(f"a user created by systemd cannot read {closed} (--user NAME runs it as one who can)")
     for folder in service.writable:
         if not folder.is_dir():
             found.append(f"{folder} is not there, and the service would not start (mkdir -p {folder})")
@@ -276,12 +269,12 @@ def _warnings(service: Service) -> list[str]:
 
 
 def _is_open_to_all(path: Path) -> bool:
-    """Whether anybody may read it, by its mode and those of the folders above it."""
+    """True if any user may read a file, by its mode and those of the folders above it."""
     try:
         modes = [folder.stat().st_mode for folder in path.resolve().parents]
         return all(mode & 0o001 for mode in modes) and bool(path.stat().st_mode & 0o004)
     except OSError:
-        return True  # not there: another warning's business
+        return True  # it does not exist: another warning is for that
 
 
 def _wants_it() -> bool:
@@ -293,36 +286,36 @@ def _wants_it() -> bool:
         return False
 
 
-def _install(service: Service, target: Path, commands: list[list[str]]) -> int:
+def _install(service: ServiceUnit, target: Path, commands: list[list[str]]) -> int:
     if commands and os.geteuid() != 0:
-        told = shlex.join([*_program(), "install-service", *sys.argv[2:]])
-        raise ConfigError([f"expected to be run by root, who alone may write {target} (sudo {told})"])
+        command = shlex.join([*_program(), "install-service", *sys.argv[2:]])
+        raise ConfigError([f"expected to be run by root, who alone may write {target} (sudo {command})"])
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(".new")
-    draft.write_text(service.unit(), encoding="utf-8")
+    draft.write_text(service.text(), encoding="utf-8")
     os.replace(draft, target)
     print(f"wrote {target}")
     if commands and not System().runs_systemd():
         print("systemd does not run here: the unit is not started")
         return 0
-    for command in commands:
-        if subprocess.run(command, check=False).returncode:
-            print(f"failed: {shlex.join(command)} (see: journalctl -u {NAME} -n 50)", file=sys.stderr)
+    for step in commands:
+        if subprocess.run(step, check=False).returncode:
+            print(f"failed: {shlex.join(step)} (see: journalctl -u {UNIT_NAME} -n 50)", file=sys.stderr)
             return 1
     if commands:
-        print(f"running; what it says: journalctl -u {NAME} -f; new settings: sudo systemctl reload {NAME}")
+        print(f"running; its log: journalctl -u {UNIT_NAME} -f; new settings: sudo systemctl reload {UNIT_NAME}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coe-edge install-service",
-        description="Run the agent as a systemd service, now and after each start. Shows first what it would do.",
+        description="Run the agent as a systemd service, now and after each start. It first shows what it would do.",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--user", metavar="NAME", help="who runs it; default: the config's owner")
-    who.add_argument("--system", action="store_true", help="a user that systemd makes for it")
+    who.add_argument("--user", metavar="NAME", help="user that runs it; default: the config's owner")
+    who.add_argument("--system", action="store_true", help="a user that systemd creates for it")
     parser.add_argument("--yes", action="store_true", help="do it without asking")
     parser.add_argument("--print", action="store_true", help="the unit alone, on standard output")
     parser.add_argument("--root", type=Path, default=Path("/"), help="write into another root, and start nothing")

@@ -26,11 +26,11 @@ SEQUENCE, UTC_TIME, GENERALIZED_TIME, VERSION = 0x30, 0x17, 0x18, 0xA0
 
 
 def certificate_validities(path: Path) -> list[tuple[datetime, datetime]]:
-    """Of every certificate in a PEM file, in its order: from, until.
+    """The first and last moment of each certificate in a PEM file, in its order.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds none, or one that is damaged.
+        ValueError: it holds no certificate, or a damaged one.
     """
     found = [ssl.PEM_cert_to_DER_cert(text.decode("ascii")) for text in PEM.findall(path.read_bytes())]
     if not found:
@@ -39,7 +39,7 @@ def certificate_validities(path: Path) -> list[tuple[datetime, datetime]]:
 
 
 def validity(der: bytes) -> tuple[datetime, datetime]:
-    """Of one certificate (X.509, RFC 5280 section 4.1).
+    """The first and last moment of a DER certificate (X.509, RFC 5280 section 4.1).
 
     Raises:
         ValueError: these are not a certificate's bytes.
@@ -59,7 +59,7 @@ def validity(der: bytes) -> tuple[datetime, datetime]:
 
 
 def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of the DER values that follow one another."""
+    """Tag and content of each of the DER values in `data`."""
     at = 0
     while at < len(data):
         tag, length = data[at], data[at + 1]
@@ -94,27 +94,29 @@ class ConnectionClosed(Exception):
 
 
 def check_certificates(context: CheckContext) -> Iterator[Finding]:
-    """The files are there and fit, or the config could not have been read; but for how long?"""
+    """How long certificates are valid. (Reading the config has checked that the files exist and fit.)"""
     now = datetime.fromtimestamp(context.system.now, UTC)
-    for tier in context.remote_tiers:
-        for name, path in (("CA", tier.security.ca), ("certificate", tier.security.certificate)):
-            if path is None:
-                continue
-            what = f"{name} of {tier.name}"
-            try:
-                since, until = min(certificate_validities(path), key=lambda span: span[1])
-            except (OSError, ValueError) as error:
-                yield fail(what, f"{path}: {error}", RENEW)
-                continue
-            days = (until - now).days
-            if until <= now:
-                yield fail(what, f"{path} expired on {until:%Y-%m-%d}", RENEW)
-            elif since > now:
-                yield fail(what, f"{path} is valid from {since:%Y-%m-%d %H:%M} UTC on", "set the clock; or wait")
-            elif days < EXPIRES_SOON_DAYS:
-                yield warn(what, f"{path} expires in {days} days", RENEW)
-            else:
-                yield ok(what, f"{path} is valid for {days} days")
+    files = [
+        (f"{name} of {tier.name}", path)
+        for tier in context.remote_tiers
+        for name, path in (("CA", tier.security.ca), ("certificate", tier.security.certificate))
+        if path is not None
+    ]
+    for what, path in files:
+        try:
+            since, until = min(certificate_validities(path), key=lambda span: span[1])
+        except (OSError, ValueError) as error:
+            yield fail(what, f"{path}: {error}", RENEW)
+            continue
+        days = (until - now).days
+        if until <= now:
+            yield fail(what, f"{path} expired on {until:%Y-%m-%d}", RENEW)
+        elif since > now:
+            yield fail(what, f"{path} is valid from {since:%Y-%m-%d %H:%M} UTC on", "set the clock; or wait")
+        elif days < EXPIRES_SOON_DAYS:
+            yield warn(what, f"{path} expires in {days} days", RENEW)
+        else:
+            yield ok(what, f"{path} is valid for {days} days")
 
 
 def check_tokens(context: CheckContext) -> Iterator[Finding]:
@@ -135,49 +137,48 @@ def check_tiers(context: CheckContext) -> Iterator[Finding]:
 
 
 def _reach(tier: RemoteTierConfig, address: str) -> Finding:
-    """Name, connection, handshake: the step that fails says more than gRPC does."""
+    """The result of name look-up, connection and handshake: which of them fails says more than gRPC does."""
     what = f"tier {tier.name}"
     host, port = split(address)
+    host = host.strip("[]")
     try:
-        socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return fail(what, f"{address}: the name is not known: {reason}", "mend `address:`, or the network's DNS")
-    started = time.perf_counter()
+        return fail(what, f"{address}: the name is not known: {reason}", "correct `address:`, or the network's DNS")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), REACH_S) as line:
+        started = time.perf_counter()
+        with socket.create_connection((host, int(port)), REACH_S) as connection:
             connected_s = time.perf_counter() - started
             if tier.security.is_encrypted:
-                _tls_handshake(line, tier.security, host.strip("[]"))
+                _tls_handshake(connection, tier.security, host)
     except TimeoutError:
-        return fail(
-            what, f"{address}: nobody answers", f"is this the host, is it on, does a firewall let {port} through?"
-        )
+        return fail(what, f"{address}: no answer", f"is this the host, is it on, does a firewall let {port} through?")
     except ConnectionRefusedError:
         beyond = "" if is_this_machine(address) else " --host 0.0.0.0 (that takes TLS, or --insecure)"
-        fix = f"start it there: coe-cloud serve --config ...{beyond}; or mend the port"
+        fix = f"start it there: coe-cloud serve --config ...{beyond}; or correct the port"
         return fail(what, f"{address}: the host is there, and nothing listens on port {port}", fix)
     except (ConnectionClosed, ConnectionResetError):
         fix = "the server asks for a device's certificate: `tls: {certificate: ..., key: ...}`"
         if tier.security.certificate is not None:
             fix = f"is {tier.security.certificate} signed by the server's client_ca, and not expired?"
-        return fail(what, f"{address}: the server hangs up after the handshake", fix)
+        return fail(what, f"{address}: the server closes the connection after the handshake", fix)
     except ssl.SSLError as error:
         return fail(what, f"{address}: TLS fails: {_reason(error)}", _tls_fix(error))
     except OSError as error:
-        return fail(what, f"{address}: {error.strerror or error}", "mend the network, or `address:`")
+        return fail(what, f"{address}: {error.strerror or error}", "repair the network, or correct `address:`")
     return ok(what, f"{address}: connects in {format_seconds(connected_s)}")
 
 
-def _tls_handshake(line: socket.socket, security: ClientSecurity, host: str) -> None:
+def _tls_handshake(connection: socket.socket, security: ClientSecurity, host: str) -> None:
     context = ssl.create_default_context(cafile=security.ca)
     context.set_alpn_protocols(["h2"])
     if security.certificate is not None:
         context.load_cert_chain(security.certificate, security.key)
-    with context.wrap_socket(line, server_hostname=security.server_name or host) as shaken:
-        shaken.settimeout(REACH_S)
+    with context.wrap_socket(connection, server_hostname=security.server_name or host) as encrypted:
+        encrypted.settimeout(REACH_S)
         try:
-            first = shaken.recv(1)  # a server of HTTP/2 speaks first; one that does not take us hangs up (TLS 1.3)
+            first = encrypted.recv(1)  # an HTTP/2 server sends first; one that refuses this client closes (TLS 1.3)
         except TimeoutError:
             return
         if not first:
@@ -202,12 +203,12 @@ def _tls_fix(error: ssl.SSLError) -> str:
     if "certificate required" in reason or "handshake failure" in reason:
         return "the server asks for a device's certificate: `tls: {certificate: ..., key: ...}`"
     if "wrong version number" in reason or "record" in reason:
-        return "the server speaks plaintext on this port: leave `tls:` out, or mend the port"
+        return "the server speaks plaintext on this port: leave `tls:` out, or correct the port"
     return "compare `tls:` with the server's `security.tls:`"
 
 
 def _probe_server(context: CheckContext, tier: RemoteTierConfig) -> Iterator[Finding]:
-    """Who the server says it is, and how long an answer takes."""
+    """The server's own name, and its round-trip time."""
     what = f"tier {tier.name}"
     try:
         opened = open_tier(tier, context.the_config.cascade)
@@ -224,9 +225,8 @@ def _probe_server(context: CheckContext, tier: RemoteTierConfig) -> Iterator[Fin
 
 def _probe(what: str, remote: RemoteTier) -> Finding:
     try:
-        told = remote.metadata()
-        trips = []
-        is_ready = True
+        metadata = remote.metadata()
+        trips, is_ready = [], True
         for _ in range(N_ROUND_TRIPS):
             started = time.perf_counter()
             is_ready = remote.is_ready()
@@ -234,10 +234,10 @@ def _probe(what: str, remote: RemoteTier) -> Finding:
     except (TierError, ConfigError) as error:
         return _error_finding(what, error)
     trip = format_seconds(statistics.median(trips))
-    met = f"{told.name} on {told.platform or 'an unnamed platform'}, round trip {trip}"
+    message = f"{metadata.name} on {metadata.platform or 'an unnamed platform'}, round trip {trip}"
     if not is_ready:
-        return warn(what, f"{met}; it is there and takes no calls", "it starts or drains: wait, or look at its log")
-    return ok(what, met)
+        return warn(what, f"{message}; it does not take calls now", "it starts or drains: wait, or look at its log")
+    return ok(what, message)
 
 
 def _error_finding(what: str, error: CascadeError) -> Finding:

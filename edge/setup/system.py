@@ -1,11 +1,9 @@
-"""The machine that is looked at: this one."""
+"""Facts of this machine: Python, board, memory, temperature, clock, systemd."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,11 +16,11 @@ COMMAND_S = 5.0
 
 @dataclass(frozen=True)
 class System:
-    """Facts of a machine and of the Python at work on it.
+    """A machine and the Python that runs on it.
 
     Args:
-        root: where its files are: /proc, /sys, /etc, /run.
-        bits: of an address of its programs; a 64-bit kernel may well run 32-bit programs.
+        root: folder of its /proc, /sys, /etc and /run.
+        bits: address size of the running program, which a 64-bit kernel does not tell.
     """
 
     root: Path = Path("/")
@@ -32,7 +30,7 @@ class System:
     now: float = field(default_factory=time.time)
 
     def read(self, path: str) -> str:
-        """A small file's text; "" where there is none."""
+        """The text of a small file; "" if there is none."""
         try:
             return (self.root / path).read_text(encoding="utf-8", errors="replace").strip("\0\n ")
         except OSError:
@@ -40,11 +38,11 @@ class System:
 
     @property
     def model(self) -> str:
-        """As a board says it: "Raspberry Pi 4 Model B Rev 1.4"; "" where none does."""
+        """The board's name for itself, such as "Raspberry Pi 4 Model B Rev 1.4"; "" if it has none."""
         return self.read("proc/device-tree/model")
 
     def memory_bytes(self) -> dict[str, int]:
-        """Of /proc/meminfo: MemTotal, MemAvailable, SwapTotal, ..."""
+        """Bytes by the keys of /proc/meminfo: MemTotal, MemAvailable, SwapTotal, ..."""
         found = {}
         for line in self.read("proc/meminfo").splitlines():
             key, _, rest = line.partition(":")
@@ -54,7 +52,7 @@ class System:
         return found
 
     def temperatures(self) -> list[float]:
-        """Of its thermal zones, in degrees Celsius."""
+        """Degrees Celsius of each thermal zone."""
         zones = sorted((self.root / "sys/class/thermal").glob("thermal_zone*/temp"))
         texts = [self.read(str(zone.relative_to(self.root))) for zone in zones]
         return [int(text) / 1000 for text in texts if text.lstrip("-").isdigit()]
@@ -63,33 +61,26 @@ class System:
         return (self.root / "run/systemd/system").is_dir()
 
 
-def told_by(*command: str) -> str | None:
-    """What a command prints; None where it is not there, fails or hangs."""
-    if shutil.which(command[0]) is None:
-        return None
+def output_of(*command: str) -> str:
+    """What a command prints; "" if it is not installed, fails or hangs."""
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return told.stdout.strip() if told.returncode == 0 else None
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
-def size(n_bytes: float) -> str:
-    """ "512 MB", "3.9 GB"."""
+def format_size(n_bytes: float) -> str:
+    """Bytes as text: "512 MB", "3.9 GB"."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def is_clock_synchronised() -> bool | None:
-    """As the kernel says (adjtimex(2)); None where it cannot be asked."""
+    """True if the kernel says that its clock is synchronised (adjtimex(2)); None if it cannot be asked."""
     try:
         state = ctypes.CDLL(None, use_errno=True).adjtimex(
             ctypes.create_string_buffer(512)
-        )  # asks, and changes nothing
+        )  # modes 0: reads the state, changes nothing
     except (OSError, AttributeError):
         return None
     return None if state < 0 else state != 5  # TIME_ERROR: not synchronised

@@ -85,6 +85,11 @@ class SourceConfig:
     server: GrpcSourceConfig | None = None
     parts: tuple[SourceConfig, ...] = ()
 
+    @property
+    def each(self) -> tuple[SourceConfig, ...]:
+        """The parts of several sources, or this one alone."""
+        return self.parts or (self,)
+
 
 def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> SourceConfig:
     """`source:` (one) or `sources:` (a list) of an agent's config; standard input where neither is there.

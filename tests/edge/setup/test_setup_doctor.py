@@ -262,7 +262,7 @@ def test_a_port_where_nobody_listens_fails(tmp_path):
     finding = one(check_tiers(patient_of(edge_config(tmp_path, port))))
     assert finding.level == "fail"
     assert finding.message == f"127.0.0.1:{port}: the host is there, and nothing listens on port {port}"
-    assert finding.fix == "start it there: coe-cloud serve --config ...; or mend the port"  # loopback is its default
+    assert finding.fix == "start it there: coe-cloud serve --config ...; or correct the port"  # loopback is its default
     assert "coe-cloud serve" in finding.fix
 
 
@@ -349,7 +349,11 @@ def test_over_tls_the_server_is_met_with_the_right_files(tmp_path, closed):
     [
         ("true", "certificate", "set `tls: {ca: ...}`"),
         ("{{ca: {ca}, server_name: elsewhere}}", "not valid for 'elsewhere'", "set `server_name:`"),
-        ("{{ca: {ca}}}", "the server hangs up after the handshake", "the server asks for a device's certificate"),
+        (
+            "{{ca: {ca}}}",
+            "the server closes the connection after the handshake",
+            "the server asks for a device's certificate",
+        ),
     ],
 )
 def test_what_is_wrong_with_tls_is_said(tmp_path, closed, tls, message, fix):
@@ -413,7 +417,7 @@ def test_a_check_that_breaks_is_a_finding_and_not_a_traceback(tmp_path, monkeypa
     monkeypatch.setattr("edge.setup.doctor.MACHINE", (check_nothing,))
     first, second, *_ = run_checks(edge_config(tmp_path, closed_port()))
     assert first.level == "ok"
-    assert second == fail("nothing", "could not be looked at: KeyError: 'boom'", "please report this line")
+    assert second == fail("nothing", "could not be checked: KeyError: 'boom'", "please report this line")
 
 
 def test_the_program_says_how_it_went_by_its_exit_code(tmp_path, server, capsys):

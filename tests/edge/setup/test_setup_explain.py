@@ -16,7 +16,7 @@ from coe import zoo
 from coe.protocol import inference_pb2 as pb
 from edge.config import read_config
 from edge.main import main
-from edge.setup.explain import state
+from edge.setup.explain import statements_of
 
 BASE = """
 task: zoo:digits
@@ -34,7 +34,7 @@ def said(folder: Path, text: str = BASE, *more: str) -> dict[str, list[str]]:
     path = folder / "pi.yaml"
     path.write_text(text + "".join(f"{line}\n" for line in more), encoding="utf-8")
     found: dict[str, list[str]] = {}
-    for statement in state(read_config(path)):
+    for statement in statements_of(read_config(path)):
         found.setdefault(statement.topic, []).append(statement.text)
     return found
 
@@ -137,7 +137,7 @@ def test_classes_that_are_never_sent_and_a_hook_are_said(tmp_path):
     (tmp_path / "rules.py").write_text("def private(value, votes):\n    return False\n")
     found = said(tmp_path, BASE, "never_send: ['3', '7']", "privacy_filter: rules.py:private")
     assert any(text.endswith("never leaves it: 3, 7.") for text in found["stays"])
-    assert any(text.startswith("The privacy filter rules.py:private is asked") for text in found["stays"])
+    assert any(text.startswith("The privacy filter rules.py:private is called") for text in found["stays"])
     assert "never leaves it: " not in all_of(said(tmp_path))
 
 

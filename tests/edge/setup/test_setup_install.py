@@ -13,7 +13,7 @@ from pki import Pki
 
 from edge.config import read_config
 from edge.main import main
-from edge.setup.install_service import Service
+from edge.setup.install_service import ServiceUnit
 
 BASE = """
 task: zoo:digits
@@ -35,7 +35,7 @@ def config(folder: Path, *more: str) -> Path:
 def unit(path: Path, user: str = "", command: tuple[str, ...] = ("/opt/coe/bin/coe-edge",)) -> dict[str, list[str]]:
     """Settings of a unit, each a list: some may be given several times."""
     found: dict[str, list[str]] = {}
-    for line in Service(read_config(path), command, user).unit().splitlines():
+    for line in ServiceUnit(read_config(path), command, user).text().splitlines():
         if line and line[0] not in "#[":
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
@@ -101,9 +101,9 @@ def test_what_the_agent_reads_of_its_sinks_and_its_hook_counts_too(tmp_path):
         "    password_file: m.password",
         "    tls: {ca: m.pem, certificate: c.pem, key: c.key}",
     )
-    service = Service(read_config(path), ("/opt/coe/bin/coe-edge",), "")
-    assert {path.name for path in service.secrets()} == {"w.token", "m.password", "c.key"}
-    assert {path.name for path in service.read()} >= {"rules.py", "w.pem", "m.pem", "c.pem", "w.token"}
+    service = ServiceUnit(read_config(path), ("/opt/coe/bin/coe-edge",), "")
+    assert {path.name for path in service.secret_files()} == {"w.token", "m.password", "c.key"}
+    assert {path.name for path in service.files_to_read()} >= {"rules.py", "w.pem", "m.pem", "c.pem", "w.token"}
 
 
 def test_a_camera_may_be_used_and_nothing_else_of_the_devices(tmp_path):
@@ -128,7 +128,7 @@ def test_systemd_itself_finds_nothing_wrong_with_it(tmp_path, name):
     folder.mkdir()
     (folder / "out").mkdir()
     path = config(folder, FOLDER, "sink: {path: out/d.jsonl}")
-    text = Service(read_config(path), ("/bin/true",), "root").unit()
+    text = ServiceUnit(read_config(path), ("/bin/true",), "root").text()
     target = tmp_path / "coe-edge.service"
     target.write_text(text)
     told = subprocess.run(["systemd-analyze", "verify", str(target)], capture_output=True, text=True, timeout=60)
@@ -181,7 +181,7 @@ def test_what_would_keep_it_from_starting_is_warned_of(tmp_path, capsys):
     assert main(["install-service", "--config", str(path), "--system", "--root", str(tmp_path / "root")]) == 0
     told = capsys.readouterr().out
     assert "warning: a service has no standard input" in told
-    assert "warning: a user made by systemd cannot read" in told
+    assert "warning: a user created by systemd cannot read" in told
     assert f"warning: {tmp_path / 'none/such'} is not there" in told
 
 
