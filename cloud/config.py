@@ -130,11 +130,11 @@ class ObserveConfig:
 
 def read_observe(fields: Fields) -> ObserveConfig:
     """`log:`, `metrics:` and `traces:` of a config file; findings go to its report."""
-    watch = read_settings(ObserveConfig, fields, finish=False)
-    if watch.log_requests and watch.log_level not in ("debug", "info"):
-        message = f"requests are logged at info, which level {watch.log_level} leaves out (set level: info)"
+    settings = read_settings(ObserveConfig, fields, finish=False)
+    if settings.log_requests and settings.log_level not in ("debug", "info"):
+        message = f"requests are logged at info, which level {settings.log_level} leaves out (set level: info)"
         fields.warn("log.requests", message)
-    return replace(watch, traces=_whole_endpoint(fields, watch.traces))
+    return replace(settings, traces=_whole_endpoint(fields, settings.traces))
 
 
 def _whole_endpoint(fields: Fields, endpoint: str) -> str:
@@ -178,7 +178,7 @@ class ServerConfig:
     limits: Limits = setting(Limits(), "Of calls, of their sizes and of queues.")
     security: Security = setting(Security(), "Who may call, over what.")
     engine: EngineConfig = setting(REQUIRED, "With `--engine ray`: where tiers run.")
-    watch: ObserveConfig
+    observe: ObserveConfig
     device: DevicePage | None = setting(None, "What a phone runs at `/device`.", usual="the bundled task's cascade")
     source: Path | None
     warnings: tuple[str, ...]
@@ -207,7 +207,7 @@ def read_config(path: Path) -> ServerConfig:
         cascade=cascade,
         model=model,
         engine=read_engine(fields.section("engine", {}), alone),
-        watch=read_observe(fields),
+        observe=read_observe(fields),
         security=read_security(fields.section("security", {}), path.parent),
         device=read_device_page(
             fields.section("device", {}), path.parent, cascade.task, fields.content.get("task"), served

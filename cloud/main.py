@@ -112,7 +112,7 @@ def _list_models(config: ServerConfig) -> int:
 def _serve(config: ServerConfig, options: argparse.Namespace) -> int:
     import_runtime("grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[cloud]'")
     need_certificates()
-    logs.configure(replace(config.watch, log_level="debug") if options.verbose else config.watch)
+    logs.configure(replace(config.observe, log_level="debug") if options.verbose else config.observe)
     if options.engine == "ray":
         from .engines import ray
 

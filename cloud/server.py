@@ -47,7 +47,7 @@ class Server:
         self.calls = CallGate(config.limits)
         self._authenticator = Authenticator(config.security)
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
-        observe = config.watch if config.http_port is not None else replace(config.watch, metrics=False, page=False)
+        observe = config.observe if config.http_port is not None else replace(config.observe, metrics=False, page=False)
         self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
         self.observer = Observer(
             observe,

@@ -278,7 +278,7 @@ def check(config: ServerConfig, insecure: bool) -> None:
         findings.append("server.model_control: expected false with --engine ray (restart it to reload models)")
     if config.http_port is not None:
         findings.append("server.http_port: expected none with --engine ray, which serves no HTTP (leave it out)")
-    if config.watch.traces:
+    if config.observe.traces:
         findings.append("traces: expected none with --engine ray (Ray has its own)")
     if findings:
         raise ConfigError(findings, str(config.source or ""))

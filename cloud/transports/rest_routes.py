@@ -28,6 +28,7 @@ from coe.cascade.errors import TierTimeout, TierUnavailable, Unauthenticated
 from coe.protocol.core import Answer, InferenceCore, Request
 from coe.protocol.servicer import EXTENSIONS, NotOffered, RepositoryExtension
 from coe.protocol.trace_context import HEADERS as TRACE
+from coe.status_page import SECURITY_HEADERS
 
 from .http_server import PEER, BodyReader, ConnectionPeer
 from .rest_messages import (
@@ -45,7 +46,7 @@ from .rest_server import Page, RestOptions
 
 NO_PATH = "no such path"
 JSON, BINARY = "application/json", "application/octet-stream"
-SAFE = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+SAFE = {name.lower(): value for name, value in SECURITY_HEADERS.items()}
 PAGE = SAFE | {"content-security-policy": "default-src 'none'; frame-ancestors 'none'"}
 FOLDER = SAFE | {
     "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; "
