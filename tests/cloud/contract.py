@@ -6,12 +6,10 @@ A class of tests for each engine takes these over, and has a fixture `server`: a
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,8 +25,6 @@ from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input, read_outputs
 from coe.protocol.remote import RemoteTier
 from coe.protocol.service import METHODS, SERVICE, path
-
-sys.path.insert(1, str(Path(__file__).parent.parent / "e2e"))  # pytest adds it once it has seen a test there
 
 BOUND_S = 20.0
 

@@ -6,15 +6,14 @@ import http.client
 import json
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loopback import served
 from loops import Loop
 from strategies import one_hot, table_tier
 
@@ -23,12 +22,6 @@ from coe.cascade import Always, Cascade
 from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, encode
 from coe.protocol.core import InferenceCore
-
-sys.path[1:1] = [str(Path(__file__).parent.parent / "protocol")]  # pytest adds it only once it has seen a test in it
-
-from loopback import VERSION, request_of, served, serving  # noqa: E402 - tests take them from here
-
-__all__ = ["VERSION", "request_of", "serving"]
 
 LENGTH = "Inference-Header-Content-Length"
 

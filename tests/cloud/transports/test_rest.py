@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from rest_loopback import VERSION, Client, binary_message, open_rest, request_of, rows_message, serving, table_core
+from loopback import VERSION, request_of, serving
+from rest_loopback import Client, binary_message, open_rest, rows_message, table_core
 
 from coe import __version__
 from coe.cascade import InputError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rest_loopback import VERSION, open_rest, table_core
+from loopback import VERSION
+from rest_loopback import open_rest, table_core
 
 from coe import __version__
 from coe.protocol.core import InferenceCore
