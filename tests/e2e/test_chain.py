@@ -216,6 +216,7 @@ class Passage:
         self._channel.close()
 
 
+@pytest.mark.slow
 def test_the_deadline_of_each_server_is_what_the_one_before_has_left_less_a_reserve(tmp_path):
     every_one = dict.fromkeys(NAMES, ", confidence: 1.0")  # nobody is ever that sure: all go to the last
     passages: list[Passage] = []

@@ -110,6 +110,7 @@ def test_a_device_with_its_certificate_is_served_counted_and_traced(folder):
     assert {line["caller"] for line in lines} == {"pi-1"}
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_allowed_keeps_its_own_answers_and_the_server_says_why(folder):
     with Cloud(folder, folder / "cloud.yaml") as server:
         records = run_edge(folder, server.port, "stranger")
@@ -123,6 +124,7 @@ def test_a_device_that_is_not_allowed_keeps_its_own_answers_and_the_server_says_
     assert caught.value.code == 403
 
 
+@pytest.mark.slow
 def test_without_a_certificate_nobody_is_heard(folder):
     with Cloud(folder, folder / "cloud.yaml") as server:
         plain = RemoteTier("cloud", f"127.0.0.1:{server.port}", "digits", Always(), n_labels=10, deadline_s=3.0)

@@ -112,6 +112,7 @@ def test_sigterm_drains_a_call_under_way_finishes_and_new_ones_are_refused(tmp_p
     assert not cut_off
 
 
+@pytest.mark.slow
 def test_control_c_stops_it_as_sigterm_does(tmp_path):
     with Cloud(tmp_path) as server:
         server.send(signal.SIGINT)
@@ -135,7 +136,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_2(server, tmp_path):
     assert "Traceback" not in "\n".join(lines)
 
 
-@pytest.mark.parametrize("port", [-1, 99999, "many"])
+@pytest.mark.parametrize("port", [99999, *(pytest.param(port, marks=pytest.mark.slow) for port in (-1, "many"))])
 def test_a_port_that_cannot_be_is_the_users_error(tmp_path, port):
     code, lines = complaint(tmp_path, "serve", "--grpc-port", port)
     assert code == 2
@@ -164,7 +165,9 @@ limits: {max_batch: 0}
     assert 'did you mean "tiers"?' in findings
 
 
-@pytest.mark.parametrize("content", ["tiers: [", "- a\n- b\n", ""])
+@pytest.mark.parametrize(
+    "content", ["tiers: [", *(pytest.param(text, marks=pytest.mark.slow) for text in ("- a\n", ""))]
+)
 def test_a_config_that_is_no_mapping_is_one_line(tmp_path, content):
     config = tmp_path / "bad.yaml"
     config.write_text(content, encoding="utf-8")
@@ -205,6 +208,7 @@ tiers:
 """
 
 
+@pytest.mark.slow
 def test_a_chain_of_two_servers_answers_as_one_cascade_and_the_first_alone_when_the_second_dies(server, tmp_path):
     batch = a_batch(16)
     ones = [batch.take(np.array([row])) for row in range(16)]

@@ -96,6 +96,7 @@ def test_ordered_decisions_come_in_the_order_of_the_digits(server, tmp_path):
     assert [record["id"] for record in agent.records] == ALL_IDS[:200]
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_costs_no_example_its_decision(tmp_path):
     sink = tmp_path / "decisions.jsonl"
     with Cloud(tmp_path) as server:
@@ -127,6 +128,7 @@ def test_a_server_killed_in_the_middle_costs_no_example_its_decision(tmp_path):
     assert f"in {len(there):,} calls" in summary
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_on_its_port_is_asked_again(tmp_path):
     sink = tmp_path / "decisions.jsonl"
 
@@ -210,14 +212,16 @@ def test_a_dry_run_without_a_server_is_exit_1_and_says_which(tmp_path):
     assert "Traceback" not in agent.complained
 
 
-@pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_a_limit_is_the_number_of_decisions(server, tmp_path, n):
     with edge(tmp_path, edge_config(tmp_path, server.port), "--limit", n) as agent:
         assert agent.end() == 0
     assert sorted(record["id"] for record in agent.records) == ALL_IDS[:n]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_in_a_run_lets_every_example_taken_be_written(server, tmp_path, number, code):
     sink = tmp_path / "decisions.jsonl"
     source = "{kind: digits, repeat: 1000, interval_ms: 1}"
@@ -336,6 +340,7 @@ tiers:
 """
 
 
+@pytest.mark.slow
 def test_a_server_of_another_task_stops_the_agent_with_one_line(tmp_path):
     (tmp_path / "best.onnx").write_bytes((digits.FOLDER / "resnet.onnx").read_bytes())
     cloud_config = tmp_path / "letters.yaml"
@@ -378,7 +383,7 @@ def test_a_config_that_is_not_there_is_one_line(tmp_path):
     assert complaint(tmp_path, nowhere) == [f"coe-edge: {nowhere}: cannot be read: No such file or directory"]
 
 
-@pytest.mark.parametrize("limit", ["0", "-3", "many", "²"])
+@pytest.mark.parametrize("limit", ["0", *(pytest.param(text, marks=pytest.mark.slow) for text in ("-3", "many", "²"))])
 def test_a_limit_that_is_none_is_the_users_error(tmp_path, limit):
     with Program("edge.main", ["--limit", limit], tmp_path) as agent:
         assert agent.end() == 2
@@ -392,6 +397,7 @@ def test_a_sink_that_cannot_be_written_is_one_line(tmp_path):
     assert "cannot be written" in line
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_exit_1(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")

@@ -57,6 +57,7 @@ def truth(run):
     return found
 
 
+@pytest.mark.slow
 def test_the_audit_finds_as_many_wrong_agreements_as_there_are(run, truth):
     folder, records = run
     agreed = {name: max(set(votes), key=votes.count) for name, (votes, _) in truth.items() if len(set(votes)) < 3}
@@ -70,6 +71,7 @@ def test_the_audit_finds_as_many_wrong_agreements_as_there_are(run, truth):
     assert [event["answered"] for event in events] == list(range(10, whole["n_answered"] + 1, 10))
 
 
+@pytest.mark.slow
 def test_what_a_member_takes_for_a_seven_never_left(run, truth):
     _, records = run
     outcomes = {record["id"]: record for record in records if "event" not in record}
@@ -81,6 +83,7 @@ def test_what_a_member_takes_for_a_seven_never_left(run, truth):
     assert held == {name for name, (votes, _) in truth.items() if 7 in votes and len(set(votes)) == 3}
 
 
+@pytest.mark.slow
 def test_the_harvest_holds_what_the_cloud_answered(tmp_path):
     records = decided(tmp_path, "agreement: unanimous", 400, 0, "harvest: {path: harvest}")
     sent = {record["id"]: record["label"] for record in records if record["exit_tier"] > 1}
@@ -91,6 +94,7 @@ def test_the_harvest_holds_what_the_cloud_answered(tmp_path):
     assert all(example.value == pictures[example.id] for example in harvested)
 
 
+@pytest.mark.slow
 def test_what_was_kept_before_a_class_was_never_sent_is_dropped_and_the_link_that_is_down_is_told_of(tmp_path, capsys):
     def run(n: int, *more: str) -> str:
         settings = ("when_unavailable: spool", "state: state", *more)

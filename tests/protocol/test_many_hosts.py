@@ -147,6 +147,7 @@ def test_health_is_asked_of_our_own_servers_behind_a_list_and_of_nobody_else():
 # Losses
 
 
+@pytest.mark.slow
 def test_a_host_that_is_killed_loses_no_call_and_comes_back_into_rotation():
     stayer, victim = HostProcess(0), HostProcess(1)
     answers: list[int] = []

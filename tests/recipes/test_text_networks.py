@@ -75,7 +75,13 @@ def test_padding_changes_nothing_in_minilm_and_its_head_reads_the_mean():
     assert torch.allclose(alone, network.head(mean), atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "build"), [*zip(networks.SIZES, NETWORKS, strict=True)])
+@pytest.mark.parametrize(
+    ("kind", "build"),
+    [
+        pytest.param(kind, build, marks=pytest.mark.slow if kind == "unigram" else ())  # seconds
+        for kind, build in zip(networks.SIZES, NETWORKS, strict=True)
+    ],
+)
 def test_a_network_learns_from_labels_and_its_file_says_the_same(kind, build, split, tmp_path):
     data = networks.trained_tokenizer(kind, split.texts)
     tokens = Tokens(data, Path(kind), 16)

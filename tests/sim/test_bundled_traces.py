@@ -153,7 +153,9 @@ def test_a_message_is_a_little_more_than_its_payload():
     assert message_bytes("longer", 900) - message_bytes("m", 900) == 5
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow if task == "cifar10" else ()) for task in TASKS]
+)
 def test_the_virtual_clock_replays_a_bundled_trace(task: str, sim: Program):
     trace = read_trace(Path(task))
     told = json.loads(sim("--delays", "1us,1s", "--task", task, "--clock", "virtual", "--json")[0])

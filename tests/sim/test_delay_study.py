@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from simulator import Program
 
+from coe.config.fields import parse_seconds
 from sim.live import CloudProcess, LiveInput, Pace, run_live
 from sim.output import Progress
 from sim.systems import BundledTask, Uplink
@@ -21,7 +24,6 @@ ROW_KEYS = {
     "system", "delay_s", "n", "accuracy", "deferral_rate", "latency_mean_s", "latency_p50_s", "latency_p99_s",
     "communication_mean_s", "bytes_sent_per_example", "predicted_mean_s", "achieved_delay_s",
 }  # fmt: skip
-DELAYS_S = (1e-6, 0.02, 0.15)
 
 
 def sim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -35,23 +37,45 @@ def within_tolerance(measured_s: float, predicted_s: float) -> bool:
     return abs(measured_s - predicted_s) <= max(0.03 * predicted_s, 0.002)
 
 
+@dataclass
+class Study:
+    """One run of the program: its options, and where its report is."""
+
+    delays: str
+    n: int
+    folder: Path
+    rows: list[dict]
+
+    @property
+    def delays_s(self) -> list[float]:
+        return [parse_seconds(delay) for delay in self.delays.split(",")]
+
+
+def run_study(folder: Path, delays: str, n: int) -> Study:
+    done = sim("--delays", delays, "--limit", str(n), "--json", "--out", str(folder))
+    return Study(delays, n, folder, json.loads(done.stdout)["rows"])
+
+
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    out = tmp_path_factory.mktemp("report")
-    done = sim("--delays", "1us,20ms,150ms", "--limit", "250", "--json", "--out", str(out))
-    return json.loads(done.stdout), out
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run_study(tmp_path_factory.mktemp("report"), "1us,20ms", 120)  # of which one is deferred
+
+
+@pytest.fixture(scope="module")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """With digits enough to compare means."""
+    return run_study(tmp_path_factory.mktemp("report"), "1us,20ms,150ms", 250)
 
 
 def test_json_has_a_row_for_each_system_and_delay(study):
-    rows = study[0]["rows"]
-    assert [(row["system"], row["delay_s"]) for row in rows] == [
-        (system, delay_s) for delay_s in DELAYS_S for system in ("cascade", "cloud-only", "edge-only")
+    assert [(row["system"], row["delay_s"]) for row in study.rows] == [
+        (system, delay_s) for delay_s in study.delays_s for system in ("cascade", "cloud-only", "edge-only")
     ]
-    assert all(row.keys() >= ROW_KEYS and row["n"] == 250 for row in rows)
+    assert all(row.keys() >= ROW_KEYS and row["n"] == study.n for row in study.rows)
 
 
 def test_the_injected_delay_is_what_was_asked_for(study):
-    for row in study[0]["rows"]:
+    for row in study.rows:
         if row["system"] == "edge-only":
             assert row["achieved_delay_s"] == 0
         elif row["delay_s"] == 1e-6:
@@ -64,9 +88,10 @@ def off(rows: list[dict]) -> list[dict]:
     return [row for row in rows if not within_tolerance(row["latency_mean_s"], row["predicted_mean_s"])]
 
 
-def test_measured_means_are_what_delay_and_compute_predict(study):
+@pytest.mark.slow
+def test_measured_means_are_what_delay_and_compute_predict(whole_study):
     """A busy machine may be late for a while: what is off is measured again, twice at most."""
-    late = off(study[0]["rows"])
+    late = off(whole_study.rows)
     for _ in range(2):
         if late:
             delays = ",".join(dict.fromkeys(f"{row['delay_s'] * 1e6:.0f}us" for row in late))
@@ -76,8 +101,9 @@ def test_measured_means_are_what_delay_and_compute_predict(study):
     assert not late
 
 
-def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(study):
-    rows = {(row["system"], row["delay_s"]): row for row in study[0]["rows"]}
+@pytest.mark.slow
+def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(whole_study):
+    rows = {(row["system"], row["delay_s"]): row for row in whole_study.rows}
     cascade, cloud = rows["cascade", 0.15], rows["cloud-only", 0.15]
     assert cascade["latency_mean_s"] <= cloud["latency_mean_s"] * cascade["deferral_rate"] / 0.95 + 0.0003
     assert cascade["accuracy"] >= rows["edge-only", 0.15]["accuracy"]
@@ -85,18 +111,18 @@ def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(study):
 
 
 def test_the_report_stands_alone(study):
-    page = (study[1] / "report.html").read_text()
+    page = (study.folder / "report.html").read_text()
     assert page.count("<svg") == 3
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\((?!#)""", page), "nothing may be fetched"
-    assert json.loads((study[1] / "results.json").read_text())["rows"] == study[0]["rows"]
+    assert json.loads((study.folder / "results.json").read_text())["rows"] == study.rows
 
 
 def test_the_virtual_clock_replays_a_recording_without_sleeping(study):
-    recording = str(study[1] / "recording.json")
+    recording = str(study.folder / "recording.json")
     started = time.perf_counter()
-    done = sim("--delays", "20ms,150ms", "--clock", "virtual", "--recording", recording, "--json")
+    done = sim("--delays", study.delays.removeprefix("1us,"), "--clock", "virtual", "--recording", recording, "--json")
     took = time.perf_counter() - started
-    real = {(row["system"], row["delay_s"]): row for row in study[0]["rows"]}
+    real = {(row["system"], row["delay_s"]): row for row in study.rows}
     for row in json.loads(done.stdout)["rows"]:
         assert row["latency_mean_s"] == pytest.approx(real[row["system"], row["delay_s"]]["predicted_mean_s"])
     assert took < 3, "the replay itself takes well under a second; the rest is Python's start"
@@ -162,7 +188,7 @@ def test_a_study_that_is_terminated_leaves_no_program_behind(tmp_path: Path):
         ([], "expected a study"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_exit_code_two(arguments: list[str], words: str):
-    done = sim(*arguments, code=2)
-    assert words in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_wrong_argument_is_one_line_and_exit_code_two(arguments: list[str], words: str, capsys):
+    _, err = Program(capsys)(*arguments, code=2)
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -88,7 +88,7 @@ def port(core: InferenceCore, models: Models) -> Iterator[int]:
         yield server.port
 
 
-@pytest.fixture(params=["gevent", "asyncio"])
+@pytest.fixture(scope="module", params=["gevent", "asyncio"])
 def call(request: pytest.FixtureRequest, port: int) -> Iterator[Caller]:
     caller = Caller(request.param, port)
     yield caller

@@ -150,6 +150,7 @@ def spool_status(folder: Path, config: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_kills_lose_no_example_and_answer_none_twice(tmp_path):
     kill_and_check(tmp_path, 5, "sink: {path: out.jsonl}", seed=1)
 
