@@ -1,1 +1,1 @@
-"""Honest in the field: what may not leave, how often agreement is wrong, and whether the world has changed."""
+"""In operation: what may not leave the device, how often agreement is wrong, and whether the data have changed."""

@@ -1,7 +1,7 @@
-"""Auditing answers that stood: a random share is sent to the cloud as well, to estimate how often they are wrong.
+"""How often agreement is wrong: a random sample of the agreed examples is sent to the cloud, to estimate the error.
 
-Paper: A.3, where wrong agreements are counted against labels. In the field there are none: "wrong" is where the tiers
-beyond the device, asked about the same example, answer another label.
+Paper: A.3, where wrong agreements are counted against labels. In operation there are no labels: an answer counts as
+wrong if the tiers beyond the device give the same example another label.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ class Estimate:
     """A share, estimated from examples drawn with chances that may change over time.
 
     Each example counts 1 / chance (Horvitz-Thompson); the share is the ratio of two such sums (Hajek), so that no
-    stretch of time weighs more because it was sampled more. The interval is Wilson's, with the number of draws
-    replaced by the effective one: as many equal draws as would vary as much. With one chance for all that is Wilson's
-    own.
+    period weighs more because more of it was sampled. The interval is Wilson's, with the number of draws replaced by
+    the effective one: the number of equal draws with the same variance. If all chances are equal, the two are the same.
 
     Args:
-        n: examples there were; n_drawn: of them, drawn; n_answered: of those, with an answer.
-        n_hits: of those, where it was so.
+        n: examples; n_drawn: examples of these that were drawn; n_answered: of those, with an answer.
+        n_hits: of the answered ones, those that count for the share.
     """
 
     n: int = 0
@@ -53,7 +52,7 @@ class Estimate:
     weight_squared_hits: float = 0.0
 
     def add(self, chance: float, is_hit: bool) -> None:
-        """An example that was drawn with that chance, and answered."""
+        """Count an example that was drawn with that chance, and answered."""
         weight = 1.0 / chance
         self.n_answered += 1
         self.n_hits += is_hit
@@ -64,13 +63,13 @@ class Estimate:
 
     @property
     def share(self) -> float | None:
-        """None while nothing is known."""
+        """The estimate; None before the first answer."""
         return self.weight_hits / self.weight if self.weight else None
 
     @property
     def n_effective(self) -> float:
-        """Draws of one chance that would vary as much: at most (sum w)^2 / sum w^2 (Kish), which leaves out that the
-        weights may go with what is counted; less where sum w^2 (hit - share)^2, the ratio's variance, says so.
+        """The number of equal draws with the same variance: at most (sum w)^2 / sum w^2 (Kish), which ignores that the
+        weights may correlate with the hits; less where the ratio's variance, sum w^2 (hit - share)^2, is larger.
         """
         share = self.share
         if share is None:
@@ -81,29 +80,29 @@ class Estimate:
         return min(kish, share * (1 - share) * square / spread) if 0 < share < 1 and spread > 0 else kish
 
     def interval(self, z: float = Z95) -> tuple[float, float]:
-        """Low and high end; (0, 1) while nothing is known."""
+        """Low and high end of the confidence interval; (0, 1) before the first answer."""
         share = self.share
         return (0.0, 1.0) if share is None else wilson(share, self.n_effective, z)
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a share seen in n draws (Wilson 1927)."""
+    """Wilson's score interval of a share of n draws (Wilson 1927)."""
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 HOUR_S = 3600.0
-MOST_QUEUED = 64
-ASK_S = 10.0  # at most, for one example: nobody waits for it
+MAX_QUEUED = 64
+CALL_TIMEOUT_S = 10.0  # of one example: nobody waits for the answer
 PAUSE_S = 5.0  # after a call without an answer
-MOST_AGE_S = HOUR_S  # an example that is not answered by then counts as not answered
+MAX_AGE_S = HOUR_S  # of a drawn example; without an answer by then, it counts as not answered
 SAVE_EVERY = 20  # answers
 
 
 @dataclass
 class AuditEstimates:
-    """What the audit has found: over all examples, and by the label that the device gave."""
+    """The audit's estimates: over all examples, and by the label that the device gave."""
 
     whole: Estimate = field(default_factory=Estimate)
     by_label: dict[int, Estimate] = field(default_factory=dict)
@@ -113,20 +112,20 @@ class AuditEstimates:
 
 
 class Audit:
-    """A watcher that draws examples and asks about them on a thread of its own.
+    """An outcome observer that draws examples and sends them to the cloud on a thread of its own.
 
     Each example that the device decided by itself is drawn with a chance that depends on the past alone, never on the
-    example: at most `share`, less where the budget would not last. Sampled examples wait in a queue; fresh ones go
-    first: nothing is asked while a live example waits for a server, and the audit takes at most `link_share` of the
-    time. What it cannot ask is counted: examples drawn less examples answered; and examples that may not leave are not
-    asked about.
+    example: at most `share`, less where the budget would not last. Drawn examples wait in a queue. Live examples go
+    first: nothing is sent while one waits for a server, and the audit takes at most `link_share` of the time. An
+    example that cannot be sent is drawn and not answered; one that may not leave the device is not sent.
 
     Args:
-        onward: the tiers beyond the device.
-        is_busy: whether a live example waits for a server.
-        held_back: why an example may not leave the device; None: it may. Asked before each call.
-        told: given an event now and then, and whether each answer differed.
-        state: findings are kept there over restarts; None: they are not.
+        remote_tiers: the tiers beyond the device.
+        is_busy: True while a live example waits for a server.
+        held_back: why an example may not leave the device; None: it may. Called before each call to the cloud.
+        notify: called with an event every `report_every` answers.
+        on_answer: called for each answer, with True if it differs from the device's.
+        state: file that keeps the estimates over restarts; None: they are lost.
     """
 
     def __init__(
@@ -138,21 +137,21 @@ class Audit:
         is_busy: Callable[[], bool] = lambda: False,
         held_back: Callable[[Example], str | None] = lambda example: None,
         notify: Callable[[Event], None] = lambda event: None,
-        found: Callable[[bool], None] = lambda differs: None,
+        on_answer: Callable[[bool], None] = lambda differs: None,
         state: Path | None = None,
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.labels = labels
-        self.findings = _load(state)
+        self.estimates = _load(state)
         self._remote_tiers = remote_tiers
-        self._is_busy, self._notify, self._on_answer = is_busy, notify, found
-        self._held_back = held_back
+        self._is_busy, self._held_back = is_busy, held_back
+        self._notify, self._on_answer = notify, on_answer
         self._state = state
-        self._dice = dice or random.Random()
+        self._rng = rng or random.Random()
         self._clock = clock
-        self._pace = SamplingBudget(config, clock)
+        self._budget = SamplingBudget(config, clock)
         self._queue: deque[SampledExample] = deque()
         self._ready = threading.Condition()
         self._stop = threading.Event()
@@ -161,38 +160,35 @@ class Audit:
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
         decision = outcome.decision
-        if (
-            decision is None
-            or outcome.deferred
-            or outcome.corrects
-            or decision.exit_tier >= self._remote_tiers.first_tier
-        ):
+        if decision is None or outcome.deferred or outcome.corrects:
+            return
+        if decision.exit_tier >= self._remote_tiers.first_tier:
             return
         size = len(example.value) if isinstance(example.value, bytes) else getattr(example.value, "nbytes", 0)
-        chance = self._pace.chance()
-        is_drawn = self._dice.random() < chance
+        chance = self._budget.chance()
+        is_drawn = self._rng.random() < chance
         with self._ready:
-            for estimate in self.findings.of(decision.label):
+            for estimate in self.estimates.of(decision.label):
                 estimate.n += 1
                 estimate.n_drawn += is_drawn
-            if not is_drawn or not self._pace.spend(size):
+            if not is_drawn or not self._budget.spend(size):
                 return
-            if len(self._queue) >= MOST_QUEUED:
+            if len(self._queue) >= MAX_QUEUED:
                 self._queue.popleft()
             self._queue.append(SampledExample(example, decision.label, chance, self._clock()))
             self._ready.notify()
 
     def report(self) -> dict[str, Any]:
-        """What is known, as plain data: shares with their 95% intervals."""
+        """The estimates as plain data: shares with their 95% intervals."""
         with self._ready:
-            facts = _facts(self.findings.whole)
+            facts = _facts(self.estimates.whole)
             facts["by_label"] = {
-                self.labels[label]: _facts(estimate) for label, estimate in sorted(self.findings.by_label.items())
+                self.labels[label]: _facts(estimate) for label, estimate in sorted(self.estimates.by_label.items())
             }
             return facts | {"queued": len(self._queue)}
 
     def settle(self, timeout_s: float) -> bool:
-        """Wait until every drawn example has been asked about, at most so long. Whether it has."""
+        """True once no drawn example waits for its answer; False if some still do after `timeout_s`."""
         end = time.monotonic() + timeout_s
         with self._ready:
             return self._ready.wait_for(lambda: not self._queue, max(0.0, end - time.monotonic()))
@@ -201,7 +197,7 @@ class Audit:
         self._stop.set()
         with self._ready:
             self._ready.notify_all()
-        self._thread.join(ASK_S)
+        self._thread.join(CALL_TIMEOUT_S)
         self._save()
 
     def _work(self) -> None:
@@ -215,7 +211,7 @@ class Audit:
                 self._stop.wait(0.01)
                 continue
             started = time.monotonic()
-            is_over = self._ask(drawn)
+            is_over = self._audit(drawn)
             took = time.monotonic() - started
             if is_over:
                 with self._ready:
@@ -225,26 +221,26 @@ class Audit:
             rest = took * (1 - self.config.link_share) / self.config.link_share
             self._stop.wait(rest if is_over else max(rest, PAUSE_S))
 
-    def _ask(self, drawn: SampledExample) -> bool:
-        """Whether the example is over: answered, or never to be."""
+    def _audit(self, drawn: SampledExample) -> bool:
+        """True if the example is done with: it is answered, or never will be."""
         try:
             if self._held_back(drawn.example) is not None:
                 return True
-            answer = self._remote_tiers.ask(drawn.example, time.monotonic() + ASK_S)
+            answer = self._remote_tiers.ask(drawn.example, time.monotonic() + CALL_TIMEOUT_S)
         except (TierRejected, InputError):
             return True
         except TierError:
-            return self._clock() - drawn.at > MOST_AGE_S
-        except Exception as error:  # noqa: BLE001 - a bug here must not end the audit unheard
+            return self._clock() - drawn.at > MAX_AGE_S
+        except Exception as error:  # noqa: BLE001 - a bug here must not end the audit silently
             self._notify(Event("audit", {"error": f"{type(error).__name__}: {error}"}))
             return True
-        if answer.degraded:  # not the best tier's word
-            return self._clock() - drawn.at > MOST_AGE_S
+        if answer.degraded:  # not the answer of the last tier
+            return self._clock() - drawn.at > MAX_AGE_S
         differs = answer.label != drawn.label
         with self._ready:
-            for estimate in self.findings.of(drawn.label):
+            for estimate in self.estimates.of(drawn.label):
                 estimate.add(drawn.chance, differs)
-            n_answered = self.findings.whole.n_answered
+            n_answered = self.estimates.whole.n_answered
         self._on_answer(differs)
         if n_answered % self.config.report_every == 0:
             self._notify(Event("audit", self.report()))
@@ -257,11 +253,11 @@ class Audit:
             return
         with self._ready:
             content = {
-                "whole": asdict(self.findings.whole),
-                "by_label": {str(label): asdict(estimate) for label, estimate in self.findings.by_label.items()},
+                "whole": asdict(self.estimates.whole),
+                "by_label": {str(label): asdict(estimate) for label, estimate in self.estimates.by_label.items()},
             }
         beside = self._state.with_suffix(".new")
-        with contextlib.suppress(OSError):  # a full disk: the findings are in memory
+        with contextlib.suppress(OSError):  # a full disk: the estimates are still in memory
             self._state.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(json.dumps(content), encoding="utf-8")
             os.replace(beside, self._state)
@@ -278,8 +274,8 @@ class SampledExample:
 class SamplingBudget:
     """The chance with which the next example is drawn, so that the budget lasts.
 
-    It follows the number of examples per hour (an exponential mean over about a hundred of them), and what the examples
-    drawn so far weighed.
+    It follows the number of examples per hour (an exponential mean over about a hundred of them); `spend` also counts
+    the bytes of those drawn.
     """
 
     def __init__(self, config: AuditConfig, clock: Callable[[], float]) -> None:
@@ -292,7 +288,7 @@ class SamplingBudget:
         self._spent_at = self._last
 
     def chance(self) -> float:
-        """Asked once for each example that could be drawn. Above 0."""
+        """The chance, above 0. Call it once for each example that could be drawn."""
         now = self._clock()
         gap, self._last = now - self._last, now
         self._gap_s = gap if self._gap_s is None else self._gap_s + 0.01 * (gap - self._gap_s)
@@ -300,12 +296,12 @@ class SamplingBudget:
         return min(self._config.share, 0.9 * self._config.max_per_hour / per_hour)
 
     def spend(self, n_bytes: int) -> bool:
-        """Take one example from the budget; False where it is used up."""
+        """Take one example from the budget; False if that is used up."""
         now = self._clock()
         hours, self._spent_at = (now - self._spent_at) / HOUR_S, now
-        most, most_bytes = self._config.max_per_hour, self._config.max_bytes_per_day
-        self._n_left = min(most, self._n_left + hours * most)
-        self._bytes_left = min(most_bytes, self._bytes_left + hours / 24 * most_bytes)
+        limit, limit_bytes = self._config.max_per_hour, self._config.max_bytes_per_day
+        self._n_left = min(limit, self._n_left + hours * limit)
+        self._bytes_left = min(limit_bytes, self._bytes_left + hours / 24 * limit_bytes)
         if self._n_left < 1 or self._bytes_left < n_bytes:
             return False
         self._n_left -= 1

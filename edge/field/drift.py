@@ -1,9 +1,8 @@
 """Drift detection: how often the device defers, and with which votes it decides, against a measured baseline.
 
-What is watched: the share of examples the device deferred, the shares it decided with so many votes of so many asked,
-and the share of audited decisions on which the cloud differs. Leaving a band is an event, and so is coming back.
-
-It prints the `drift:` section for the config, whose bands follow from it.
+It watches the share of examples that the device defers, the shares that it decides with a number of votes, such as
+2 of 3, and the share of audited decisions on which the cloud differs. Leaving a band is an event, and so is the return.
+`coe-edge calibrate` measures the baselines and prints the `drift:` section of a config.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from .privacy import SendPolicy, open_send_policy
 
 DEFERRED = "deferred"
 AUDIT_ERROR = "audit_error"
-RETURN_FACTOR = 100.0  # an alarm ends inside the band of so many times its false-alarm rate, a narrower one
+RETURN_FACTOR = 100.0  # an alarm ends inside a narrower band: the one of this many times its false-alarm rate
 
 
 class Gauge:
-    """One share over a sliding window, and its band.
+    """A share over a sliding window, and its band.
 
-    The window is judged ten times on its way past an example, once it is full.
+    Once the window is full, the share is compared with the band each time a tenth of the window is new.
     """
 
     def __init__(self, baseline: Baseline, window: int, false_alarms: float) -> None:
@@ -62,11 +61,11 @@ class Gauge:
 
     @property
     def share(self) -> float | None:
-        """Over the window; None while it is empty."""
+        """The share over the window; None while that is empty."""
         return self._n_hits / len(self._hits) if self._hits else None
 
     def add(self, is_hit: bool) -> bool:
-        """One more example. True where it leaves its band, or is back."""
+        """Add an example. True if the share has left its band, or is back in it."""
         if len(self._hits) == self._hits.maxlen:
             self._n_hits -= self._hits[0]
         self._hits.append(is_hit)
@@ -93,7 +92,7 @@ class Gauge:
 
 
 class Drift:
-    """A watcher of the agent's outcomes; `audited` takes what an audit found. Thread-safe."""
+    """An outcome observer with a gauge for each baseline. Thread-safe."""
 
     def __init__(self, config: DriftConfig, notify: Callable[[Event], None]) -> None:
         self._notify = notify
@@ -118,7 +117,8 @@ class Drift:
         for facts in changed:
             self._notify(Event("drift", facts))
 
-    def audited(self, differs: bool) -> None:
+    def on_audit(self, differs: bool) -> None:
+        """Count an audited decision; `differs`: the cloud gave another label."""
         gauge = self._gauges.get(AUDIT_ERROR)
         if gauge is None:
             return
@@ -128,15 +128,15 @@ class Drift:
             self._notify(Event("drift", changed))
 
     def report(self) -> list[dict[str, Any]]:
-        """Each gauge as plain data."""
+        """The gauges as plain data."""
         with self._lock:
             return [gauge.facts() for gauge in self._gauges.values()]
 
 
 def category(outcome: Outcome) -> str | None:
-    """ "deferred", or "2 of 3": votes for the device's own decision, of members asked. None: neither.
+    """ "deferred", or "2 of 3": votes for the device's own decision, of the members asked; None for other outcomes.
 
-    The same whether or not the cloud answered.
+    An example that the device defers is "deferred" with or without an answer of the cloud.
     """
     if outcome.corrects:
         return None
@@ -147,10 +147,10 @@ def category(outcome: Outcome) -> str | None:
 
 
 def band(share: float, n: int, window: int, false_alarms: float) -> tuple[float, float]:
-    """Shares between which a window lies with chance 1 - false_alarms, if nothing has changed since calibration.
+    """Low and high share between which a window lies with chance 1 - false_alarms, if nothing has changed.
 
-    That calibration itself was a sample is in it: the predictive distribution of a window after `share * n` of `n`
-    (beta-binomial, Jeffreys prior); each tail has half of the chance.
+    It allows for the calibration's own sampling error: the predictive distribution of a window after `share * n` of
+    `n` (beta-binomial, Jeffreys prior). Each tail has half of the chance.
     """
     a, b = share * n + 0.5, (1 - share) * n + 0.5
     log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
@@ -170,7 +170,7 @@ def band(share: float, n: int, window: int, false_alarms: float) -> tuple[float,
 
 
 def _tail(pmf: list[float], chance: float) -> int:
-    """The first count that is not in the lower tail of at most that chance."""
+    """The first count above the lower tail of that chance."""
     total = 0.0
     for k, mass in enumerate(pmf):
         total += mass
@@ -185,13 +185,13 @@ FALSE_ALARMS = 1e-6
 
 @dataclass
 class Calibration:
-    """What the device does with a calibration set.
+    """Counts of the examples of a calibration set.
 
     Args:
-        categories: examples deferred, or decided with so many votes.
-        n_bad: that could not be read.
-        n_held: that may not leave the device, and were not asked about.
-        n_asked: examples decided here and asked about all the same; n_differ: of those, answered otherwise.
+        categories: examples by `category`.
+        n_bad: examples that cannot be read.
+        n_held: examples that may not leave the device, and were not sent.
+        n_asked: examples that were decided here and sent anyway; n_differ: of those, with another answer.
     """
 
     categories: Counter[str] = field(default_factory=Counter)
@@ -201,9 +201,9 @@ class Calibration:
     n_differ: int = 0
 
     def bands(self) -> dict[str, dict[str, float]]:
-        """The `bands:` of a config: each share, and of how many examples."""
+        """The `bands:` of a config: each share, and the number of examples it is of."""
         n = self.categories.total()
-        names = sorted({DEFERRED, *self.categories})  # none deferred is a share, too
+        names = sorted({DEFERRED, *self.categories})  # deferred is listed even if none was
         bands = {what: {"share": round(self.categories[what] / n, 6), "n": n} for what in names}
         if self.n_asked:
             bands[AUDIT_ERROR] = {"share": round(self.n_differ / self.n_asked, 6), "n": self.n_asked}
@@ -220,11 +220,15 @@ class Calibration:
 
 
 def calibrate_command(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="coe-edge calibrate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="coe-edge calibrate",
+        description="Measure the baseline for drift detection: how often the device defers, and with which votes it "
+        "decides, on examples like those to come.",
+    )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument("--data", required=True, help="folder of images, or - for JSON lines on standard input")
     parser.add_argument("--limit", type=_positive, metavar="N", help="the first N examples")
-    parser.add_argument("--audit", action="store_true", help="ask the cloud about those the device decides, too")
+    parser.add_argument("--audit", action="store_true", help="also send the cloud the examples that the device decides")
     parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
     options = parser.parse_args(arguments)
     config = read_config(options.config or default_config())
@@ -238,12 +242,12 @@ def calibrate_command(arguments: Sequence[str]) -> int:
         if options.audit and not remote_tiers.is_there:
             raise ConfigError(["--audit: the cascade has no tier beyond this device to ask (leave it out)"])
         examples = itertools.islice(source.examples(threading.Event()), options.limit)
-        hold_back = open_send_policy(config.field, config.cascade.task.labels)
-        found = calibrate(_with_progress(examples), cascade, remote_tiers, asks=options.audit, hold_back=hold_back)
+        policy = open_send_policy(config.field, config.cascade.task.labels)
+        found = calibrate(_with_progress(examples), cascade, remote_tiers, asks=options.audit, policy=policy)
     finally:
         cascade.close()
     if found.n_held:
-        print(f"coe-edge: {found.n_held:,} may not leave this device, and were not asked about", file=sys.stderr)
+        print(f"coe-edge: {found.n_held:,} may not leave this device, and were not sent", file=sys.stderr)
     if not found.categories:
         raise ConfigError([f"--data: expected examples, got none that can be read in {options.data}"])
     print(
@@ -266,15 +270,15 @@ def calibrate(
     remote_tiers: RemoteTiers,
     *,
     asks: bool,
-    hold_back: SendPolicy | None = None,
+    policy: SendPolicy | None = None,
 ) -> Calibration:
-    """Decide examples as far as this machine can, and count.
+    """Counts of what the local tiers do with the examples.
 
     Args:
-        asks: ask the tiers beyond about those that are decided here, too.
-        hold_back: why one of them may not leave; None: all may.
+        asks: also send the remote tiers the examples that are decided here.
+        policy: which of them may not be sent; None: all may.
     Raises:
-        TierError: they do not answer.
+        TierError: the remote tiers do not answer.
     """
     found = Calibration()
     for example in examples:
@@ -292,7 +296,7 @@ def calibrate(
         assert what is not None
         found.categories[what] += 1
         if decision is not None and asks:
-            if hold_back is not None and hold_back(example, run) is not None:
+            if policy is not None and policy(example, run) is not None:
                 found.n_held += 1
                 continue
             found.n_asked += 1
@@ -301,7 +305,7 @@ def calibrate(
 
 
 def _with_progress(examples: Iterable[Example]) -> Iterator[Example]:
-    """Says on a terminal how far it is."""
+    """The examples; on a terminal, a line shows how many there were so far."""
     n = 0
     for n, example in enumerate(examples, start=1):
         if n % 50 == 0 and sys.stderr.isatty():

@@ -23,18 +23,18 @@ from .config import HarvestConfig
 
 INDEX = "labels.jsonl"
 EXAMPLES = "examples"
-MAX_STALE_LINES = 1000  # lines of the index about files that made room
+MAX_STALE_LINES = 1000  # lines of the index about files that were removed to make room
 MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
 
 
 class Harvest:
-    """A watcher that writes files; the example first, then its line, so that a crash leaves no line without a file.
+    """An outcome observer that writes an example's file, then its line, so that a crash leaves no line without a file.
 
-    Kept are examples that the device deferred and a larger tier answered, at once or later; not those answered
-    degraded, and not those that `clears` says no to. The same example again is one file.
+    It keeps examples that the device deferred and a larger tier answered, at once or later; no degraded answers, and no
+    examples for which `may_be_shared` is False. An example that comes twice is one file.
 
     Raises:
-        OSError: its folder cannot be made.
+        OSError: its folder cannot be created.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Harvest:
         self.labels = labels
         self.n_dropped = 0
         self._notify = notify
-        self._clears = may_be_shared
+        self._may_be_shared = may_be_shared
         self._is_failing = False
         self._lock = threading.Lock()
         self._folder = config.path / EXAMPLES
@@ -66,7 +66,7 @@ class Harvest:
         is_late = bool(outcome.corrects)
         if decision is None or decision.degraded or not (outcome.deferred or is_late) or example.value is None:
             return
-        if not self._clears(outcome):  # of a class that is never sent, says the cloud, though no member did
+        if not self._may_be_shared(outcome):  # the cloud gave it a label that is never sent, though no member did
             return
         data, suffix = as_file(example.value)
         name = hashlib.sha256(data).hexdigest()[:24] + suffix
@@ -83,7 +83,7 @@ class Harvest:
         }
         with self._lock:
             try:
-                if name not in self._names and self._makes_room(len(data)):
+                if name not in self._names and self._make_room(len(data)):
                     self._write(name, data, record)
                 self._is_failing = False
             except OSError as error:
@@ -96,9 +96,9 @@ class Harvest:
         return {"examples": len(self._files), "bytes": self._bytes, "dropped": self.n_dropped}
 
     def close(self) -> None:
-        pass  # every line is on its way to the disk already
+        pass  # nothing is buffered
 
-    def _makes_room(self, n_bytes: int) -> bool:
+    def _make_room(self, n_bytes: int) -> bool:
         while len(self._files) >= self.config.max_count or self._bytes + n_bytes > self.config.max_bytes:
             self.n_dropped += 1
             if not self.config.drop_oldest or not self._files:
@@ -128,7 +128,7 @@ class Harvest:
             self._compact_index()
 
     def _compact_index(self) -> None:
-        """Leave out of the index what made room: it would grow for good."""
+        """Remove the lines of files that are gone, or the index would grow without bound."""
         index, beside = self.config.path / INDEX, self.config.path / f".{INDEX}"
         with contextlib.suppress(OSError):  # a full disk: later
             lines = {_file_of(line): line for line in index.read_bytes().splitlines(keepends=True)}
@@ -138,7 +138,7 @@ class Harvest:
             self._n_lines = len(kept)
 
     def _recover(self) -> None:
-        """After a crash: a torn last line goes, and so does a file that has no line."""
+        """After a crash: remove an incomplete last line, and files that have no line."""
         index = self.config.path / INDEX
         data = index.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
@@ -156,13 +156,13 @@ class Harvest:
 
 
 def _file_of(line: bytes) -> str:
-    """The file that a line of the index is about."""
+    """The name of the file that a line of the index is about."""
     name: str = json.loads(line)["file"].rpartition("/")[2]
     return name
 
 
 def as_file(value: bytes | Array) -> tuple[bytes, str]:
-    """What is written for an example, and the suffix of its file."""
+    """The bytes to write for an example, and the suffix of its file."""
     if isinstance(value, bytes):
         return value, next((suffix for magic, suffix in MAGIC if value.startswith(magic)), ".bin")
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What an agent's config asks of this room, opened around the agent."""
+"""The privacy filter, audit, drift detection and harvest of a config, attached to an agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .privacy import open_send_policy, send_policy_check
 
 
 class Monitors:
-    """Each is None where it is not asked for; `clears`: whether an outcome's example may be kept and shown."""
+    """The monitors of an agent; None where the config has none. `may_be_shared`: see SendPolicy."""
 
     def __init__(self) -> None:
         self.may_be_shared: Callable[[Outcome], bool] = lambda outcome: True
@@ -33,42 +33,42 @@ class Monitors:
 
 
 def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state: Path | None) -> Monitors:
-    """Give the agent its hold-back and its watchers.
+    """The monitors of a config; the agent gets its send policy and observers.
 
     Args:
-        state: folder in which findings survive a restart; None: they do not.
+        state: folder for what survives a restart; None: nothing does.
     Raises:
-        ConfigError: the privacy_filter cannot be loaded, or the harvest's folder not be made.
+        ConfigError: the privacy filter cannot be loaded, or the harvest's folder cannot be created.
     """
-    field = Monitors()
+    monitors = Monitors()
     held_back: Callable[[Example], str | None] = lambda example: None  # noqa: E731
-    hold_back = open_send_policy(config, labels)
-    if hold_back is not None:
-        agent.hold_back = hold_back
-        held_back = send_policy_check(hold_back, agent.cascade, agent.decoder)
-        field.may_be_shared = hold_back.may_be_shared
+    policy = open_send_policy(config, labels)
+    if policy is not None:
+        agent.hold_back = policy
+        held_back = send_policy_check(policy, agent.cascade, agent.decoder)
+        monitors.may_be_shared = policy.may_be_shared
     if config.drift is not None:
-        field.drift = Drift(config.drift, agent.tell)
-        agent.observers.append(field.drift)
+        monitors.drift = Drift(config.drift, agent.tell)
+        agent.observers.append(monitors.drift)
     remote_tiers = RemoteTiers(agent.cascade, agent.decoder)
     if config.audit is not None and config.audit.share > 0 and remote_tiers.is_there:
-        field.audit = Audit(
+        monitors.audit = Audit(
             config.audit,
             remote_tiers,
             labels,
             is_busy=lambda: agent.n_waiting > 0,
             held_back=held_back,
             notify=agent.tell,
-            found=field.drift.audited if field.drift is not None else lambda differs: None,
+            on_answer=monitors.drift.on_audit if monitors.drift is not None else lambda differs: None,
             state=None if state is None else state / "audit.json",
         )
-        field._opened.callback(field.audit.close)
-        agent.observers.append(field.audit)
+        monitors._opened.callback(monitors.audit.close)
+        agent.observers.append(monitors.audit)
     if config.harvest is not None:
         try:
-            field.harvest = Harvest(config.harvest, labels, agent.tell, field.may_be_shared)
+            monitors.harvest = Harvest(config.harvest, labels, agent.tell, monitors.may_be_shared)
         except OSError as error:
-            field.close()
-            raise ConfigError([f"harvest.path: {config.harvest.path} cannot be made: {error.strerror}"]) from None
-        agent.observers.append(field.harvest)
-    return field
+            monitors.close()
+            raise ConfigError([f"harvest.path: {config.harvest.path} cannot be created: {error.strerror}"]) from None
+        agent.observers.append(monitors.harvest)
+    return monitors

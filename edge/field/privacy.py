@@ -1,4 +1,4 @@
-"""What may leave the device: labels never sent, the user's privacy filter, and what may be stored or shown."""
+"""Which examples may not leave the device: those of labels that are never sent, or that a privacy filter holds back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coe.cascade.cascade import Cascade, Run
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Always
 from coe.cascade.types import Array
-from coe.config.cascade import CascadeConfig, LocalTierConfig
+from coe.config.cascade import CascadeConfig
 from coe.models.inputs import InputDecoder
 from edge.agent import HeldBackError
 from edge.sinks import Outcome
@@ -32,15 +32,15 @@ PrivacyFilter = Callable[[bytes | Array, Mapping[str, int]], Any]
 
 
 class SendPolicy:
-    """Why an example that the device's members disagree on may not be sent; None where it may.
+    """Called with an example that would be sent: why it may not leave the device; None if it may.
 
-    An example is of a class that is never sent if any member of any local tier votes for that class: its members
-    disagree, so the plurality alone would let through just those in doubt. All members are asked for that.
+    An example counts as one of a label that is never sent if any member of any local tier votes for that label: the
+    members disagree, so the plurality alone would let the doubtful ones pass. All members vote for that.
 
     Args:
         labels: of the task.
-        never_send: labels of the classes.
-        privacy_filter: asked last. One that raises holds the example back.
+        never_send: the labels that are never sent.
+        privacy_filter: called last. If it raises, the example is held back.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class SendPolicy:
         self.privacy_filter = privacy_filter
 
     def __call__(self, example: Example, run: Run) -> str | None:
-        votes = Counter(label for number in range(run.number) for label in _ballots(run, number))
+        votes = Counter(label for number in range(run.number) for label in _votes_of(run, number))
         for label in sorted(self.never_send):
             if votes[label]:
                 return f'class "{self.labels[label]}" is never sent'
         if self.privacy_filter is None or example.value is None:
             return None
         try:
-            told = self.privacy_filter(example.value, {self.labels[label]: n for label, n in votes.items()})
+            reason = self.privacy_filter(example.value, {self.labels[label]: n for label, n in votes.items()})
         except Exception as error:  # noqa: BLE001 - whatever a user's code raises must not send the example
-            return f"its privacy_filter failed: {type(error).__name__}: {error}"
-        if not told:
+            return f"its privacy filter failed: {type(error).__name__}: {error}"
+        if not reason:
             return None
-        return told if isinstance(told, str) else "its privacy_filter holds it back"
+        return reason if isinstance(reason, str) else "its privacy filter holds it back"
 
     def may_be_shared(self, outcome: Outcome) -> bool:
-        """Whether nothing can say that its example may not leave: it was let go, or all members of the first tier, all
-        asked, gave it one label that may be sent, and there is no privacy_filter, which was not asked.
+        """True if the example may be shown or stored: it was sent; or all members of the first tier voted, all for one
+        label that may be sent, and there is no privacy filter (which is not called for an example that stays).
         """
         decision = outcome.decision
         if decision is not None and decision.label in self.never_send:
@@ -79,25 +79,23 @@ class SendPolicy:
         return decision.exit_tier == 1 and decision.vote == 1 and decision.asked == decision.n_members
 
 
-def send_policy_check(
-    hold_back: SendPolicy, cascade: Cascade, decoder: InputDecoder
-) -> Callable[[Example], str | None]:
-    """The same question about an example that the device has decided by itself, and that may be sent all the same."""
+def send_policy_check(policy: SendPolicy, cascade: Cascade, decoder: InputDecoder) -> Callable[[Example], str | None]:
+    """The policy as a function of the example alone, for one that the device has decided and that is sent anyway."""
 
     def held_back(example: Example) -> str | None:
         assert example.value is not None
         run = cascade.start(decoder.batch([example.id], [example.value]))
         while not run.is_done and not run.next_tier.waits:
             run.step()
-        return hold_back(example, run)
+        return policy(example, run)
 
     return held_back
 
 
-def _ballots(run: Run, number: int) -> list[int]:
-    """What each member of a tier that was visited votes for."""
+def _votes_of(run: Run, number: int) -> list[int]:
+    """The label of each member of a tier that the run has visited."""
     vote, tier = run.visits[number].vote, run.cascade.tiers[number]
-    if len(vote.probabilities) < vote.n_members:  # the vote was settled without some of them
+    if len(vote.probabilities) < vote.n_members:  # the vote was settled before all had voted
         vote = tier.vote(run.batch, Always(asks_all=True))
     return [int(np.argmax(output[0])) for output in vote.probabilities]
 
@@ -106,9 +104,9 @@ def load_privacy_filter(reference: str, folder: Path) -> PrivacyFilter:
     """The function at "module:function" or "file.py:function".
 
     Args:
-        folder: where a file's path starts.
+        folder: a file's path is relative to it.
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such function, or its module cannot be imported.
     """
     place, _, name = reference.rpartition(":")
     if not place or not name.isidentifier():
@@ -127,7 +125,7 @@ def load_privacy_filter(reference: str, folder: Path) -> PrivacyFilter:
 
 
 def privacy_filter_digest(reference: str, folder: Path) -> str:
-    """A hash of the file that a privacy_filter is read from; "" where it has none."""
+    """SHA-256 of the file that a privacy filter comes from; "" if there is none."""
     place, _, _ = reference.rpartition(":")
     if place.endswith(".py"):
         path = folder / Path(place).expanduser()
@@ -137,7 +135,7 @@ def privacy_filter_digest(reference: str, folder: Path) -> str:
 
 
 def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"coe_edge_hook_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"coe_edge_privacy_filter_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
@@ -147,31 +145,26 @@ def _from_file(path: Path) -> Any:
 
 
 def describe_send_policy(field: FieldConfig, cascade: CascadeConfig) -> str:
-    """ "" where all examples may leave. Depends on the classes, the filter's code and the models."""
-    if not field.never_send and not field.privacy_filter:
+    """A text that changes with the labels, the filter's code and the models; "" if all examples may leave."""
+    if not field.holds_back:
         return ""
     names = sorted(cascade.task.labels[label] for label in field.never_send)
     models = hashlib.sha256()
-    for tier in cascade.tiers:
-        if isinstance(tier, LocalTierConfig):
-            for spec in tier.members:
-                with spec.path.open("rb") as file:
-                    models.update(hashlib.file_digest(file, "sha256").digest())
-    privacy_filter = (
-        f"{field.privacy_filter} {privacy_filter_digest(field.privacy_filter, field.folder)}"
-        if field.privacy_filter
-        else ""
-    )
-    return f"never_send {names}; privacy_filter {privacy_filter}; models {models.hexdigest()}"
+    for spec in (spec for tier in cascade.local_tiers for spec in tier.members):
+        with spec.path.open("rb") as file:
+            models.update(hashlib.file_digest(file, "sha256").digest())
+    reference = field.privacy_filter
+    code = f"{reference} {privacy_filter_digest(reference, field.folder)}" if reference else ""
+    return f"never_send {names}; privacy_filter {code}; models {models.hexdigest()}"
 
 
 def open_send_policy(config: FieldConfig, labels: tuple[str, ...]) -> SendPolicy | None:
-    """What holds examples back; None: all may leave.
+    """The policy of a config; None: all examples may leave.
 
     Raises:
-        ConfigError: the privacy_filter cannot be loaded.
+        ConfigError: the privacy filter cannot be loaded.
     """
-    if not config.never_send and not config.privacy_filter:
+    if not config.holds_back:
         return None
     privacy_filter = load_privacy_filter(config.privacy_filter, config.folder) if config.privacy_filter else None
     return SendPolicy(labels, config.never_send, privacy_filter)

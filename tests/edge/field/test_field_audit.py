@@ -36,7 +36,7 @@ def audited(far: Far, n: int, config: AuditConfig = ALL, **options) -> tuple[Aud
     sink = ListSink()
     cascade = Cascade([LocalTier("device", [Seat(1), Seat(2)], UNANIMOUS), far])
     agent = Agent(cascade, DECODER, sink)
-    audit = Audit(config, RemoteTiers(cascade, DECODER), LABELS, notify=agent.tell, dice=random.Random(1), **options)
+    audit = Audit(config, RemoteTiers(cascade, DECODER), LABELS, notify=agent.tell, rng=random.Random(1), **options)
     agent.observers.append(audit)
     agent.run(Numbers(n))
     return audit, sink, agent
@@ -45,7 +45,7 @@ def audited(far: Far, n: int, config: AuditConfig = ALL, **options) -> tuple[Aud
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(module, "PAUSE_S", 0.001)
-    monkeypatch.setattr(module, "MOST_QUEUED", 10_000)
+    monkeypatch.setattr(module, "MAX_QUEUED", 10_000)
 
 
 def test_every_decided_example_can_be_asked_about_and_no_deferred_one_is():
@@ -88,7 +88,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again_and_then_counted_as_mis
     assert audit.settle(BOUND_S)
     assert (len(n_calls), audit.report()["answered"]) == (3, 1)
     audit.close()
-    monkeypatch.setattr(module, "MOST_AGE_S", 0.0)
+    monkeypatch.setattr(module, "MAX_AGE_S", 0.0)
 
     def fail(batch):
         raise TierUnavailable("cloud", "gone")
@@ -173,7 +173,7 @@ def test_calibrating_asks_about_no_example_that_may_not_leave():
     cascade = Cascade([device, far])
     examples = Numbers(12).examples(threading.Event())
     hold_back = SendPolicy(LABELS, frozenset({2}))
-    found = calibrate(examples, cascade, RemoteTiers(cascade, DECODER), asks=True, hold_back=hold_back)
+    found = calibrate(examples, cascade, RemoteTiers(cascade, DECODER), asks=True, policy=hold_back)
     assert far.asked == ["x0", "x4", "x6", "x10"]
     assert (found.n_asked, found.n_held, found.categories.total()) == (4, 8, 12)
 
@@ -186,7 +186,7 @@ def test_an_example_that_may_not_leave_is_not_asked_about_though_a_member_in_the
     agent = Agent(cascade, DECODER, sink)
     hold_back = SendPolicy(LABELS, frozenset({2}))
     held_back = send_policy_check(hold_back, cascade, DECODER)
-    audit = Audit(ALL, RemoteTiers(cascade, DECODER), LABELS, held_back=held_back, dice=random.Random(1))
+    audit = Audit(ALL, RemoteTiers(cascade, DECODER), LABELS, held_back=held_back, rng=random.Random(1))
     agent.observers.append(audit)
     agent.run(Numbers(12))
     assert audit.settle(BOUND_S)

@@ -100,7 +100,7 @@ def test_a_change_of_votes_is_seen_where_the_deferral_rate_stays():
 def test_the_audits_error_has_a_band_of_its_own():
     drift, notify = drift_of(audit_error=0.01)
     for number in range(200):
-        drift.audited(number % 4 == 0)
+        drift.on_audit(number % 4 == 0)
         drift.on_outcome(EXAMPLE, outcome("deferred"))
     (event,) = notify
     assert (event.facts["what"], event.facts["window"]) == ("audit_error", 100)

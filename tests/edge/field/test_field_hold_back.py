@@ -79,7 +79,7 @@ def test_a_hook_that_fails_holds_the_example_back_and_says_so():
     Agent(Cascade([device, far]), DECODER, sink, hold_back=SendPolicy(LABELS, frozenset(), privacy_filter)).run(
         Numbers(2)
     )
-    assert sink.outcomes[1].decision.degraded == "held-back: tier cloud: its privacy_filter failed: KeyError: 'nothing'"
+    assert sink.outcomes[1].decision.degraded == "held-back: tier cloud: its privacy filter failed: KeyError: 'nothing'"
     assert far.deadlines == []
 
 
