@@ -222,4 +222,4 @@ def test_the_reader_of_imports_sees_every_way_to_import():
     assert found["coe.models.loading", "coe.models.input_spec"].now is True  # relative
     assert found["coe.config.open", "coe.zoo.networks"].now is False  # in a function
     assert found["coe.protocol.codec", "coe.protocol.inference_pb2"].now is True  # a module from its package
-    assert found["coe.config.cascade", "coe.zoo"].now is True
+    assert found["edge.config", "coe.zoo"].now is True

@@ -29,8 +29,8 @@ from coe.protocol.channel import fix_of_address
 from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
 
 from .fields import Fields, resolve
-from .manifest import NAME, Manifest, Task, read_manifest, read_model, read_task
-from .settings import REQUIRED, read_settings, setting
+from .manifest import NAME, Manifest, ModelSettings, Task, read_manifest, read_model, read_task
+from .settings import REQUIRED, read_settings, setting, settings_of
 
 
 def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
@@ -108,9 +108,6 @@ def _check_private(fields: Fields, key: str, path: Path) -> None:
 
 
 UNKNOWN = Task("unknown", ("0", "1"), InputSpec("tensor", (1,)))  # stands in where `task` has findings
-
-# What a member in a config may say in place of its manifest, as ModelSpec names it; `input` and `sha256` too.
-STATED = ("format", "output", "architecture", "flops", "parameters", "calibration_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,11 +346,11 @@ class _TierReader:
 
 def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
     """The manifest's word, with what the config states itself on top."""
-    stated = {key: getattr(declared, key) for key in STATED if own.has(key)}
+    stated = {key: getattr(declared, key) for key in settings_of(ModelSettings) if own.has(key)}
     if own.has("input"):
         stated["input_spec"] = declared.input_spec
     if own.has("sha256"):
-        stated.update(sha256=declared.sha256, pinned=True)
+        stated["pinned"] = True
     return replace(manifest, **stated)
 
 

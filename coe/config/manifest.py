@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,8 @@ from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSpec, format_of
 from coe.models.text import PADDINGS, ChoicesInputSpec, TextInputSpec
 
-from . import Fields, Report, read_yaml
+from .fields import Fields, Report, read_yaml
+from .settings import REQUIRED, read_settings, setting
 
 NAME = "manifest.yaml"
 OUTPUTS = ("probabilities", "logits")
@@ -39,6 +39,60 @@ class Task:
         """
         said = repr((self.labels, self.input_spec.kind, self.input_spec.shape))
         return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """An `input:` of images: a pixel becomes (pixel * scale - mean) / std."""
+
+    size: tuple[int, ...] = setting(REQUIRED, "`[height, width]`, as the model takes it.", example="[96, 96]")
+    channels: int = setting(3, "1 (grey) or 3 (RGB).")
+    layout: str = setting("NCHW", "Order of the model's input.", choices=("NCHW", "NHWC"))
+    dtype: str = setting("float32", "Of the model's input.", choices=DTYPES[:3])
+    scale: float = setting(1.0, "A pixel, 0 to 255, is multiplied by it.")
+    mean: tuple[float, ...] = setting((0.0,), "Taken off then; one number, or one a channel.")
+    std: tuple[float, ...] = setting((1.0,), "Divided by then; one number, or one a channel.")
+    fit: str = setting("stretch", "An image of another size, or its middle.", choices=("stretch", "crop"))
+    crop_share: float = setting(1.0, "Of that middle, along each side.", low=0.1, high=1)
+    resample: str = setting("bilinear", "How pixels are scaled.", choices=("bilinear", "bicubic"))
+
+
+@dataclass(frozen=True)
+class TensorSettings:
+    """An `input:` of numbers as they are."""
+
+    shape: tuple[int, ...] = setting(REQUIRED, "Of one example.", example="[16]")
+    dtype: str = setting("float32", "Of the model's input.", choices=DTYPES)
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """An `input:` of texts."""
+
+    tokenizer: Path | None = setting(None, "`tokenizer.json`, beside the model.", usual="required of a model")
+    tokenizer_sha256: str | None = setting(None, "Hex digest of that file.", usual="not checked")
+    max_length: int = setting(128, "Tokens; longer texts are cut.", low=1, high=2**16)
+    padding: str = setting("longest", "Up to which length shorter ones are filled.", choices=PADDINGS)
+    n_choices: int = setting(0, "Endings, of a task that chooses among them; 0: a text.", key="choices", high=64)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a manifest, or a member of a config, says of a model."""
+
+    format: str = setting(
+        REQUIRED,
+        "`onnx`, `tflite`, `torch`, `torch-export`, `torchscript`.",
+        usual="by the file's suffix",
+        example="onnx",
+    )
+    output: str = setting("probabilities", "What the model gives.", choices=OUTPUTS)
+    sha256: str | None = setting(None, "Hex digest of the file; in a config, it pins the file.", usual="not checked")
+    architecture: str | None = setting(None, "Of torch weights: the network they are for.", usual="none")
+    flops: float | None = setting(None, "Operations for one example.", usual="not known", high=1e18)
+    parameters: int | None = setting(None, "How many it has.", usual="not known", high=2**50)
+    calibration_accuracy: float | None = setting(None, "On held-back examples.", usual="not known", high=1)
+    made_by: str | None = setting(None, "The command that makes the file.", usual="none")
 
 
 @dataclass(frozen=True)
@@ -79,13 +133,7 @@ def read_task(fields: Fields) -> Task:
 
 
 def read_input_spec(fields: Fields) -> InputSpec:
-    """An `input:` section.
-
-    image: `size: [height, width]`, `channels`, `layout`, `dtype`, `scale`, `mean`, `std`, `fit`,
-    `crop_share`, `resample`;
-    tensor: `shape: [...]`, `dtype`;
-    text: `tokenizer`, `tokenizer_sha256`, `max_length`, `padding`; `choices`: of multiple choice, how many endings.
-    """
+    """An `input:` section, whose other settings follow from its `kind`."""
     kind = fields.choice("kind", ("image", "tensor", "text"))
     input_spec: InputSpec
     if kind == "text":
@@ -94,7 +142,7 @@ def read_input_spec(fields: Fields) -> InputSpec:
         shape = fields.integers("shape")
         if shape and min(shape) < 1:
             fields.wrong("shape", f"expected whole numbers from 1, got {list(shape)}")
-        input_spec = InputSpec("tensor", shape, "NHWC", fields.choice("dtype", DTYPES, "float32"))
+        input_spec = InputSpec("tensor", **vars(read_settings(TensorSettings, fields, shape=shape)), layout="NHWC")
     else:
         size = fields.integers("size")
         if size and (len(size) != 2 or min(size) < 1):
@@ -103,19 +151,10 @@ def read_input_spec(fields: Fields) -> InputSpec:
         channels = fields.integer("channels", 3)
         if channels not in (1, 3):
             fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
-        input_spec = InputSpec(
-            "image",
-            (*size, channels),
-            fields.choice("layout", ("NCHW", "NHWC"), "NCHW"),
-            fields.choice("dtype", DTYPES[:3], "float32"),
-            fields.number("scale", 1.0),
-            _per_channel(fields, "mean", 0.0, channels),
-            _per_channel(fields, "std", 1.0, channels),
-            fields.choice("fit", ("stretch", "crop"), "stretch"),
-            fields.number("crop_share", 1.0, 0.1, 1.0),
-            fields.choice("resample", ("bilinear", "bicubic"), "bilinear"),
-        )
-    fields.finish()
+        mean, std = _per_channel(fields, "mean", 0.0, channels), _per_channel(fields, "std", 1.0, channels)
+        image = read_settings(ImageSettings, fields, size=size, channels=channels, mean=mean, std=std)
+        told = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}
+        input_spec = InputSpec("image", (*size, channels), **told)
     return input_spec
 
 
@@ -132,33 +171,16 @@ def read_model(
     input_spec = read_input_spec(entry.section("input")) if entry.has("input") else task.input_spec
     if isinstance(input_spec, TextInputSpec):
         input_spec = _of_texts(entry, input_spec, path, kind)
-    return ModelSpec(
-        name=path.name,
-        path=path,
-        format=kind,
-        labels=task.labels,
-        input_spec=input_spec,
-        output=entry.choice("output", OUTPUTS, "probabilities"),
-        sha256=sha256,
-        pinned=pinned and sha256 is not None,
-        flops=entry.number("flops", None, high=1e18),
-        parameters=entry.integer("parameters", None, high=2**50),
-        calibration_accuracy=entry.number("calibration_accuracy", None, high=1.0),
-        architecture=entry.text("architecture", None),
-        made_by=entry.text("made_by", None),
-    )
+    told = read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256)
+    pinned = pinned and sha256 is not None
+    return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **vars(told))
 
 
 def _read_text(fields: Fields) -> TextInputSpec:
-    tokenizer = fields.text("tokenizer", None)
-    n_choices = fields.integer("choices", 0, 0, 64)
-    kind = TextInputSpec if n_choices == 0 else partial(ChoicesInputSpec, shape=(n_choices,))
-    return kind(
-        tokenizer=None if tokenizer is None else Path(tokenizer),
-        tokenizer_sha256=_read_sha256(fields, "tokenizer_sha256", tokenizer or "FILE"),
-        max_length=fields.integer("max_length", 128, 1, 2**16),
-        padding=fields.choice("padding", PADDINGS, "longest"),
-    )
+    sha256 = _read_sha256(fields, "tokenizer_sha256", str(fields.content.get("tokenizer", "FILE")))
+    text = dict(vars(read_settings(TextSettings, fields, Path(), tokenizer_sha256=sha256)))
+    n_choices = text.pop("n_choices")
+    return TextInputSpec(**text) if n_choices == 0 else ChoicesInputSpec(shape=(n_choices,), **text)
 
 
 def _of_texts(entry: Fields, input_spec: TextInputSpec, path: Path, kind: str) -> TextInputSpec:
