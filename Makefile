@@ -1,5 +1,5 @@
 # Shortcuts for development. `make dev` once; `make fast` as you work; `make check` before a change lands.
-.PHONY: dev fast test lint check proto bench
+.PHONY: dev fast test lint check docs proto bench
 
 PYTHON ?= python3
 BIN = .venv-test/bin
@@ -20,6 +20,9 @@ lint: # as `fast`, but what can be corrected is
 
 check: # all that must hold: what CI runs
 	.ci/run
+
+docs: # the tables of settings in docs/ and the samples in configs/
+	$(BIN)/python .ci/settings
 
 proto:
 	PYTHON=$(BIN)/python .ci/proto

@@ -168,7 +168,7 @@ class ServerConfig:
     http_port: int | None = setting(
         None, "Of REST, `/metrics` and the status page.", within="server", usual="no HTTP", high=65535, example="8000"
     )
-    cors: tuple[str, ...] = setting((), "Origins whose pages may call the HTTP port.", within="server", usual="none")
+    cors: tuple[str, ...] = setting((), "Origins whose pages may call the HTTP port.", within="server")
     grace_s: float = setting(10, "For calls under way after SIGTERM.", within="server", unit="s", high=3600)
     reload_s: float = setting(
         5, "How often config and models are looked at for changes; 0: never.", within="server", unit="s", high=86_400

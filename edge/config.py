@@ -34,7 +34,7 @@ class AgentConfig:
     state: Path = setting(
         REQUIRED,
         "Folder for what must survive a restart.",
-        usual="systemd's STATE_DIRECTORY, else `~/.local/state/coe-edge/` and the config's name",
+        usual="systemd's, else in `~/.local/state`",
         example="state",
     )
     max_in_flight: int = setting(

@@ -49,7 +49,7 @@ class DeviceSettings:
     config: Path | None = setting(
         None,
         "An edge config, whose tiers the page runs.",
-        usual="of a bundled task, its `edge.yaml`",
+        usual="of a bundled task, its own",
         example="phone.yaml",
     )
     page: Path | None = setting(None, "Folder of the built page.", usual="where it is found", example="web/dist")

@@ -140,9 +140,14 @@ class LocalTierConfig(_TierSettings):
     order: str = setting(
         "fixed", "Members are asked as listed; measured: the cheapest first.", choices=("fixed", "measured")
     )
-    threads: int = setting(REQUIRED, "Of the whole tier.", usual="1; side by side, one a member", low=1, high=256)
+    threads: int = setting(
+        REQUIRED, "Of the whole tier.", usual="1; side by side, one a member", low=1, high=256, example="1"
+    )
     parallel: bool = setting(
-        REQUIRED, "Members run side by side, or in turn.", usual="`false` on a device, `true` in the cloud"
+        REQUIRED,
+        "Members run side by side, or in turn.",
+        usual="`false` on a device, `true` in the cloud",
+        example="false",
     )
     early: bool = setting(True, "Stop as soon as the vote is settled.")
     providers: tuple[str, ...] = setting(("cpu",), "Of ONNX Runtime, by preference: `tensorrt`, `cuda`, `cpu`.")
@@ -166,7 +171,7 @@ class RemoteTierConfig(_TierSettings):
     )
     send: Payload = setting(
         REQUIRED,
-        "The form that leaves: `captured`, `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.",
+        "The form that leaves: also `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.",
         usual="captured",
     )
     stream: bool = setting(False, "Calls go on one persistent stream.")
@@ -197,7 +202,7 @@ class CascadeConfig:
     tiers: tuple[TierConfig, ...]
     when_unavailable: str = setting(
         REQUIRED,
-        "Where a tier gives no answer: the tier before has the last word, also corrected later, or an error.",
+        "What becomes of an example whose tier gives no answer.",
         usual="answer-local",
         choices=("answer-local", "spool", "fail"),
     )

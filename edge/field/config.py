@@ -73,7 +73,10 @@ class FieldConfig:
         frozenset(), "Labels whose examples stay on the device.", usual="none", example='["3", "7"]'
     )
     privacy_filter: str = setting(
-        "", "`module:function` or `file.py:function` that may hold an example back.", example="rules.py:private"
+        "",
+        "`module:function` or `file.py:function` that may hold examples back.",
+        usual="none",
+        example="rules.py:private",
     )
     folder: Path = Path()
     audit: AuditConfig | None = setting(None, "A small share of what the device decided is sent, to learn its error.")

@@ -16,7 +16,11 @@ class ObserveConfig:
     """Where the agent can be watched."""
 
     host: str = setting(
-        "127.0.0.1", "Of the page, at `/`, and of the metrics, at `/metrics`.", key="address", usual="127.0.0.1:9109"
+        "127.0.0.1",
+        "Of the page, at `/`, and of the metrics, at `/metrics`.",
+        key="address",
+        usual="127.0.0.1:9109",
+        example="127.0.0.1:9109",
     )
     port: int = 9109
     thumbnails: bool = setting(True, "Small pictures of recent examples on the page.")

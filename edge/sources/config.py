@@ -55,7 +55,11 @@ class GrpcSourceConfig:
     port: int
     path: Path | None
     host: str = setting(
-        REQUIRED, "On loopback, port 0: a free one; or `unix:PATH`.", key="address", usual="127.0.0.1:8002"
+        REQUIRED,
+        "On loopback, port 0: a free one; or `unix:PATH`.",
+        key="address",
+        usual="127.0.0.1:8002",
+        example="127.0.0.1:8002",
     )
     model: str = setting(REQUIRED, "What callers call the cascade.", usual="the task's name", example="digits")
     n_tiers: int = 1
