@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from coe import __version__
-from coe.config.program import run_program
+from coe.config.program import positive_int, run_program
 
 from .config import AgentConfig, default_config, read_config
 
@@ -64,17 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument("--once", action="store_true", help="what the source has now, then stop (no watching)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="stop after N examples")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="stop after N examples")
     parser.add_argument("--dry-run", action="store_true", help="check config, models and cloud, and stop")
     parser.add_argument("--verbose", action="store_true", help="what runs on what, and a summary, off a terminal too")
     parser.add_argument("--version", action="version", version=f"coe-edge {__version__}")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
 
 
 def _decide(config: AgentConfig, options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -67,6 +68,13 @@ def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Seque
     except Exception:  # noqa: BLE001 - the last boundary
         traceback.print_exc()
         return _print_error(name, "this is a bug; please report it with the lines above", 3)
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1: a `type=` for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
 
 
 def _print_error(name: str, message: str, code: int) -> int:

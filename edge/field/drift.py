@@ -22,6 +22,7 @@ from typing import Any
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import ConfigError, InputError
 from coe.config.open import open_cascade
+from coe.config.program import positive_int
 from coe.models.inputs import InputDecoder
 from edge.agent import RemoteTiers
 from edge.config import default_config, read_config
@@ -227,15 +228,15 @@ def calibrate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument("--data", required=True, help="folder of images, or - for JSON lines on standard input")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N examples")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N examples")
     parser.add_argument("--audit", action="store_true", help="also send the cloud the examples that the device decides")
     parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
     options = parser.parse_args(arguments)
     config = read_config(options.config or default_config())
-    kind = "stdin" if options.data == "-" else "folder"
-    if kind == "folder" and not Path(options.data).expanduser().is_dir():
+    folder = Path(options.data).expanduser()
+    if options.data != "-" and not folder.is_dir():
         raise ConfigError([f'--data: expected a folder of images or -, got "{options.data}"'])
-    source = open_source(SourceConfig(kind, Path(options.data).expanduser() if kind == "folder" else None), once=True)
+    source = open_source(SourceConfig("stdin") if options.data == "-" else SourceConfig("folder", folder), once=True)
     cascade = open_cascade(config.cascade)
     try:
         remote_tiers = RemoteTiers(cascade, InputDecoder(config.cascade.task.input_spec))
@@ -250,18 +251,9 @@ def calibrate_command(arguments: Sequence[str]) -> int:
         print(f"coe-edge: {found.n_held:,} may not leave this device, and were not sent", file=sys.stderr)
     if not found.categories:
         raise ConfigError([f"--data: expected examples, got none that can be read in {options.data}"])
-    print(
-        json.dumps({"bands": found.bands(), "unreadable": found.n_bad, "held_back": found.n_held})
-        if options.json
-        else found.as_yaml()
-    )
+    values = {"bands": found.bands(), "unreadable": found.n_bad, "held_back": found.n_held}
+    print(json.dumps(values) if options.json else found.as_yaml())
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
 
 
 def calibrate(

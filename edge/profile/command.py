@@ -17,7 +17,8 @@ from typing import Any
 from coe.cascade.errors import ConfigError, InputError
 from coe.cascade.types import Batch
 from coe.config import format_seconds
-from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig
+from coe.config.cascade import CascadeConfig, LocalTierConfig
+from coe.config.program import positive_int
 from coe.config.yaml_edit import CannotEdit, replace_file, with_values
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import InputDecoder
@@ -31,18 +32,18 @@ DIGITS = "digits"
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Examples, each a batch of its own, as a device sees them.
+class ProfileExamples:
+    """Examples, each a batch of its own, as a device gets them.
 
     Args:
-        told: what they are, for people.
-        are_blank: zeros: fit for timing a model, not for what depends on who agrees with whom.
-        n_unread: files that no example could be made of.
+        description: what they are, for people.
+        are_blank: zeros: fit for timing a model, not for what depends on which members agree.
+        n_unread: files that could not be read as an example.
         decode_s: median seconds to decode and check one; NaN for a blank one.
     """
 
     batches: tuple[Batch, ...]
-    told: str
+    description: str
     are_blank: bool = False
     n_unread: int = 0
     decode_s: float = math.nan
@@ -51,7 +52,7 @@ class Examples:
         return len(self.batches)
 
 
-def read_examples(data: str | None, config: AgentConfig, limit: int) -> Examples:
+def read_examples(data: str | None, config: AgentConfig, limit: int) -> ProfileExamples:
     """The first `limit` examples of `data`: a folder of images, "digits", or "-": JSON lines on standard input.
 
     Args:
@@ -63,14 +64,14 @@ def read_examples(data: str | None, config: AgentConfig, limit: int) -> Examples
     if data is None and config.source.kind == DIGITS:
         data = DIGITS
     if data is None:
-        return Examples(
+        return ProfileExamples(
             (Batch(("blank",), input_spec.blank()),),
-            "a blank example (no --data): every member is asked, and no payloads are compared",
+            "a blank example (no --data): every member votes, and no payloads are compared",
             are_blank=True,
         )
     if data == DIGITS:
-        told = "bundled digits, a test split: look, but choose nothing by it"
-        return _read(SourceConfig(DIGITS), input_spec, limit, told)
+        description = "bundled digits, a test split: look, but choose nothing by it"
+        return _read(SourceConfig(DIGITS), input_spec, limit, description)
     if data == "-":
         return _read(SourceConfig("stdin"), input_spec, limit, "examples of standard input")
     path = Path(data).expanduser()
@@ -79,7 +80,7 @@ def read_examples(data: str | None, config: AgentConfig, limit: int) -> Examples
     return _read(SourceConfig("folder", path), input_spec, limit, f"images of {data}")
 
 
-def _read(config: SourceConfig, input_spec: InputSpec, limit: int, told: str) -> Examples:
+def _read(config: SourceConfig, input_spec: InputSpec, limit: int, description: str) -> ProfileExamples:
     decoder = InputDecoder(input_spec)
     batches, times = [], []
     first_error, n_unread = "", 0
@@ -96,10 +97,11 @@ def _read(config: SourceConfig, input_spec: InputSpec, limit: int, told: str) ->
             break
     if not batches:
         raise ConfigError([f"--data: expected examples the task takes, got none: {first_error or 'it is empty'}"])
-    return Examples(tuple(batches), f"{len(batches)} {told}", n_unread=n_unread, decode_s=statistics.median(times))
+    description = f"{len(batches)} {description}"
+    return ProfileExamples(tuple(batches), description, n_unread=n_unread, decode_s=statistics.median(times))
 
 
-NOISY_RATIO = 1.5  # rounds of one plan that differ by more tell of other programs
+NOISY_RATIO = 1.5  # rounds of one plan that differ by more: other programs are running
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class TierReport:
     """What was measured of one local tier.
 
     Args:
-        order: None where the order of members makes no difference.
-        settings: what the chosen plan is in a config.
+        order: None if the order of members makes no difference.
+        settings: the chosen plan as settings of a config.
     """
 
     name: str
@@ -121,7 +123,7 @@ class TierReport:
 
 
 def tier_lines(report: TierReport) -> list[str]:
-    """A tier's members, its plans, and the one to take."""
+    """The report as text: a tier's members, its plans, and the one to take."""
     in_turn = [one for one in report.timed if not one.plan.parallel]
     heads = ["member, one example", *(f"{one.plan.threads} thread{'s'[: one.plan.threads > 1]}" for one in in_turn)]
     rows = [
@@ -147,8 +149,8 @@ def tier_lines(report: TierReport) -> list[str]:
     lines += ["", f"take: {report.chosen.how} ({report.why})"]
     if report.order is not None:
         lines += _order_lines(report.order, report.members)
-    written = ", ".join(f"{key}: {_plain(value)}" for key, value in report.settings.items())
-    return [*lines, f"in the config, at this tier: {written}"]
+    settings = json.dumps(report.settings).strip("{}").replace('"', "")
+    return [*lines, f"in the config, at this tier: {settings}"]
 
 
 def _order_lines(order: Order, members: Sequence[str]) -> list[str]:
@@ -156,7 +158,7 @@ def _order_lines(order: Order, members: Sequence[str]) -> list[str]:
         return ", ".join(members[index] for index in indices)
 
     lines = [
-        f"members asked, a decision: as listed {format_seconds(order.listed_s)}; "
+        f"members that vote, a decision: as listed {format_seconds(order.listed_s)}; "
         f"cheapest first ({named(order.cheapest_first)}) {format_seconds(order.cheapest_first_s)}"
     ]
     if order.best_s * MARGIN < min(order.listed_s, order.cheapest_first_s):
@@ -164,19 +166,19 @@ def _order_lines(order: Order, members: Sequence[str]) -> list[str]:
     return lines
 
 
-def payload_lines(weighed: Sequence[PayloadCost], why_not: str, n_examples: int) -> list[str]:
-    """What each way to send weighs and changes, against as captured."""
+def payload_lines(costs: Sequence[PayloadCost], why_not: str, n_examples: int) -> list[str]:
+    """The size of each payload and the labels that it changes, against `captured`, as text."""
     heads = ["send", "bytes an example", "of captured", "labels here", "decisions here", "labels in the cloud"]
     rows = [
         [
             str(one.payload),
             f"{one.bytes:.0f}",
-            f"{one.bytes / weighed[0].bytes:.2f}x",
+            f"{one.bytes / costs[0].bytes:.2f}x",
             _changed(one.labels_changed),
             _changed(one.decisions_changed),
             _changed(one.cloud_changed),
         ]
-        for one in weighed
+        for one in costs
     ]
     lines = [f"what is sent, and what it changes against `captured`, of {n_examples} examples", *_table(heads, rows)]
     if why_not:
@@ -184,36 +186,27 @@ def payload_lines(weighed: Sequence[PayloadCost], why_not: str, n_examples: int)
     return lines
 
 
-def as_values(reports: Sequence[TierReport], weighed: Sequence[PayloadCost]) -> dict[str, Any]:
-    """The same, for JSON: seconds, bytes, shares."""
+def as_values(reports: Sequence[TierReport], costs: Sequence[PayloadCost]) -> dict[str, Any]:
+    """The reports as plain data: seconds, bytes, shares."""
     return {
         "tiers": [
             {
                 "name": report.name,
                 "members": report.members,
-                "plans": [_values_of(one) for one in report.timed],
-                "chosen": {**asdict(report.chosen.plan), "how": report.chosen.how},
+                "plans": [(values := asdict(one)).pop("plan") | values for one in report.timed],
+                "chosen": asdict(report.chosen.plan) | {"how": report.chosen.how},
                 "why": report.why,
                 "order": None if report.order is None else asdict(report.order),
                 "settings": report.settings,
             }
             for report in reports
         ],
-        "payloads": [{**asdict(one), "payload": str(one.payload)} for one in weighed],
+        "payloads": [{**asdict(one), "payload": str(one.payload)} for one in costs],
     }
-
-
-def _values_of(one: PlanTiming) -> dict[str, Any]:
-    values = asdict(one)
-    return {**values.pop("plan"), **values}
 
 
 def _changed(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
-
-
-def _plain(value: bool | int | str) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -232,7 +225,7 @@ def bench_command(arguments: Sequence[str]) -> int:
     """The exit code: 0; 1 where the plan could not be written.
 
     Raises:
-        ConfigError, ModelError, RuntimeMissing: what has to be mended first.
+        ConfigError, ModelError, RuntimeMissing: the config or a model cannot be used.
     """
     options = _parser().parse_args(arguments)
     path = options.config or default_config()
@@ -241,30 +234,30 @@ def bench_command(arguments: Sequence[str]) -> int:
     config = read_config(path)
     for warning in config.warnings:
         _log(f"{path}: warning: {warning}")
-    if options.ask_cloud and (config.field.never_send or config.field.privacy_filter):
-        raise ConfigError(
-            [
-                "--ask-cloud: all examples would be sent, and `never_send:` or `privacy_filter:` lets some not leave "
-                "(leave it out)"
-            ]
-        )
+    if options.ask_cloud and config.field.holds_back:
+        reason = "all examples would be sent, and `never_send:` or `privacy_filter:` holds some back"
+        raise ConfigError([f"--ask-cloud: {reason} (leave it out)"])
     examples = read_examples(options.data, config, options.limit)
-    _log(f"{examples.told}; {cores()} core(s) to use")
+    _log(f"{examples.description}; {cores()} core(s) to use")
     if examples.n_unread:
         _log(f"{examples.n_unread} file(s) could not be read and are left out")
     if not examples.are_blank:
         _log(f"decoding and checking one takes {format_seconds(examples.decode_s)}, which no plan below includes")
     reports = _tiers(config.cascade, examples, options.seconds)
-    weighed, why_not = _payloads(config.cascade, examples, options.ask_cloud)
+    costs, why_not = _payloads(config.cascade, examples, options.ask_cloud)
     if options.json:
-        told: dict[str, Any] = {"examples": examples.told, "n_examples": len(examples), "cores": cores()}
-        told["decode_s"] = None if examples.are_blank else examples.decode_s
-        print(json.dumps({**told, **as_values(reports, weighed)}, indent=1))
+        values = {
+            "examples": examples.description,
+            "n_examples": len(examples),
+            "cores": cores(),
+            "decode_s": None if examples.are_blank else examples.decode_s,
+        }
+        print(json.dumps(values | as_values(reports, costs), indent=1))
     else:
         for report in reports:
             print("\n".join([*tier_lines(report), ""]))
-        if weighed:
-            print("\n".join(payload_lines(weighed, why_not, len(examples))))
+        if costs:
+            print("\n".join(payload_lines(costs, why_not, len(examples))))
     return _write(path, config, reports) if options.write else 0
 
 
@@ -272,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coe-edge bench",
         description="Time each member, and members in turn against side by side, on 1 thread and more; "
-        "weigh the ways to send an example.",
+        "compare the ways to send an example.",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument(
@@ -281,22 +274,16 @@ def _parser() -> argparse.ArgumentParser:
         help='images to run on, "digits" (bundled), or - for JSON lines on standard input; default: the digits where '
         "they are the config's source, else a blank example",
     )
-    parser.add_argument("--limit", type=_positive, default=200, metavar="N", help="examples at most (default: 200)")
+    parser.add_argument("--limit", type=positive_int, default=200, metavar="N", help="examples at most (default: 200)")
     parser.add_argument(
         "--seconds", type=_seconds, default=10.0, metavar="S", help="for the plans of all tiers (default: 10)"
     )
     parser.add_argument(
-        "--ask-cloud", action="store_true", help="send the examples there in each way, to compare its labels, too"
+        "--ask-cloud", action="store_true", help="send it the examples in each way, to compare its labels, too"
     )
     parser.add_argument("--write", action="store_true", help="write the plan into the config, comments kept")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -309,20 +296,19 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _tiers(config: CascadeConfig, examples: Examples, seconds: float) -> list[TierReport]:
-    """Each local tier, timed on every example, whichever would reach it."""
-    local = [tier for tier in config.tiers if isinstance(tier, LocalTierConfig)]
-    return [_tier(tier, config, examples, seconds / len(local)) for tier in local]
+def _tiers(config: CascadeConfig, examples: ProfileExamples, seconds: float) -> list[TierReport]:
+    """The report of each local tier, timed on all examples, also those that would not reach it."""
+    return [_tier(tier, config, examples, seconds / len(config.local_tiers)) for tier in config.local_tiers]
 
 
-def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: Examples, seconds: float) -> TierReport:
+def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExamples, seconds: float) -> TierReport:
     timed = measure(
         tier,
         config,
         examples.batches,
         seconds,
         asks_all=examples.are_blank,
-        say=lambda line: _log(f"tier {tier.name}: {line}"),
+        log=lambda line: _log(f"tier {tier.name}: {line}"),
     )
     chosen = choose(timed)
     order = _order(tier, config, examples, chosen)
@@ -342,18 +328,17 @@ def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: Examples, seco
     )
 
 
-def _order(tier: LocalTierConfig, config: CascadeConfig, examples: Examples, chosen: PlanTiming) -> Order | None:
-    """What the order of members costs, where some may be spared and it is known who agrees with whom."""
+def _order(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExamples, chosen: PlanTiming) -> Order | None:
+    """The cost of the order of members; None if all of them vote anyway, or if nothing is known of their votes."""
     needed = None if tier.rule.pools_scores else tier.rule.needed(len(tier.members))
     if chosen.plan.parallel or not tier.early or needed is None or len(tier.members) == 1 or examples.are_blank:
         return None
     return compare_orders(member_labels(tier, config, examples.batches), chosen.members, needed)
 
 
-def _payloads(config: CascadeConfig, examples: Examples, asks_cloud: bool) -> tuple[list[PayloadCost], str]:
-    """The ways to send to the first remote tier, where there is one and examples are images."""
-    remote = next((tier for tier in config.tiers if isinstance(tier, RemoteTierConfig)), None)
-    local = next((tier for tier in config.tiers if isinstance(tier, LocalTierConfig)), None)
+def _payloads(config: CascadeConfig, examples: ProfileExamples, asks_cloud: bool) -> tuple[list[PayloadCost], str]:
+    """The payloads for the first remote tier, if there is one and examples are images, and why it was not asked."""
+    remote, local = next(iter(config.remote_tiers), None), next(iter(config.local_tiers), None)
     if remote is None or remote.foreign or examples.are_blank or config.task.input_spec.kind != "image":
         return [], ""
     return compare_payloads(
@@ -367,7 +352,7 @@ def _payloads(config: CascadeConfig, examples: Examples, asks_cloud: bool) -> tu
 
 
 def _write(path: Path, config: AgentConfig, reports: Sequence[TierReport]) -> int:
-    """Put each tier's plan into the config; where that is not safe, say what to write by hand."""
+    """0: each tier's plan is in the config; 1: the file cannot be edited safely, and a message says what to do."""
     places = {tier.name: place for place, tier in enumerate(config.cascade.tiers)}
     try:
         with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
@@ -376,7 +361,7 @@ def _write(path: Path, config: AgentConfig, reports: Sequence[TierReport]) -> in
             text = with_values(text, ("tiers", places[report.name]), report.settings)
         replace_file(path, text, read_config)
     except CannotEdit as error:
-        _log(f"{path} is as it was: {error}. Write by hand what each table says last")
+        _log(f"{path} is unchanged: {error}. Write the last line of each table into it by hand")
         return 1
     _log(f"{path}: written: the plan of {', '.join(report.name for report in reports)}")
     return 0

@@ -1,4 +1,4 @@
-"""What each way to send examples weighs, and what it changes: bytes on the wire, labels here, labels in the cloud."""
+"""The cost of each payload in bytes, and the labels that it changes, on the device and in the cloud."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from coe.config.open import open_tier
 from coe.models.inputs import InputDecoder, Payload
 from coe.protocol.remote import RemoteTier
 
-from .plans import Plan, Say, open_plan
+from .plans import Log, Plan, open_plan
 
 PAYLOADS = (
     Payload("captured"),
@@ -24,20 +24,20 @@ PAYLOADS = (
     Payload("png"),
     *(Payload("jpeg", quality) for quality in (95, 85, 75, 50)),
 )
-ROWS_PER_CALL = 32  # rows of a call that only asks for labels
+ROWS_PER_CALL = 32
 NOT_SENT = "nothing was sent there (--ask-cloud sends these examples)"
-MIN_DEADLINE_S = 10.0  # at least, for such a call: it is larger than the device's own
+MIN_DEADLINE_S = 10.0  # of a call, which is larger than the device's own
 
 
 @dataclass(frozen=True)
 class PayloadCost:
-    """One way to send, over all examples.
+    """One payload, over all examples.
 
     Args:
-        bytes: of one example's call, the mean, as the agent's `bytes_sent` counts it.
-        labels_changed: share of the device's labels that differ from those as captured; None: no local tier.
-        decisions_changed: share of its decisions (answered here or not) that do.
-        cloud_changed: share of the cloud's labels that do; None: it was not asked.
+        bytes: mean size of the call for one example, as the agent's `bytes_sent` counts it.
+        labels_changed: share of the device's labels that differ from those of `captured`; None: no local tier.
+        decisions_changed: share of its decisions (to answer or to defer) that differ.
+        cloud_changed: share of the cloud's labels that differ; None: the cloud was not asked.
     """
 
     payload: Payload
@@ -52,26 +52,26 @@ def compare_payloads(
     local: LocalTierConfig | None,
     config: CascadeConfig,
     batches: Sequence[Batch],
-    say: Say,
+    log: Log,
     *,
     asks_cloud: bool,
 ) -> tuple[list[PayloadCost], str]:
-    """Each way to send, and why the cloud was not asked ("" where it was).
+    """The cost of each payload, and why the cloud was not asked; "" if it was.
 
     Args:
-        local: the device's own first tier, whose members are asked about what would be sent.
+        local: the device's first tier, whose members vote on the examples as they would be sent.
         batches: one example each.
-        asks_cloud: send them there, each in every way; else nothing leaves the device.
+        asks_cloud: send all examples to the cloud in every payload; otherwise nothing leaves the device.
     """
     why_not = "" if asks_cloud else NOT_SENT
-    weighed: list[PayloadCost] = []
+    costs: list[PayloadCost] = []
     first: tuple[tuple[Labels, Labels] | None, Labels | None] = (None, None)
     voter = None if local is None else open_plan(local, config, Plan(False, 1), early=False)
     try:
         for payload in PAYLOADS:
             tier = _open(remote, config, payload)
             try:
-                if not weighed and asks_cloud:
+                if not costs and asks_cloud:
                     why_not = _why_not(tier)
                 n_bytes = float(np.mean([tier.bytes_of(batch) for batch in batches]))
                 here = None if voter is None else _answers(voter, payload, config, batches)
@@ -80,27 +80,27 @@ def compare_payloads(
                 there, why_not = None, str(error)
             finally:
                 tier.close()
-            if not weighed:
+            if not costs:
                 first = here, there
-            labels, decisions = (None, None) if here is None or first[0] is None else _differ(here, first[0])
-            cloud = None if there is None or first[1] is None else float(np.mean(there != first[1]))
-            weighed.append(PayloadCost(payload, n_bytes, labels, decisions, cloud))
-            say(f"{payload}: {n_bytes:.0f} bytes an example")
+            labels, decisions = (None, None) if here is None else map(_differing, here, first[0] or here)
+            cloud = None if there is None or first[1] is None else _differing(there, first[1])
+            costs.append(PayloadCost(payload, n_bytes, labels, decisions, cloud))
+            log(f"{payload}: {n_bytes:.0f} bytes an example")
     finally:
         if voter is not None:
             voter.close()
-    return weighed, why_not
+    return costs, why_not
 
 
 def _open(remote: RemoteTierConfig, config: CascadeConfig, payload: Payload) -> RemoteTier:
-    patient = max(remote.deadline_s, MIN_DEADLINE_S)
-    tier = open_tier(replace(remote, send=payload, delay_s=None, deadline_s=patient), config)
+    deadline_s = max(remote.deadline_s, MIN_DEADLINE_S)
+    tier = open_tier(replace(remote, send=payload, delay_s=None, deadline_s=deadline_s), config)
     assert isinstance(tier, RemoteTier)
     return tier
 
 
 def _why_not(tier: RemoteTier) -> str:
-    """Why the cloud is not asked; "" where it answers."""
+    """Why the cloud cannot be asked; "" if it answers."""
     try:
         tier.metadata()
     except (TierError, ConfigError) as error:
@@ -111,19 +111,19 @@ def _why_not(tier: RemoteTier) -> str:
 def _answers(
     tier: LocalTier, payload: Payload, config: CascadeConfig, batches: Sequence[Batch]
 ) -> tuple[Labels, Labels]:
-    """(N,) labels and whether the answer stands, of the device's members on what would be sent."""
+    """(N,) labels and (N,) 1 where the tier answers, 0 where it defers, of examples as they would be sent."""
     encode, decoder = payload.encoder(config.task.input_spec), InputDecoder(config.task.input_spec)
-    labels, stands = [], []
+    labels, exits = [], []
     for batch in batches:
-        seen = decoder.batch(batch.ids, list(encode(batch)))
-        vote = tier.vote(seen, Always(tier.rule.pools_scores, asks_all=True))
+        sent = decoder.batch(batch.ids, list(encode(batch)))
+        vote = tier.vote(sent, Always(tier.rule.pools_scores, asks_all=True))
         labels.append(int(vote.labels[0]))
-        stands.append(int(tier.rule.exits(seen, vote)[0]))
-    return np.array(labels, dtype=np.int64), np.array(stands, dtype=np.int64)
+        exits.append(int(tier.rule.exits(sent, vote)[0]))
+    return np.array(labels, dtype=np.int64), np.array(exits, dtype=np.int64)
 
 
 def _labels(tier: RemoteTier, batches: Sequence[Batch]) -> Labels:
-    """(N,) the cloud's labels; as many examples to a call as have one size."""
+    """(N,) the cloud's labels; examples of one size share a call."""
     labels: list[Labels] = []
     for start in range(0, len(batches), ROWS_PER_CALL):
         several = batches[start : start + ROWS_PER_CALL]
@@ -142,5 +142,5 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _differ(here: tuple[Labels, Labels], first: tuple[Labels, Labels]) -> tuple[float, float]:
-    return float(np.mean(here[0] != first[0])), float(np.mean(here[1] != first[1]))
+def _differing(labels: Labels, others: Labels) -> float:
+    return float(np.mean(labels != others))

@@ -17,12 +17,12 @@ from coe.config.open import open_tier
 from coe.models.pool import cheapest_first, plan_threads, seconds_each
 
 ROUNDS = 5
-FEWEST = 10  # examples of a measurement
+MIN_VOTES = 10  # of a measurement
 N_WARM = 3  # votes before it
-MARGIN = 1.05  # what is slower than the fastest by less is as fast
-EVERY_COUNT_TO = 8  # threads; above, powers of two and all of them
+MARGIN = 1.05  # a plan within this factor of the fastest counts as equally fast
+EVERY_COUNT_TO = 8  # threads; above, only powers of two and the number of cores
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanTiming:
-    """A plan, and what it takes.
+    """A plan and its time.
 
     Args:
-        how: the start-up line's words for it.
-        seconds: a decision, the mean over the examples, the median over the rounds.
-        members: in turn: each member's own seconds, by seat; () where they run side by side.
-        spread: the slowest round against the fastest.
+        how: its description, as in the agent's start-up line.
+        seconds: of a decision: the mean over the examples, the median over the rounds.
+        members: seconds of each member, where they run in turn; () where they run side by side.
+        spread: time of the slowest round over that of the fastest.
     """
 
     plan: Plan
@@ -57,21 +57,21 @@ def cores() -> int:
 
 
 def plans(n_members: int, n_cores: int) -> list[Plan]:
-    """In turn on 1 to `n_cores` threads, and side by side on 2 and more."""
+    """The plans to try: in turn on 1 to `n_cores` threads, and side by side on 2 and more."""
     counts = [n for n in range(1, n_cores + 1) if n <= EVERY_COUNT_TO or n == n_cores or n & (n - 1) == 0]
     side_by_side = [Plan(True, n) for n in counts if n > 1] if n_members > 1 else []
     return [Plan(False, n) for n in counts] + side_by_side
 
 
 def measure(
-    tier: LocalTierConfig, config: CascadeConfig, batches: Sequence[Batch], seconds: float, *, asks_all: bool, say: Say
+    tier: LocalTierConfig, config: CascadeConfig, batches: Sequence[Batch], seconds: float, *, asks_all: bool, log: Log
 ) -> list[PlanTiming]:
-    """Every plan's time for a decision of this tier, decoding not counted. Only one plan's models are open at a time.
+    """The time of each plan for a decision of this tier, without decoding. One plan's models are open at a time.
 
     Args:
         batches: one example each; as many of them are used as the time allows, the same for each plan.
-        seconds: for all of it; more where models are slow, and loading comes on top.
-        asks_all: every member is asked, whatever the others say.
+        seconds: for all of it, without loading; slow models take longer.
+        asks_all: every member votes, even if the vote is settled before.
     """
     candidates = plans(len(tier.members), cores())
     rule: DeferralRule = Always(asks_all=True) if asks_all else tier.rule
@@ -91,7 +91,7 @@ def measure(
                     members[plan].append(seconds_each(opened.members, batches[0].x, slot_s / 4))
             finally:
                 opened.close()
-            say(
+            log(
                 f"round {number + 1} of {ROUNDS}: {described(tier, plan)}: {format_seconds(taken[plan][-1])} a decision"
             )
     return [
@@ -121,47 +121,47 @@ def described(tier: LocalTierConfig, plan: Plan) -> str:
 
 
 def choose(timed: Sequence[PlanTiming]) -> PlanTiming:
-    """The fastest; of those that are as good as that, the one with the fewest threads."""
+    """The plan with the fewest threads among those that are as fast as the fastest."""
     best = min(one.seconds for one in timed)
     near = [one for one in timed if one.seconds <= best * MARGIN]
     return min(near, key=lambda one: (one.plan.threads, one.plan.parallel))
 
 
 def reason(timed: Sequence[PlanTiming], chosen: PlanTiming) -> str:
-    """Why that one: what the others take."""
+    """Why that plan was chosen."""
     if len(timed) == 1:
         return "the process may use one core, so there is no other"
     fastest = min(timed, key=lambda one: one.seconds)
     if fastest is not chosen:
-        return f"within {MARGIN - 1:.0%} of the fastest ({fastest.how}), on fewer threads or with fewer hands at work"
+        return f"within {MARGIN - 1:.0%} of the fastest ({fastest.how}), on fewer threads or in turn"
     other = min((one for one in timed if one is not chosen), key=lambda one: one.seconds)
     return f"the fastest; the next ({other.how}) takes {other.seconds / chosen.seconds:.2f} times as long"
 
 
 def _affordable(tier: LocalTier, rule: DeferralRule, batches: Sequence[Batch], slot_s: float) -> int:
-    """How many votes fit in a slot."""
-    few = min(FEWEST, len(batches))
-    return max(FEWEST, int(slot_s / _seconds_each(tier, rule, batches, few)))
+    """The number of votes that fit in a slot."""
+    few = min(MIN_VOTES, len(batches))
+    return max(MIN_VOTES, int(slot_s / _seconds_each(tier, rule, batches, few)))
 
 
 def _seconds_each(tier: LocalTier, rule: DeferralRule, batches: Sequence[Batch], n: int) -> float:
-    """Mean seconds of `n` votes, over the batches and over again."""
+    """Mean seconds of `n` votes, on the batches in turn."""
     started = time.perf_counter()
     for number in range(n):
         tier.vote(batches[number % len(batches)], rule)
     return (time.perf_counter() - started) / n
 
 
-MOST_MEMBERS = 5  # whose orders are all tried: 120 of them
+MAX_MEMBERS = 5  # of which all orders are tried: 120
 
 
 @dataclass(frozen=True)
 class Order:
-    """What orders cost: expected seconds of the members asked, for one example.
+    """The cost of orders of members: expected seconds of those that vote, for one example.
 
     Args:
-        best: seats in the order that would have been the cheapest on these examples.
-        setting: what `order:` is best: "measured" where the cheapest first saves something over the list as it is.
+        best: indices of the members in the order that was the cheapest on these examples.
+        setting: the best value of `order:`: "measured" if asking the cheapest first saves time, else "fixed".
     """
 
     listed_s: float
@@ -172,20 +172,20 @@ class Order:
     setting: str
 
 
-def compare_orders(ballots: Sequence[Sequence[int]], seconds: Sequence[float], needed: int) -> Order:
-    """Which order is best for these ballots.
+def compare_orders(labels: Sequence[Sequence[int]], seconds: Sequence[float], needed: int) -> Order:
+    """The cost of orders for examples whose votes are known.
 
     Args:
-        ballots: N of M labels each, by seat.
-        seconds: M, of each member for one example.
+        labels: for each of N examples, the labels of the M members.
+        seconds: of each of the M members for one example.
         needed: votes that make the tier answer.
     """
     n_members = len(seconds)
     listed, cheapest = tuple(range(n_members)), tuple(cheapest_first(seconds))
     tried: Iterable[tuple[int, ...]] = {listed: None, cheapest: None}
-    if n_members <= MOST_MEMBERS:
+    if n_members <= MAX_MEMBERS:
         tried = itertools.permutations(range(n_members))
-    costs = {order: expected_s(order, ballots, seconds, needed) for order in tried}
+    costs = {order: expected_s(order, labels, seconds, needed) for order in tried}
     best = min(costs, key=lambda order: (costs[order], order != cheapest))
     return Order(
         listed_s=costs[listed],
@@ -197,21 +197,21 @@ def compare_orders(ballots: Sequence[Sequence[int]], seconds: Sequence[float], n
     )
 
 
-def expected_s(order: Sequence[int], ballots: Sequence[Sequence[int]], seconds: Sequence[float], needed: int) -> float:
-    """Mean seconds of the members asked, with the vote stopped as soon as it is settled."""
+def expected_s(order: Sequence[int], labels: Sequence[Sequence[int]], seconds: Sequence[float], needed: int) -> float:
+    """Mean seconds of the members that vote, if the vote ends as soon as it is settled."""
     total = 0.0
-    for row in ballots:
+    for row in labels:
         cast: list[int] = []
         for index in order:
             cast.append(row[index])
             total += seconds[index]
             if is_settled(*leaders_of_one(cast), len(order) - len(cast), needed):
                 break
-    return total / len(ballots)
+    return total / len(labels)
 
 
 def member_labels(tier: LocalTierConfig, config: CascadeConfig, batches: Sequence[Batch]) -> list[list[int]]:
-    """Each member's label for each example, by seat."""
+    """For each example, the labels of the members."""
     opened = open_plan(tier, config, Plan(False, 1), early=False)
     try:
         votes = [opened.vote(batch, Always(asks_all=True)) for batch in batches]

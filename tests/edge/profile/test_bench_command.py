@@ -181,7 +181,7 @@ def test_a_config_that_cannot_be_changed_safely_is_as_it_was_and_the_lines_are_p
     out, err = capsys.readouterr()
     assert config.read_text(encoding="utf-8") == text
     assert "in the config, at this tier: parallel: " in out
-    assert f"{config} is as it was: it uses YAML anchors" in err
+    assert f"{config} is unchanged: it uses YAML anchors" in err
 
 
 def test_the_bundled_config_is_not_written_to(capsys):
