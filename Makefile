@@ -10,7 +10,7 @@ dev: # a virtual environment with everything that the tests and the checks need
 
 fast: # lint, types and the quickest tests: seconds
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest tests/test_layers.py tests/test_public_names.py tests/test_docs.py tests/cascade tests/link tests/config
+	COE_EXAMPLES=10 $(BIN)/pytest tests/test_layers.py tests/test_docs.py tests/cascade tests/link tests/config
 
 test: # what README's second command runs
 	$(BIN)/pytest
