@@ -63,7 +63,7 @@ class LineFormatter(logging.Formatter):
         fields: dict[str, Any] = {"logger": record.name, "message": _message(record, error)}
         fields |= getattr(record, "fields", {})
         if error is not None:
-            fields["error"] = {"kind": kind_of(error), "said": safe_text(error), "trace": trace_of(error)}
+            fields["error"] = {"kind": kind_of(error), "reason": safe_text(error), "trace": trace_of(error)}
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         moment = f"{moment}.{int(record.msecs):03}Z"
         level = record.levelname.lower()
@@ -102,7 +102,7 @@ class RequestLog:
         if is_bug:
             log.error("failed", exc_info=error, extra={"fields": fields})
             return
-        fields |= {"kind": kind_of(error), "said": safe_text(error)}
+        fields |= {"kind": kind_of(error), "reason": safe_text(error)}
         log.warning("failed", extra={"fields": fields})
 
     def _has_room(self, code: str) -> bool:

@@ -20,7 +20,7 @@ from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig,
 from coe.models.loading import ModelSpec
 from coe.status_page import SECURITY_HEADERS, status_page
 
-from .tally import History, ModelTally, Slot, Tally, TierTally, errors_of, merged_slots, quantile
+from .tally import Histogram, History, ModelTally, Slot, Tally, TierTally, errors_of, merged_slots, quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +237,7 @@ def _model(facts: ModelFacts, tally: ModelTally, server: ServerView) -> dict[str
         "requests": tally.requests,
         "rows": tally.rows,
         "failed": tally.failed.total(),
-        "p50_s": _digits(quantile(tally.seconds.counts, 0.5)),
-        "p99_s": _digits(quantile(tally.seconds.counts, 0.99)),
+        **_percentiles(tally.seconds),
         "tiers": [
             _tier(number, facts.tiers[number - 1] if number <= len(facts.tiers) else None, tier, queued)
             for number, tier in enumerate(tiers, start=1)
@@ -257,8 +256,7 @@ def _tier(number: int, facts: TierFacts | None, tally: TierTally, queued: Any) -
         "rows": tally.rows,
         "exits": tally.exits,
         "agreement": _digits(tally.shares.total / tally.rows) if tally.rows else None,
-        "p50_s": _digits(quantile(tally.seconds.counts, 0.5)),
-        "p99_s": _digits(quantile(tally.seconds.counts, 0.99)),
+        **_percentiles(tally.seconds),
         "queued": queued.get(name, 0),
         "members": [] if facts is None else [asdict(member) for member in facts.members],
     }
@@ -301,6 +299,10 @@ def _history(slots: Sequence[Slot], facts: Sequence[ModelFacts]) -> dict[str, An
         "queued": [slot.queued for slot in slots],
         "exits": {model.name: [slot.exits.get(model.name, []) for slot in slots] for model in facts},
     }
+
+
+def _percentiles(seconds: Histogram) -> dict[str, float | None]:
+    return {f"p{share}_s": _digits(quantile(seconds.counts, share / 100)) for share in (50, 99)}
 
 
 def _digits(value: float | None) -> float | None:

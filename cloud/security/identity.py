@@ -169,10 +169,16 @@ def identity_of_call(context: Any, *, certificate: bool = True) -> tuple[tuple[s
         shown = context.auth_context()
         found = [*shown.get("peer_dns", ()), *shown.get("peer_uri", ())] or [*shown.get("x509_common_name", ())]
         names = tuple(name.decode("utf-8", "replace") for name in found)
-    headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    return names, bearer(
+        one_header([value for key, value in context.invocation_metadata() or () if key == "authorization"])
+    )
+
+
+def one_header(headers: Sequence[str]) -> str | None:
+    """The `authorization` header; None where there is none, Unauthenticated raised where there are several."""
     if len(headers) > 1:
         raise Unauthenticated(f"expected one `authorization`, got {len(headers)}")
-    return names, bearer(headers[0]) if headers else None
+    return headers[0] if headers else None
 
 
 def peer_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from cloud.security.identity import bearer
+from cloud.security.identity import bearer, one_header
 from coe import __version__
 from coe.cascade.errors import TierTimeout, TierUnavailable, Unauthenticated
 from coe.protocol.core import Answer, InferenceCore, Request
@@ -281,12 +281,10 @@ class Routes:
 
     def _caller(self, http: HttpRequest, is_page: bool) -> str:
         assert self.options.identify is not None
-        shown = http.headers.getlist("authorization")
-        if len(shown) > 1:
-            raise Unauthenticated(f"expected one `authorization`, got {len(shown)}")
-        token = bearer(shown[0]) if shown else None
-        if token is None and shown and is_page:
-            token = _password(shown[0])
+        header = one_header(http.headers.getlist("authorization"))
+        token = bearer(header)
+        if token is None and header is not None and is_page:
+            token = _password(header)
         peer: ConnectionPeer = http.scope["state"][PEER]
         return self.options.identify(peer.names, token)
 

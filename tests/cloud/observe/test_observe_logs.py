@@ -100,7 +100,7 @@ def test_requests_are_not_logged_unless_asked_for_but_failures_are(start):
     ask(request(model="nobody", id="abc"), log_requests=False)
     (record,) = stream.records
     assert (record["level"], record["code"], record["kind"]) == ("warning", "NOT_FOUND", "UnknownModel")
-    assert record["said"].startswith("model: expected one of digits")
+    assert record["reason"].startswith("model: expected one of digits")
 
 
 def test_a_bug_is_an_error_with_its_trace_in_one_field(start):
@@ -116,7 +116,7 @@ def test_a_bug_is_an_error_with_its_trace_in_one_field(start):
     assert (record["level"], record["id"], record["code"]) == ("error", "abc", "INTERNAL")
     assert record["error"]["kind"] == "bug"
     assert "ZeroDivisionError at " in record["error"]["trace"]
-    assert "test_watch_logs.py" in record["error"]["trace"]
+    assert "test_observe_logs.py" in record["error"]["trace"]
     assert " decide" in record["error"]["trace"]
 
 
@@ -277,7 +277,7 @@ def test_our_own_errors_keep_their_words_where_they_cannot_quote_an_example():
     record = logging.LogRecord("x", logging.ERROR, "", 0, "failed", (), None)
     record.exc_info = (UnknownModel, UnknownModel("no such model"), None)
     line = LineFormatter("plain").format(record)
-    assert 'error_kind=UnknownModel error_said="no such model"' in line
+    assert 'error_kind=UnknownModel error_reason="no such model"' in line
 
 
 def test_log_lines_of_answers_cost_nothing_where_they_are_off(start):
