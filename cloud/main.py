@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _host(text: str) -> str:
     if fix := fix_of_host(text):
-        raise argparse.ArgumentTypeError(f'expected a host, got "{text}" ({fix})')
+        raise argparse.ArgumentTypeError(f'expected a name or an IP address, got "{text}" ({fix})')
     return text
 
 

@@ -1,4 +1,4 @@
-"""Settings files: YAML into checked fields, every finding at once, each with its trail and its mend."""
+"""Settings files: YAML into checked fields, every finding at once, each with its trail and its fix."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reading settings with a trail, every error at once, and times with their unit.
 
 Each reader returns a value of its type even where the setting is wrong, so that one pass finds all there is
-to mend; `Report.check` then raises them together.
+to correct; `Report.check` then raises them together.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloud.config import read_config as read_server
+from cloud.main import main as serve
 from cloud.security.identity import read_tokens
 from coe.cascade import ConfigError
 from coe.config import Fields, Report
@@ -65,3 +66,37 @@ def test_labels_that_yaml_takes_for_truth_values_are_to_be_quoted():
         "labels[0]: expected a text, got false (write it in quotes: YAML reads no and off as false)",
         "labels[1]: expected a text, got true (write it in quotes: YAML reads yes and on as true)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "fix"),
+    [
+        ("http://0.0.0.0", "leave http:// out"),
+        ("gpu host", "leave the space out"),
+        ("0.0.0.0:8001", "write a name, such as gpu-host, or an IP address"),
+    ],
+)
+def test_a_servers_host_is_a_name_or_an_ip_address(tmp_path: Path, host, fix, capsys):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f'{EDGE}server: {{host: "{host}"}}\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_server(path)
+    assert caught.value.findings == [f'server.host: expected a name or an IP address, got "{host}" ({fix})']
+    with pytest.raises(SystemExit):
+        serve(["serve", "--host", host])
+    assert f'argument --host: expected a name or an IP address, got "{host}" ({fix})' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::1", "[::1]", "::", "gpu-host.example"])
+def test_a_servers_good_host_is_taken(tmp_path: Path, host):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f'{EDGE}server: {{host: "{host}"}}\n', encoding="utf-8")
+    assert read_server(path).host == host
+
+
+@pytest.mark.parametrize("endpoint", ["collector:4318", "http://a collector:4318", "http://::1:4318", "http://"])
+def test_an_endpoint_of_traces_is_a_url(tmp_path: Path, endpoint):
+    path = tmp_path / "cloud.yaml"
+    path.write_text(f'{EDGE}traces: {{endpoint: "{endpoint}"}}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"traces\.endpoint: expected a URL, got "):
+        read_server(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,3 +104,25 @@ def test_a_setting_is_known_by_the_key_that_is_written():
 def test_the_tables_and_samples_are_fresh():
     done = subprocess.run([sys.executable, ROOT / ".ci" / "settings", "--check"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "configure.md").exists(), reason="the pages are in the checkout")
+def test_every_setting_is_on_the_page():
+    shown: set[str] = set()
+    for spec in re.findall(r"<!-- settings: (.*?) -->", (ROOT / "docs" / "configure.md").read_text(encoding="utf-8")):
+        for name, attributes in re.findall(r"([\w.]+)(?:\(([\w, ]*)\))?", spec):
+            shown |= {f"{name}.{one}" for one in attributes.split(", ")} if attributes else {name}
+    missing = []
+    for path in sorted(one for program in ("coe", "edge", "cloud") for one in (ROOT / program).rglob("*.py")):
+        if "import " not in (text := path.read_text(encoding="utf-8")) or " = setting(" not in text:
+            continue
+        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        classes = [cls for cls in vars(module).values() if dataclasses.is_dataclass(cls) and isinstance(cls, type)]
+        for cls in (cls for cls in classes if cls.__module__ == module.__name__ and not cls.__name__.startswith("_")):
+            for each, _ in settings_of(cls).values():
+                inner = vars(module).get(str(each.type).removesuffix(" | None"))
+                is_section = dataclasses.is_dataclass(inner) and inner.__module__ != "coe.protocol.credentials"
+                whole = f"{module.__name__}.{cls.__name__}"
+                if each.name in cls.__annotations__ and not is_section and not {whole, f"{whole}.{each.name}"} & shown:
+                    missing.append(f"{whole}.{each.name}")
+    assert missing == []

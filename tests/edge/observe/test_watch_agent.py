@@ -222,6 +222,9 @@ def test_the_address_is_this_devices_own_unless_it_is_to_be_exposed():
     assert report.findings[0].startswith("watch.address: expected an address of this device alone, got 0.0.0.0")
     _, report = settings(address="0.0.0.0:9109", expose=True)
     assert report.findings == []
+    for address, fix in (("http://localhost:9109", "leave http:// out"), ("::1:9109", 'write "[::1]:9109"')):
+        _, report = settings(address=address)
+        assert report.findings == [f'watch.address: expected host:port, got "{address}" ({fix})']
     _, report = settings(address="9109")
     assert report.findings == ['watch.address: expected host:port, got "9109" (write 127.0.0.1:9109)']
 

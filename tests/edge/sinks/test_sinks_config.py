@@ -104,6 +104,13 @@ BAD = [
     ),
     ({"max_mb": 3}, "sink.max_mb: expected a file to rotate, got standard output (set `path:`)"),
     ({"kind": "mqtt"}, "sink.host: expected a text, got nothing (add it)"),
+    (
+        {"kind": "mqtt", "host": "mqtt://h"},
+        'sink.host: expected a name or an IP address, got "mqtt://h" (leave mqtt:// out)',
+    ),
+    ({"kind": "mqtt", "host": "h 1"}, 'sink.host: expected a name or an IP address, got "h 1" (leave the space out)'),
+    ({"kind": "webhook", "url": "http://h 1/"}, "sink.url: expected http://HOST/..."),
+    ({"kind": "webhook", "url": "http://::1:80/"}, "sink.url: expected http://HOST/..."),
     ({"kind": "mqtt", "host": "h", "qos": 3}, "sink.qos: expected 0 to 2, got 3"),
     ({"kind": "mqtt", "host": "h", "path": "a"}, "sink.path: unknown setting (known: "),
     (

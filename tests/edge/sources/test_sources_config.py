@@ -96,6 +96,14 @@ BAD = [
     ({"kind": "camera", "device": 0, "loop": True}, "source.loop: expected it with a video file alone (leave it out)"),
     ({"kind": "camera", "every_ms": -1}, "source.every_ms: expected 0 to 86400000, got -1"),
     ({"kind": "grpc", "address": "8002"}, 'source.address: expected 127.0.0.1:PORT or unix:PATH, got "8002"'),
+    (
+        {"kind": "grpc", "address": "http://127.0.0.1:8002"},
+        'source.address: expected 127.0.0.1:PORT or unix:PATH, got "http://127.0.0.1:8002" (leave http:// out)',
+    ),
+    (
+        {"kind": "grpc", "address": "::1:8002"},
+        'source.address: expected 127.0.0.1:PORT or unix:PATH, got "::1:8002" (write "[::1]:8002")',
+    ),
     ({"kind": "grpc", "address": "127.0.0.1:99999"}, "source.address: expected 127.0.0.1:PORT or unix:PATH"),
     (
         {"kind": "grpc", "address": "0.0.0.0:8002"},
