@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from coe_zoo.networks import Network
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from coe.models.onnx import NO_REPORTS
-from coe.zoo.networks import Network
 
 OPSET = 17  # every onnxruntime we support reads it
 HALVED_FROM = 1000  # numbers; shorter weights (biases) stay in 32 bits

@@ -40,7 +40,7 @@ THIRD_PARTY = {  # third-party packages that only these may import
     "onnxruntime": ("coe.models.onnx", "recipes"),
     "ai_edge_litert": ("coe.models.tflite", "recipes"),
     "tflite_runtime": ("coe.models.tflite", "recipes"),
-    "torch": ("coe.models.torch", "coe.zoo.networks", "recipes"),
+    "torch": ("coe.models.torch", "recipes"),
     "onnx": ("recipes",),
     "mlxtend": ("recipes",),
     "yaml": ("coe.config", "recipes", "sim"),
@@ -220,6 +220,6 @@ def test_the_reader_of_imports_sees_every_way_to_import():
             found.setdefault((module, one.target), one)
     assert found["coe.models.onnx", "onnxruntime"].now is False  # by name, through import_runtime
     assert found["coe.models.loading", "coe.models.input_spec"].now is True  # relative
-    assert found["coe.config.open", "coe.zoo.networks"].now is False  # in a function
+    assert found["coe.config.open", "coe.models.torch"].now is False  # in a function
     assert found["coe.protocol.codec", "coe.protocol.inference_pb2"].now is True  # a module from its package
     assert found["edge.config", "coe.zoo"].now is True

@@ -124,11 +124,11 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
 
 
 def _register_architectures() -> None:
-    """The zoo's networks become known to torch members; imported only when a config names one."""
+    """Networks that installed distributions offer for torch weights become known; only where a config names one."""
+    from importlib.metadata import entry_points
+
     from coe.models.torch import ARCHITECTURES, import_torch
 
     import_torch()  # a missing torch names its pip install before the networks ask for it
-    from coe.zoo import networks
-
-    for name in networks.ARCHITECTURES:
-        ARCHITECTURES[name] = partial(networks.build, name)
+    for entry in entry_points(group="coe.architectures"):
+        ARCHITECTURES.update(entry.load())

@@ -10,6 +10,7 @@ from pathlib import Path
 from coe.cascade.errors import ConfigError
 
 TASKS = ("digits", "cifar10", "sst2", "tfns")
+MODELS = ("digits-torch",)  # folders of models alone, without configs and traces
 GROUP = "coe.tasks"  # of the entry points by which an installed distribution offers tasks: name -> package of its files
 
 
@@ -49,7 +50,7 @@ def folder_of(task: str, reference: str | None = None) -> Path:
             spec = importlib.util.find_spec(entry.value)
             if spec is not None and spec.submodule_search_locations:
                 return Path(next(iter(spec.submodule_search_locations)))
-    if task in TASKS:
+    if task in (*TASKS, *MODELS):
         raise ConfigError(
             [f'"zoo:{reference or task}" is not installed (run: pip install ./zoo in a checkout of the repository)']
         )

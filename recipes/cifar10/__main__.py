@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from coe_zoo.networks import Network
 
-from coe.zoo.networks import Network
 from recipes.bundle import read_entries
 from sim.traces import Answers, Trace, write_parquet
 

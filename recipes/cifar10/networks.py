@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from coe_zoo.networks import Network, Residual
 from torch import Tensor, nn
-
-from coe.zoo.networks import Network, Residual
 
 N_LABELS = 10
 

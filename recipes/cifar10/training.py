@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from coe_zoo.networks import Network, follow
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coe.zoo.networks import Network, follow
 from recipes import bundle, export
 from recipes.bundle import ModelEntry
 from recipes.export import flops, opened, parameters, to_int8_onnx

@@ -1,8 +1,9 @@
 """python -m recipes.digits [--out DIR] [--only NAME] [--extra HARVEST]: trains and exports the bundled models again.
 
 Six to ten minutes on two cores; the same files each time on the same machine and versions. `--only NAME`
-trains one network and replaces its files and their lines in the manifest; its teacher is then the best.pt in
-DIR. `--extra HARVEST` adds the examples that a device deferred, with the labels the cloud gave them.
+trains one network and replaces its files and their lines in the manifest; its teacher is then the best.pt beside DIR
+(zoo/coe_zoo/digits_torch by default). `--extra HARVEST` adds the examples that a device deferred, with the labels the
+cloud gave them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from coe_zoo.networks import Network, build
 from torch.multiprocessing import get_context  # shares tensors between processes instead of copying them
 
 from coe.zoo.digits import FOLDER
-from coe.zoo.networks import Network, build
-from recipes import export
+from recipes import ZOO, export
 from recipes.bundle import ModelEntry
 from recipes.export import flops, parameters
 
@@ -43,6 +44,11 @@ from .training import (
 
 TIERS = {"stroke": 1, "loom": 1, "mosaic": 1, "pyramid": 2, "lattice": 2, "ripple": 2, "resnet": 3}
 BEST_FILE = "best.pt"
+BEST_FOLDER = ZOO / "digits_torch"
+BEST_HEADER = """\
+# The digits' best model as torch weights, written by `python -m recipes.digits`; do not edit. Its network is
+# coe_zoo.networks; resnet.onnx of the digits is exported of it, and the other networks learn from it.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if TEACHER in names:
         copies = training.copies(digits.train.pixels, BEST_COPIES, BEST_SEED)  # (C, B, 28, 28)
         teacher = train(TEACHER, copies, labels, report=epoch_done)
-        torch.save(teacher.state_dict(), folder / BEST_FILE)
+        best_folder(folder).mkdir(parents=True, exist_ok=True)
+        torch.save(teacher.state_dict(), best_folder(folder) / BEST_FILE)
         entries += exported(TEACHER, teacher, folder, digits.calibration)
     else:
         teacher = kept_teacher(folder)
@@ -79,16 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tasks = {name: workers.submit(train, name, copies, labels, soft, epoch_done) for name in students}
             for name, task in tasks.items():
                 entries += exported(name, task.result(), folder, digits.calibration)
-    write_manifest(folder, entries)
+    write_manifest(folder, [entry for entry in entries if entry.file != BEST_FILE])
+    if TEACHER in names:
+        write_manifest(best_folder(folder), [entry for entry in entries if entry.file == BEST_FILE], BEST_HEADER)
     if not options.only:
         say("measuring")
         report.write(folder, digits)
     say(f"done in {time.monotonic() - started:.0f} s")
 
 
+def best_folder(folder: Path) -> Path:
+    """Where the best model's torch weights go: they are of the second distribution, not of the package."""
+    return BEST_FOLDER if folder == FOLDER else folder / BEST_FOLDER.name
+
+
 def kept_teacher(folder: Path) -> Network:
     """The best model as it was trained before."""
-    path = folder / BEST_FILE
+    path = best_folder(folder) / BEST_FILE
     if not path.exists():
         raise SystemExit(f"{path}: missing, and it teaches the others; run without --only first")
     teacher = build(TEACHER)
@@ -108,9 +122,10 @@ def exported(name: str, network: Network, folder: Path, calibration: training.Sp
         files.append(BEST_FILE)
     entries = []
     for file in files:
-        outputs = report.opened(folder / file, name)(calibration.x())  # (B, 10)
+        path = (best_folder(folder) if file == BEST_FILE else folder) / file
+        outputs = report.opened(path, name)(calibration.x())  # (B, 10)
         accuracy = float((outputs.argmax(axis=1) == calibration.labels).mean())
-        say(f"{file}: {accuracy:.1%} on calibration, {(folder / file).stat().st_size:,} bytes")
+        say(f"{file}: {accuracy:.1%} on calibration, {path.stat().st_size:,} bytes")
         entries.append(ModelEntry(file, name, TIERS[name], flops(network, SHAPE), parameters(network), accuracy))
     return entries
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from coe_zoo.networks import Network, build
 from numpy.typing import NDArray
 
-from coe.zoo.networks import Network, build
 from recipes import export
 from recipes.bundle import read_entries
 from recipes.export import Predict

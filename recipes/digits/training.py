@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from coe_zoo.networks import Network, build, follow
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coe.zoo.digits import N_TEST
-from coe.zoo.networks import Network, build, follow
 from recipes import bundle
 from recipes.bundle import ModelEntry
 from recipes.harvest import as_images, read_harvest
@@ -123,10 +123,10 @@ The models in this folder were trained on another 3,000 digits of the same subse
 """
 
 
-def write_manifest(folder: Path, entries: list[ModelEntry]) -> None:
+def write_manifest(folder: Path, entries: list[ModelEntry], header: str = HEADER) -> None:
     """Writes manifest.yaml; files that `entries` leaves out keep the lines they had."""
     contract = {"task": "digits", "labels": [str(digit) for digit in range(10)], "input": INPUT}
-    bundle.write_manifest(folder, HEADER, contract, entries)
+    bundle.write_manifest(folder, header, contract, entries)
 
 
 def write_test_digits(folder: Path, test: Split) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from coe_zoo.networks import follow
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coe.models.text import Tokens
-from coe.zoo.networks import follow
 
 from . import networks
 from .data import Split

@@ -22,7 +22,7 @@ sys.exit(main(sys.argv[1:]))
 TORCH = """
 task: zoo:digits
 tiers:
-  - {name: best, members: [zoo:digits/best.pt]}
+  - {name: best, members: [zoo:digits-torch/best.pt]}
 server: {grpc_port: 0}
 """
 

@@ -11,10 +11,12 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import torch
+from coe_zoo import networks
+from coe_zoo.networks import Network
 from torch import nn
 
-from coe.zoo import digits, networks
-from coe.zoo.networks import Network
+from coe import zoo
+from coe.zoo import digits
 from recipes import bundle, export
 
 SHAPE = (2, 8, 8)
@@ -66,7 +68,7 @@ def test_weights_in_16_bits_halve_the_file_and_hardly_move_the_answers(tmp_path,
 def test_the_bundled_best_digit_model_is_what_its_network_exports_to(tmp_path):
     """The recipe's file again, from the weights that are bundled beside it."""
     best = networks.build("resnet")
-    best.load_state_dict(torch.load(digits.FOLDER / "best.pt", weights_only=True))
+    best.load_state_dict(torch.load(zoo.find("digits-torch/best.pt"), weights_only=True))
     export.to_onnx(best.eval(), tmp_path / "resnet.onnx", (1, 28, 28), "coe.zoo.digits")
     x = np.random.default_rng(0).random((5, 1, 28, 28), dtype=np.float32)
     again, bundled = (export.opened(folder / "resnet.onnx")(x) for folder in (tmp_path, digits.FOLDER))

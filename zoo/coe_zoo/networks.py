@@ -7,6 +7,7 @@ deferral rule, and it is worth something only where their errors have little in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -200,3 +201,6 @@ def build(name: str) -> Network:
     if name not in ARCHITECTURES:
         raise KeyError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     return Network(ARCHITECTURES[name]())
+
+
+BUILDERS = {name: partial(build, name) for name in ARCHITECTURES}  # as the entry point `coe.architectures` offers them
