@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/images/architecture.svg")]
 PATH = re.compile(r"(?:coe|edge|cloud|sim|recipes|zoo|tests|bench|proto|configs|docs|web|\.ci)/[\w./-]*+(?![*{])")
+NAME = re.compile(r"(?<![\w./-])(?:coe|edge|cloud|sim|recipes)(?:\.(?!yaml|py\b|tasks\b)[a-zA-Z_]\w*)+(?![\w*/])")
 BUILT = {"web/dist"}  # where Node is
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the checkout")
@@ -36,6 +37,23 @@ def test_every_file_that_a_page_names_is_there():
         if path not in BUILT and not (ROOT / path).exists()
     ]
     assert missing == []
+
+
+def test_every_python_name_of_a_page_is_there():
+    missing = []
+    for page in PAGES:
+        for quoted in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            missing += [f"{page.relative_to(ROOT)}: {name}" for name in NAME.findall(quoted) if not is_there(name)]
+    assert missing == []
+
+
+def is_there(name: str) -> bool:
+    """True if a dotted name is a module of ours, or stands in one."""
+    module, inner = ROOT / name.split(".")[0], name.split(".")[1:]
+    while inner and ((module / inner[0]).is_dir() or (module / f"{inner[0]}.py").exists()):
+        module /= inner.pop(0)
+    source = module.with_suffix(".py") if module.with_suffix(".py").exists() else module / "__init__.py"
+    return not inner or re.search(rf"\b{inner[0]}\b", source.read_text(encoding="utf-8")) is not None
 
 
 def test_every_link_of_a_page_leads_somewhere():
