@@ -1,1 +1,1 @@
-"""The agent watched on its own device: Prometheus metrics, and a small page."""
+"""Prometheus metrics and a status page of the agent, on its own device."""

@@ -32,14 +32,14 @@ def page() -> tuple[bytes, dict[str, str]]:
 
 
 class ObserveServer:
-    """Serves on threads of its own until closed.
+    """Serves on threads of its own until it is closed.
 
     Raises:
-        ConfigError: the address is taken, or not this device's.
+        ConfigError: the address is taken, or not one of this device.
     """
 
-    def __init__(self, config: ObserveConfig, watched: AgentView) -> None:
-        hosts = None if config.host not in LOCAL else LOCAL  # of a page elsewhere that a name was bent to here
+    def __init__(self, config: ObserveConfig, view: AgentView) -> None:
+        hosts = LOCAL if config.host in LOCAL else None  # against DNS rebinding: a foreign name that resolves to here
 
         class Handler(http.server.BaseHTTPRequestHandler):
             server_version, sys_version = "coe-edge", ""
@@ -72,8 +72,9 @@ class ObserveServer:
         try:
             self._server = Server((config.host, config.port), Handler)
         except OSError as error:
-            raise ConfigError([f"watch.address: {config.host}:{config.port} cannot be had: {error.strerror}"]) from None
-        routes = _Routes(watched)
+            address = f"{config.host}:{config.port}"
+            raise ConfigError([f"watch.address: {address} cannot be used: {error.strerror}"]) from None
+        routes = _Routes(view)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="coe-watch", daemon=True)
         self._thread.start()
@@ -85,9 +86,9 @@ class ObserveServer:
 
 
 class _Routes:
-    def __init__(self, watched: AgentView) -> None:
-        self._watched = watched
-        self._metrics = exposition(lambda: status(watched), watched.recent)
+    def __init__(self, view: AgentView) -> None:
+        self._view = view
+        self._metrics = exposition(lambda: status(view), view.recent)
 
     def find(self, path: str) -> Callable[[], Reply] | None:
         if path in ("/", "/index.html"):
@@ -101,11 +102,11 @@ class _Routes:
         return None
 
     def _status(self) -> Reply:
-        told = status(self._watched) | {"recent": self._watched.recent.newest()}
-        return 200, json.dumps(told).encode(), {"Content-Type": "application/json", **SAFE}
+        content = status(self._view) | {"recent": self._view.recent.newest()}
+        return 200, json.dumps(content).encode(), {"Content-Type": "application/json", **SAFE}
 
     def _thumbnail(self, number: int) -> Reply:
-        found = self._watched.recent.thumbnail(number)
+        found = self._view.recent.thumbnail(number)
         if found is None:
             return 404, b"no longer here\n", TEXT
         return 200, found[0], {"Content-Type": found[1], **SAFE}
@@ -114,7 +115,7 @@ class _Routes:
 def _answer(routes: _Routes, target: str, host: str, hosts: tuple[str, ...] | None) -> Reply:
     name = urlsplit(f"//{host}").hostname or ""
     if hosts is not None and name not in hosts:
-        return 403, b"asked for by another name than this device's\n", TEXT
+        return 403, b"the Host header does not name this device\n", TEXT
     route = routes.find(urlsplit(target).path)
     if route is None:
         return 404, b"nothing here; there are /, /status.json and /metrics\n", TEXT

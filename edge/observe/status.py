@@ -32,7 +32,7 @@ TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 @dataclass(frozen=True, slots=True)
 class RecentDecision:
-    """One decision: its number from 1, its record, and the example as it may be shown."""
+    """A decision: its number from 1, its record, and its example, if that may be shown."""
 
     number: int
     record: dict[str, Any]
@@ -40,11 +40,11 @@ class RecentDecision:
 
 
 class RecentDecisions:
-    """A watcher. Memory stays what it is once the newest are all there.
+    """An outcome observer that keeps the newest decisions, in bounded memory, and counts all of them.
 
     Args:
-        thumbnails: keep examples to show.
-        clears: whether an outcome's example may be shown; those held back are not in any case.
+        thumbnails: keep the examples, too.
+        may_be_shared: True if an outcome's example may be shown.
     """
 
     def __init__(
@@ -56,21 +56,19 @@ class RecentDecisions:
     ) -> None:
         self.labels = labels
         self.thumbnails = thumbnails
-        self._clears = may_be_shared
-        self.times = [0] * (len(SECONDS) + 1)  # decisions by how long they took, the last: longer than all
+        self._may_be_shared = may_be_shared
+        self.times = [0] * (len(SECONDS) + 1)  # decisions by their time, the last: longer than all of SECONDS
         self.time_s = 0.0
-        self.reasons: Counter[str] = Counter()  # decisions and failures that are not what was wanted
+        self.reasons: Counter[str] = Counter()  # of outcomes without the answer that was wanted
         self.n_deferred = 0
         self._numbers = itertools.count(1)
         self._newest: deque[RecentDecision] = deque(maxlen=N_NEWEST)
-        self._shown: deque[list[RecentDecision]] = deque(
-            maxlen=2
-        )  # lists given to a page, which then asks for their thumbnails
+        self._shown: deque[list[RecentDecision]] = deque(maxlen=2)  # lists whose thumbnails a page may request
         self._lock = threading.Lock()
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
         reason = outcome.reason
-        value = example.value if self.thumbnails and self._clears(outcome) else None
+        value = example.value if self.thumbnails and self._may_be_shared(outcome) else None
         if value is not None and not _is_image(value):
             value = None
         with self._lock:
@@ -85,20 +83,20 @@ class RecentDecisions:
                 self.time_s += outcome.latency_s
 
     def newest(self) -> list[dict[str, Any]]:
-        """The newest first: their records, with `number`, and `thumbnail` where there is one to ask for.
+        """The records of the newest decisions, newest first, with `number` and `thumbnail`: True if there is one.
 
-        A thumbnail can be asked for as long as its decision is in one of the last two of these lists.
+        A thumbnail is available while its decision is in one of the last two of these lists.
         """
         with self._lock:
             newest = list(self._newest)
             self._shown.append(newest)
-        return [seen.record | {"number": seen.number, "thumbnail": seen.value is not None} for seen in reversed(newest)]
+        return [one.record | {"number": one.number, "thumbnail": one.value is not None} for one in reversed(newest)]
 
     def thumbnail(self, number: int) -> tuple[bytes, str] | None:
-        """The example of a decision, as an image, and its media type; None where there is none."""
+        """The example of a decision as an image, and its media type; None if it is not available."""
         with self._lock:
             shown = itertools.chain(*reversed(self._shown))
-            value = next((seen.value for seen in shown if seen.number == number), None)
+            value = next((one.value for one in shown if one.number == number), None)
         if value is None:
             return None
         if isinstance(value, bytes):
@@ -107,7 +105,7 @@ class RecentDecisions:
 
 
 def _is_image(value: bytes | Array) -> bool:
-    """PNG, JPEG or uint8 pixels (H, W), (H, W, 1) or (H, W, 3), and small enough."""
+    """True for a PNG, a JPEG or uint8 pixels (H, W), (H, W, 1) or (H, W, 3) of at most MAX_THUMBNAIL_BYTES."""
     if isinstance(value, bytes):
         return len(value) <= MAX_THUMBNAIL_BYTES and value.startswith(tuple(magic for magic, _ in TYPES))
     is_picture = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3))
@@ -127,12 +125,12 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AgentView:
-    """Where the facts are.
+    """The parts of an agent that its status is read from.
 
     Args:
         tiers: their names, in order.
         links: the state of each link now.
-        spool: its facts; None: there is no spool.
+        spool: the spool's state; None: there is no spool.
     """
 
     agent: Agent
@@ -147,23 +145,23 @@ class AgentView:
     started: float = field(default_factory=time.monotonic)
 
 
-def status(watched: AgentView) -> dict[str, Any]:
-    """Everything but the recent decisions, at one moment."""
-    tally, recent, monitors = watched.agent.tally, watched.recent, watched.monitors
+def status(view: AgentView) -> dict[str, Any]:
+    """The state of the agent, without its recent decisions, as plain data."""
+    tally, recent, monitors = view.agent.tally, view.recent, view.monitors
     return {
         "version": __version__,
-        "task": watched.task,
-        "tiers": list(watched.tiers),
+        "task": view.task,
+        "tiers": list(view.tiers),
         "at": time.time(),
-        "started_at": watched.started_at,
-        "uptime_s": time.monotonic() - watched.started,
+        "started_at": view.started_at,
+        "uptime_s": time.monotonic() - view.started,
         "examples": tally.n,
         "decided": tally.n_decided,
         "failed": tally.n_failed,
         "deferred": recent.n_deferred,
         "degraded": tally.n_degraded,
         "kept_share": tally.kept_share,
-        "waiting": watched.agent.n_waiting,
+        "waiting": view.agent.n_waiting,
         "exits": {str(tier): n for tier, n in sorted(dict(tally.exits).items())},
         "reasons": dict(recent.reasons),
         "calls": tally.n_calls,
@@ -172,9 +170,9 @@ def status(watched: AgentView) -> dict[str, Any]:
         "mean_latency_s": tally.latency_s / tally.n_decided if tally.n_decided else None,
         "spooled": tally.n_spooled,
         "corrected": tally.n_corrected,
-        "links": [_link(state) for state in watched.links()],
-        "spool": None if watched.spool is None else dict(watched.spool()),
-        "sinks": [_sink(sink) for sink in watched.sinks()],
+        "links": [_link(state) for state in view.links()],
+        "spool": None if view.spool is None else dict(view.spool()),
+        "sinks": [_sink(sink) for sink in view.sinks()],
         "audit": None if monitors.audit is None else monitors.audit.report(),
         "drift": [] if monitors.drift is None else monitors.drift.report(),
         "harvest": None if monitors.harvest is None else monitors.harvest.report(),

@@ -230,5 +230,5 @@ def test_the_address_is_this_devices_own_unless_it_is_to_be_exposed():
 
 
 def test_an_address_that_is_taken_is_a_clear_error(device):
-    with pytest.raises(ConfigError, match=r"watch\.address: 127\.0\.0\.1:\d+ cannot be had: Address already in use"):
+    with pytest.raises(ConfigError, match=r"watch\.address: 127\.0\.0\.1:\d+ cannot be used: Address already in use"):
         ObserveServer(ObserveConfig(port=device.server.port), None)
