@@ -95,7 +95,7 @@ def read_engine(fields: Fields, tiers: Collection[str]) -> EngineConfig:
 def _read_placement(entry: Fields, default: Placement) -> Placement:
     if entry.has("autoscaling") and entry.has("replicas"):
         entry.wrong("replicas", "expected replicas or autoscaling, got both (leave one out)")
-    placement = read_settings(Placement, entry, num_cpus=entry.number("num_cpus", default.num_cpus, 0, 4096))
+    placement = read_settings(Placement, entry, defaults={"num_cpus": default.num_cpus})
     scale = placement.autoscaling
     if scale is not None and scale.max < scale.min:
         entry.wrong("autoscaling.max", f"expected at least min ({scale.min}), got {scale.max}")

@@ -170,9 +170,7 @@ class RemoteTierConfig(_TierSettings):
         2000, "Of a call; then the tier before has the last word.", unit="ms", low=1, high=600_000
     )
     send: Payload = setting(
-        REQUIRED,
-        "The form that leaves: also `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.",
-        usual="captured",
+        REQUIRED, "The form that leaves: also `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.", usual="captured"
     )
     stream: bool = setting(False, "Calls go on one persistent stream.")
     n_tiers: int = setting(1, "How many the server holds; it matters before the last.", key="tiers", low=1, high=64)
@@ -278,11 +276,10 @@ class _TierReader:
         tier = read_settings(
             LocalTierConfig,
             entry,
-            name=entry.text("name", "tier"),
+            defaults={"name": "tier", "threads": n_members if parallel else 1},
             members=members,
             rule=_read_rule(entry, n_members, is_last),
             parallel=parallel,
-            threads=entry.integer("threads", n_members if parallel else 1, 1, 256),
         )
         if parallel and tier.threads == 1 and n_members > 1 and entry.has("parallel"):
             entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
@@ -296,9 +293,8 @@ class _TierReader:
         tier = read_settings(
             RemoteTierConfig,
             entry,
-            name=entry.text("name", "cloud"),
+            defaults={"name": "cloud", "model": self.task.name},
             addresses=_read_addresses(entry),
-            model=entry.text("model", self.task.name),
             rule=_read_rule(entry, None, is_last),
             send=_read_payload(entry, self.task),
             security=security,

@@ -45,7 +45,7 @@ class Task:
 class ImageSettings:
     """An `input:` of images: a pixel becomes (pixel * scale - mean) / std."""
 
-    size: tuple[int, ...] = setting(REQUIRED, "`[height, width]`, as the model takes it.", example="[96, 96]")
+    size: tuple[int, ...] = setting(REQUIRED, "`[height, width]`, as the model takes it.")
     channels: int = setting(3, "1 (grey) or 3 (RGB).")
     layout: str = setting("NCHW", "Order of the model's input.", choices=("NCHW", "NHWC"))
     dtype: str = setting("float32", "Of the model's input.", choices=DTYPES[:3])
@@ -61,7 +61,7 @@ class ImageSettings:
 class TensorSettings:
     """An `input:` of numbers as they are."""
 
-    shape: tuple[int, ...] = setting(REQUIRED, "Of one example.", example="[16]")
+    shape: tuple[int, ...] = setting(REQUIRED, "Of one example.")
     dtype: str = setting("float32", "Of the model's input.", choices=DTYPES)
 
 
@@ -81,10 +81,7 @@ class ModelSettings:
     """What a manifest, or a member of a config, says of a model."""
 
     format: str = setting(
-        REQUIRED,
-        "`onnx`, `tflite`, `torch`, `torch-export`, `torchscript`.",
-        usual="by the file's suffix",
-        example="onnx",
+        REQUIRED, "`onnx`, `tflite`, `torch`, `torch-export`, `torchscript`.", usual="by the file's suffix"
     )
     output: str = setting("probabilities", "What the model gives.", choices=OUTPUTS)
     sha256: str | None = setting(None, "Hex digest of the file; in a config, it pins the file.", usual="not checked")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from .fields import MISSING, Fields
@@ -65,18 +66,18 @@ class Setting:
         ending, written, _ = UNITS[self.unit]
         return attribute.removesuffix(ending) + written
 
-    def read(self, fields: Fields, key: str, kind: str, folder: Path) -> Any:
+    def read(self, fields: Fields, key: str, kind: str, folder: Path, default: Any) -> Any:
         """The attribute's value, of a kind such as "int"; findings go to the report of `fields`."""
         if self.choices:
-            return fields.choice(key, self.choices, self.default)
+            return fields.choice(key, self.choices, default)
         if kind in ("int", "float"):
             bounds: dict[str, Any] = {"low": self.low} | ({} if self.high is None else {"high": self.high})
             is_whole = kind == "int" and UNITS.get(self.unit, ("",))[0] != "_bytes"
-            return self.inside((fields.integer if is_whole else fields.number)(key, self.default, **bounds))
+            return self.inside((fields.integer if is_whole else fields.number)(key, default, **bounds))
         if kind == "Path":
-            return fields.path(key, folder, self.default)
+            return fields.path(key, folder, default)
         plain = {"bool": fields.flag, "str": fields.text, "tuple[str, ...]": fields.texts}
-        return plain[kind](key, self.default)
+        return plain[kind](key, default)
 
     def inside(self, value: Any) -> Any:
         """A value in the attribute's unit, from one as it is written."""
@@ -119,6 +120,7 @@ def read_settings(
     /,
     *,
     only: Collection[str] | None = None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     finish: bool = True,
     **given: Any,
 ) -> T:
@@ -127,6 +129,7 @@ def read_settings(
     Args:
         folder: relative paths start here.
         only: attributes that may be said here; None: all.
+        defaults: by attribute, as they are written: those that depend on something else.
         finish: False: other keys of the section are others' to read; or each of them is a finding.
         given: attributes that were read otherwise, or are no settings.
     """
@@ -138,9 +141,9 @@ def read_settings(
         if told.within not in places:
             places[told.within] = fields.section(told.within, {})
         place, kind = places[told.within], str(each.type).removesuffix(" | None")
-        inner = vars(sys.modules[cls.__module__]).get(kind)
+        inner = vars(sys.modules[cls.__module__]).get(kind)  # a dataclass, where it is a section
         if not isinstance(inner, type) or kind == "Path":
-            values[each.name] = told.read(place, key, kind, folder)
+            values[each.name] = told.read(place, key, kind, folder, defaults.get(each.name, told.default))
         else:
             is_off = told.default is None and place.raw(key, None) is None
             values[each.name] = None if is_off else read_settings(inner, place.section(key, {}), folder)

@@ -61,8 +61,8 @@ MQTT_PORT, MQTT_TLS_PORT = 1883, 8883
 class MqttConfig:
     """A broker and what is published there. `tls`: None: plaintext; else CA, certificate, key, None where not used."""
 
-    host: str = setting(REQUIRED, "The broker's name or IP address.", example="broker.local")
-    port: int = setting(REQUIRED, "Its port.", usual="1883, with TLS 8883", low=1, high=65535, example="1883")
+    host: str = setting(REQUIRED, "The broker's name or IP address.")
+    port: int = setting(REQUIRED, "Its port.", usual="1883, with TLS 8883", low=1, high=65535)
     topic: str = setting(
         "coe/{host}/decisions", "Of decisions; `{host}` is this device, `{id}` and `{name}` the record's."
     )
@@ -72,10 +72,10 @@ class MqttConfig:
     retain: bool = setting(False, "The broker keeps each topic's latest record.")
     client_id: str = setting("", "Of this device at the broker.", usual="the broker's choice")
     keepalive_s: int = setting(30, "Between two signs of life.", unit="s", low=1, high=65535)
-    username: str | None = setting(None, "Of this device at the broker.", usual="none", example="pi-1")
-    password_file: Path | None = setting(None, "File with the password.", usual="none", example="password")
+    username: str | None = setting(None, "Of this device at the broker.", usual="none")
+    password_file: Path | None = setting(None, "File with the password.", usual="none")
     tls: tuple[Path | None, Path | None, Path | None] | None = setting(
-        None, "`true`, or PEM files: `{ca, certificate, key}`.", usual="`false`", example="true"
+        None, "`true`, or PEM files: `{ca, certificate, key}`.", usual="`false`"
     )
 
 
@@ -83,10 +83,10 @@ class MqttConfig:
 class WebhookConfig:
     """A URL, and how records are posted there. `is_local`: it is on this device, so no proxy is used."""
 
-    url: str = setting(REQUIRED, "Records are posted there.", example='"https://example.org/decisions"')
-    headers: tuple[tuple[str, str], ...] = setting((), "Name and value, of each request.", example="{X-Site: roof}")
-    token_file: Path | None = setting(None, "File with a bearer token.", usual="none", example="token")
-    ca: Path | None = setting(None, "PEM file of the CA to believe.", usual="the public ones", example="ca.pem")
+    url: str = setting(REQUIRED, "Records are posted there.")
+    headers: tuple[tuple[str, str], ...] = setting((), "Name and value, of each request.")
+    token_file: Path | None = setting(None, "File with a bearer token.", usual="none")
+    ca: Path | None = setting(None, "PEM file of the CA to believe.", usual="the public ones")
     timeout_s: float = setting(5000, "Of one request.", unit="ms", low=1, high=600_000)
     batch: int = setting(1, "Most records of one request; above 1 a request is an array.", low=1, high=10_000)
     gather_s: float = setting(1000, "How long fewer than `batch` wait for more.", unit="ms", high=3_600_000)
@@ -98,9 +98,9 @@ class SinkConfig:
     """Where records go: kind "jsonlines" (`path` None: standard output), "sqlite", "mqtt" or "webhook"."""
 
     kind: str = setting("jsonlines", "What it is.", choices=KINDS)
-    path: Path | None = setting(None, "The file.", usual='"-": standard output', example="decisions.jsonl")
+    path: Path | None = setting(None, "The file.", usual='"-": standard output')
     rotation: Rotation | None = None
-    max_rows: int | None = setting(None, "Newest rows that a table keeps.", usual="all", low=1, example="100000")
+    max_rows: int | None = setting(None, "Newest rows that a table keeps.", usual="all", low=1)
     mqtt: MqttConfig | None = None
     webhook: WebhookConfig | None = None
     max_queued: int = setting(MOST_QUEUED, "Records that wait; beyond, the oldest are dropped.", low=1, high=10_000_000)
@@ -169,7 +169,7 @@ def _read_mqtt(fields: Fields, folder: Path) -> MqttConfig:
         fields,
         folder,
         finish=False,
-        port=fields.integer("port", MQTT_PORT if tls is None else MQTT_TLS_PORT, 1, 65535),
+        defaults={"port": MQTT_PORT if tls is None else MQTT_TLS_PORT},
         topic=_read_topic(fields, "topic", TOPIC_FIELDS),
         event_topic=_read_topic(fields, "event_topic"),
         status_topic=_read_topic(fields, "status_topic"),

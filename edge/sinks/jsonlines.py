@@ -28,12 +28,7 @@ class Rotation:
     """How long a file may grow, and what is kept of it. A record that is larger by itself has a file of its own."""
 
     max_bytes: int = setting(
-        REQUIRED,
-        "Of a file, in MiB, before a new one begins.",
-        usual="it grows",
-        unit="MiB",
-        low=0.001,
-        high=1_000_000,
+        REQUIRED, "Of a file, in MiB, before a new one begins.", usual="it grows", unit="MiB", low=0.001, high=1_000_000
     )
     keep: int = setting(5, "Old files that stay, `.1` being the latest.", low=1, high=1000)
     compress: bool = setting(False, "Compress the old ones.", key="gzip")

@@ -30,10 +30,7 @@ class CameraConfig:
 
     device: int | str | None = setting(REQUIRED, "A number, `/dev/video0`, a URL or a video file.", usual="0")
     every_s: float = setting(
-        0,
-        "Least time between two frames; of a video that is decided whole, its own time.",
-        unit="ms",
-        high=86_400_000,
+        0, "Least time between two frames; of a video that is decided whole, its own time.", unit="ms", high=86_400_000
     )
     skip: bool = setting(True, "Only the newest frame of a video is decided, as of a camera.", usual="`false`")
     loop: bool = setting(False, "A video begins again at its end.")
@@ -55,13 +52,9 @@ class GrpcSourceConfig:
     port: int
     path: Path | None
     host: str = setting(
-        REQUIRED,
-        "On loopback, port 0: a free one; or `unix:PATH`.",
-        key="address",
-        usual="127.0.0.1:8002",
-        example="127.0.0.1:8002",
+        REQUIRED, "On loopback, port 0: a free one; or `unix:PATH`.", key="address", usual="127.0.0.1:8002"
     )
-    model: str = setting(REQUIRED, "What callers call the cascade.", usual="the task's name", example="digits")
+    model: str = setting(REQUIRED, "What callers call the cascade.", usual="the task's name")
     n_tiers: int = 1
     max_queued: int = setting(256, "Examples that wait; beyond, a call is refused.", low=1, high=65536)
     max_rows: int = setting(256, "Of one call; at most `max_queued`.", low=1, high=65536)
@@ -76,8 +69,8 @@ class GrpcSourceConfig:
 class SourceConfig:
     """Where examples come from: one of KINDS, or "several" `parts`."""
 
-    kind: str = setting(REQUIRED, "What it is.", choices=tuple(KINDS), example="stdin")
-    path: Path | None = setting(None, "The folder.", usual="required", example="/home/pi/photos")
+    kind: str = setting(REQUIRED, "What it is.", choices=tuple(KINDS))
+    path: Path | None = setting(None, "The folder.", usual="required")
     watch: bool = setting(False, "Go on with files that come later.")
     poll: bool = setting(False, "Look through the folder now and then, whatever the system tells of new files.")
     remember: bool = setting(
@@ -190,7 +183,7 @@ def _read_server(fields: Fields, folder: Path, task: Task, n_tiers: int) -> Grpc
         host=host,
         port=port,
         path=path,
-        model=fields.text("model", task.name),
+        defaults={"model": task.name},
         task=task,
         n_tiers=n_tiers,
     )
