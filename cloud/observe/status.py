@@ -133,7 +133,7 @@ def _checksum(spec: ModelSpec) -> str:
 
 SCHEMA = 1
 BUG = "the log has its trace, with the request's id"
-MEANINGS = {
+MEANINGS = {  # of each code of `coe.protocol.status.TABLE`, and of the tally's own
     "INVALID_ARGUMENT": "the message contradicts itself, or an example in it cannot be read",
     "NOT_FOUND": "no such model, or not of that version",
     "UNAUTHENTICATED": "the caller showed no certificate or token, or not a valid one",
@@ -142,6 +142,7 @@ MEANINGS = {
     "DEADLINE_EXCEEDED": "the deadline passed, in the queue or in the call",
     "UNAVAILABLE": "this server is draining, or the next tier's cannot be reached",
     "FAILED_PRECONDITION": "the next server refused the example",
+    "UNIMPLEMENTED": "an extension of the protocol that this server does not offer",
     "CANCELLED": "the caller went away",
     "INTERNAL": f"a bug: {BUG}",
 }

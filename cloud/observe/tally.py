@@ -23,8 +23,8 @@ import numpy as np
 
 from coe.cascade.errors import CascadeError, TierOverloaded
 from coe.cascade.types import Array
+from coe.protocol import status
 from coe.protocol.core import Decided, Request, ServedModel
-from coe.protocol.status import TABLE
 
 if TYPE_CHECKING:
     from .status import ServerView
@@ -41,10 +41,8 @@ def code_of(error: BaseException) -> str:
     """The status code's name: one of a fixed few, so that it can be a label."""
     if isinstance(error, asyncio.CancelledError):
         return CANCELLED
-    for kind, code in TABLE:
-        if isinstance(error, kind):
-            return code.name
-    return INTERNAL
+    code = status.code_of(error)
+    return INTERNAL if code is None else code.name
 
 
 def kind_of(error: BaseException) -> str:

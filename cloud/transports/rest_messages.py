@@ -24,9 +24,9 @@ from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, WireError, check_shape, encode, read_raw
 from coe.protocol.core import OUTPUTS, Answer, Request, ServedModel
 from coe.protocol.service import INPUT, PLATFORM
-from coe.protocol.servicer import NotOffered
 from coe.protocol.status import to_status
 
+# HTTP's status for each code of `coe.protocol.status.TABLE`, and for bugs.
 HTTP: Mapping[grpc.StatusCode, int] = MappingProxyType(
     {
         grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -58,8 +58,6 @@ def to_http(error: Exception) -> tuple[int, dict[str, str], str]:
     """Status, headers and text for the caller. An unexpected error becomes 500 with its id in the log."""
     if isinstance(error, HttpError):
         return error.status, error.headers, str(error)
-    if isinstance(error, NotOffered):
-        return 501, {}, str(error)
     code, text = to_status(error)
     headers: dict[str, str] = {}
     if isinstance(error, Unauthenticated):

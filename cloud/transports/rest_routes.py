@@ -26,7 +26,8 @@ from cloud.security.identity import bearer, one_header
 from coe import __version__
 from coe.cascade.errors import TierTimeout, TierUnavailable, Unauthenticated
 from coe.protocol.core import Answer, InferenceCore, Request
-from coe.protocol.servicer import EXTENSIONS, NotOffered, RepositoryExtension
+from coe.protocol.servicer import EXTENSIONS, RepositoryExtension
+from coe.protocol.status import NotOffered
 from coe.protocol.trace_context import HEADERS as TRACE
 from coe.status_page import SECURITY_HEADERS
 

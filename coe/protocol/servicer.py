@@ -10,14 +10,14 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coe import __version__
-from coe.cascade.errors import CascadeError, TierOverloaded
+from coe.cascade.errors import TierOverloaded
 
 from . import inference_pb2 as pb
 from .channel import RETRY_AFTER, STATUS, TIMEOUT
 from .codec import WireError, get_parameters, read_inputs, set_parameter
 from .core import OUTPUTS, InferenceCore, Request, ResponseEncoder
 from .service import INPUT, METHODS, PLATFORM, PUSHBACK, SERVICE, STREAM
-from .status import to_status
+from .status import NotOffered, to_status
 from .trace_context import HEADERS
 
 EXTENSIONS = ("model_repository", "binary_tensor_data")
@@ -245,16 +245,10 @@ class InferenceServicer:
         return call
 
 
-class NotOffered(CascadeError):
-    """An extension of the protocol that this server does not have."""
-
-
 async def _refuse(context: Any, error: Exception) -> Any:
     """End the call with the status the one table gives the error, and a hint when to come again if there is one."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if isinstance(error, NotOffered):
-        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
     code, text = to_status(error)
     hint: tuple[tuple[str, str], ...] = ()
     if isinstance(error, TierOverloaded) and error.retry_after_s is not None:

@@ -34,11 +34,16 @@ class UnknownModel(CascadeError):
     """The server has no model of that name or version."""
 
 
+class NotOffered(CascadeError):
+    """An extension of the protocol that this server does not have."""
+
+
 # Most specific first.
 TABLE: tuple[tuple[type[CascadeError], grpc.StatusCode], ...] = (
     (WireError, grpc.StatusCode.INVALID_ARGUMENT),
     (InputError, grpc.StatusCode.INVALID_ARGUMENT),
     (UnknownModel, grpc.StatusCode.NOT_FOUND),
+    (NotOffered, grpc.StatusCode.UNIMPLEMENTED),
     (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
     (NotAllowed, grpc.StatusCode.PERMISSION_DENIED),
     (TierOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -61,12 +66,16 @@ FROM_CODE: dict[grpc.StatusCode, type[TierError]] = {
 MOST_TEXT = 500  # characters; gRPC drops an answer whose status text is over a few kilobytes, code and all
 
 
+def code_of(error: BaseException) -> grpc.StatusCode | None:
+    """The status code of an error in the table; None for any other."""
+    return next((code for kind, code in TABLE if isinstance(error, kind)), None)
+
+
 def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
     """Code and text for the caller."""
-    for kind, code in TABLE:
-        if isinstance(error, kind):
-            text = str(error)
-            return code, text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
+    if (code := code_of(error)) is not None:
+        text = str(error)
+        return code, text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
     error_id = uuid.uuid4().hex[:12]
     log.error("internal error %s", error_id, exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error {error_id} (the server's log has the details)"

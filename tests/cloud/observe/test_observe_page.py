@@ -16,7 +16,9 @@ from watching import World, core
 
 from cloud.config import ObserveConfig
 from cloud.observe.observer import Observer
-from cloud.observe.status import page
+from cloud.observe.status import MEANINGS, page
+from cloud.observe.tally import CANCELLED, INTERNAL
+from coe.protocol.status import TABLE
 
 
 class Reader(HTMLParser):
@@ -145,3 +147,7 @@ def test_the_http_server_serves_the_pages_with_their_own_policies():
     assert document[2] == page()[0]
     assert json.loads(told[2])["state"] == "ready"
     assert b"coe_cloud_ready 1.0" in metrics[2]
+
+
+def test_every_code_that_is_counted_has_a_meaning_for_people():
+    assert MEANINGS.keys() == {code.name for _, code in TABLE} | {CANCELLED, INTERNAL}

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as npst
 from rest_loopback import Reply, binary_message, table_core
 
 from cloud.transports.rest_messages import (
+    HTTP,
     LENGTH,
     HttpError,
     OutputFormats,
@@ -28,6 +29,7 @@ from cloud.transports.rest_messages import (
 from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, WireError, encode
 from coe.protocol.core import OUTPUTS, Answer, Request
+from coe.protocol.status import TABLE
 
 LIMITS = RequestLimits(max_rows=8, max_bytes=4096, max_json_bytes=2**16)
 IN_JSON = [name for name in DATATYPES if name != "FP16"]
@@ -329,3 +331,7 @@ def test_whatever_the_fields_are_the_error_is_one_of_ours(tensor: dict[str, Any]
     except (HttpError, WireError):
         return
     assert all(isinstance(array, np.ndarray) for array in request.inputs.values())
+
+
+def test_every_error_of_the_table_has_an_http_status():
+    assert {code for _, code in TABLE} <= HTTP.keys()
