@@ -154,20 +154,16 @@ def band(share: float, n: int, window: int, false_alarms: float) -> tuple[float,
     `n` (beta-binomial, Jeffreys prior). Each tail has half of the chance.
     """
     a, b = share * n + 0.5, (1 - share) * n + 0.5
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    constant = _log_beta(a, b) + math.log(window + 1)  # "window over k" is 1 / ((window + 1) B(k + 1, window - k + 1))
     pmf = [
-        math.exp(
-            math.lgamma(window + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(window - k + 1)
-            + math.lgamma(a + k)
-            + math.lgamma(b + window - k)
-            - math.lgamma(a + b + window)
-            - log_beta
-        )
+        math.exp(_log_beta(a + k, b + window - k) - _log_beta(k + 1, window - k + 1) - constant)
         for k in range(window + 1)
     ]
     return _tail(pmf, false_alarms / 2) / window, 1 - _tail(pmf[::-1], false_alarms / 2) / window
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def _tail(pmf: list[float], chance: float) -> int:

@@ -131,18 +131,11 @@ def tier_lines(report: TierReport) -> list[str]:
     ]
     lines = [f"tier {report.name}", *_table(heads, rows), ""]
     fastest = min(one.seconds for one in report.timed)
-    lines += _table(
-        ["plan", "a decision", "of the fastest", ""],
-        [
-            [
-                one.how,
-                format_seconds(one.seconds),
-                f"{one.seconds / fastest:.2f}x",
-                "<-" if one is report.chosen else "",
-            ]
-            for one in report.timed
-        ],
-    )
+    rows = [
+        [one.how, format_seconds(one.seconds), f"{one.seconds / fastest:.2f}x", "<-" if one is report.chosen else ""]
+        for one in report.timed
+    ]
+    lines += _table(["plan", "a decision", "of the fastest", ""], rows)
     spread = max(one.spread for one in report.timed)
     if spread > NOISY_RATIO:
         lines.append(f"rounds of one plan differ by up to {spread:.1f}x: the machine is busy; measure when it is quiet")
@@ -169,17 +162,11 @@ def _order_lines(order: Order, members: Sequence[str]) -> list[str]:
 def payload_lines(costs: Sequence[PayloadCost], why_not: str, n_examples: int) -> list[str]:
     """The size of each payload and the labels that it changes, against `captured`, as text."""
     heads = ["send", "bytes an example", "of captured", "labels here", "decisions here", "labels in the cloud"]
-    rows = [
-        [
-            str(one.payload),
-            f"{one.bytes:.0f}",
-            f"{one.bytes / costs[0].bytes:.2f}x",
-            _changed(one.labels_changed),
-            _changed(one.decisions_changed),
-            _changed(one.cloud_changed),
-        ]
-        for one in costs
-    ]
+    rows = []
+    for one in costs:
+        changed = (one.labels_changed, one.decisions_changed, one.cloud_changed)
+        shares = ["-" if share is None else f"{share:.1%}" for share in changed]
+        rows.append([str(one.payload), f"{one.bytes:.0f}", f"{one.bytes / costs[0].bytes:.2f}x", *shares])
     lines = [f"what is sent, and what it changes against `captured`, of {n_examples} examples", *_table(heads, rows)]
     if why_not:
         lines.append(f"the cloud's labels were not compared: {why_not}")
@@ -203,10 +190,6 @@ def as_values(reports: Sequence[TierReport], costs: Sequence[PayloadCost]) -> di
         ],
         "payloads": [{**asdict(one), "payload": str(one.payload)} for one in costs],
     }
-
-
-def _changed(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import TypeVar
 from coe import zoo
 from coe.cascade.errors import CascadeError, ConfigError, ModelError
 from coe.config import read_yaml
-from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME, read_manifest
 from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSignature, ModelSpec, TensorInfo, format_of, load, read_signature
@@ -86,7 +85,7 @@ def _from_zoo(reference: str) -> FoundModels:
     name = reference.removeprefix("zoo:")
     path = zoo.find(name) / "edge.yaml"
     config = read_config(path)
-    tier = next(tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig))
+    tier = config.cascade.local_tiers[0]
     models = tuple(FoundModel(f"zoo:{name}/{spec.path.name}") for spec in tier.members)
     written = read_yaml(path)["tiers"][config.cascade.tiers.index(tier)]
     labels = config.cascade.task.labels
