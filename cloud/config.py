@@ -26,9 +26,9 @@ MOST_REPLICAS = 1024
 class Autoscaling:
     """Replicas as the load asks for them: about `target_ongoing_requests` calls under way at each."""
 
-    min: int = setting(1, "Replicas, at least.", low=1, high=MOST_REPLICAS)
-    max: int = setting(None, "Replicas, at most.", usual="`min`", low=1, high=MOST_REPLICAS, example="4")
-    target_ongoing_requests: float = setting(2, "Calls under way at each, about.", low=0.01, high=100_000)
+    min: int = setting(1, "Fewest replicas.", low=1, high=MOST_REPLICAS)
+    max: int = setting(None, "Most replicas.", usual="`min`", low=1, high=MOST_REPLICAS, example="4")
+    target_ongoing_requests: float = setting(2, "Calls under way at each replica to aim for.", low=0.01, high=100_000)
 
     def __post_init__(self) -> None:
         if not self.max:
@@ -39,12 +39,10 @@ class Autoscaling:
 class Placement:
     """How often a deployment runs, and what Ray books for each replica; it does not hold the replica to that."""
 
-    replicas: int = setting(1, "How many there are.", low=1, high=MOST_REPLICAS)
-    num_cpus: float = setting(1, "Of each replica.", usual="1; of the ingress 0", high=4096)
-    num_gpus: float = setting(0, "Of each replica.", high=64)
-    autoscaling: Autoscaling | None = setting(
-        None, "In place of `replicas`: as many as the load asks for.", usual="none"
-    )
+    replicas: int = setting(1, "Number of replicas.", low=1, high=MOST_REPLICAS)
+    num_cpus: float = setting(1, "CPUs that Ray books for each replica.", usual="1; of the ingress 0", high=4096)
+    num_gpus: float = setting(0, "GPUs that Ray books for each replica.", high=64)
+    autoscaling: Autoscaling | None = setting(None, "Scale with the load, in place of `replicas`.", usual="none")
 
     @property
     def at_first(self) -> int:
@@ -66,11 +64,11 @@ class EngineConfig:
     """The Ray engine's settings."""
 
     tiers: Mapping[str, Placement] = setting(
-        REQUIRED, "By the tier's name.", usual="one replica of each", example="{best: {replicas: 2}}"
+        REQUIRED, "Placement of tiers, by name.", usual="one replica of each", example="{best: {replicas: 2}}"
     )
-    ingress: Placement = setting(INGRESS, "Of the replicas that run Algorithm 1 and ask the tiers.")
+    ingress: Placement = setting(INGRESS, "Placement of the replicas that run Algorithm 1 and call the tiers.")
     every_node: bool = setting(False, "Ray's gRPC port is opened on every node, not on the head alone.")
-    start_s: float = setting(300, "Loading may take.", unit="seconds", low=1, high=86_400)
+    start_s: float = setting(300, "Longest time to load all models.", unit="seconds", low=1, high=86_400)
 
     def of(self, tier: str) -> Placement:
         return self.tiers.get(tier, Placement())
@@ -110,22 +108,30 @@ class ObserveConfig:
     """How the server is watched."""
 
     log_format: str = setting(
-        "plain", "For people, or for machines.", choices=("plain", "json"), key="format", within="log"
+        "plain",
+        "Format of log lines: for people or for machines.",
+        choices=("plain", "json"),
+        key="format",
+        within="log",
     )
-    log_level: str = setting("info", "Of the lines that are written.", choices=LEVELS, key="level", within="log")
-    log_requests: bool = setting(False, "A line for each request answered, too.", key="requests", within="log")
-    metrics: bool = setting(True, "Offer them at `/metrics` of the HTTP port.", key="enabled", within="metrics")
+    log_level: str = setting("info", "Lowest level that is logged.", choices=LEVELS, key="level", within="log")
+    log_requests: bool = setting(
+        False, "Log answered requests, too; failed ones are always logged.", key="requests", within="log"
+    )
+    metrics: bool = setting(True, "Offer metrics at `/metrics` of the HTTP port.", key="enabled", within="metrics")
     page: bool = setting(True, "Offer the status page at `/`.", within="metrics")
     traces: str = setting(
         "",
-        "OTLP over HTTP goes there.",
+        "Collector of traces (OTLP over HTTP).",
         key="endpoint",
         within="traces",
         usual="none",
         example='"http://127.0.0.1:4318"',
     )
-    trace_service: str = setting("coe-cloud", "Its name in traces.", key="service", within="traces")
-    trace_share: float = setting(1.0, "Of the traces begun here that are kept.", key="share", within="traces", high=1)
+    trace_service: str = setting("coe-cloud", "Name of the server in traces.", key="service", within="traces")
+    trace_share: float = setting(
+        1.0, "Share of the traces begun here that is kept.", key="share", within="traces", high=1
+    )
 
 
 def read_observe(fields: Fields) -> ObserveConfig:
@@ -161,19 +167,24 @@ class ServerConfig:
 
     cascade: CascadeConfig
     model: str = setting(
-        REQUIRED, "Of the whole cascade; each tier is also served alone, as `model-tier`.", usual="the task's name"
+        REQUIRED, "Name of the whole cascade; a tier alone is served as `model-tier`.", usual="the task's name"
     )
-    host: str = setting("127.0.0.1", "To listen on; beyond this machine with TLS.", within="server")
-    grpc_port: int = setting(GRPC_PORT, "Of gRPC; 0: a free one.", within="server", high=65535)
+    host: str = setting("127.0.0.1", "Address to listen on; beyond this machine, set `security.tls`.", within="server")
+    grpc_port: int = setting(GRPC_PORT, "Port of gRPC; 0: a free one.", within="server", high=65535)
     http_port: int | None = setting(
-        None, "Of REST, `/metrics` and the status page.", within="server", usual="no HTTP", high=65535, example="8000"
+        None,
+        "Port of REST, `/metrics` and the status page.",
+        within="server",
+        usual="no HTTP",
+        high=65535,
+        example="8000",
     )
     cors: tuple[str, ...] = setting((), "Origins whose pages may call the HTTP port.", within="server")
-    grace_s: float = setting(10, "For calls under way after SIGTERM.", within="server", unit="s", high=3600)
+    grace_s: float = setting(10, "Time for calls under way to end after SIGTERM.", within="server", unit="s", high=3600)
     reload_s: float = setting(
         5, "How often config and models are looked at for changes; 0: never.", within="server", unit="s", high=86_400
     )
-    model_control: bool = setting(False, "Callers may load and unload models.", within="server")
+    model_control: bool = setting(False, "Allow callers to load and unload models.", within="server")
     reflection: bool = setting(False, "Offer gRPC's server reflection.", within="server")
     limits: Limits = setting(Limits(), "Of calls, of their sizes and of queues.")
     security: Security = setting(Security(), "Who may call, over what.")

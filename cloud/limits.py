@@ -22,18 +22,22 @@ MANY = 0.05
 class Limits:
     """The server's limits. A tier's own are `max_batch`, `max_delay_s` and `max_queued`."""
 
-    max_batch: int = setting(64, "Rows of one call of a tier.", low=1, high=65536)
+    max_batch: int = setting(64, "Most rows that a tier decides in one call.", low=1, high=65536)
     max_delay_s: float = setting(
-        0, "How long such a call with fewer rows waits for more.", unit="ms", key="max_queue_delay_ms", high=10_000
+        0, "Longest time that such a call waits for more rows.", unit="ms", key="max_queue_delay_ms", high=10_000
     )
-    max_queued: int = setting(1024, "Rows waiting for a tier.", low=1)
-    max_calls: int = setting(256, "Calls under way at once.", low=1, high=65536)
-    max_calls_per_connection: int = setting(128, "Of them; the client keeps the others back.", low=1, high=65536)
-    max_rows: int = setting(1024, "Of one request.", low=1, high=2**20)
-    max_message_bytes: int = setting(64, "Of one request, in MiB.", unit="MiB", low=0.01, high=2047)
-    max_pixels: int = setting(MAX_PIXELS, "Of one request's images together, by their headers.", low=1)
-    max_text_bytes: int = setting(2**16, "Of one text.", low=1)
-    max_s: float = setting(60, "A call may take, whatever its deadline.", unit="seconds", low=0.001, high=86_400)
+    max_queued: int = setting(1024, "Most rows that wait for a tier; more are refused.", low=1)
+    max_calls: int = setting(256, "Most calls under way at once.", low=1, high=65536)
+    max_calls_per_connection: int = setting(
+        128, "Calls under way of one connection; its client holds back the others.", low=1, high=65536
+    )
+    max_rows: int = setting(1024, "Most rows of one request.", low=1, high=2**20)
+    max_message_bytes: int = setting(64, "Largest request in MiB.", unit="MiB", low=0.01, high=2047)
+    max_pixels: int = setting(MAX_PIXELS, "Most pixels of one request's images together.", low=1)
+    max_text_bytes: int = setting(2**16, "Longest text in bytes.", low=1)
+    max_s: float = setting(
+        60, "Longest time for a call, whatever its deadline.", unit="seconds", low=0.001, high=86_400
+    )
 
 
 class CallGate:
@@ -96,8 +100,12 @@ ROUNDING = 1e-9  # examples
 class Rate:
     """Examples a second, and `burst` of them at once after a pause."""
 
-    examples_per_s: float = setting(REQUIRED, "For as long as a device likes.", low=0.001, high=1e9, example="50")
-    burst: int = setting(None, "At once after a pause.", usual="a second's worth", low=1, example="200")
+    examples_per_s: float = setting(
+        REQUIRED, "Examples a second that a device may send for good.", low=0.001, high=1e9, example="50"
+    )
+    burst: int = setting(
+        None, "Examples that may come at once after a pause.", usual="a second's worth", low=1, example="200"
+    )
 
     def __post_init__(self) -> None:
         if not self.burst:

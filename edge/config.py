@@ -38,16 +38,22 @@ class AgentConfig:
         example="state",
     )
     max_in_flight: int = setting(
-        16, "Deferred examples under way at once; then the source waits. 0: one at a time.", low=0, high=1024
+        16, "Deferred examples under way before the source waits; 0: one at a time.", low=0, high=1024
     )
     ordered: bool = setting(False, "Write decisions in the order of the source.")
     deadline_s: float = setting(
-        None, "Of one example in all.", usual="each call's own alone", unit="ms", low=1, high=3_600_000, example="500"
+        None,
+        "Longest time for one example.",
+        usual="each call's own alone",
+        unit="ms",
+        low=1,
+        high=3_600_000,
+        example="500",
     )
-    grace_s: float = setting(10, "What deferred examples have to end when the agent stops.", unit="s", high=3600)
-    link: LinkConfig = setting(LinkConfig(), "How calls to other machines are watched over.")
-    watch: ObserveConfig | None = setting(None, "Where the agent can be watched.", usual="nowhere")
-    spool: SpoolConfig | None = setting(None, "With `when_unavailable: spool`: where examples wait for an answer.")
+    grace_s: float = setting(10, "Time for deferred examples to end when the agent stops.", unit="s", high=3600)
+    link: LinkConfig = setting(LinkConfig(), "When a link counts as down, and how it is probed.")
+    watch: ObserveConfig | None = setting(None, "Where the agent's page and metrics are.", usual="nowhere")
+    spool: SpoolConfig | None = setting(None, "Where examples wait for a later answer, with `when_unavailable: spool`.")
 
 
 def default_config() -> Path:

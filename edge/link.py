@@ -25,15 +25,17 @@ LONGEST_MS = 3_600_000
 class LinkConfig:
     """When a link counts as down, and how it is tried again."""
 
-    failures: int = setting(3, "Failures in a row that stop calls; the device then answers at once.", low=1, high=1000)
+    failures: int = setting(3, "Failures in a row after which the link counts as down.", low=1, high=1000)
     rebuild_after: int = setting(3, "Deadlines missed in a row before a new connection.", low=1, high=1000)
     backoff_s: tuple[float, float] = setting(
-        (200, 30_000), "Between probes of a link that is down: the first wait and the longest.", unit="ms"
+        (200, 30_000), "First and longest wait between probes of a link that is down.", unit="ms"
     )
     probe_s: float | None = setting(
         None, "Deadline of a probe.", usual="the tier's, at least 1000", unit="ms", low=10, high=600_000, example="2000"
     )
-    reserve_s: float = setting(5, "Kept of an example's deadline for the device's own answer.", unit="ms", high=60_000)
+    reserve_s: float = setting(
+        5, "Part of an example's deadline kept for the device's own answer.", unit="ms", high=60_000
+    )
 
 
 def read_link(fields: Fields) -> LinkConfig:

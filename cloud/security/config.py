@@ -22,19 +22,27 @@ class Security:
     """What is asked of callers. As it stands: nothing, which is for loopback alone."""
 
     certificate: Path | None = setting(
-        None, "PEM file of the server; without it: plaintext.", within="tls", usual="none", example="certs/server.pem"
+        None,
+        "PEM file of the server's certificate; without it: plaintext.",
+        within="tls",
+        usual="none",
+        example="certs/server.pem",
     )
     key: Path | None = setting(None, "PEM file of its key.", within="tls", usual="none", example="certs/server.key")
     client_ca: Path | None = setting(
-        None, "PEM file; clients show a certificate of it.", within="tls", usual="none", example="certs/ca.pem"
+        None,
+        "PEM file of the CA that clients' certificates must come from.",
+        within="tls",
+        usual="none",
+        example="certs/ca.pem",
     )
     tokens: Path | None = setting(None, "File of hashed bearer tokens.", usual="none", example="certs/tokens.yaml")
     allow: tuple[str, ...] = setting(
-        (), "Patterns of device names.", usual="every device that proves its name", example="[pi-*]"
+        (), "Patterns of the device names that may call.", usual="all known devices", example="[pi-*]"
     )
-    quota: Rate | None = setting(None, "Of each device that has none of its own.", usual="none")
+    quota: Rate | None = setting(None, "Limit of each device that has none of its own.", usual="none")
     reload_s: float = setting(30, "How often the files are looked at.", unit="s", low=0.1, high=86_400)
-    insecure: bool = setting(False, "Plaintext beyond this machine is meant.")
+    insecure: bool = setting(False, "Allow plaintext beyond this machine.")
 
     @property
     def has_tls(self) -> bool:

@@ -47,7 +47,7 @@ class DeviceSettings:
 
     enabled: bool = setting(True, "Offer `/device` on the HTTP port.")
     config: Path | None = setting(
-        None, "An edge config, whose tiers the page runs.", usual="of a bundled task, its own", example="phone.yaml"
+        None, "An edge config; the page runs its local tiers.", usual="of a bundled task, its own", example="phone.yaml"
     )
     page: Path | None = setting(None, "Folder of the built page.", usual="where it is found", example="web/dist")
 

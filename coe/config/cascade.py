@@ -114,17 +114,21 @@ UNKNOWN = Task("unknown", ("0", "1"), InputSpec("tensor", (1,)))  # stands in wh
 class _TierSettings:
     """What tiers here and on other machines have in common."""
 
-    name: str = setting(REQUIRED, "Of the tier.", usual="`tier`; with an address, `cloud`", example="device")
+    name: str = setting(REQUIRED, "Name of the tier.", usual="`tier`; with an address, `cloud`", example="device")
     rule: DeferralRule = setting(
-        REQUIRED, "How many members must vote for a label for it to be the answer.", key="agreement", usual="unanimous"
+        REQUIRED, "How many members must vote for a label before the tier answers.", key="agreement", usual="unanimous"
     )
     confidence: float | None = setting(
-        None, "In place of `agreement`: the highest probability that is enough.", usual="none", high=1, example="0.9"
+        None,
+        "In place of `agreement`: the probability from which the tier answers.",
+        usual="none",
+        high=1,
+        example="0.9",
     )
     delay_s: float | None = setting(
-        None, "For studies: a delay, once a round trip.", usual="none", unit="ms", high=600_000, example="100"
+        None, "For studies: delay each call by so much.", usual="none", unit="ms", high=600_000, example="100"
     )
-    delay_one_way: bool = setting(False, "The delay is in each direction.")
+    delay_one_way: bool = setting(False, "Delay each direction, not the round trip once.")
 
     @property
     def delay(self) -> Delay | None:
@@ -137,11 +141,9 @@ class LocalTierConfig(_TierSettings):
     """A tier whose members run here. `threads` are the whole tier's; `options.threads`, of one member, follow."""
 
     members: tuple[ModelSpec, ...] = setting(REQUIRED, "Model files, or sections with `file:`.", example="[a.onnx]")
-    order: str = setting(
-        "fixed", "Members are asked as listed; measured: the cheapest first.", choices=("fixed", "measured")
-    )
+    order: str = setting("fixed", "Order of members: as listed, or by measured cost.", choices=("fixed", "measured"))
     threads: int = setting(
-        REQUIRED, "Of the whole tier.", usual="1; side by side, one a member", low=1, high=256, example="1"
+        REQUIRED, "Threads of the whole tier.", usual="1; side by side, one a member", low=1, high=256, example="1"
     )
     parallel: bool = setting(
         REQUIRED,
@@ -150,8 +152,10 @@ class LocalTierConfig(_TierSettings):
         example="false",
     )
     early: bool = setting(True, "Stop as soon as the vote is settled.")
-    providers: tuple[str, ...] = setting(("cpu",), "Of ONNX Runtime, by preference: `tensorrt`, `cuda`, `cpu`.")
-    device: str = setting("cpu", "Of torch members, such as `cuda:0`.")
+    providers: tuple[str, ...] = setting(
+        ("cpu",), "ONNX Runtime's providers, by preference: `tensorrt`, `cuda`, `cpu`."
+    )
+    device: str = setting("cpu", "Where torch members run, such as `cuda:0`.")
 
     @property
     def options(self) -> RunOptions:
@@ -165,19 +169,23 @@ class RemoteTierConfig(_TierSettings):
     addresses: tuple[str, ...] = setting(
         REQUIRED, "`host:port` where coe-cloud serves, or a list of them.", key="address", example="127.0.0.1:8001"
     )
-    model: str = setting(REQUIRED, "What the server calls it.", usual="the task's name", example="digits")
+    model: str = setting(REQUIRED, "Name of the model on the server.", usual="the task's name", example="digits")
     deadline_s: float = setting(
-        2000, "Of a call; then the tier before has the last word.", unit="ms", low=1, high=600_000
+        2000, "Longest wait for an answer; then the tier before has the last word.", unit="ms", low=1, high=600_000
     )
     send: Payload = setting(
-        REQUIRED, "The form that leaves: also `png`, `jpeg`, `{jpeg: 85}`, `pixels`, `model-size`.", usual="captured"
+        REQUIRED,
+        "Form in which an example is sent; also `png`, `{jpeg: 85}`, `pixels`, `model-size`.",
+        usual="captured",
     )
-    stream: bool = setting(False, "Calls go on one persistent stream.")
-    n_tiers: int = setting(1, "How many the server holds; it matters before the last.", key="tiers", low=1, high=64)
-    foreign: bool = setting(False, "The server is not coe-cloud, but Triton or MLServer, say.")
+    stream: bool = setting(False, "Send calls on one persistent stream.")
+    n_tiers: int = setting(
+        1, "Number of tiers behind the address; it matters before the last.", key="tiers", low=1, high=64
+    )
+    foreign: bool = setting(False, "The server is not coe-cloud (Triton, MLServer).")
     security: ClientSecurity = setting(
         PLAINTEXT,
-        "`true`: the public CAs, or PEM files: `{ca, certificate, key, server_name}`.",
+        "TLS: `true` (public CAs) or PEM files, `{ca, certificate, key, server_name}`.",
         key="tls",
         usual="`false`",
     )

@@ -46,14 +46,14 @@ class ImageSettings:
     """An `input:` of images: a pixel becomes (pixel * scale - mean) / std."""
 
     size: tuple[int, ...] = setting(REQUIRED, "`[height, width]`, as the model takes it.")
-    channels: int = setting(3, "1 (grey) or 3 (RGB).")
-    layout: str = setting("NCHW", "Order of the model's input.", choices=("NCHW", "NHWC"))
-    dtype: str = setting("float32", "Of the model's input.", choices=DTYPES[:3])
-    scale: float = setting(1.0, "A pixel, 0 to 255, is multiplied by it.")
-    mean: tuple[float, ...] = setting((0.0,), "Taken off then; one number, or one a channel.")
-    std: tuple[float, ...] = setting((1.0,), "Divided by then; one number, or one a channel.")
-    fit: str = setting("stretch", "An image of another size, or its middle.", choices=("stretch", "crop"))
-    crop_share: float = setting(1.0, "Of that middle, along each side.", low=0.1, high=1)
+    channels: int = setting(3, "1 for grey, 3 for RGB.")
+    layout: str = setting("NCHW", "Order of the axes of the model's input.", choices=("NCHW", "NHWC"))
+    dtype: str = setting("float32", "Type of the model's input.", choices=DTYPES[:3])
+    scale: float = setting(1.0, "Factor of a pixel (0 to 255), first.")
+    mean: tuple[float, ...] = setting((0.0,), "Subtracted next; one number, or one a channel.")
+    std: tuple[float, ...] = setting((1.0,), "Divisor at last; one number, or one a channel.")
+    fit: str = setting("stretch", "Stretch an image of another size, or crop its middle.", choices=("stretch", "crop"))
+    crop_share: float = setting(1.0, "Share of the middle that `crop` takes, along each side.", low=0.1, high=1)
     resample: str = setting("bilinear", "How pixels are scaled.", choices=("bilinear", "bicubic"))
 
 
@@ -61,8 +61,8 @@ class ImageSettings:
 class TensorSettings:
     """An `input:` of numbers as they are."""
 
-    shape: tuple[int, ...] = setting(REQUIRED, "Of one example.")
-    dtype: str = setting("float32", "Of the model's input.", choices=DTYPES)
+    shape: tuple[int, ...] = setting(REQUIRED, "Shape of one example.")
+    dtype: str = setting("float32", "Type of the model's input.", choices=DTYPES)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,11 @@ class TextSettings:
 
     tokenizer: Path | None = setting(None, "`tokenizer.json`, beside the model.", usual="required of a model")
     tokenizer_sha256: str | None = setting(None, "Hex digest of that file.", usual="not checked")
-    max_length: int = setting(128, "Tokens; longer texts are cut.", low=1, high=2**16)
-    padding: str = setting("longest", "Up to which length shorter ones are filled.", choices=PADDINGS)
-    n_choices: int = setting(0, "Endings, of a task that chooses among them; 0: a text.", key="choices", high=64)
+    max_length: int = setting(128, "Longest text in tokens; a longer one is cut.", low=1, high=2**16)
+    padding: str = setting(
+        "longest", "Pad shorter texts to the longest of the batch, or to `max_length`.", choices=PADDINGS
+    )
+    n_choices: int = setting(0, "Number of endings to choose from; 0: the example is one text.", key="choices", high=64)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,18 @@ class ModelSettings:
     """What a manifest, or a member of a config, says of a model."""
 
     format: str = setting(
-        REQUIRED, "`onnx`, `tflite`, `torch`, `torch-export`, `torchscript`.", usual="by the file's suffix"
+        REQUIRED, "Format: `onnx`, `tflite`, `torch`, `torch-export` or `torchscript`.", usual="by the file's suffix"
     )
-    output: str = setting("probabilities", "What the model gives.", choices=OUTPUTS)
-    sha256: str | None = setting(None, "Hex digest of the file; in a config, it pins the file.", usual="not checked")
-    architecture: str | None = setting(None, "Of torch weights: the network they are for.", usual="none")
-    flops: float | None = setting(None, "Operations for one example.", usual="not known", high=1e18)
-    parameters: int | None = setting(None, "How many it has.", usual="not known", high=2**50)
-    calibration_accuracy: float | None = setting(None, "On held-back examples.", usual="not known", high=1)
+    output: str = setting("probabilities", "What the model returns.", choices=OUTPUTS)
+    sha256: str | None = setting(
+        None, "Hex digest that the file must have; in a config, it pins the file.", usual="not checked"
+    )
+    architecture: str | None = setting(None, "The network that torch weights belong to.", usual="none")
+    flops: float | None = setting(
+        None, "Operations for one example; a multiply-add counts as two.", usual="not known", high=1e18
+    )
+    parameters: int | None = setting(None, "Number of parameters.", usual="not known", high=2**50)
+    calibration_accuracy: float | None = setting(None, "Accuracy on held-back examples.", usual="not known", high=1)
     made_by: str | None = setting(None, "The command that makes the file.", usual="none")
 
 
@@ -150,8 +156,8 @@ def read_input_spec(fields: Fields) -> InputSpec:
             fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
         mean, std = _per_channel(fields, "mean", 0.0, channels), _per_channel(fields, "std", 1.0, channels)
         image = read_settings(ImageSettings, fields, size=size, channels=channels, mean=mean, std=std)
-        told = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}
-        input_spec = InputSpec("image", (*size, channels), **told)
+        rest = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}
+        input_spec = InputSpec("image", (*size, channels), **rest)
     return input_spec
 
 
@@ -168,9 +174,9 @@ def read_model(
     input_spec = read_input_spec(entry.section("input")) if entry.has("input") else task.input_spec
     if isinstance(input_spec, TextInputSpec):
         input_spec = _of_texts(entry, input_spec, path, kind)
-    told = read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256)
+    declared = read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256)
     pinned = pinned and sha256 is not None
-    return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **vars(told))
+    return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **vars(declared))
 
 
 def _read_text(fields: Fields) -> TextInputSpec:

@@ -101,16 +101,16 @@ def setting(
     example: str = "",
 ) -> Any:
     """A field of a dataclass that a settings file may set; see `Setting`."""
-    told = Setting(about, default, usual, unit, low, high, choices, key, within, example)
+    spec = Setting(about, default, usual, unit, low, high, choices, key, within, example)
     if default is MISSING:
-        return field(metadata={SETTING: told})
-    return field(default=told.inside(default), metadata={SETTING: told})
+        return field(metadata={SETTING: spec})
+    return field(default=spec.inside(default), metadata={SETTING: spec})
 
 
 def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field[Any], Setting]]:
     """The settings of a dataclass, by the key that is written for each."""
     found = ((each, each.metadata.get(SETTING)) for each in dataclasses.fields(cls))
-    return {told.key_of(each.name): (each, told) for each, told in found if told is not None}
+    return {spec.key_of(each.name): (each, spec) for each, spec in found if spec is not None}
 
 
 def read_settings(
@@ -135,17 +135,17 @@ def read_settings(
     """
     values = dict(given)
     places = {"": fields}
-    for key, (each, told) in settings_of(cls).items():
+    for key, (each, spec) in settings_of(cls).items():
         if each.name in given or (only is not None and each.name not in only):
             continue
-        if told.within not in places:
-            places[told.within] = fields.section(told.within, {})
-        place, kind = places[told.within], str(each.type).removesuffix(" | None")
+        if spec.within not in places:
+            places[spec.within] = fields.section(spec.within, {})
+        place, kind = places[spec.within], str(each.type).removesuffix(" | None")
         inner = vars(sys.modules[cls.__module__]).get(kind)  # a dataclass, where it is a section
         if not isinstance(inner, type) or kind == "Path":
-            values[each.name] = told.read(place, key, kind, folder, defaults.get(each.name, told.default))
+            values[each.name] = spec.read(place, key, kind, folder, defaults.get(each.name, spec.default))
         else:
-            is_off = told.default is None and place.raw(key, None) is None
+            is_off = spec.default is None and place.raw(key, None) is None
             values[each.name] = None if is_off else read_settings(inner, place.section(key, {}), folder)
     for name, place in places.items():
         if name or finish:

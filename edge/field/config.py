@@ -19,10 +19,10 @@ class Baseline:
     """A share as it was on calibration. `what`: "deferred", "audit_error", or "2 of 3": decided with so many votes."""
 
     what: str
-    share: float = setting(0.0, "As it was on calibration.", usual="required", low=0, high=1, example="0.023")
-    n: int = setting(1000, "Examples of calibration.", low=1, high=1_000_000_000)
+    share: float = setting(0.0, "Share at calibration.", usual="required", low=0, high=1, example="0.023")
+    n: int = setting(1000, "Number of examples at calibration.", low=1, high=1_000_000_000)
     band: tuple[float, float] | None = setting(
-        None, "From which share to which is usual, in place of `share` and `n`.", usual="what follows from them"
+        None, "The lowest and the highest usual share, in place of `share` and `n`.", usual="what follows from them"
     )
 
 
@@ -30,13 +30,16 @@ class Baseline:
 class DriftConfig:
     """Bands, and over what they are watched."""
 
-    window: int = setting(1000, "Examples of one window.", low=20, high=1_000_000)
+    window: int = setting(1000, "Examples in one window.", low=20, high=1_000_000)
     false_alarms: float = setting(
-        1e-6, "Chance that a window of examples like those of calibration is outside a band.", low=1e-12, high=0.5
+        1e-6, "Chance that a window is outside its band although nothing changed.", low=1e-12, high=0.5
     )
-    audits: int = setting(200, "Audited decisions of one window, for their error.", low=10, high=1_000_000)
+    audits: int = setting(200, "Audited decisions in one window, for `audit_error`.", low=10, high=1_000_000)
     baselines: tuple[Baseline, ...] = setting(
-        (), "`deferred`, `audit_error` or `2 of 3`: each with the settings below.", key="bands", usual="required"
+        (),
+        "Bands of `deferred`, `audit_error` or `2 of 3`, each with the three settings below.",
+        key="bands",
+        usual="required",
     )
 
 
@@ -44,10 +47,12 @@ class DriftConfig:
 class AuditConfig:
     """A small share of the examples on which the device agreed is sent anyway."""
 
-    share: float = setting(0.01, "Of the examples that the device decided, at most; 0: none.", low=0, high=1)
-    max_per_hour: float = setting(60, "Examples.", low=1, high=1e9)
-    max_bytes_per_day: float = setting(10, "Sent, in 10^6 bytes.", unit="MB", key="max_mb_per_day", low=0.001, high=1e6)
-    link_share: float = setting(0.1, "Of the time, at most, that audit calls take.", low=0.001, high=1)
+    share: float = setting(0.01, "Largest share of the device's decisions that is audited; 0: none.", low=0, high=1)
+    max_per_hour: float = setting(60, "Most examples sent in an hour.", low=1, high=1e9)
+    max_bytes_per_day: float = setting(
+        10, "Most bytes sent in a day, in 10^6.", unit="MB", key="max_mb_per_day", low=0.001, high=1e6
+    )
+    link_share: float = setting(0.1, "Largest share of the time that audit calls take.", low=0.001, high=1)
     report_every: int = setting(100, "Answers between two `audit` events.", low=1, high=1_000_000)
 
 
@@ -55,10 +60,12 @@ class AuditConfig:
 class HarvestConfig:
     """Deferred examples and the cloud's answers are kept in `path`, within a budget."""
 
-    path: Path = setting(REQUIRED, "Folder.", example="harvest")
-    max_bytes: float = setting(100, "Of its files, in 10^6 bytes.", unit="MB", low=0.001, high=1e6)
-    max_count: int = setting(10_000, "Examples in it.", low=1, high=100_000_000)
-    when_full: str = setting("stop", "Nothing more is kept, or the oldest make room.", choices=("stop", "drop-oldest"))
+    path: Path = setting(REQUIRED, "Folder of the kept examples.", example="harvest")
+    max_bytes: float = setting(
+        100, "Largest size of its files together, in 10^6 bytes.", unit="MB", low=0.001, high=1e6
+    )
+    max_count: int = setting(10_000, "Most examples in it.", low=1, high=100_000_000)
+    when_full: str = setting("stop", "Keep no more, or drop the oldest.", choices=("stop", "drop-oldest"))
 
     @property
     def drop_oldest(self) -> bool:
@@ -74,14 +81,14 @@ class FieldConfig:
     )
     privacy_filter: str = setting(
         "",
-        "`module:function` or `file.py:function` that may hold examples back.",
+        "A `module:function` or `file.py:function` that may hold examples back.",
         usual="none",
         example="rules.py:private",
     )
     folder: Path = Path()
-    audit: AuditConfig | None = setting(None, "A small share of what the device decided is sent, to learn its error.")
-    drift: DriftConfig | None = setting(None, "Shares that are watched against calibration.")
-    harvest: HarvestConfig | None = setting(None, "Deferred examples and their answers are kept, for training.")
+    audit: AuditConfig | None = setting(None, "Send a small share of what the device decided, to measure its error.")
+    drift: DriftConfig | None = setting(None, "Watch shares against calibration.")
+    harvest: HarvestConfig | None = setting(None, "Keep deferred examples and their answers, for training.")
 
     @property
     def holds_back(self) -> bool:

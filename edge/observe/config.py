@@ -13,18 +13,18 @@ from coe.protocol.credentials import is_loopback
 
 @dataclass(frozen=True)
 class ObserveConfig:
-    """Where the agent can be watched."""
+    """Where the agent's page and metrics are."""
 
     host: str = setting(
         "127.0.0.1",
-        "Of the page, at `/`, and of the metrics, at `/metrics`.",
+        "Where the page (`/`) and the metrics (`/metrics`) are served.",
         key="address",
         usual="127.0.0.1:9109",
         example="127.0.0.1:9109",
     )
     port: int = 9109
     thumbnails: bool = setting(True, "Small pictures of recent examples on the page.")
-    expose: bool = setting(False, "The address may be one that others can reach; there is no password.")
+    expose: bool = setting(False, "Allow an address that others can reach; there is no password.")
 
 
 def read_observe(fields: Fields) -> ObserveConfig:

@@ -62,20 +62,20 @@ class MqttConfig:
     """A broker and what is published there. `tls`: None: plaintext; else CA, certificate, key, None where not used."""
 
     host: str = setting(REQUIRED, "The broker's name or IP address.")
-    port: int = setting(REQUIRED, "Its port.", usual="1883, with TLS 8883", low=1, high=65535)
+    port: int = setting(REQUIRED, "Port of the broker.", usual="1883, with TLS 8883", low=1, high=65535)
     topic: str = setting(
-        "coe/{host}/decisions", "Of decisions; `{host}` is this device, `{id}` and `{name}` the record's."
+        "coe/{host}/decisions", "Topic of decisions; `{host}` is this device, `{id}` and `{name}` the record's."
     )
-    event_topic: str = setting("coe/{host}/events", "Of events.")
-    status_topic: str = setting("coe/{host}/status", "`online`, and `offline` once the agent is gone, retained.")
-    qos: int = setting(1, "1: until the broker has acknowledged it.", low=0, high=2)
+    event_topic: str = setting("coe/{host}/events", "Topic of events.")
+    status_topic: str = setting("coe/{host}/status", "Topic that holds `online`, and `offline` once the agent is gone.")
+    qos: int = setting(1, "MQTT's quality of service.", low=0, high=2)
     retain: bool = setting(False, "The broker keeps each topic's latest record.")
-    client_id: str = setting("", "Of this device at the broker.", usual="the broker's choice")
-    keepalive_s: int = setting(30, "Between two signs of life.", unit="s", low=1, high=65535)
-    username: str | None = setting(None, "Of this device at the broker.", usual="none")
+    client_id: str = setting("", "Client id at the broker.", usual="the broker's choice")
+    keepalive_s: int = setting(30, "Interval of MQTT's keep-alive.", unit="s", low=1, high=65535)
+    username: str | None = setting(None, "User name at the broker.", usual="none")
     password_file: Path | None = setting(None, "File with the password.", usual="none")
     tls: tuple[Path | None, Path | None, Path | None] | None = setting(
-        None, "`true`, or PEM files: `{ca, certificate, key}`.", usual="`false`"
+        None, "TLS: `true`, or PEM files: `{ca, certificate, key}`.", usual="`false`"
     )
 
 
@@ -83,13 +83,17 @@ class MqttConfig:
 class WebhookConfig:
     """A URL, and how records are posted there. `is_local`: it is on this device, so no proxy is used."""
 
-    url: str = setting(REQUIRED, "Records are posted there.")
-    headers: tuple[tuple[str, str], ...] = setting((), "Name and value, of each request.")
+    url: str = setting(REQUIRED, "URL that records are posted to.")
+    headers: tuple[tuple[str, str], ...] = setting((), "Headers of each request, by name.")
     token_file: Path | None = setting(None, "File with a bearer token.", usual="none")
-    ca: Path | None = setting(None, "PEM file of the CA to believe.", usual="the public ones")
-    timeout_s: float = setting(5000, "Of one request.", unit="ms", low=1, high=600_000)
-    batch: int = setting(1, "Most records of one request; above 1 a request is an array.", low=1, high=10_000)
-    gather_s: float = setting(1000, "How long fewer than `batch` wait for more.", unit="ms", high=3_600_000)
+    ca: Path | None = setting(
+        None, "PEM file of the CA that the server's certificate must come from.", usual="the public ones"
+    )
+    timeout_s: float = setting(5000, "Longest time for one request.", unit="ms", low=1, high=600_000)
+    batch: int = setting(1, "Most records in one request; above 1 a request is an array.", low=1, high=10_000)
+    gather_s: float = setting(
+        1000, "Longest time that fewer than `batch` records wait for more.", unit="ms", high=3_600_000
+    )
     is_local: bool = False
 
 
@@ -97,14 +101,16 @@ class WebhookConfig:
 class SinkConfig:
     """Where records go: kind "jsonlines" (`path` None: standard output), "sqlite", "mqtt" or "webhook"."""
 
-    kind: str = setting("jsonlines", "What it is.", choices=KINDS)
+    kind: str = setting("jsonlines", "Kind; the other settings follow from it.", choices=KINDS)
     path: Path | None = setting(None, "The file.", usual='"-": standard output')
     rotation: Rotation | None = None
-    max_rows: int | None = setting(None, "Newest rows that a table keeps.", usual="all", low=1)
+    max_rows: int | None = setting(None, "Number of newest rows that each table keeps.", usual="all", low=1)
     mqtt: MqttConfig | None = None
     webhook: WebhookConfig | None = None
-    max_queued: int = setting(MOST_QUEUED, "Records that wait; beyond, the oldest are dropped.", low=1, high=10_000_000)
-    flush_s: float = setting(FLUSH_S * 1000, "For what waits when the agent ends.", unit="ms", high=3_600_000)
+    max_queued: int = setting(MOST_QUEUED, "Most records that wait; the oldest make room.", low=1, high=10_000_000)
+    flush_s: float = setting(
+        FLUSH_S * 1000, "Longest time to deliver what waits when the agent ends.", unit="ms", high=3_600_000
+    )
 
     @property
     def prints(self) -> bool:

@@ -28,10 +28,10 @@ class Rotation:
     """How long a file may grow, and what is kept of it. A record that is larger by itself has a file of its own."""
 
     max_bytes: int = setting(
-        REQUIRED, "Of a file, in MiB, before a new one begins.", usual="it grows", unit="MiB", low=0.001, high=1_000_000
+        REQUIRED, "Size in MiB at which a new file begins.", usual="it grows", unit="MiB", low=0.001, high=1_000_000
     )
-    keep: int = setting(5, "Old files that stay, `.1` being the latest.", low=1, high=1000)
-    compress: bool = setting(False, "Compress the old ones.", key="gzip")
+    keep: int = setting(5, "Old files to keep, `.1` being the latest.", low=1, high=1000)
+    compress: bool = setting(False, "Compress old files with gzip.", key="gzip")
 
 
 class RotatedFiles:

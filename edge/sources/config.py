@@ -28,12 +28,17 @@ class CameraConfig:
         channels: of a frame as the task takes it: 1 or 3 (RGB).
     """
 
-    device: int | str | None = setting(REQUIRED, "A number, `/dev/video0`, a URL or a video file.", usual="0")
-    every_s: float = setting(
-        0, "Least time between two frames; of a video that is decided whole, its own time.", unit="ms", high=86_400_000
+    device: int | str | None = setting(
+        REQUIRED, "The camera: a number, `/dev/video0`, a URL or a video file.", usual="0"
     )
-    skip: bool = setting(True, "Only the newest frame of a video is decided, as of a camera.", usual="`false`")
-    loop: bool = setting(False, "A video begins again at its end.")
+    every_s: float = setting(
+        0,
+        "Least time between two frames; for a video that is not skipped, in its own time.",
+        unit="ms",
+        high=86_400_000,
+    )
+    skip: bool = setting(True, "Decide only the newest frame of a video, as of a camera.", usual="`false`")
+    loop: bool = setting(False, "Start a video again at its end.")
     channels: int = 3
 
 
@@ -52,13 +57,16 @@ class GrpcSourceConfig:
     port: int
     path: Path | None
     host: str = setting(
-        REQUIRED, "On loopback, port 0: a free one; or `unix:PATH`.", key="address", usual="127.0.0.1:8002"
+        REQUIRED,
+        "Where it listens: a loopback address (port 0: a free one) or `unix:PATH`.",
+        key="address",
+        usual="127.0.0.1:8002",
     )
-    model: str = setting(REQUIRED, "What callers call the cascade.", usual="the task's name")
+    model: str = setting(REQUIRED, "Name under which callers ask for the cascade.", usual="the task's name")
     n_tiers: int = 1
-    max_queued: int = setting(256, "Examples that wait; beyond, a call is refused.", low=1, high=65536)
-    max_rows: int = setting(256, "Of one call; at most `max_queued`.", low=1, high=65536)
-    max_message_bytes: int = setting(64, "Of one call, in MiB.", unit="MiB", low=0.01, high=2047)
+    max_queued: int = setting(256, "Most examples that wait; more are refused.", low=1, high=65536)
+    max_rows: int = setting(256, "Most rows of one call, and no more than `max_queued`.", low=1, high=65536)
+    max_message_bytes: int = setting(64, "Largest call in MiB.", unit="MiB", low=0.01, high=2047)
 
     @property
     def address(self) -> str:
@@ -69,14 +77,12 @@ class GrpcSourceConfig:
 class SourceConfig:
     """Where examples come from: one of KINDS, or "several" `parts`."""
 
-    kind: str = setting(REQUIRED, "What it is.", choices=tuple(KINDS))
+    kind: str = setting(REQUIRED, "Kind; the other settings follow from it.", choices=tuple(KINDS))
     path: Path | None = setting(None, "The folder.", usual="required")
-    watch: bool = setting(False, "Go on with files that come later.")
+    watch: bool = setting(False, "Wait for files that come later.")
     poll: bool = setting(False, "Look through the folder now and then, whatever the system tells of new files.")
-    remember: bool = setting(
-        False, "What was done of a watched folder is not done again after a restart.", usual="true with `state`"
-    )
-    repeat: int = setting(1, "How often.", low=1)
+    remember: bool = setting(False, "Skip files that were decided before a restart.", usual="true with `state`")
+    repeat: int = setting(1, "Number of passes over them.", low=1)
     interval_s: float = setting(0, "Least time between two examples.", unit="ms", high=86_400_000)
     camera: CameraConfig | None = None
     server: GrpcSourceConfig | None = None
@@ -110,7 +116,7 @@ def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> 
 
 
 def read_source(fields: Fields, folder: Path, task: Task, n_tiers: int = 1, remembers: bool = False) -> SourceConfig:
-    """One of them. `remembers`: a watched folder does, if not told otherwise."""
+    """One of them. `remembers`: the default of a watched folder."""
     n_findings = len(fields.report.findings)
     kind = fields.choice("kind", tuple(KINDS))
     if len(fields.report.findings) > n_findings:  # of what kind the other settings are is not known

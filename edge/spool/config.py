@@ -17,16 +17,16 @@ class SpoolConfig:
     """Where examples wait that no server answered in time, and how many of them. Its log and lock stand beside it."""
 
     path: Path = setting(REQUIRED, "SQLite file.", usual="`spool.db` in `state`", example="/data/spool.db")
-    max_bytes: int = setting(256, "Of the file and its log together, in 10^6 bytes.", unit="MB", low=1, high=1_000_000)
-    max_count: int = setting(100_000, "Examples in it.", low=1, high=100_000_000)
-    max_age_s: float = setting(
-        168, "Of an example in it, in hours that an agent ran.", unit="h", low=0.001, high=100_000
+    max_bytes: int = setting(
+        256, "Largest size of the file and its log together, in 10^6 bytes.", unit="MB", low=1, high=1_000_000
     )
-    drop: str = setting("oldest", "What goes when it is full; newest: the example is not kept.", choices=ENDS)
-    order: str = setting("oldest", "Who is asked about first, of those asked about least often.", choices=ENDS)
-    link_share: float = setting(0.2, "Of the time, at most, that the backlog's calls take.", low=0.001, high=1)
+    max_count: int = setting(100_000, "Most examples in it.", low=1, high=100_000_000)
+    max_age_s: float = setting(168, "Oldest example, in hours that an agent ran.", unit="h", low=0.001, high=100_000)
+    drop: str = setting("oldest", "What is dropped when it is full; newest: the example is not kept.", choices=ENDS)
+    order: str = setting("oldest", "Which is sent first, of those tried least often.", choices=ENDS)
+    link_share: float = setting(0.2, "Largest share of the time that the backlog's calls take.", low=0.001, high=1)
     sync: str = setting(
-        "full", "Full: what is kept survives a power cut; normal: a crash alone.", choices=("full", "normal")
+        "full", "What a kept example survives: full, a power cut too; normal, a crash.", choices=("full", "normal")
     )
 
 
@@ -55,9 +55,9 @@ def read_state(fields: Fields, path: Path) -> Path:
     Args:
         fields: of the whole file; path: it.
     """
-    told = fields.text("state", "")
-    if told:
-        return path.parent / Path(told).expanduser()
+    state = fields.path("state", path.parent, None)
+    if state is not None:
+        return Path(state)
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given:
         return Path(given)
