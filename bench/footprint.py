@@ -1,6 +1,7 @@
-"""What an agent weighs: cold start to its first decision, resident memory, and what it imports.
+"""The footprint of an agent: cold start to its first decision, resident memory, what it imports, and installed size.
 
-    python bench/footprint.py       # prints JSON
+    python bench/footprint.py               # prints JSON
+    python bench/footprint.py --installed   # MB of each package of pip install '.[edge]', in a fresh environment
 
 Starts `coe-edge` on the bundled digits as a process of its own, several times, and times from before the process
 exists to the first line on its standard output. The resident memory is read after 200 decisions, from the
@@ -13,11 +14,13 @@ import argparse
 import ast
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from pathlib import Path
 
 import yaml
@@ -25,7 +28,8 @@ import yaml
 from coe import zoo
 from coe.config import read_yaml
 
-START_BOUND_S, MEMORY_BOUND_MB = 1.0, 120.0
+START_BOUND_S, MEMORY_BOUND_MB, INSTALLED_BOUND_MB = 1.0, 120.0, 240.0
+ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "scipy", "matplotlib", "pandas", "onnx", "tensorflow")
 
 CHILD = """
@@ -41,9 +45,44 @@ print({"rss_kb": int(status["VmRSS"].split()[0]), "peak_kb": int(status["VmHWM"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--installed", action="store_true", help="measure an installation; needs a package registry")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if options.installed:
+            print(json.dumps(installed(Path(folder)), indent=1))
+            return
         print(json.dumps({name: measure(options.runs, name, Path(folder)) for name in ("onnx", "tflite")}, indent=1))
+
+
+SIZES = """
+import json
+from importlib.metadata import distributions
+sizes = {}
+for one in distributions():
+    found = [one.locate_file(file) for file in one.files or ()]
+    sizes[one.metadata["Name"]] = sum(file.stat().st_size for file in found if file.is_file())
+print(json.dumps(sizes))
+"""
+
+
+def installed(folder: Path) -> dict[str, object]:
+    """MB of each package that `pip install '.[edge]'` brings, byte code included, the largest first."""
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    source = folder / "source"  # a build leaves its traces in the folder that it builds
+    source.mkdir()
+    for name in ("coe", "edge", "cloud", "sim", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, source / name) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, source)
+    subprocess.run([*pip, "install", "--quiet", f"{source}[edge]"], check=True)
+    sizes = json.loads(subprocess.run([python, "-c", SIZES], check=True, capture_output=True, text=True).stdout)
+    packages = {
+        name: round(size / 1e6, 1)
+        for name, size in sorted(sizes.items(), key=lambda item: -item[1])
+        if name not in ("pip", "setuptools")  # of the environment, not of ours
+    }
+    total = sum(packages.values())
+    return {"installed_mb": round(total, 1), "within_bound": total <= INSTALLED_BOUND_MB, "packages_mb": packages}
 
 
 def measure(runs: int, suffix: str, folder: Path) -> dict[str, object]:

@@ -1,8 +1,9 @@
-"""The manifest that lies beside a task's bundled model files."""
+"""The manifest that lies beside a task's bundled model files, and the log of the recipes that write it."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ import yaml
 from coe.config import read_yaml
 
 FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".pt": "torch"}
+
+
+def log(text: str) -> None:
+    """A line on standard output, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 @dataclass(frozen=True, slots=True)

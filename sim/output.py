@@ -55,10 +55,6 @@ def document(title: str, body: str) -> str:
     )
 
 
-def text_html(text: str) -> str:
-    return html.escape(text)
-
-
 def figure_html(title: str, svg: str, caption: str, level: int = 2) -> str:
     """A titled figure from SVG text."""
     heading = f"<h{level}>{html.escape(title)}</h{level}>"
@@ -218,13 +214,13 @@ class Part:
         return "\n\n".join([*(table.as_text() for table in self.tables), "\n".join(self.verdict)])
 
     def as_html(self, figures: Sequence[Figure]) -> str:
-        blocks = [f"<h2>{text_html(self.title)}</h2>", *(f"<p>{text_html(line)}</p>" for line in self.verdict)]
+        blocks = [f"<h2>{html.escape(self.title)}</h2>", *(f"<p>{html.escape(line)}</p>" for line in self.verdict)]
         for figure in figures:
             blocks.append(figure_html(figure.title, figure.svg, figure.caption, level=3))
         for table in self.tables:
-            note = f"<p class=note>{text_html(table.note)}</p>" if table.note else ""
+            note = f"<p class=note>{html.escape(table.note)}</p>" if table.note else ""
             body = table_html(table.header, table.lines, table.text_columns)
-            blocks.append(f"<h3>{text_html(table.title)}</h3>{body}{note}")
+            blocks.append(f"<h3>{html.escape(table.title)}</h3>{body}{note}")
         return "".join(blocks)
 
 
@@ -265,46 +261,45 @@ def _order(path: Path) -> tuple[str, int]:
     return trace, ORDER.index(study) if study in ORDER else len(ORDER)
 
 
-WIDTH = 24
+INSTALL = "pip install 'coe-cascade[sim]'"
 
 
 class Progress:
-    """Steps of known length, shown one after another."""
+    """Steps of known length, one after another: a bar on a terminal, and a line each when it is over.
+
+    Raises:
+        RuntimeMissing: tqdm is not installed.
+    """
 
     def __init__(self, n_steps: int, stream: TextIO | None = None) -> None:
+        self._tqdm = import_runtime("tqdm", "progress", INSTALL).tqdm
         self.stream = stream or sys.stderr
         self.n_steps = n_steps
         self.step = 0
+        self._total = 0
         self._title = ""
-        self._total = 1
-        self._started = time.perf_counter()
+        self._started = 0.0
+        self._bar: Any = None
 
     def start(self, title: str, total: int) -> None:
         self.step += 1
-        self._title = title
-        self._total = max(total, 1)
-        self._started = time.perf_counter()
-        self.show(0)
+        self._title, self._total, self._started = f"[{self.step}/{self.n_steps}] {title}", total, time.perf_counter()
+        self._bar = self._tqdm(total=total, desc=self._title, file=self.stream, disable=None, leave=False)
 
     def show(self, done: int) -> None:
-        if not self.stream.isatty():
-            return
-        filled = round(WIDTH * min(done / self._total, 1.0))
-        bar = "#" * filled + "." * (WIDTH - filled)
-        self.stream.write(f"\r\x1b[K[{self.step}/{self.n_steps}] {self._title} {bar} {done}/{self._total}")
-        self.stream.flush()
+        self._bar.update(done - self._bar.n)
 
     def end(self) -> None:
-        took = time.perf_counter() - self._started
-        start = "\r\x1b[K" if self.stream.isatty() else ""
-        self.stream.write(f"{start}[{self.step}/{self.n_steps}] {self._title}: {self._total} in {took:.1f} s\n")
-        self.stream.flush()
+        self._bar.close()
+        print(
+            f"{self._title}: {self._total} in {time.perf_counter() - self._started:.1f} s", file=self.stream, flush=True
+        )
 
 
 def require_matplotlib(options: argparse.Namespace) -> None:
     """Where pictures will be wanted, matplotlib must be there before the work, not missing after it."""
     if options.out:
-        import_runtime("matplotlib", "report", "pip install 'coe-cascade[sim]'")
+        import_runtime("matplotlib", "report", INSTALL)
 
 
 def finish_part(options: argparse.Namespace, part: Part) -> int:

@@ -10,7 +10,6 @@ the traces that are there.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from coe_zoo.networks import Network
 
-from recipes.bundle import read_entries
+from recipes.bundle import log, read_entries
 from sim.traces import Answers, Trace, write_parquet
 
 from . import FOLDER, data, report, training
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     ready = [trained(name, learning, options.checkpoints) for name in options.only or ORDER]
     if not options.only:
-        entries = [entry for one in ready for entry in exported(one, learning, options.out, say)]
+        entries = [entry for one in ready for entry in exported(one, learning, options.out)]
         write_manifest(options.out, entries)
 
 
@@ -69,13 +68,9 @@ def record(folder: Path, learning: data.Learning, test: data.Split) -> None:
         said = {}
         for member in members:
             said[member.name] = Answers.of(*training.one_by_one(member, x))
-            say(f"{member.name} has answered {len(split):,} pictures")
+            log(f"{member.name} has answered {len(split):,} pictures")
         labels = split.labels.astype(np.int32)
         write_parquet(Trace(split_name, split.ids, labels, said, split.payload_bytes), folder / f"{split_name}.parquet")
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def trained(name: str, learning: data.Learning, folder: Path) -> training.Trained:
@@ -85,16 +80,16 @@ def trained(name: str, learning: data.Learning, folder: Path) -> training.Traine
         return found
     pixels = torch.from_numpy(learning.calibration.pixels)
 
-    def told(name: str, epoch: int, loss: float, network: Network) -> None:
+    def on_epoch(name: str, epoch: int, loss: float, network: Network) -> None:
         answers = logits_of(network, pixels).argmax(dim=1).numpy()  # (B,)
         accuracy = (answers == learning.calibration.labels).mean()
-        say(f"{name}: epoch {epoch} of {RECIPES[name].epochs}, loss {loss:.3f}, {accuracy:.2%} on calibration")
+        log(f"{name}: epoch {epoch} of {RECIPES[name].epochs}, loss {loss:.3f}, {accuracy:.2%} on calibration")
 
     teacher = soft_labels(learning, folder) if RECIPES[name].teacher_share else None
-    network, seconds = timed_training(name, learning.train, teacher, told)
+    network, seconds = timed_training(name, learning.train, teacher, on_epoch)
     found = training.Trained(name, network, seconds)
     training.keep(found, folder)
-    say(f"{name}: trained in {seconds:.0f} s")
+    log(f"{name}: trained in {seconds:.0f} s")
     return found
 
 
@@ -103,7 +98,7 @@ def soft_labels(learning: data.Learning, folder: Path) -> torch.Tensor:
     found = training.kept_logits(folder)
     if found is None:
         teacher = trained(TEACHER, learning, folder).network
-        found = teacher_logits(teacher, learning.train, lambda number: say(f"{TEACHER} has answered view {number}"))
+        found = teacher_logits(teacher, learning.train, lambda number: log(f"{TEACHER} has answered view {number}"))
         training.keep_logits(found, folder)
     return found
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recipes import bundle, export
-from recipes.bundle import ModelEntry
+from recipes.bundle import ModelEntry, log
 from recipes.export import flops, opened, parameters, to_int8_onnx
 
 from .data import LABELS, MEAN, SIDE, STD, Learning, Split
@@ -167,17 +167,17 @@ RECIPES: dict[str, Recipe] = {
     "feather": Recipe(epochs=24, seed=12, teacher_share=0.7),
     "tiles": Recipe(epochs=24, seed=13, smoothing=0.0),
 }
-Told = Callable[[str, int, float, Network], None]
+OnEpoch = Callable[[str, int, float, Network], None]
 
 
-def train(name: str, split: Split, teacher: Tensor | None = None, told: Told = lambda *_: None) -> Network:
+def train(name: str, split: Split, teacher: Tensor | None = None, on_epoch: OnEpoch = lambda *_: None) -> Network:
     """The network `name`, trained.
 
     Args:
         name: an architecture that has a recipe.
         split: what it learns from.
         teacher: (N_VIEWS, B, 10), the best model's logits for each view; needed where the recipe has a share for it.
-        told: called after each epoch with the name, its number, its mean loss, and the averaged network.
+        on_epoch: called after each epoch with the name, its number, its mean loss, and the averaged network.
     """
     recipe = RECIPES[name]
     torch.manual_seed(recipe.seed)
@@ -205,7 +205,7 @@ def train(name: str, split: Split, teacher: Tensor | None = None, told: Told = l
                 schedule.step()
             follow(averaged, network, recipe.average)
             total += float(loss.detach()) * len(rows)
-        told(name, epoch + 1, total / len(labels), averaged)
+        on_epoch(name, epoch + 1, total / len(labels), averaged)
     return averaged.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
 
 
@@ -253,19 +253,19 @@ def logits_of(network: Network, pixels: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def teacher_logits(teacher: Network, split: Split, told: Callable[[int], None] = lambda _: None) -> Tensor:
+def teacher_logits(teacher: Network, split: Split, on_view: Callable[[int], None] = lambda _: None) -> Tensor:
     """(N_VIEWS, B, 10), the teacher's logits for each view of the train pictures."""
     answers = []
     for number in range(N_VIEWS):
         answers.append(logits_of(teacher, view(split.pixels, number, VIEW_SEED, VIEW_MOST)))
-        told(number + 1)
+        on_view(number + 1)
     return torch.stack(answers)
 
 
-def timed_training(name: str, split: Split, teacher: Tensor | None, told: Told) -> tuple[Network, float]:
+def timed_training(name: str, split: Split, teacher: Tensor | None, on_epoch: OnEpoch) -> tuple[Network, float]:
     """The trained network, and the seconds of one core it took (which waiting for other programs does not change)."""
     started = time.process_time()
-    network = train(name, split, teacher, told)
+    network = train(name, split, teacher, on_epoch)
     return network, time.process_time() - started
 
 
@@ -373,7 +373,7 @@ N_RANGES = 512  # train pictures on which 8-bit files read the ranges of their a
 MOST_APART = 1e-2  # between the probabilities of weights in 16 and in 32 bits
 
 
-def exported(one: Trained, learning: Learning, folder: Path, say: Callable[[str], None]) -> list[ModelEntry]:
+def exported(one: Trained, learning: Learning, folder: Path) -> list[ModelEntry]:
     """Writes the network's files and measures each of them on calibration."""
     tier = TIERS[one.name]
     for suffix in SUFFIXES[tier]:
@@ -383,7 +383,7 @@ def exported(one: Trained, learning: Learning, folder: Path, say: Callable[[str]
     for suffix in SUFFIXES[tier]:
         file = f"{one.name}.{suffix}"
         accuracy = float((answers(folder / file, x).argmax(axis=1) == labels).mean())
-        say(f"{file}: {accuracy:.2%} on calibration, {(folder / file).stat().st_size:,} bytes")
+        log(f"{file}: {accuracy:.2%} on calibration, {(folder / file).stat().st_size:,} bytes")
         made_by = MADE_BY if suffix in NOT_BUNDLED.get(tier, ()) else None
         entries.append(
             ModelEntry(file, one.name, tier, flops(one.network, SHAPE), parameters(one.network), accuracy, made_by)

@@ -21,7 +21,7 @@ from torch.multiprocessing import get_context  # shares tensors between processe
 
 from coe.zoo.digits import FOLDER
 from recipes import ZOO, export
-from recipes.bundle import ModelEntry
+from recipes.bundle import ModelEntry, log
 from recipes.export import flops, parameters
 
 from . import report, training
@@ -35,7 +35,6 @@ from .training import (
     TEACHER,
     epoch_done,
     logits_of,
-    say,
     settle,
     train,
     write_manifest,
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     students = [name for name in names if name != TEACHER]
     if students:
         copies = training.copies(digits.train.pixels, STUDENT_COPIES, STUDENT_SEED)  # (C, B, 28, 28)
-        say(f"{TEACHER} answers {copies.shape[0] * copies.shape[1]:,} distorted digits")
+        log(f"{TEACHER} answers {copies.shape[0] * copies.shape[1]:,} distorted digits")
         soft = logits_of(teacher, copies)  # (C, B, 10)
         with ProcessPoolExecutor(N_THREADS, mp_context=get_context("spawn")) as workers:
             tasks = {name: workers.submit(train, name, copies, labels, soft, epoch_done) for name in students}
@@ -90,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if TEACHER in names:
         write_manifest(best_folder(folder), [entry for entry in entries if entry.file == BEST_FILE], BEST_HEADER)
     if not options.only:
-        say("measuring")
+        log("measuring")
         report.write(folder, digits)
-    say(f"done in {time.monotonic() - started:.0f} s")
+    log(f"done in {time.monotonic() - started:.0f} s")
 
 
 def best_folder(folder: Path) -> Path:
@@ -125,7 +124,8 @@ def exported(name: str, network: Network, folder: Path, calibration: training.Sp
         path = (best_folder(folder) if file == BEST_FILE else folder) / file
         outputs = report.opened(path, name)(calibration.x())  # (B, 10)
         accuracy = float((outputs.argmax(axis=1) == calibration.labels).mean())
-        say(f"{file}: {accuracy:.1%} on calibration, {path.stat().st_size:,} bytes")
+from recipes import ZOO, export
+from recipes.bundle import ModelEntry, log
         entries.append(ModelEntry(file, name, TIERS[name], flops(network, SHAPE), parameters(network), accuracy))
     return entries
 

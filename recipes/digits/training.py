@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from coe.zoo.digits import N_TEST
 from recipes import bundle
-from recipes.bundle import ModelEntry
+from recipes.bundle import ModelEntry, log
 from recipes.harvest import as_images, read_harvest
 
 N_TRAIN, N_CALIBRATION = 3000, 1000
@@ -305,11 +304,7 @@ def logits_of(network: Network, copies: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-
 def epoch_done(name: str, epoch: int, loss: float) -> None:
     epochs = RECIPES[name].epochs
     if epoch % (epochs // 4) == 0:
-        say(f"{name}: epoch {epoch} of {epochs}, loss {loss:.3f}")
+        log(f"{name}: epoch {epoch} of {epochs}, loss {loss:.3f}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from coe.models.text import Tokens
+from recipes.bundle import log
 from sim.traces import Answers, Trace, write_parquet
 
 from . import data, export, networks, report, training
@@ -52,7 +52,7 @@ def run(task: Task, folder: Path, described: str, arguments: Sequence[str] | Non
         entry = exported(
             trained(task, name, learning, calibration, options.checkpoints), task, calibration, options.out
         )
-        say(f"{entry.file}: {entry.calibration_accuracy:.2%} on calibration")
+        log(f"{entry.file}: {entry.calibration_accuracy:.2%} on calibration")
     for name in CONFIGS:
         if options.out.resolve() != folder.resolve():
             shutil.copyfile(folder / name, options.out / name)
@@ -66,7 +66,7 @@ def record(folder: Path, calibration: Split, test: Split) -> None:
             member = opened(folder, FILES[name])
             said[FILES[name]] = Answers.of(*export.one_by_one(member, split.texts))
             member.close()
-            say(f"{FILES[name]} has answered {len(split):,} texts")
+            log(f"{FILES[name]} has answered {len(split):,} texts")
         sizes = np.array([len(text.encode()) for text in split.texts], dtype=np.int32)
         labels = split.labels.astype(np.int32)
         write_parquet(Trace(split_name, split.ids, labels, said, sizes), folder / f"{split_name}.parquet")
@@ -76,10 +76,6 @@ def write_report(task: Task, folder: Path, kept: Path, n_train: int) -> None:
     """Writes REPORT.md, of the manifest, the traces in `folder` and the networks kept in `kept`."""
     networks = [training.kept(name, len(task.labels), kept) for name in ORDER]
     report.write(task, folder, {one.name: one.seconds for one in networks if one is not None}, n_train)
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def trained(task: Task, name: str, learning: Split, calibration: Split, folder: Path) -> Trained:
@@ -96,12 +92,12 @@ def trained(task: Task, name: str, learning: Split, calibration: Split, folder: 
         lesson = training.from_teacher(learning, on_texts, spans, SMALL[name].recipe.teacher_share)
     tokens = Tokens(tokenizer, Path(name), task.max_length)
 
-    def told(epoch: int, loss: float, network: nn.Module) -> None:
+    def on_epoch(epoch: int, loss: float, network: nn.Module) -> None:
         right = (training.answers(network, tokens, calibration.texts).argmax(axis=1) == calibration.labels).mean()
-        say(f"{name}: epoch {epoch} of {recipe_of(name).epochs}, loss {loss:.3f}, {right:.2%} on calibration")
+        log(f"{name}: epoch {epoch} of {recipe_of(name).epochs}, loss {loss:.3f}, {right:.2%} on calibration")
 
     network = untrained(name, tokenizer, len(task.labels), task.max_length)
-    network, seconds = training.timed_training(network, tokens, lesson, recipe_of(name), told)
+    network, seconds = training.timed_training(network, tokens, lesson, recipe_of(name), on_epoch)
     found = Trained(name, network, tokenizer, seconds)
     training.keep(found, folder)
     return found
@@ -119,5 +115,5 @@ def teacher_answers(
         on_texts = training.answers(teacher.network, tokens, learning.texts)
         found = on_texts, training.Lesson(parts, training.answers(teacher.network, tokens, parts))
         training.keep_answers(*found, folder)
-        say(f"{TEACHER} has answered {len(learning):,} train texts and {len(parts):,} parts of them")
+        log(f"{TEACHER} has answered {len(learning):,} train texts and {len(parts):,} parts of them")
     return found

@@ -34,6 +34,7 @@ server: {grpc_port: 0}
         ("grpc_health", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
         ("cryptography", "cloud", ["serve", "--grpc-port", "0"], "pip install 'coe-cascade[cloud]'"),
         ("onnxruntime", "edge", ["--limit", "1"], "pip install onnxruntime"),
+        ("tqdm", "sim", ["digits"], "pip install 'coe-cascade[sim]'"),
         ("matplotlib", "sim", ["--delays", "--out", "report"], "pip install 'coe-cascade[sim]'"),
     ],
 )
