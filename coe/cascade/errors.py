@@ -2,6 +2,7 @@
 
     CascadeError
     ├── ConfigError        a setting is wrong: mend the file (all findings at once)
+    │   └── TaskNotInstalled   it names a task that another distribution brings
     ├── ModelError         a model file is missing, changed, or does not fit its manifest
     ├── RuntimeMissing     a package is not installed: the message names the pip install
     ├── InputError         this example cannot be read; other examples are not affected
@@ -38,6 +39,10 @@ class ConfigError(CascadeError):
         self.source = source
         prefix = f"{source}: " if source else ""
         super().__init__("\n".join(prefix + finding for finding in self.findings))
+
+
+class TaskNotInstalled(ConfigError):
+    """A setting names a task whose distribution is not installed."""
 
 
 class ModelError(CascadeError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, TaskNotInstalled
 from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
 from coe.link import Delay
 from coe.models.input_spec import InputSpec
@@ -255,6 +255,8 @@ def _read_task(fields: Fields, folder: Path) -> Task:
     reference = fields.text("task")
     try:
         return read_manifest(resolve(reference, folder)).task
+    except TaskNotInstalled as error:  # the one finding: nothing that needs the task's files can be checked
+        raise ConfigError([f"task: {error}"], fields.report.source) from None
     except ConfigError as error:
         if reference:
             fields.report.findings.extend(f"task: {line}" for line in str(error).splitlines())
@@ -317,6 +319,8 @@ class _TierReader:
         own = Fields({"file": value} if isinstance(value, str) else value, entry.report, f"{entry.trail}.{key}")
         try:
             path = resolve(own.text("file"), self.folder)
+        except TaskNotInstalled as error:
+            raise ConfigError([f"{own.trail}: {error}"], own.report.source) from None
         except ConfigError as error:
             own.wrong("file", str(error))
             path = self.folder

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, TaskNotInstalled
 
 TASKS = ("digits", "cifar10", "sst2", "tfns")
 MODELS = ("digits-torch",)  # folders of models alone, without configs and traces
@@ -18,7 +18,8 @@ def find(reference: str) -> Path:
     """The path of a task's file, such as "digits/stroke.onnx", or of its folder, "digits".
 
     Raises:
-        ConfigError: there is no such task, or its distribution is not installed.
+        ConfigError: there is no such task.
+        TaskNotInstalled: its distribution is not installed.
     """
     task, _, file = reference.partition("/")
     return folder_of(task, reference) / file
@@ -41,17 +42,21 @@ def folder_of(task: str, reference: str | None = None) -> Path:
     """The folder of a task's files.
 
     Raises:
-        ConfigError: there is no such task, or its distribution is not installed.
+        ConfigError: there is no such task.
+        TaskNotInstalled: its distribution is not installed.
     """
     if task == "digits":
         return Path(__file__).parent / task
     for entry in entry_points(group=GROUP):
         if entry.name == task:
-            spec = importlib.util.find_spec(entry.value)
+            try:
+                spec = importlib.util.find_spec(entry.value)
+            except ModuleNotFoundError:  # its metadata alone is there
+                continue
             if spec is not None and spec.submodule_search_locations:
                 return Path(next(iter(spec.submodule_search_locations)))
     if task in (*TASKS, *MODELS):
-        raise ConfigError(
+        raise TaskNotInstalled(
             [f'"zoo:{reference or task}" is not installed (run: pip install ./zoo in a checkout of the repository)']
         )
     raise ConfigError([f'expected a bundled task ({", ".join(TASKS)}), got "zoo:{reference or task}"'])

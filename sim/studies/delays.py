@@ -199,6 +199,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
+    zoo.find(options.task)  # not installed: the first thing to say
     _refuse_without_effect(options)
     return _schedule(options) if options.schedule else _study(options)
 

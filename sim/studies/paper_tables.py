@@ -200,7 +200,7 @@ def _cell(fields: Fields, key: str, given: Any) -> Cell:
     status = given.get("status", "missing" if value is None else "printed")
     if status not in STATUSES or (status == "missing") != (value is None):
         wanted = "missing" if value is None else "printed or inferred"
-        fields.wrong(key, f'expected the status {wanted}, got "{status}" (mend it, or leave it out)')
+        fields.wrong(key, f'expected the status {wanted}, got "{status}" (correct it, or leave it out)')
         return Cell()
     return Cell(value, str(status), str(given.get("source", "")))
 
@@ -209,8 +209,7 @@ def _number(fields: Fields, key: str, given: Any) -> float | None:
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < float("inf"):
-        hint = " (write 1.0e+6, with a sign)" if isinstance(given, str) else ""
-        fields.wrong(key, f"expected a number from 0, or null, got {given!r}{hint}")
+        fields.wrong(key, f"expected a number from 0, or null, got {given!r}")
         return None
     return float(given)
 

@@ -417,7 +417,7 @@ def read_trace(reference: Path) -> Trace:
     if not path.exists():
         message = (
             "no such file (a trace is a .parquet, .tsv or .csv table; make one: coe-sim record; "
-            f"or name a bundled one: {', '.join(tasks())})"
+            f"or name a bundled one: {', '.join(tasks()) or 'pip install ./zoo'})"
         )
         raise ConfigError([message], str(path))
     columns = read_text(path) if path.suffix in DELIMITERS else read_parquet(path)

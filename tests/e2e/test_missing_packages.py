@@ -47,3 +47,40 @@ def test_a_missing_package_is_named_with_its_pip_install(tmp_path: Path, package
     assert done.returncode == 2, done.stderr
     assert fix in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+NO_ZOO = """
+import sys
+from coe import zoo
+zoo.entry_points = lambda group: ()
+from {program}.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+CIFAR10 = """
+task: zoo:cifar10
+tiers:
+  - {name: device, members: [zoo:cifar10/stride.onnx]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("sim", ["replay", "cifar10", "--tiers", "summit.onnx"]),
+        ("sim", ["--delays", "--task", "sst2"]),
+        ("sim", ["record", "t.parquet", "--models", "tfns"]),
+        ("edge", ["--config", "cifar10.yaml"]),
+        ("cloud", ["serve", "--config", "cifar10.yaml"]),
+    ],
+)
+def test_a_task_of_the_other_distribution_is_named_with_its_pip_install(tmp_path: Path, program, arguments):
+    source = "source: {kind: stdin}\n" if program == "edge" else ""
+    (tmp_path / "cifar10.yaml").write_text(CIFAR10 + source)
+    code = NO_ZOO.format(program=program)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "is not installed (run: pip install ./zoo in a checkout of the repository)" in line

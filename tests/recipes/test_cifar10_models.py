@@ -16,6 +16,8 @@ from coe.config.manifest import read_manifest
 from coe.models import InputDecoder, load
 from recipes.cifar10 import FOLDER, MANIFEST
 
+pytest.importorskip("coe_zoo", reason="needs the tasks of coe-zoo: pip install ./zoo")
+
 TARGET_FLOPS = {1: 5.4e6, 2: 2.3e7, 3: 1.2e8, 4: 2.5e8}
 MODELS = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["models"]
 BUNDLED = [file for file, entry in MODELS.items() if "made_by" not in entry]

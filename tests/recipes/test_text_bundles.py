@@ -20,6 +20,8 @@ from coe.cascade import Accounting, ModelError, average_cost
 from coe.config.manifest import read_manifest
 from coe.models import InputDecoder, TextInputSpec, load
 
+pytest.importorskip("coe_zoo", reason="needs the tasks of coe-zoo: pip install ./zoo")
+
 SMALL = ("bag.onnx", "filters.onnx", "attention.onnx")
 BEST = "minilm.int8.onnx"
 TASKS = ("sst2", "tfns")

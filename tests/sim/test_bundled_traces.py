@@ -20,6 +20,7 @@ from sim.traces import Trace, read_costs, read_trace
 from sim.traces.files import tasks
 
 pytest.importorskip("pyarrow")
+pytest.importorskip("coe_zoo", reason="needs the tasks of coe-zoo: pip install ./zoo")
 
 TASKS = tasks()
 VOTERS = ["stride.onnx", "tiles.onnx", "gate.onnx", "weave.onnx"]

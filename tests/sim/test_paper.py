@@ -214,7 +214,7 @@ def test_numbers_that_no_exits_fit_imply_none():
         ({"exit": 75}, "tiers[0].exit: expected a share from 0 to 1, got 75 (write 0.93 for 93%)"),
         ({"exit": 0.5}, "tiers: expected exit shares that sum to 1, got 0.75"),
         ({"gpu": "smal"}, 'tiers[0].gpu: expected one of small, large, got "smal"'),
-        ({"flops": "1e6"}, "tiers[0].flops: expected a number from 0, or null, got '1e6' (write 1.0e+6, with a sign)"),
+        ({"flops": "many"}, "tiers[0].flops: expected a number from 0, or null, got 'many'"),
         ({"flops": {"value": 1.0, "status": "sure"}}, 'expected the status printed or inferred, got "sure"'),
         ({"flops": {"value": 1.0, "from": "x"}}, 'expected value, status and source, got "from"'),
         ({"latency": 2}, "latency: unknown setting"),

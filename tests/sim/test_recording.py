@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from simulator import Program
 
+from coe import zoo
 from coe.zoo.digits import test_examples
 from sim.traces import read_trace
 
@@ -108,7 +109,11 @@ def test_a_folder_per_label_and_a_list_give_the_same_trace(sim: Program, config:
     ("arguments", "words"),
     [
         (["t.csv"], "expected a name that ends in .parquet"),
-        (["t.parquet", "--models", "cifar10"], "expected examples of cifar10, got the bundled digits"),
+        pytest.param(
+            ["t.parquet", "--models", "cifar10"],
+            "expected examples of cifar10, got the bundled digits",
+            marks=pytest.mark.skipif("cifar10" not in zoo.installed(), reason="pip install ./zoo"),
+        ),
         (["t.parquet", "--data", "nowhere"], 'expected "digits" or a folder, got "nowhere"'),
         (["t.parquet", "--models", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
@@ -152,6 +157,7 @@ tiers:
 
 def test_a_table_of_texts_is_recorded(sim: Program, tmp_path: Path):
     pytest.importorskip("tokenizers")
+    pytest.importorskip("coe_zoo", reason="needs the tasks of coe-zoo: pip install ./zoo")
     (tmp_path / "films.yaml").write_text(TEXTS)
     rows = [("a stirring , funny and finally transporting film", 1), ('an "endless" and dull mess', 0)] * 40
     (tmp_path / "films.tsv").write_text("sentence\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))

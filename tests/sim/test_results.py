@@ -18,6 +18,7 @@ TEXT = "\n\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 STUDIES = re.findall(r"`(coe-sim pareto [^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
 ERRORS = re.findall(r"`(coe-sim errors DATA/traces_imagenet[^`]+)`\n\n(\|.+?)\n\n", TEXT, re.DOTALL)
 
+pytest.importorskip("coe_zoo", reason="needs the tasks of coe-zoo: pip install ./zoo")
 pytestmark = pytest.mark.skipif(not TEXT, reason="the documentation is in the checkout, not in the wheel")
 
 

@@ -294,7 +294,7 @@ def test_a_photo_of_another_size_and_turn_is_prepared_as_on_a_pi(phone, hub):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("cifar10" not in zoo.TASKS, reason="no bundled task of colour images")
+@pytest.mark.skipif("cifar10" not in zoo.installed(), reason="no bundled task of colour images: pip install ./zoo")
 def test_a_task_of_colour_images_runs_as_on_a_pi_and_has_no_pad(phone, tmp_path):
     from PIL import Image
 

@@ -52,6 +52,8 @@ def test_the_bundled_models_make_a_config_that_decides(tmp_path, capsys):
 
 @pytest.mark.parametrize("task", zoo.TASKS)
 def test_each_bundled_task_keeps_its_models_their_order_and_its_rule(tmp_path, task):
+    if task not in zoo.installed():
+        pytest.skip("needs the tasks of coe-zoo: pip install ./zoo")
     path = tmp_path / "pi.yaml"
     assert init(path, "--models", f"zoo:{task}", "--cloud", "127.0.0.1:8001", "--source", "stdin") == 0
     ours, bundled = read_config(path).cascade, read_config(zoo.find(f"{task}/edge.yaml")).cascade
