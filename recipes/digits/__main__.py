@@ -124,8 +124,7 @@ def exported(name: str, network: Network, folder: Path, calibration: training.Sp
         path = (best_folder(folder) if file == BEST_FILE else folder) / file
         outputs = report.opened(path, name)(calibration.x())  # (B, 10)
         accuracy = float((outputs.argmax(axis=1) == calibration.labels).mean())
-from recipes import ZOO, export
-from recipes.bundle import ModelEntry, log
+        log(f"{file}: {accuracy:.1%} on calibration, {path.stat().st_size:,} bytes")
         entries.append(ModelEntry(file, name, TIERS[name], flops(network, SHAPE), parameters(network), accuracy))
     return entries
 
