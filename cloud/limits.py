@@ -112,15 +112,13 @@ class Rate:
             object.__setattr__(self, "burst", max(1, math.ceil(self.examples_per_s)))
 
 
+@dataclass(slots=True)
 class Bucket:
-    """The examples that one device has left, as of `at`."""
+    """The examples that one device has left (`level`), as of `at`."""
 
-    __slots__ = ("at", "level", "rate")
-
-    def __init__(self, rate: Rate, at: float) -> None:
-        self.rate = rate
-        self.level = float(rate.burst)
-        self.at = at
+    rate: Rate
+    level: float
+    at: float
 
     def refill(self, rate: Rate, now: float) -> None:
         if now > self.at:
@@ -200,7 +198,7 @@ class Quota:
             if len(self._buckets) >= self.n_devices:
                 message = f"{self.n_devices} devices are busy already: try again in {SWEEP_EVERY_S:g} s"
                 raise OverQuota(tier, message, retry_after_s=SWEEP_EVERY_S)
-            bucket = self._buckets[caller] = Bucket(rate, now)
+            bucket = self._buckets[caller] = Bucket(rate, float(rate.burst), now)
         bucket.refill(rate, now)
         return bucket
 
