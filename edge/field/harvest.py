@@ -9,7 +9,6 @@ import json
 import math
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -55,9 +54,8 @@ class Harvest:
         self._folder.mkdir(parents=True, exist_ok=True)
         (config.path / INDEX).touch()
         here = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        self._files = deque((path.name, path.stat().st_size) for path in here)
-        self._names = {name for name, _ in self._files}
-        self._bytes = sum(size for _, size in self._files)
+        self._files = {path.name: path.stat().st_size for path in here}  # the oldest first
+        self._bytes = sum(self._files.values())
         self._n_lines = 0
         self._recover()
 
@@ -83,7 +81,7 @@ class Harvest:
         }
         with self._lock:
             try:
-                if name not in self._names and self._make_room(len(data)):
+                if name not in self._files and self._make_room(len(data)):
                     self._write(name, data, record)
                 self._is_failing = False
             except OSError as error:
@@ -95,19 +93,17 @@ class Harvest:
     def report(self) -> dict[str, Any]:
         return {"examples": len(self._files), "bytes": self._bytes, "dropped": self.n_dropped}
 
-    def close(self) -> None:
-        pass  # nothing is buffered
-
     def _make_room(self, n_bytes: int) -> bool:
         while len(self._files) >= self.config.max_count or self._bytes + n_bytes > self.config.max_bytes:
             self.n_dropped += 1
             if not self.config.drop_oldest or not self._files:
                 return False
-            name, size = self._files.popleft()
-            self._names.discard(name)
-            self._bytes -= size
-            (self._folder / name).unlink(missing_ok=True)
+            self._remove(next(iter(self._files)))
         return True
+
+    def _remove(self, name: str) -> None:
+        self._bytes -= self._files.pop(name)
+        (self._folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, data: bytes, record: dict[str, Any]) -> None:
         path, beside = self._folder / name, self._folder / f".{name}"
@@ -120,8 +116,7 @@ class Harvest:
             raise
         with (self.config.path / INDEX).open("a", encoding="utf-8") as index:
             index.write(json.dumps(record) + "\n")
-        self._files.append((name, len(data)))
-        self._names.add(name)
+        self._files[name] = len(data)
         self._bytes += len(data)
         self._n_lines += 1
         if self._n_lines > 2 * len(self._files) + MAX_STALE_LINES:
@@ -132,7 +127,7 @@ class Harvest:
         index, beside = self.config.path / INDEX, self.config.path / f".{INDEX}"
         with contextlib.suppress(OSError):  # a full disk: later
             lines = {_file_of(line): line for line in index.read_bytes().splitlines(keepends=True)}
-            kept = [line for name, line in lines.items() if name in self._names]
+            kept = [line for name, line in lines.items() if name in self._files]
             beside.write_bytes(b"".join(kept))
             os.replace(beside, index)
             self._n_lines = len(kept)
@@ -148,11 +143,8 @@ class Harvest:
         lines = whole.splitlines()
         self._n_lines = len(lines)
         named = {_file_of(line) for line in lines}
-        for name, size in [entry for entry in self._files if entry[0] not in named]:
-            self._files.remove((name, size))
-            self._names.discard(name)
-            self._bytes -= size
-            (self._folder / name).unlink(missing_ok=True)
+        for name in [name for name in self._files if name not in named]:
+            self._remove(name)
 
 
 def _file_of(line: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
@@ -18,18 +18,18 @@ from .harvest import Harvest
 from .privacy import open_send_policy, send_policy_check
 
 
+@dataclass
 class Monitors:
     """The monitors of an agent; None where the config has none. `may_be_shared`: see SendPolicy."""
 
-    def __init__(self) -> None:
-        self.may_be_shared: Callable[[Outcome], bool] = lambda outcome: True
-        self.audit: Audit | None = None
-        self.drift: Drift | None = None
-        self.harvest: Harvest | None = None
-        self._opened = ExitStack()
+    may_be_shared: Callable[[Outcome], bool] = lambda outcome: True
+    audit: Audit | None = None
+    drift: Drift | None = None
+    harvest: Harvest | None = None
 
     def close(self) -> None:
-        self._opened.close()
+        if self.audit is not None:
+            self.audit.close()
 
 
 def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state: Path | None) -> Monitors:
@@ -62,7 +62,6 @@ def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], st
             on_answer=monitors.drift.on_audit if monitors.drift is not None else lambda differs: None,
             state=None if state is None else state / "audit.json",
         )
-        monitors._opened.callback(monitors.audit.close)
         agent.observers.append(monitors.audit)
     if config.harvest is not None:
         try:
