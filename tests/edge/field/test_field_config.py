@@ -88,14 +88,14 @@ def test_calibrate_prints_a_section_that_the_config_takes(tmp_path, capsys):
         (folder / f"{name}.png").write_bytes(data)
     (folder / "torn.png").write_bytes(b"nothing")
     assert main(["calibrate", "--config", str(config_of(tmp_path)), "--data", str(folder), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["unreadable"] == 1
-    assert sum(round(entry["share"] * 60) for entry in told["bands"].values()) == 60
+    values = json.loads(capsys.readouterr().out)
+    assert values["unreadable"] == 1
+    assert sum(round(entry["share"] * 60) for entry in values["bands"].values()) == 60
     assert main(["calibrate", "--config", str(config_of(tmp_path)), "--data", str(folder)]) == 0
     section = yaml.safe_load(capsys.readouterr().out)
     drift = read_config(config_of(tmp_path, **section)).field.drift
     assert {baseline.what: baseline.share for baseline in drift.baselines} == {
-        what: entry["share"] for what, entry in told["bands"].items()
+        what: entry["share"] for what, entry in values["bands"].items()
     }
 
 
@@ -106,20 +106,20 @@ def test_what_is_never_sent_needs_models_that_tell_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--data", ".", "--limit", "-3"], "argument --limit: expected a whole number from 1, got -3"),
         (["--data", ".", "--limit", "0"], "argument --limit: expected a whole number from 1, got 0"),
         (["--data", "nowhere"], '--data: expected a folder of images or -, got "nowhere"'),
     ],
 )
-def test_what_calibrate_cannot_take_is_the_users_error(tmp_path, capsys, arguments, told):
+def test_what_calibrate_cannot_take_is_the_users_error(tmp_path, capsys, arguments, message):
     try:
         code = main(["calibrate", "--config", str(config_of(tmp_path)), *arguments])
     except SystemExit as ended:  # argparse's own
         code = ended.code
     assert code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(told)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 def test_calibrate_with_nothing_to_read_is_the_users_error(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Drift: a change is told, no change is not, and the way back is told too."""
+"""Drift: a change is an event, so is its end, and where nothing changes there is none."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ EXAMPLE = Example("x", b"")
 
 
 def drift_of(window: int = 500, **shares: float) -> tuple[Drift, list[Event]]:
-    notify: list[Event] = []
+    events: list[Event] = []
     baselines = tuple(Baseline(what.replace("_of_", " of ").lstrip("v"), share, 2000) for what, share in shares.items())
-    return Drift(DriftConfig(window, audits=100, baselines=baselines), notify.append), notify
+    return Drift(DriftConfig(window, audits=100, baselines=baselines), events.append), events
 
 
 @given(count=st.integers(0, 3), asked=st.integers(1, 3))
@@ -67,42 +67,42 @@ def test_the_band_is_left_by_a_window_as_seldom_as_it_says():
 
 
 def test_a_device_whose_world_stays_as_it_was_raises_no_alarm_over_200_windows():
-    drift, notify = drift_of(deferred=0.05, v3_of_3=0.95)
+    drift, events = drift_of(deferred=0.05, v3_of_3=0.95)
     dice = random.Random(7)
     for _ in range(100_000):
         drift.on_outcome(EXAMPLE, outcome("deferred" if dice.random() < 0.05 else "3 of 3"))
-    assert notify == []
+    assert events == []
 
 
 def test_leaving_the_band_is_told_once_and_so_is_coming_back():
-    drift, notify = drift_of(deferred=0.05)
+    drift, events = drift_of(deferred=0.05)
     dice = random.Random(9)
     for rate, n in ((0.05, 2000), (0.25, 2000), (0.05, 4000)):
         for _ in range(n):
             drift.on_outcome(EXAMPLE, outcome("deferred" if dice.random() < rate else "3 of 3"))
-    assert [(event.kind, event.facts["what"], event.facts["state"]) for event in notify] == [
+    assert [(event.kind, event.facts["what"], event.facts["state"]) for event in events] == [
         ("drift", "deferred", "outside"),
         ("drift", "deferred", "inside"),
     ]
-    left = notify[0].facts
+    left = events[0].facts
     assert left["share"] >= left["band"][1] > left["calibration"] == 0.05
     assert left["window"] == 500
 
 
 def test_a_change_of_votes_is_seen_where_the_deferral_rate_stays():
-    drift, notify = drift_of(deferred=0.05, v2_of_2=0.90, v2_of_3=0.05)
+    drift, events = drift_of(deferred=0.05, v2_of_2=0.90, v2_of_3=0.05)
     dice = random.Random(4)
     for _ in range(2000):
         drift.on_outcome(EXAMPLE, outcome(dice.choices(["deferred", "2 of 2", "2 of 3"], [0.05, 0.7, 0.25])[0]))
-    assert {event.facts["what"] for event in notify} == {"2 of 2", "2 of 3"}
+    assert {event.facts["what"] for event in events} == {"2 of 2", "2 of 3"}
 
 
 def test_the_audits_error_has_a_band_of_its_own():
-    drift, notify = drift_of(audit_error=0.01)
+    drift, events = drift_of(audit_error=0.01)
     for number in range(200):
         drift.on_audit(number % 4 == 0)
         drift.on_outcome(EXAMPLE, outcome("deferred"))
-    (event,) = notify
+    (event,) = events
     assert (event.facts["what"], event.facts["window"]) == ("audit_error", 100)
 
 

@@ -123,12 +123,12 @@ def test_a_torn_line_and_a_file_without_one_are_mended_at_the_next_start(tmp_pat
 
 
 def test_a_disk_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path):
-    notify = []
-    harvest = Harvest(HarvestConfig(tmp_path / "harvest"), LABELS, notify.append)
+    events = []
+    harvest = Harvest(HarvestConfig(tmp_path / "harvest"), LABELS, events.append)
     (tmp_path / "harvest" / "examples").rename(tmp_path / "elsewhere")
     for number in range(3):
         harvest.on_outcome(Example(f"x{number}", png(number)), answered(f"x{number}"))
-    (event,) = notify
+    (event,) = events
     assert event.kind == "harvest"
     assert harvest.report()["dropped"] == 3
 

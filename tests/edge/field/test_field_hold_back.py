@@ -42,7 +42,7 @@ def test_an_example_is_held_back_if_any_member_votes_for_a_class_that_is_never_s
 
 
 def test_the_vote_of_a_member_that_was_not_asked_counts_too():
-    """At unanimity the first two disagree, which settles it; the third would have said "two"."""
+    """At unanimity the first two disagree, which settles it; the third would vote "two"."""
     found, far = held(SendPolicy(LABELS, frozenset({2})), seats=(0, 1, 2))
     assert found == ODD
     assert far.deadlines == []
@@ -134,7 +134,7 @@ def test_pictures_and_the_harvest_leave_out_what_is_never_sent(tmp_path):
 
 
 def test_the_policy_changes_with_the_classes_the_hooks_code_and_the_models(tmp_path):
-    def said(**changes: object) -> str:
+    def text_of(**changes: object) -> str:
         config = read_config(config_of(tmp_path, **changes))
         return describe_send_policy(config.field, config.cascade)
 
@@ -142,12 +142,16 @@ def test_the_policy_changes_with_the_classes_the_hooks_code_and_the_models(tmp_p
     privacy_filter.write_text("def hold(value, votes):\n    return False\n")
     tiers = yaml.safe_load(config_of(tmp_path).read_text())["tiers"]
     fewer = [{"name": "device", "members": ["zoo:digits/loom.onnx", "zoo:digits/stroke.onnx"]}, *tiers[1:]]
-    assert said() == ""
-    policies = [said(never_send=["3"]), said(never_send=["3", "5"]), said(privacy_filter="privacy_filter.py:hold")]
-    policies.append(said(never_send=["3"], tiers=fewer))
-    assert said(never_send=["3"]) == policies[0]
+    assert text_of() == ""
+    policies = [
+        text_of(never_send=["3"]),
+        text_of(never_send=["3", "5"]),
+        text_of(privacy_filter="privacy_filter.py:hold"),
+    ]
+    policies.append(text_of(never_send=["3"], tiers=fewer))
+    assert text_of(never_send=["3"]) == policies[0]
     privacy_filter.write_text("def hold(value, votes):\n    return True\n")
-    policies.append(said(privacy_filter="privacy_filter.py:hold"))
+    policies.append(text_of(privacy_filter="privacy_filter.py:hold"))
     assert len(set(policies)) == len(policies)
     assert all(policies)
 

@@ -129,13 +129,13 @@ def test_the_metrics_say_what_the_agent_did(device):
 
 
 def test_the_status_says_the_same_as_plain_data(device):
-    notify = json.loads(device.get("/status.json")[1])
-    assert (notify["examples"], notify["degraded"], notify["kept_share"]) == (20, 4, 0.5)
-    assert notify["links"][0]["status"] == "open"
-    assert notify["links"][0]["next_probe_s"] is None
-    assert [gauge["state"] for gauge in notify["drift"]] == ["outside"]
-    assert len(notify["recent"]) == 20
-    assert {record["id"] for record in notify["recent"]} == {f"x{number}" for number in range(20)}
+    facts = json.loads(device.get("/status.json")[1])
+    assert (facts["examples"], facts["degraded"], facts["kept_share"]) == (20, 4, 0.5)
+    assert facts["links"][0]["status"] == "open"
+    assert facts["links"][0]["next_probe_s"] is None
+    assert [gauge["state"] for gauge in facts["drift"]] == ["outside"]
+    assert len(facts["recent"]) == 20
+    assert {record["id"] for record in facts["recent"]} == {f"x{number}" for number in range(20)}
 
 
 def test_the_page_comes_with_a_policy_that_allows_itself_alone(device):
@@ -165,16 +165,16 @@ def test_it_answers_questions_alone(device, method, path, code):
 def test_thumbnails_of_a_list_can_be_asked_for_though_newer_decisions_came(device):
     device.recent.on_outcome(Example("a", png(9)), decided("a"))
     device.recent.on_outcome(Example("b", np.full((4, 4, 3), 7, np.uint8)), decided("b"))
-    notify = {record["id"]: record for record in json.loads(device.get("/status.json")[1])["recent"]}
+    facts = {record["id"]: record for record in json.loads(device.get("/status.json")[1])["recent"]}
     for number in range(3 * N_NEWEST):
         device.recent.on_outcome(Example(f"y{number}", png(number)), decided(f"y{number}"))
-    code, body, headers = device.get(f"/thumbnails/{notify['a']['number']}")
+    code, body, headers = device.get(f"/thumbnails/{facts['a']['number']}")
     assert (code, body, headers["Content-Type"]) == (200, png(9), "image/png")
-    code, body, _ = device.get(f"/thumbnails/{notify['b']['number']}")
+    code, body, _ = device.get(f"/thumbnails/{facts['b']['number']}")
     assert np.asarray(Image.open(io.BytesIO(body))).tolist() == np.full((4, 4, 3), 7).tolist()
     for _ in range(2):
         device.get("/status.json")
-    assert device.get(f"/thumbnails/{notify['a']['number']}")[0] == 404
+    assert device.get(f"/thumbnails/{facts['a']['number']}")[0] == 404
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`coe-edge bench` as a user runs it: what it prints, what it writes, and what it is told that cannot be."""
+"""`coe-edge bench` as a user runs it: what it prints, what it writes, and its errors."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def measured(capsys, *arguments):
 def test_it_times_each_member_and_each_plan_and_chooses_one(config, images, capsys, monkeypatch):
     monkeypatch.setattr("edge.profile.plans.cores", lambda: 2)
     monkeypatch.setattr("edge.profile.plans.ROUNDS", 2)
-    told = measured(capsys, "--config", config, "--data", images)
-    assert told["n_examples"] == 12
-    assert 0 < told["decode_s"] < 1
-    (tier,) = told["tiers"]
+    values = measured(capsys, "--config", config, "--data", images)
+    assert values["n_examples"] == 12
+    assert 0 < values["decode_s"] < 1
+    (tier,) = values["tiers"]
     assert (tier["name"], tier["members"]) == ("device", ["loom.onnx", "stroke.onnx"])
     tried = [(plan["parallel"], plan["threads"]) for plan in tier["plans"]]
     assert tried == [(False, 1), (False, 2), (True, 2)]
@@ -113,8 +113,8 @@ def read_manifest_fingerprint():
 
 
 def test_it_counts_the_bytes_of_each_way_to_send_and_what_changes_here(config, images, capsys):
-    told = measured(capsys, "--config", config, "--data", images)
-    ways = {way["payload"]: way for way in told["payloads"]}
+    values = measured(capsys, "--config", config, "--data", images)
+    ways = {way["payload"]: way for way in values["payloads"]}
     assert list(ways) == [
         "captured", "pixels", "model-size", "png", "jpeg 95", "jpeg 85", "jpeg 75", "jpeg 50",
     ]  # fmt: skip
@@ -190,17 +190,17 @@ def test_the_bundled_config_is_not_written_to(capsys):
 
 
 def test_on_the_bundled_digits_it_says_which_split_that_is(config, capsys):
-    told = measured(capsys, "--config", config, "--data", "digits", "--limit", "5")
-    assert told["examples"] == "5 bundled digits, a test split: look, but choose nothing by it"
-    assert told["n_examples"] == 5
+    values = measured(capsys, "--config", config, "--data", "digits", "--limit", "5")
+    assert values["examples"] == "5 bundled digits, a test split: look, but choose nothing by it"
+    assert values["n_examples"] == 5
 
 
 def test_without_data_members_are_timed_on_a_blank_example_and_all_are_asked(config, capsys):
-    told = measured(capsys, "--config", config)
-    assert told["examples"].startswith("a blank example (no --data)")
-    assert (told["payloads"], told["decode_s"]) == ([], None)
-    assert told["tiers"][0]["order"] is None
-    assert all(plan["seconds"] > 0 for plan in told["tiers"][0]["plans"])
+    values = measured(capsys, "--config", config)
+    assert values["examples"].startswith("a blank example (no --data)")
+    assert (values["payloads"], values["decode_s"]) == ([], None)
+    assert values["tiers"][0]["order"] is None
+    assert all(plan["seconds"] > 0 for plan in values["tiers"][0]["plans"])
 
 
 def test_a_config_with_the_digits_as_source_runs_on_these(config, capsys):
@@ -213,8 +213,8 @@ def test_examples_may_come_as_json_lines_on_standard_input(config, images, tmp_p
     (tmp_path / "lines.jsonl").write_text("\n".join(lines), encoding="utf-8")
     with (tmp_path / "lines.jsonl").open(encoding="utf-8") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        told = measured(capsys, "--config", config, "--data", "-")
-    assert (told["n_examples"], told["examples"]) == (4, "4 examples of standard input")
+        values = measured(capsys, "--config", config, "--data", "-")
+    assert (values["n_examples"], values["examples"]) == (4, "4 examples of standard input")
 
 
 def test_images_that_cannot_be_read_are_left_out_and_told(config, images, capsys):
@@ -226,14 +226,14 @@ def test_images_that_cannot_be_read_are_left_out_and_told(config, images, capsys
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({}, "--data: expected examples the task takes, got none: it is empty"),
         ({"a.png": b"x"}, "--data: expected examples the task takes, got none: example a.png: expected a PNG or JPEG"),
         (None, '--data: expected a folder of images, "digits" or -, got "'),
     ],
 )
-def test_data_that_is_no_data_is_the_users_error_in_one_line(config, tmp_path, capsys, files, said):
+def test_data_that_is_no_data_is_the_users_error_in_one_line(config, tmp_path, capsys, files, message):
     folder = tmp_path / "data"
     if files is not None:
         folder.mkdir()
@@ -241,7 +241,7 @@ def test_data_that_is_no_data_is_the_users_error_in_one_line(config, tmp_path, c
             (folder / name).write_bytes(data)
     assert bench(*QUICK, "--config", config, "--data", folder) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 

@@ -63,30 +63,30 @@ COSTS = st.lists(st.sampled_from([1.0, 2.0, 3.0, 7.0]), min_size=4, max_size=4)
 
 
 @given(BALLOTS, COSTS, st.data())
-def test_an_orders_cost_is_that_of_the_members_a_tier_asks(ballots, costs, data):
-    n_members = len(ballots[0])
+def test_an_orders_cost_is_that_of_the_members_a_tier_asks(labels, costs, data):
+    n_members = len(labels[0])
     theta = Fraction(data.draw(st.integers(1, n_members)), n_members)
     order = data.draw(st.permutations(range(n_members)))
-    members = members_of([one_hot([row[index] for row in ballots]) for index in order])
+    members = members_of([one_hot([row[index] for row in labels]) for index in order])
     tier = LocalTier("tier", members, Agreement(theta))
-    for number in range(len(ballots)):
+    for number in range(len(labels)):
         tier.vote(rows(1, first=number), tier.rule)
     asked = sum(costs[index] * member.n_asked for index, member in zip(order, members, strict=True))
     needed = tier.rule.needed(n_members)
-    assert expected_s(order, ballots, costs, needed) == pytest.approx(asked / len(ballots))
+    assert expected_s(order, labels, costs, needed) == pytest.approx(asked / len(labels))
 
 
 @settings(max_examples=30)
 @given(BALLOTS, COSTS, st.data())
-def test_where_nothing_is_known_of_who_agrees_with_whom_no_order_beats_the_cheapest_first(ballots, costs, data):
-    n_members = len(ballots[0])
+def test_where_nothing_is_known_of_who_agrees_with_whom_no_order_beats_the_cheapest_first(labels, costs, data):
+    n_members = len(labels[0])
     costs = costs[:n_members]
     needed = data.draw(st.integers(0, n_members))
-    # nothing is known: each member's ballots may be any other's
-    anybody = [[row[index] for index in seats] for row in ballots for seats in itertools.permutations(range(n_members))]
-    weighed = compare_orders(anybody, costs, needed)
-    assert weighed.cheapest_first_s == pytest.approx(weighed.best_s)
-    assert weighed.cheapest_first_s <= weighed.listed_s * (1 + 1e-9)
+    # nothing is known: each member's labels may be any other's
+    anybody = [[row[index] for index in order] for row in labels for order in itertools.permutations(range(n_members))]
+    found = compare_orders(anybody, costs, needed)
+    assert found.cheapest_first_s == pytest.approx(found.best_s)
+    assert found.cheapest_first_s <= found.listed_s * (1 + 1e-9)
 
 
 def test_an_order_is_worth_measuring_where_the_cheapest_first_saves_something():
@@ -98,7 +98,7 @@ def test_an_order_is_worth_measuring_where_the_cheapest_first_saves_something():
 
 def test_with_the_votes_known_another_order_may_be_better_still():
     # the two cheap ones always agree, and the third never does with them: at unanimity it settles most
-    weighed = compare_orders([[0, 0, 1]], [1.0, 2.0, 2.5], needed=3)
-    assert weighed.cheapest_first == (0, 1, 2)
-    assert weighed.best in ((0, 2, 1), (2, 0, 1))
-    assert (weighed.cheapest_first_s, weighed.best_s) == (5.5, 3.5)
+    found = compare_orders([[0, 0, 1]], [1.0, 2.0, 2.5], needed=3)
+    assert found.cheapest_first == (0, 1, 2)
+    assert found.best in ((0, 2, 1), (2, 0, 1))
+    assert (found.cheapest_first_s, found.best_s) == (5.5, 3.5)

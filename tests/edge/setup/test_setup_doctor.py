@@ -51,7 +51,7 @@ def put(root: Path, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
-def patient_of(path: Path, system: System | None = None) -> CheckContext:
+def context_of(path: Path, system: System | None = None) -> CheckContext:
     return CheckContext(system or System(), read_config(path))
 
 
@@ -85,7 +85,7 @@ def test_an_old_python_fails_and_a_good_one_passes_and_names_the_board(tmp_path)
 
 
 def test_packages_are_told_with_their_versions(tmp_path):
-    finding = one(check_packages(patient_of(edge_config(tmp_path, 1))))
+    finding = one(check_packages(context_of(edge_config(tmp_path, 1))))
     assert finding.level == "ok"
     for name in ("numpy", "grpcio", "protobuf", "pillow", "pyyaml", "onnxruntime"):
         assert f"{name} " in finding.message
@@ -98,7 +98,7 @@ def test_tflite_runtime_beside_numpy_2_is_a_trap_that_is_named(tmp_path, monkeyp
     put(tmp_path, "site/tflite_runtime-2.14.0.dist-info/METADATA", "Name: tflite-runtime\nVersion: 2.14.0\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setattr("coe.models.tflite._version", hiding("ai-edge-litert"))
-    findings = list(check_packages(patient_of(path)))
+    findings = list(check_packages(context_of(path)))
     bad = [finding for finding in findings if finding.level == "fail"]
     assert len(bad) == 1
     assert "tflite-runtime 2.14.0 needs numpy<2" in bad[0].fix
@@ -107,7 +107,7 @@ def test_tflite_runtime_beside_numpy_2_is_a_trap_that_is_named(tmp_path, monkeyp
 
 def test_a_runtime_that_is_not_there_fails_with_its_pip_install(tmp_path, monkeypatch):
     monkeypatch.setattr("edge.setup.doctor._version", hiding("onnxruntime"))
-    bad = [one for one in check_packages(patient_of(edge_config(tmp_path, 1))) if one.level == "fail"]
+    bad = [one for one in check_packages(context_of(edge_config(tmp_path, 1))) if one.level == "fail"]
     assert [(finding.message, finding.fix) for finding in bad] == [
         ("no runtime for onnx models", "pip install onnxruntime")
     ]
@@ -134,9 +134,9 @@ def hiding(hidden: str):
 
 def test_more_threads_than_cores_are_warned_of(tmp_path):
     n_cores = len(os.sched_getaffinity(0))
-    assert one(check_cores(patient_of(edge_config(tmp_path, 1)))).level == "ok"
+    assert one(check_cores(context_of(edge_config(tmp_path, 1)))).level == "ok"
     path = edge_config(tmp_path, 1, rule=f"threads: {n_cores + 1}")
-    assert one(check_cores(patient_of(path))) == Finding(
+    assert one(check_cores(context_of(path))) == Finding(
         "cores",
         "warn",
         f"tier device has {n_cores + 1} threads for {n_cores} to be used",
@@ -194,7 +194,7 @@ def test_this_machines_clock_is_as_its_kernel_says():
 
 
 def test_models_are_loaded_and_a_decision_is_timed(tmp_path):
-    finding = one(check_models(patient_of(edge_config(tmp_path, 1))))
+    finding = one(check_models(context_of(edge_config(tmp_path, 1))))
     assert finding.level == "ok"
     assert "3 models loaded in" in finding.message
     assert "a decision takes" in finding.message
@@ -209,12 +209,12 @@ def test_a_changed_model_fails_and_one_without_a_checksum_is_warned_of(tmp_path)
     path = tmp_path / "pi.yaml"
     text = "task: zoo:digits\ntiers: [{name: device, members: [models/loom.onnx, models/stroke.onnx]}]\n"
     path.write_text(text)
-    finding = one(check_models(patient_of(path)))
+    finding = one(check_models(context_of(path)))
     assert finding.level == "warn"
     assert "no checksum is known for loom.onnx, stroke.onnx" in finding.message
     digest = "0" * 64
     path.write_text(text.replace("models/stroke.onnx", f"{{file: models/stroke.onnx, sha256: '{digest}'}}"))
-    finding = one(check_models(patient_of(path)))
+    finding = one(check_models(context_of(path)))
     assert finding.level == "fail"
     assert "expected sha256 0000000000000000.." in finding.message
     assert "the file changed" in finding.fix
@@ -222,22 +222,22 @@ def test_a_changed_model_fails_and_one_without_a_checksum_is_warned_of(tmp_path)
 
 def test_a_sink_without_a_folder_fails_and_nothing_is_made(tmp_path):
     path = edge_config(tmp_path, 1, sink=str(tmp_path / "none" / "out.jsonl"))
-    finding = one(check_sinks(patient_of(path)))
+    finding = one(check_sinks(context_of(path)))
     assert finding.level == "fail"
     assert "its folder is not there" in finding.message
     assert not (tmp_path / "none").exists()
     good = edge_config(tmp_path, 1, sink=str(tmp_path / "out.jsonl"))
-    assert one(check_sinks(patient_of(good))).level == "ok"
+    assert one(check_sinks(context_of(good))).level == "ok"
     assert not (tmp_path / "out.jsonl").exists()
-    assert {finding.level for finding in check_disk(patient_of(good))} <= {"ok", "warn"}
+    assert {finding.level for finding in check_disk(context_of(good))} <= {"ok", "warn"}
 
 
 def test_a_sink_on_another_machine_is_tried(tmp_path):
     with listening() as port:
         path = edge_config(tmp_path, 1, f"sinks: [{{kind: webhook, url: 'http://127.0.0.1:{port}/in'}}]")
         path.write_text(path.read_text().replace('sink: {path: "-"}\n', ""))
-        assert one(check_sinks(patient_of(path))) == ok("sink webhook", f"127.0.0.1:{port} can be reached")
-    gone = one(check_sinks(patient_of(path)))
+        assert one(check_sinks(context_of(path))) == ok("sink webhook", f"127.0.0.1:{port} can be reached")
+    gone = one(check_sinks(context_of(path)))
     assert gone.level == "warn"
     assert "cannot be reached: Connection refused" in gone.message
     assert "the latest 1,000 records wait" in gone.fix
@@ -245,21 +245,21 @@ def test_a_sink_on_another_machine_is_tried(tmp_path):
 
 def test_a_watched_folder_that_is_not_there_fails(tmp_path):
     path = edge_config(tmp_path, 1, source="{kind: folder, path: none, watch: true}")
-    finding = one(check_source(patient_of(path)))
+    finding = one(check_source(context_of(path)))
     assert finding.level == "fail"
     assert "expected a folder" in finding.message
     assert "create it" in finding.fix
 
 
 def test_a_server_that_answers_is_named_with_its_round_trip(tmp_path, server):
-    finding = one(check_tiers(patient_of(edge_config(tmp_path, server.port))))
+    finding = one(check_tiers(context_of(edge_config(tmp_path, server.port))))
     assert finding.level == "ok"
     assert finding.message.startswith("digits on coe, round trip ")
 
 
 def test_a_port_where_nobody_listens_fails(tmp_path):
     port = closed_port()
-    finding = one(check_tiers(patient_of(edge_config(tmp_path, port))))
+    finding = one(check_tiers(context_of(edge_config(tmp_path, port))))
     assert finding.level == "fail"
     assert finding.message == f"127.0.0.1:{port}: the host is there, and nothing listens on port {port}"
     assert finding.fix == "start it there: coe-cloud serve --config ...; or correct the port"  # loopback is its default
@@ -269,7 +269,7 @@ def test_a_port_where_nobody_listens_fails(tmp_path):
 def test_a_name_that_nobody_knows_fails(tmp_path):
     path = edge_config(tmp_path, 1)
     path.write_text(path.read_text().replace("127.0.0.1:1", "no-such-host.invalid:8001"))
-    finding = one(check_tiers(patient_of(path)))
+    finding = one(check_tiers(context_of(path)))
     assert finding.level == "fail"
     assert "the name is not known" in finding.message
 
@@ -277,7 +277,7 @@ def test_a_name_that_nobody_knows_fails(tmp_path):
 @pytest.mark.slow
 def test_a_server_that_never_answers_fails(tmp_path):
     with listening() as port:
-        finding = one(check_tiers(patient_of(edge_config(tmp_path, port))))
+        finding = one(check_tiers(context_of(edge_config(tmp_path, port))))
     assert finding.level == "fail"
     assert "DEADLINE_EXCEEDED" in finding.message or "UNAVAILABLE" in finding.message
     assert finding.fix
@@ -294,7 +294,7 @@ def test_a_server_of_another_task_fails_with_both_fingerprints(tmp_path, server)
         shutil.copy(digits.FOLDER / f"{name}.onnx", tmp_path)
         text = text.replace(f"zoo:digits/{name}.onnx", f"{name}.onnx")
     path.write_text(text)
-    finding = one(check_tiers(patient_of(path)))
+    finding = one(check_tiers(context_of(path)))
     assert finding.level == "fail"
     assert "for another task: expected fingerprint" in finding.message
     assert "labels and input of both ends must match" in finding.fix
@@ -306,7 +306,7 @@ def test_of_several_hosts_each_is_told(tmp_path, server):
     path.write_text(
         path.read_text().replace(f'"127.0.0.1:{server.port}"', f'["127.0.0.1:{server.port}", "127.0.0.1:{port}"]')
     )
-    connects, refused, met = check_tiers(patient_of(path))
+    connects, refused, met = check_tiers(context_of(path))
     assert (connects.level, refused.level, met.level) == ("ok", "fail", "ok")
     assert f"127.0.0.1:{port}" in refused.message
 
@@ -339,7 +339,7 @@ def tls_config(folder: Path, port: int, tls: str) -> Path:
 def test_over_tls_the_server_is_met_with_the_right_files(tmp_path, closed):
     server, pki = closed
     tls = f"{{ca: {pki['ca.pem']}, certificate: {pki['pi-1.pem']}, key: {pki['pi-1.key']}, server_name: localhost}}"
-    context = patient_of(tls_config(tmp_path, server.port, tls))
+    context = context_of(tls_config(tmp_path, server.port, tls))
     assert one(check_tiers(context)).level == "ok"
     assert [finding.level for finding in check_certificates(context)] == ["ok", "ok"]
 
@@ -358,14 +358,14 @@ def test_over_tls_the_server_is_met_with_the_right_files(tmp_path, closed):
 )
 def test_what_is_wrong_with_tls_is_said(tmp_path, closed, tls, message, fix):
     server, pki = closed
-    findings = list(check_tiers(patient_of(tls_config(tmp_path, server.port, tls.format(ca=pki["ca.pem"])))))
+    findings = list(check_tiers(context_of(tls_config(tmp_path, server.port, tls.format(ca=pki["ca.pem"])))))
     assert findings[0].level == "fail"
     assert message in findings[0].message
     assert fix in findings[0].fix
 
 
 def test_tls_to_a_plaintext_server_is_said(tmp_path, server):
-    findings = list(check_tiers(patient_of(tls_config(tmp_path, server.port, "true"))))
+    findings = list(check_tiers(context_of(tls_config(tmp_path, server.port, "true"))))
     assert findings[0].level == "fail"
     assert "TLS fails" in findings[0].message
     assert findings[0].fix
@@ -378,7 +378,7 @@ def test_tls_to_a_plaintext_server_is_said(tmp_path, server):
 def test_a_certificate_that_ends_soon_is_warned_of(tmp_path, closed, device, level, message):
     _, pki = closed
     tls = f"{{certificate: {pki[f'{device}.pem']}, key: {pki[f'{device}.key']}}}"
-    finding = one(check_certificates(patient_of(tls_config(tmp_path, 1, tls))))
+    finding = one(check_certificates(context_of(tls_config(tmp_path, 1, tls))))
     assert finding.level == level
     assert message in finding.message
 
@@ -387,7 +387,7 @@ def test_with_a_clock_that_is_behind_a_certificate_is_not_valid_yet(tmp_path, cl
     _, pki = closed
     tls = f"{{certificate: {pki['pi-1.pem']}, key: {pki['pi-1.key']}}}"
     system = System(now=time.time() - 365 * 86400)
-    finding = one(check_certificates(patient_of(tls_config(tmp_path, 1, tls), system)))
+    finding = one(check_certificates(context_of(tls_config(tmp_path, 1, tls), system)))
     assert finding.level == "fail"
     assert "valid from" in finding.message
     assert "set the clock" in finding.fix

@@ -35,9 +35,9 @@ def init(path: Path, *arguments: str) -> int:
 def test_the_bundled_models_make_a_config_that_decides(tmp_path, capsys):
     path = tmp_path / "pi.yaml"
     assert init(path) == 0
-    told = capsys.readouterr().out
-    assert f"coe-edge doctor --config {path}" in told
-    assert f"coe-edge install-service --config {path}" in told
+    printed = capsys.readouterr().out
+    assert f"coe-edge doctor --config {path}" in printed
+    assert f"coe-edge install-service --config {path}" in printed
     done = subprocess.run(
         [sys.executable, "-m", "edge.main", "--config", str(path), "--limit", "3"],
         capture_output=True,
@@ -144,7 +144,7 @@ def test_a_config_that_is_there_is_not_replaced_unless_forced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--models", "none"], "--models: expected a folder"),
         (["--models", "empty"], "expected .onnx or .tflite files, got none"),
@@ -158,16 +158,16 @@ def test_a_config_that_is_there_is_not_replaced_unless_forced(tmp_path, capsys):
         (["--models", "text"], "expected an onnx model, got something else"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, told):
+def test_what_cannot_be_used_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     a_folder_of(tmp_path / "models", "loom.onnx")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.onnx").write_text("not a model")
     assert init(tmp_path / "pi.yaml", *arguments) == 2
-    said = capsys.readouterr().err
-    assert told in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
     assert not (tmp_path / "pi.yaml").exists()
 
 
@@ -194,7 +194,7 @@ def test_on_a_terminal_it_asks_for_what_is_left_open(tmp_path):
     with subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner) as program:
         os.close(inner)
         os.write(outer, b"nowhere\nzoo:digits\nphotos/new\nstdin\n")
-        said = b""
+        printed = b""
         while True:
             try:
                 part = os.read(outer, 4096)
@@ -202,13 +202,13 @@ def test_on_a_terminal_it_asks_for_what_is_left_open(tmp_path):
                 break
             if not part:
                 break
-            said += part
+            printed += part
         assert program.wait(60) == 0
     os.close(outer)
-    text = said.decode()
+    text = printed.decode()
     assert "Models: a folder of .onnx or .tflite files, or zoo:digits [zoo:digits]:" in text
     assert "Where examples come from" in text
-    assert "Server to ask" not in text  # the flag said it
+    assert "Server to ask" not in text  # the flag is given
     assert text.count("Models: a folder") == text.count("Where examples come from") == 2  # again, where it was wrong
     assert "  --models: expected a folder of .onnx or .tflite files or zoo:digits, got nowhere" in text
     assert 'got "photos/new" (write folder:photos/new)' in text

@@ -131,25 +131,25 @@ def test_systemd_itself_finds_nothing_wrong_with_it(tmp_path, name):
     text = ServiceUnit(read_config(path), ("/bin/true",), "root").text()
     target = tmp_path / "coe-edge.service"
     target.write_text(text)
-    told = subprocess.run(["systemd-analyze", "verify", str(target)], capture_output=True, text=True, timeout=60)
-    ours = [line for line in (told.stdout + told.stderr).splitlines() if "coe-edge.service" in line]
-    assert (told.returncode, ours) == (0, [])
+    printed = subprocess.run(["systemd-analyze", "verify", str(target)], capture_output=True, text=True, timeout=60)
+    ours = [line for line in (printed.stdout + printed.stderr).splitlines() if "coe-edge.service" in line]
+    assert (printed.returncode, ours) == (0, [])
 
 
 def test_without_yes_it_only_says_what_it_would_do(tmp_path, capsys):
     root = tmp_path / "root"
     assert main(["install-service", "--config", str(config(tmp_path, FOLDER)), "--root", str(root)]) == 0
-    told = capsys.readouterr().out
-    assert "[Service]" in told
-    assert f"write {root}/etc/systemd/system/coe-edge.service" in told
-    assert "nothing was done (--yes does it)" in told
+    printed = capsys.readouterr().out
+    assert "[Service]" in printed
+    assert f"write {root}/etc/systemd/system/coe-edge.service" in printed
+    assert "nothing was done (--yes does it)" in printed
     assert not root.exists()
 
 
 def test_for_the_machine_itself_it_would_also_start_it(tmp_path, capsys):
     assert main(["install-service", "--config", str(config(tmp_path, FOLDER))]) == 0
-    told = capsys.readouterr().out
-    assert "  systemctl daemon-reload\n  systemctl enable --now coe-edge.service\n" in told
+    printed = capsys.readouterr().out
+    assert "  systemctl daemon-reload\n  systemctl enable --now coe-edge.service\n" in printed
 
 
 def test_with_yes_it_writes_the_unit_that_it_prints(tmp_path, capsys):
@@ -179,26 +179,26 @@ def test_what_would_keep_it_from_starting_is_warned_of(tmp_path, capsys):
     path = config(tmp_path, "source: {kind: stdin}", "sink: {path: none/such/d.jsonl}")
     path.write_text(path.read_text().replace("model: digits", f"model: digits, tls: {files}"))
     assert main(["install-service", "--config", str(path), "--system", "--root", str(tmp_path / "root")]) == 0
-    told = capsys.readouterr().out
-    assert "warning: a service has no standard input" in told
-    assert "warning: a user created by systemd cannot read" in told
-    assert f"warning: {tmp_path / 'none/such'} is not there" in told
+    printed = capsys.readouterr().out
+    assert "warning: a service has no standard input" in printed
+    assert "warning: a user created by systemd cannot read" in printed
+    assert f"warning: {tmp_path / 'none/such'} is not there" in printed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "printed"),
     [
         (["--user", "nobody-of-that-name"], "--user: expected a user of this machine"),
         (["--config", "none.yaml"], "none.yaml: cannot be read"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(tmp_path, monkeypatch, capsys, arguments, told):
+def test_what_cannot_be_done_is_told_in_one_line(tmp_path, monkeypatch, capsys, arguments, printed):
     monkeypatch.chdir(tmp_path)
     given = arguments if "--config" in arguments else [*arguments, "--config", str(config(tmp_path, FOLDER))]
     assert main(["install-service", *given]) == 2
-    said = capsys.readouterr()
-    assert told in said.err
-    assert said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert printed in output.err
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -213,7 +213,7 @@ def test_who_is_not_root_is_told_to_use_sudo(tmp_path):
         f"import os, sys; sys.argv[1:] = ['install-service', '--config', {str(path)!r}, '--yes'];"
         "import edge.main, edge.setup.install_service; os.setuid(65534); sys.exit(edge.main.main())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert told.returncode == 2
-    assert "expected to be run by root" in told.stderr
-    assert "(sudo " in told.stderr
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert printed.returncode == 2
+    assert "expected to be run by root" in printed.stderr
+    assert "(sudo " in printed.stderr
