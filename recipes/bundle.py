@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from coe.config import read_yaml
+from coe.config import format_yaml, read_yaml
 
 FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".pt": "torch"}
 
@@ -65,14 +63,14 @@ def write_manifest(folder: Path, header: str, contract: Mapping[str, Any], entri
         models.update(read_yaml(path)["models"])
     models.update({entry.file: entry.as_yaml(folder) for entry in entries})
     models = {name: models[name] for name in sorted(models, key=lambda name: (models[name]["tier"], name))}
-    text = yaml.safe_dump(dict(contract), sort_keys=False, default_flow_style=None, width=100)
-    text += yaml.safe_dump({"models": models}, sort_keys=False, default_flow_style=False)
+    text = format_yaml(dict(contract), default_flow_style=None, width=100)
+    text += format_yaml({"models": models}, default_flow_style=False)
     path.write_text(header + text, encoding="utf-8")
 
 
 def read_entries(folder: Path) -> list[ModelEntry]:
     """The manifest's lines, as they were written."""
-    models = yaml.safe_load((folder / "manifest.yaml").read_text(encoding="utf-8"))["models"]
+    models = read_yaml(folder / "manifest.yaml")["models"]
     return [
         ModelEntry(
             file,

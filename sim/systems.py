@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coe import zoo
 from coe.cascade import ConfigError
-from coe.config import Fields, Report, read_yaml
+from coe.config import Fields, Report, format_yaml, read_yaml
 from coe.config.cascade import LocalTierConfig, read_cascade
 
 SYSTEMS = ("cascade", "cloud-only", "edge-only")
@@ -162,5 +160,5 @@ def chain_config(bundle: BundledTask, next_port: int | None, delay_s: float, one
 
 
 def write(config: dict[str, Any], path: Path) -> Path:
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    path.write_text(format_yaml(config), encoding="utf-8")
     return path

@@ -43,7 +43,7 @@ THIRD_PARTY = {  # third-party packages that only these may import
     "torch": ("coe.models.torch", "recipes"),
     "onnx": ("recipes",),
     "mlxtend": ("recipes",),
-    "yaml": ("coe.config", "recipes", "sim"),
+    "yaml": ("coe.config",),
     "matplotlib": ("sim",),
     "scipy": ("sim",),
     "pandas": ("sim",),

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .fields import Fields, Report, format_seconds, parse_seconds, read_yaml
+from .fields import Fields, Report, format_seconds, format_yaml, parse_seconds, read_yaml
 
-__all__ = ["Fields", "Report", "format_seconds", "parse_seconds", "read_yaml"]
+__all__ = ["Fields", "Report", "format_seconds", "format_yaml", "parse_seconds", "read_yaml"]

@@ -94,12 +94,17 @@ def _refuse(loader: Any, node: yaml.ScalarNode) -> Any:
     raise _Misread(f'YAML reads {node.value} as {number} (write "{node.value}" in quotes, or the number itself)', node)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes texts in quotes where the loader would read something else."""
+
+
 def _resolve(tag: str, pattern: str, *, first: bool) -> None:
     """Plain values that match have this tag; `first`: whatever else they match."""
-    _Loader.add_implicit_resolver(tag, re.compile(pattern), list("-+0123456789"))
-    if first:
-        for resolvers in map(_Loader.yaml_implicit_resolvers.get, "-+0123456789"):
-            resolvers.insert(0, resolvers.pop())
+    for yaml_class in (_Loader, _Dumper):
+        yaml_class.add_implicit_resolver(tag, re.compile(pattern), list("-+0123456789"))
+        if first:
+            for sign in "-+0123456789":
+                yaml_class.yaml_implicit_resolvers[sign].insert(0, yaml_class.yaml_implicit_resolvers[sign].pop())
 
 
 _resolve(_AMBIGUOUS, r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$", first=True)  # octal, sexagesimal
@@ -115,6 +120,11 @@ def parse_yaml(text: str) -> Any:
         ValueError, LookupError, AttributeError, RecursionError: a date, a tag or a depth that YAML cannot do.
     """
     return yaml.load(text, Loader=_Loader)
+
+
+def format_yaml(content: Any, **style: Any) -> str:
+    """Plain data as a YAML text that `parse_yaml` reads back as it is, in the order of its keys."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, **style))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coe.cascade.errors import ConfigError
-from coe.config import Fields, Report, read_yaml
+from coe.config import Fields, Report, format_yaml, read_yaml
 
 SUFFIX = ".onnx"
 RESAMPLING = ("bilinear", "bicubic")
@@ -86,8 +84,8 @@ def write_manifest(described: Described, task: str, files: Sequence[Path]) -> Pa
             "input": dict(described.input),
         }
     notes = "".join(f"# {line}\n" for line in described.notes)
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
-    text += yaml.safe_dump({"models": models}, sort_keys=False, default_flow_style=None, width=100)
+    text = format_yaml(content, default_flow_style=None, width=100)
+    text += format_yaml({"models": models}, default_flow_style=None, width=100)
     path.write_text(notes + text, encoding="utf-8")
     return path
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coe.cascade import ConfigError
 from coe.config import Fields, Report, read_yaml
-from coe.config.fields import parse_yaml
+from coe.config.fields import format_yaml, parse_yaml
 
 
 def fields_of(text, trail=""):
@@ -298,6 +298,12 @@ def test_what_yaml_would_misread_without_a_word_is_an_error_with_its_line(tmp_pa
 def test_a_number_is_what_it_looks_like(text, value):
     read = parse_yaml(f"a: {text}")["a"]
     assert (type(read), read) == (type(value), value)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6) | st.from_regex(r"[-+0-9.:eE_xo]{1,8}"), max_size=4))
+def test_texts_that_are_written_are_read_back_as_texts(texts):
+    texts = [text.strip() for text in texts]
+    assert parse_yaml(format_yaml({"labels": texts})) == {"labels": texts}
 
 
 def test_an_anchor_may_be_used_often_and_its_values_overridden():
