@@ -20,12 +20,15 @@ Command = Callable[[Sequence[str]], int]
 
 COMMANDS: dict[str, tuple[str, str]] = {  # name -> where its function is, what it does
     "init": ("edge.setup.init:init_command", "write a first config"),
-    "doctor": ("edge.setup.doctor:doctor_command", "look for what is wrong, and say what mends it"),
-    "bench": ("edge.profile.command:bench_command", "time members and thread plans here, weigh what is sent"),
+    "doctor": (
+        "edge.setup.doctor:doctor_command",
+        "check device, config and servers; say how to fix what is wrong",
+    ),
+    "bench": ("edge.profile.command:bench_command", "time members and thread plans here, compare payloads"),
     "explain": ("edge.setup.explain:explain_command", "say what leaves this device, and what it keeps"),
     "install-service": ("edge.setup.install_service:install_service_command", "run it as a systemd service"),
-    "spool": ("edge.spool.command:spool_command", "what waits for a later answer: status, export, clear"),
-    "calibrate": ("edge.field.drift:calibrate_command", "measure what drift is told by"),
+    "spool": ("edge.spool.command:spool_command", "examples that wait for a later answer: status, export, clear"),
+    "calibrate": ("edge.field.drift:calibrate_command", "measure the baseline for drift detection"),
 }
 
 

@@ -184,8 +184,8 @@ def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
     dtype = DTYPES.get(inputs[0].type, inputs[0].type)
     if not fits or dtype != spec.input_spec.dtype:
         raise ModelError(
-            f"{spec.path}: its input is {dtype} {declared}, the input contract says "
-            f"{spec.input_spec.dtype} [batch, {', '.join(map(str, wanted))}] (mend `input:` in the manifest or config)"
+            f"{spec.path}: its input is {dtype} {declared}, the input contract says {spec.input_spec.dtype} "
+            f"[batch, {', '.join(map(str, wanted))}] (change `input:` in the manifest or config)"
         )
     rows = declared[0] if isinstance(declared[0], int) else None
     if rows not in (None, 1):

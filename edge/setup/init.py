@@ -130,8 +130,9 @@ def _signature(path: Path) -> ModelSignature:
     try:
         return read_signature(path)
     except ModelError as error:
+        kind = "an onnx" if path.suffix == ".onnx" else f"a {format_of(path)}"
         reason = str(error).removeprefix(f"{path}: ")
-        raise ConfigError([f"expected an {format_of(path)} model, got something else ({reason})"], str(path)) from None
+        raise ConfigError([f"expected {kind} model, got something else ({reason})"], str(path)) from None
 
 
 def input_spec_of(path: Path, tensor: TensorInfo) -> InputSpec:

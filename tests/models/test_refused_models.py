@@ -91,7 +91,7 @@ def test_another_number_of_labels_than_declared_is_refused(good):
 
 def test_an_onnx_input_of_another_shape_says_both(shelf):
     spec = shelf.put("a.onnx", LINEAR.onnx(), input_spec=replace(CONTRACT, shape=(5, 4, 1)))
-    refused(spec, "its input is float32 ['batch', 1, 4, 4]", "float32 [batch, 1, 5, 4]", "mend `input:`")
+    refused(spec, "its input is float32 ['batch', 1, 4, 4]", "float32 [batch, 1, 5, 4]", "change `input:`")
 
 
 def test_an_onnx_input_of_another_type_says_both(shelf):
