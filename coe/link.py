@@ -1,4 +1,4 @@
-"""A tier behind an injected delay, and the clocks that wait.
+"""A tier behind an injected delay, the clocks that wait, and the waits between retries.
 
 Paper: Section 5, edge to cloud: 1 us, 10 ms, 100 ms and 1000 ms between tiers. A device injects its delay in
 its own process, because no proxy can: a microsecond is a thousandth of a call through a socket.
@@ -6,6 +6,7 @@ its own process, because no proxy can: a microsecond is a thousandth of a call t
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -61,6 +62,38 @@ class VirtualClock:
     def wait(self, seconds: float) -> float:
         self.seconds += seconds
         return seconds
+
+
+class Backoff:
+    """Waits between retries: `first_s`, then twice as long each time up to `longest_s`, each varied at random so that
+    many clients do not come back at once.
+
+    Args:
+        spread: each wait is multiplied by a number drawn from this range.
+        rng: Python's own generator: NumPy's is not loaded on a device.
+    """
+
+    def __init__(
+        self,
+        first_s: float,
+        longest_s: float,
+        spread: tuple[float, float] = (0.5, 1.0),
+        rng: random.Random | None = None,
+    ) -> None:
+        self.first_s, self.longest_s = first_s, longest_s
+        self._spread = spread
+        self._rng = rng or random.Random()
+        self._wait_s = min(first_s, longest_s)
+
+    def next_s(self) -> float:
+        """Seconds to wait now; the next wait is longer."""
+        wait_s = self._wait_s
+        self._wait_s = min(2 * wait_s, self.longest_s)
+        return wait_s * self._rng.uniform(*self._spread)
+
+    def reset(self) -> None:
+        """Start with the first wait again."""
+        self._wait_s = min(self.first_s, self.longest_s)
 
 
 @dataclass(frozen=True, slots=True)

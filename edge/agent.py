@@ -1,4 +1,4 @@
-"""The agent's loop: examples in turn through the cascade, and what waits for its answer on threads.
+"""The agent's loop: takes examples in turn, runs the local tiers, and asks remote tiers on threads.
 
 One thread takes examples and runs the local tiers, in order. An example that must wait for a server is handed to
 a waiting thread, at the tier where it stands, and comes back as an outcome like any other.
@@ -29,11 +29,11 @@ from .tally import Tally
 
 
 class RemoteTiers:
-    """What is left of the cascade after its local tiers, without falling back on any of them.
+    """The cascade's tiers after the local ones, without falling back on a local tier.
 
     Args:
-        cascade: the agent's own; it stays its owner.
-        door: decodes and checks the example again.
+        cascade: the agent's, which closes it.
+        decoder: decodes and checks the example again.
     """
 
     def __init__(self, cascade: Cascade, decoder: InputDecoder) -> None:
@@ -45,11 +45,11 @@ class RemoteTiers:
 
     @property
     def is_there(self) -> bool:
-        """Whether the cascade has any tier that is not on this device."""
+        """True if the cascade has a tier that is not on this device."""
         return self._rest is not None
 
     def ask(self, example: Example, deadline: float = math.inf) -> Decision:
-        """The answer of the tiers beyond, their numbers counted from the device's first.
+        """The remote tiers' decision; `exit_tier` counts from the device's first tier.
 
         Args:
             deadline: `time.monotonic()` second.
@@ -57,7 +57,7 @@ class RemoteTiers:
             TierError: no answer.
             InputError: the example cannot be read.
         """
-        assert self._rest is not None, "a cascade with no tier beyond the device has nobody to ask"
+        assert self._rest is not None, "this cascade has no remote tier"
         assert example.value is not None
         decision = self._rest.decide(self.decoder.batch([example.id], [example.value], deadline))[0]
         return replace(decision, exit_tier=decision.exit_tier + self.first_tier - 1)
@@ -67,17 +67,9 @@ PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, 
 
 
 class OutcomeObserver(Protocol):
-    """Told of every example's outcome once it is in the sink, and of corrections; must be quick, and not raise."""
+    """Gets every example's outcome once it is in the sink, and corrections; must be quick, and not raise."""
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None: ...
-
-
-class Keeper(Protocol):
-    """Keeps examples that had no answer from the tier that should have given it, to be asked about later."""
-
-    def keep(self, example: Example, outcome: Outcome) -> str:
-        """A key, once the example is on the disk; "" where it is not kept."""
-        ...
 
 
 class HeldBackError(TierError):
@@ -86,7 +78,8 @@ class HeldBackError(TierError):
     reason = "held-back"
 
 
-HoldBackRule = Callable[[Example, Run], str | None]  # why an example that would go on may not; None: it may
+HoldBackRule = Callable[[Example, Run], str | None]  # why an example may not leave the device; None: it may
+Keep = Callable[[Example, Outcome], str]  # the key of an example once it is on disk; "" where it is not kept
 
 
 class Agent:
@@ -94,15 +87,15 @@ class Agent:
 
     Args:
         cascade: its first tiers usually local; a tier that `waits` is asked on a waiting thread.
-        door: decodes and checks what the source gives.
+        decoder: decodes and checks what the source gives.
         max_in_flight: examples waiting for a server at once; at that many, the source waits. 0: one example at a
             time, the next is taken when this one has its answer.
         ordered: outcomes reach the sink in the source's order.
         deadline_s: of one example in all.
         interval_s: least time between two examples.
-        hold_back: asked about each example that would leave the device.
-        keeper: given each example that a server should have answered and did not, before its outcome is written.
-        watchers: told of each outcome.
+        hold_back: called for each example that would leave the device.
+        keep: called with each example that a server should have answered and did not, before its outcome is written.
+        observers: called with each outcome.
     """
 
     def __init__(
@@ -116,7 +109,7 @@ class Agent:
         deadline_s: float = math.inf,
         interval_s: float = 0.0,
         hold_back: HoldBackRule | None = None,
-        keeper: Keeper | None = None,
+        keep: Keep | None = None,
         observers: Sequence[OutcomeObserver] = (),
     ) -> None:
         self.cascade = cascade
@@ -125,14 +118,14 @@ class Agent:
         self.deadline_s = deadline_s
         self.interval_s = interval_s
         self.hold_back = hold_back
-        self.keeper = keeper
+        self.keep = keep
         self.observers = list(observers)
         self.tally = Tally()
         self.failure: BaseException | None = None
         self.stop = threading.Event()
-        self.n_waiting = 0  # examples under way at a server
+        self.n_waiting = 0  # examples that wait for a server
         self.local_s = MovingAverage()  # the device's own part of an example that waits for a server
-        self.busy_since: float | None = None  # `time.monotonic()` second it took its example; None: idle
+        self.busy_since: float | None = None  # `time.monotonic()` second at which it took its example; None: idle
         self._reorder: ReorderBuffer[tuple[Example, Outcome]] | None = ReorderBuffer() if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
         self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
@@ -151,7 +144,7 @@ class Agent:
         try:
             # islice: a slow source is not asked for an example beyond the limit
             for number, example in enumerate(itertools.islice(source.examples(self.stop), limit)):
-                self._pace(next_at)  # what the source has given is decided, even if it was told to stop meanwhile
+                self._pace(next_at)  # an example the source has given is decided, even if `stop` was set meanwhile
                 next_at = max(next_at + self.interval_s, time.perf_counter())
                 self._take(number, example)
                 self.busy_since = None  # here alone: a waiting thread's outcome says nothing of this loop
@@ -163,7 +156,7 @@ class Agent:
         return self.tally
 
     def correct(self, outcome: Outcome, example: Example | None = None) -> None:
-        """Write the late answer to an example that was kept; watchers are told if they can be given the example.
+        """Write the late answer to an example that was kept; observers are called where its example is given.
 
         Raises:
             OSError: the sink cannot be written.
@@ -175,11 +168,11 @@ class Agent:
             for observer in self.observers:
                 observer.on_outcome(example, outcome)
 
-    def tell(self, event: Event) -> None:
-        """Write an event to the sink."""
+    def write_event(self, event: Event) -> None:
+        """Write an event to the sink; an error stops the agent."""
         try:
             with self._writing:
-                self.sink.tell(event)
+                self.sink.write_event(event)
         except OSError as error:
             self.give_up(error)
 
@@ -237,13 +230,13 @@ class Agent:
         run.fall_back(error)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
-        """The rest of an example's way, on a waiting thread, under a trace of its own that the servers go on with."""
-        hop = trace_context.begin()
+        """Run an example's remaining tiers on a waiting thread, under a trace of its own that the servers continue."""
+        span = trace_context.begin()
         try:
             while not run.is_done:
                 run.step()
             outcome = self._decided(example, run, started)
-        except TierError as error:  # no tier before it has an answer, or none is wanted
+        except TierError as error:  # no tier before it answered, or falling back is off
             outcome = replace(self._failed(example, started, f"{error.reason}: {error}"), call=error.call)
         except InputError as error:
             outcome = self._failed(example, started, str(error))
@@ -255,17 +248,18 @@ class Agent:
             with self._counting:
                 self.n_waiting -= 1
             self._slots.release()
-        outcome = replace(outcome, trace=hop.trace_id, deferred=True)
+        outcome = replace(outcome, trace=span.trace_id, deferred=True)
         try:
-            if self.keeper is not None and outcome.reason:
-                outcome = replace(outcome, spooled=self.keeper.keep(example, outcome))
+            if self.keep is not None and outcome.reason:
+                outcome = replace(outcome, spooled=self.keep(example, outcome))
             self._done(number, example, outcome)
         except OSError as error:
             self.give_up(error)
 
     def _decided(self, example: Example, run: Run, started: float) -> Outcome:
         latency_s = time.perf_counter() - started
-        return Outcome(example.id, run.decisions()[0], latency_s, example.truth)
+        decisions = run.decisions()
+        return Outcome(example.id, decisions[0], latency_s, example.truth, decisions=decisions)
 
     def _failed(self, example: Example, started: float, reason: str) -> Outcome:
         return Outcome(example.id, None, time.perf_counter() - started, example.truth, reason)
@@ -283,6 +277,6 @@ class Agent:
                 example.answered(outcome)
 
     def give_up(self, error: BaseException) -> None:
-        """Stop, and let `run` raise this."""
+        """Stop, and have `run` raise this."""
         self.failure = self.failure or error
         self.stop.set()

@@ -1,22 +1,25 @@
 """State of the link to a remote tier: its settings, round-trip times, circuit breaker and log lines.
 
-Michael Nygard, "Release It!": closed (calls pass), open (none does), half-open (one may, to see). Knows no network and
-waits for nobody: it is asked, and told what came of it.
+The circuit breaker is Michael Nygard's, "Release It!": closed (calls pass), open (none does), half-open (one passes as
+a trial). Nothing here makes a call: who does asks the breaker first, and reports the result.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from coe.cascade.errors import TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.config import Fields, format_seconds
 from coe.config.settings import read_settings, setting
+from coe.link import Backoff
 
 LONGEST_MS = 3_600_000
 
@@ -57,8 +60,11 @@ def _read_backoff(fields: Fields) -> tuple[float, float]:
     return waits[0] / 1000, waits[1] / 1000
 
 
+log = logging.getLogger(__name__)
+
+
 class LinkStatus(StrEnum):
-    """Of a circuit breaker: calls pass; none does; one may, to see."""
+    """Of a circuit breaker: calls pass; none does; one passes as a trial."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -67,21 +73,21 @@ class LinkStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """A link at one moment; whole, and never changed. Times are seconds of the watcher's clock (`time.monotonic`).
+    """A link at one moment. Times are seconds of the breaker's clock (`time.monotonic`).
 
     Args:
         tier: at the link's other end.
-        since: when the status became what it is.
+        since: when the status last changed.
         failures: of the link in a row.
         misses: deadlines missed in a row, on the present connection.
         error: the latest failure, in words; stays when the link is up again.
-        is_draining: the server answered the latest probe, that it takes no calls.
-        held_until: no calls before: an overloaded server said when to come again.
-        next_probe_at: inf where none is due: the link is not open.
-        n_opened, n_probes, n_rebuilds: since the start: how often the link went down, was probed, was connected anew.
+        is_draining: the server answered the latest probe that it takes no calls.
+        held_until: no calls before: an overloaded server said when to try again.
+        next_probe_at: inf where no probe is due: the breaker is not open.
+        n_opened, n_probes, n_rebuilds: since the start: how often the link went down, was probed, was reconnected.
         round_trip_s: moving average of a call's time, the server's own work and an injected delay included; NaN
             while not known.
-        best_s: the least of the minute before the latest call; NaN while not known.
+        best_s: the shortest of the minute before the latest call; NaN while not known.
     """
 
     tier: str
@@ -101,7 +107,7 @@ class LinkState:
 
     @property
     def is_up(self) -> bool:
-        """Whether calls pass, or one may: what waits for the link can begin."""
+        """True if calls pass, or one as a trial: what waits for the link can start."""
         return self.status is not LinkStatus.OPEN
 
 
@@ -110,7 +116,7 @@ REMEMBERED_S = 30.0  # the best is that of this period and the one before
 
 
 class MovingAverage:
-    """A moving average and the mean deviation from it. To be added to by one thread at a time."""
+    """A moving average and the mean deviation from it. One thread at a time may add to it."""
 
     def __init__(self) -> None:
         self.mean = math.nan
@@ -125,14 +131,14 @@ class MovingAverage:
 
     @property
     def high(self) -> float:
-        """What it rarely goes beyond: the mean and four deviations, as TCP's timeout; 0 while nothing is known."""
+        """A bound that is rarely exceeded: the mean and four deviations, as TCP's timeout; 0 while nothing is known."""
         return 0.0 if math.isnan(self.mean) else self.mean + 4 * self.deviation
 
 
 class RoundTrips:
-    """Times of calls that were answered. What is long past is forgotten: a device may have moved to a better network.
+    """Times of calls that were answered. Old ones are forgotten: a device may have moved to a better network.
 
-    To be added to by one thread at a time.
+    One thread at a time may add to it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -153,7 +159,7 @@ class RoundTrips:
 
     @property
     def best_s(self) -> float:
-        """The least of the last 30 to 60 seconds; NaN where nothing was answered in them."""
+        """The shortest of the last 30 to 60 seconds; NaN where nothing was answered in them."""
         self._roll_period()
         best = min(self._best, self._best_before)
         return math.nan if best == math.inf else best
@@ -169,21 +175,20 @@ class RoundTrips:
             self._times = MovingAverage()
 
 
-GROWTH = 2.0  # of the wait, from one probe to the next
-JITTER = 0.25  # each wait is varied by up to this share, so that a fleet does not come back all at once
+SPREAD = (0.75, 1.25)  # each wait between probes is varied by this, so that a fleet does not come back all at once
 
 
 class CircuitBreaker:
-    """Who may call, and when to probe. Thread-safe; `state` is read without a lock.
+    """Decides which calls pass, and when to probe. Thread-safe; `state` is read without a lock.
 
-    A call is admitted with a ticket, and handed back with it: `answered`, `overloaded`, `failed` or `undecided`.
-    A failure that began before the latest change of status, or on an earlier connection, tells of the past and is not
-    counted. An answer always closes.
+    A call is admitted with a ticket, and its result reported with it: `answered`, `overloaded`, `failed` or
+    `undecided`. A failure that began before the latest change of status, or on an earlier connection, is not counted.
+    An answer always closes.
 
     Args:
         tier: whose calls these are, for errors.
-        changed: told of each change of status, with the lock held: it must only pass it on.
-        rng: varies the waits; Python's own, since NumPy's is not loaded on a device.
+        changed: called with each new status, with the lock held: it must only pass it on.
+        rng: varies the waits between probes.
     """
 
     def __init__(
@@ -198,22 +203,13 @@ class CircuitBreaker:
         self.tier = tier
         self.config = config or LinkConfig()
         self._clock = clock
-        self._rng = rng or random.Random()
         self._changed = changed
         self._lock = threading.Lock()  # over all below
-        self._status = LinkStatus.CLOSED
-        self._since = clock()
-        self._failures = self._misses = 0
-        self._error = ""
-        self._is_draining = False
-        self._held_until = -math.inf
-        self._next_probe_at = math.inf
-        self._n_opened = self._n_probes = self._n_rebuilds = 0
-        self._n_waits = 0  # since it was closed
+        self._backoff = Backoff(*self.config.backoff_s, SPREAD, rng)  # since it was closed
         self._ticket = 0
         self._is_tried = False  # half-open: a call is under way
         self._round_trips = RoundTrips(clock)
-        self.state = self._snapshot()
+        self.state = LinkState(tier, since=clock())
 
     @property
     def best_s(self) -> float:
@@ -226,19 +222,19 @@ class CircuitBreaker:
 
         Raises:
             TierUnavailable: the link is down, or another call is trying it.
-            TierOverloaded: the server asked to be left alone.
+            TierOverloaded: the server asked for no calls until later.
         """
         with self._lock:
-            now = self._clock()
-            if self._status is LinkStatus.OPEN:
-                wait_s = self._next_probe_at - now
+            now, state = self._clock(), self.state
+            if state.status is LinkStatus.OPEN:
+                wait_s = state.next_probe_at - now
                 probe = f"next probe in {format_seconds(wait_s)}" if wait_s > 0 else "a probe is under way"
                 raise TierUnavailable(self.tier, f"the link is down, {probe}")
-            if now < self._held_until:
-                left_s = self._held_until - now
+            if now < state.held_until:
+                left_s = state.held_until - now
                 text = f"it asked to be left alone for another {format_seconds(left_s)}"
                 raise TierOverloaded(self.tier, text, retry_after_s=left_s)
-            if self._status is LinkStatus.HALF_OPEN:
+            if state.status is LinkStatus.HALF_OPEN:
                 if self._is_tried:
                     raise TierUnavailable(self.tier, "the link was down, and another call is trying it")
                 self._is_tried = True
@@ -251,30 +247,30 @@ class CircuitBreaker:
             self._close()
 
     def overloaded(self, retry_after_s: float | None) -> None:
-        """The server answered a call that it has too much to do; no call is made until it said."""
+        """The server answered that it has too much to do; no call is made before the time it named."""
         with self._lock:
-            if retry_after_s is not None:
-                self._held_until = self._clock() + min(retry_after_s, self.config.backoff_s[1])
-            self._close()
+            if retry_after_s is None:
+                self._close()
+            else:
+                self._close(held_until=self._clock() + min(retry_after_s, self.config.backoff_s[1]))
 
     def failed(self, ticket: int, error: TierError) -> bool:
-        """A call failed by the link's fault. True: it was one deadline miss too many, so connect anew."""
+        """A call failed by the link's fault. True: it was one deadline miss too many, so reconnect."""
         with self._lock:
             if ticket != self._ticket:
                 return False
-            self._failures += 1
-            self._misses = self._misses + 1 if isinstance(error, TierTimeout) else 0
-            self._error = str(error)
-            if self._status is LinkStatus.HALF_OPEN or self._failures >= self.config.failures:
-                if self._status is LinkStatus.CLOSED:
-                    self._n_opened += 1
-                self._set_status(LinkStatus.OPEN)
-                return False  # the probe does
-            self.state = self._snapshot()
-            return self._misses == self.config.rebuild_after
+            state = self.state
+            failures = state.failures + 1
+            misses = state.misses + 1 if isinstance(error, TierTimeout) else 0
+            if state.status is LinkStatus.HALF_OPEN or failures >= self.config.failures:
+                n_opened = state.n_opened + (state.status is LinkStatus.CLOSED)
+                self._set(LinkStatus.OPEN, failures=failures, misses=misses, error=str(error), n_opened=n_opened)
+                return False  # the probe reconnects
+            self._update(failures=failures, misses=misses, error=str(error))
+            return misses == self.config.rebuild_after
 
     def undecided(self, ticket: int) -> None:
-        """What came of a call tells nothing of the link; another may try it."""
+        """The call's result says nothing about the link; another call may try it."""
         with self._lock:
             if ticket == self._ticket:
                 self._is_tried = False
@@ -282,100 +278,67 @@ class CircuitBreaker:
     def probed(self, is_up: bool, error: str = "", *, is_draining: bool = False) -> None:
         """A probe was answered (`is_up`), or was not, or only to say that the server is draining."""
         with self._lock:
-            self._n_probes += 1
-            self._is_draining = is_draining
-            self._error = error or self._error
-            if self._status is LinkStatus.OPEN:
-                self._set_status(LinkStatus.HALF_OPEN if is_up else LinkStatus.OPEN)
-            else:  # an answer that was late has closed it
-                self.state = self._snapshot()
+            state = self.state
+            facts = {"n_probes": state.n_probes + 1, "is_draining": is_draining, "error": error or state.error}
+            if state.status is LinkStatus.OPEN:
+                self._set(LinkStatus.HALF_OPEN if is_up else LinkStatus.OPEN, **facts)
+            else:  # a late answer has closed it
+                self._update(**facts)
 
     def hasten(self) -> None:
         """The device's own network changed: the next probe is due after the first wait again."""
         with self._lock:
-            if self._status is LinkStatus.OPEN:
-                self._n_waits = 0
-                self._next_probe_at = min(self._next_probe_at, self._clock() + self._wait_s())
-                self.state = self._snapshot()
+            if self.state.status is LinkStatus.OPEN:
+                self._backoff.reset()
+                probe_at = self._clock() + self._backoff.next_s()
+                self._update(next_probe_at=min(self.state.next_probe_at, probe_at))
 
     def rebuilt(self) -> None:
-        """Calls go on a new connection; what comes of those on the old one is of the past."""
+        """Calls use a new connection; results of calls on the old one no longer count."""
         with self._lock:
-            self._n_rebuilds += 1
-            self._misses = 0
-            if self._status is LinkStatus.CLOSED:
+            if self.state.status is LinkStatus.CLOSED:
                 self._ticket += 1
-            self.state = self._snapshot()
+            self._update(n_rebuilds=self.state.n_rebuilds + 1, misses=0)
 
-    def _close(self) -> None:
-        self._failures = self._misses = 0
-        self._n_waits = 0
-        self._is_draining = False
-        if self._status is LinkStatus.CLOSED:
-            self.state = self._snapshot()
-        else:
-            self._set_status(LinkStatus.CLOSED)
+    def _close(self, **facts: Any) -> None:
+        self._backoff.reset()
+        self._set(LinkStatus.CLOSED, failures=0, misses=0, is_draining=False, **facts)
 
-    def _set_status(self, status: LinkStatus) -> None:
-        """The status from here on; OPEN plans the next probe, after a longer wait each time."""
-        is_new = status is not self._status
+    def _set(self, status: LinkStatus, **facts: Any) -> None:
+        """Change the status, and what else is given; OPEN plans the next probe, after a longer wait each time."""
+        is_new = status is not self.state.status
         if is_new:
-            self._status, self._since = status, self._clock()
+            facts["since"] = self._clock()
             self._ticket += 1
             self._is_tried = False
-        self._next_probe_at = self._clock() + self._wait_s() if status is LinkStatus.OPEN else math.inf
-        self.state = self._snapshot()
+        probe_at = self._clock() + self._backoff.next_s() if status is LinkStatus.OPEN else math.inf
+        self._update(status=status, next_probe_at=probe_at, **facts)
         if is_new:
             self._changed(self.state)
 
-    def _wait_s(self) -> float:
-        first, longest = self.config.backoff_s
-        wait = min(longest, first * GROWTH ** min(self._n_waits, 60))
-        self._n_waits += 1
-        return wait * (1 + JITTER * (2 * self._rng.random() - 1))
-
-    def _snapshot(self) -> LinkState:
-        return LinkState(
-            tier=self.tier,
-            status=self._status,
-            since=self._since,
-            failures=self._failures,
-            misses=self._misses,
-            error=self._error,
-            is_draining=self._is_draining,
-            held_until=self._held_until,
-            next_probe_at=self._next_probe_at,
-            n_opened=self._n_opened,
-            n_probes=self._n_probes,
-            n_rebuilds=self._n_rebuilds,
-            round_trip_s=self._round_trips.mean_s,
-            best_s=self._round_trips.best_s,
-        )
+    def _update(self, **facts: Any) -> None:
+        times = self._round_trips
+        self.state = replace(self.state, round_trip_s=times.mean_s, best_s=times.best_s, **facts)
 
 
-QUIET_S = 60.0  # after a line that a link is down: one that comes and goes is told of once in a while
+QUIET_S = 60.0  # after a line that a link is down: an unsteady link is logged once in a while
 
 
 class LinkLog:
-    """Told of each change of a link, from that link's threads.
+    """Logs that a link is down, or up again; called from the links' threads."""
 
-    Args:
-        tell: told what a user must know.
-    """
-
-    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._tell = tell
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._down: dict[str, float] = {}  # links of which it was told that they are down, and since when
-        self._told: dict[str, float] = {}  # when a link was last said to be down
+        self._down: dict[str, float] = {}  # links that were logged as down, and since when
+        self._logged: dict[str, float] = {}  # when a link was last logged as down
 
     def changed(self, state: LinkState) -> None:
         now = self._clock()
         if state.status is LinkStatus.OPEN and state.tier not in self._down:
-            if now - self._told.get(state.tier, -QUIET_S) >= QUIET_S:
-                self._told[state.tier] = self._down[state.tier] = now
-                why = state.error.removeprefix(f"tier {state.tier}: ") or "its probes fail"
-                self._tell(f"warning: the link to tier {state.tier} is down, the device answers by itself: {why}")
+            if now - self._logged.get(state.tier, -QUIET_S) >= QUIET_S:
+                self._logged[state.tier] = self._down[state.tier] = now
+                reason = state.error.removeprefix(f"tier {state.tier}: ") or "its probes fail"
+                log.warning("the link to tier %s is down, the device answers by itself: %s", state.tier, reason)
         elif state.status is LinkStatus.CLOSED and state.tier in self._down:
             away_s = now - self._down.pop(state.tier)
-            self._tell(f"the link to tier {state.tier} is up again, after {away_s:.1f} s")
+            log.info("the link to tier %s is up again, after %.1f s", state.tier, away_s)

@@ -25,19 +25,14 @@ from coe.protocol.remote import remote_of
 
 from .link import CircuitBreaker, LinkConfig, LinkState
 
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = (
-    0x1,
-    0x10,
-    0x40,
-    0x100,
-    0x400,
-)  # rtnetlink(7), RTMGRP_*
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40  # rtnetlink(7)
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 RTMGRP_ALL = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 RECEIVE_BYTES = 65536
 
 
 class NetworkChanges:
-    """Changes of this machine's interfaces, addresses and routes; none are ever seen where the system is not Linux."""
+    """Changes of this machine's interfaces, addresses and routes; on a system other than Linux, none are seen."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -47,7 +42,7 @@ class NetworkChanges:
             opened.bind((0, RTMGRP_ALL))
 
     def has_any(self) -> bool:
-        """Whether there was one since this was asked before; waits for nothing."""
+        """True if there was one since the last call; does not wait."""
         found = False
         while self._socket is not None:
             try:
@@ -68,9 +63,9 @@ log = logging.getLogger(__name__)
 OnChange = Callable[[LinkState], None]
 
 FITS = 0.9  # a call with less than this share of the best round trip left cannot have its answer in time
-FAIR_S = 0.05  # a deadline below this, if not the tier's own, says nothing of the link when it is missed
+FAIR_S = 0.05  # a missed deadline shorter than this, if not the tier's own, says nothing about the link
 LEAST_PROBE_S = 1.0
-LOOK_S = 0.25  # between two looks whether this machine's network changed, while the link is down
+LOOK_S = 0.25  # between two checks whether this machine's network changed, while the link is down
 CLOSE_S = 5.0  # that closing waits for a probe under way
 DRAINING = "the server is draining, or not ready yet"
 REBUILD: Final = object()
@@ -79,14 +74,14 @@ REBUILD: Final = object()
 class LinkedTier:
     """`tier`, asked only while its link works; a link that is down is TierUnavailable at once.
 
-    It goes around an injected delay, which stands for the link: what is refused here waits for nobody, and the times
-    of calls are what an example's deadline has to hold.
+    It wraps an injected delay, which stands for the link: a call that is refused does not wait for the delay, and the
+    measured times of calls include it.
 
     Args:
         tier: remote, or remote behind an injected delay.
         on_change: as `listen` takes it.
         reserve_s: how much of a batch's deadline to keep for the answer of the tier before, should this one give none;
-            asked for each batch that has one, and the config's where that is more.
+            called for each batch with a deadline; the config's value is used where that is more.
         rng: varies the waits between probes.
     Raises:
         ValueError: the tier is a local one.
@@ -126,14 +121,14 @@ class LinkedTier:
 
     @property
     def state(self) -> LinkState:
-        """What is known of the link now; taken without a lock."""
+        """The link's state now; read without a lock."""
         return self._breaker.state
 
     def listen(self, on_change: OnChange) -> None:
-        """Have this told of each change of the link's status from here on.
+        """Call `on_change` with each new status from here on.
 
-        In order, on a thread of the link's own, which probes as well: it must not take long. What waits for the link
-        can begin as soon as `is_up`; when half-open, its first call is the one that tries.
+        In order, on the link's own thread, which probes as well: it must not take long. What waits for the link can
+        start as soon as `is_up`; when half-open, its first call is the trial.
         """
         self._listeners.append(on_change)
 
@@ -142,7 +137,7 @@ class LinkedTier:
 
         Raises:
             TierError: also without a call: TierUnavailable where the link is down, TierTimeout where no answer can
-                come in time, TierOverloaded where the server asked to be left alone.
+                come in time, TierOverloaded where the server asked for no calls until later.
         """
         batch, left_s = self._within_budget(batch)
         ticket = self._breaker.admit()
@@ -168,14 +163,14 @@ class LinkedTier:
         return self.tier.complete(batch, vote)
 
     def close(self) -> None:
-        """Close the tier and end the watch; twice is fine."""
+        """Close the tier and end its thread; twice is fine."""
         self._inbox.put(None)
         self.tier.close()  # which ends a probe under way
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_S)
 
     def _within_budget(self, batch: Batch) -> tuple[Batch, float]:
-        """The batch with its reserve taken off, and the seconds a call about it has.
+        """The batch with the reserve taken off its deadline, and the seconds that are left for a call.
 
         Raises:
             TierTimeout: the link is up, but no answer can come within them.
@@ -193,28 +188,28 @@ class LinkedTier:
         return batch, left_s
 
     def _is_fair(self, left_s: float) -> bool:
-        """Whether a call with so much time tells something of the link when it has no answer in time."""
+        """True if a call with so much time that has no answer in time counts as a failure of the link."""
         return left_s >= min(self._remote.deadline_s, FAIR_S)
 
     def _watch(self) -> None:
-        """Tell of changes, connect anew, and probe when it is time; until closed."""
+        """Until closed: pass on changes, reconnect, and probe when it is time."""
         network: NetworkChanges | None = None  # looked at while the link is down
         while True:
             wait_s = self.state.next_probe_at - time.monotonic()
             try:
-                told = self._inbox.get(timeout=None if wait_s == math.inf else min(max(wait_s, 0.0), LOOK_S))
+                message = self._inbox.get(timeout=None if wait_s == math.inf else min(max(wait_s, 0.0), LOOK_S))
             except Empty:
                 if wait_s <= LOOK_S:
                     self._probe()
                 elif network is not None and network.has_any():
                     self._breaker.hasten()
                 continue
-            if isinstance(told, LinkState):
+            if isinstance(message, LinkState):
                 if network is not None:
                     network.close()
-                network = None if told.is_up else NetworkChanges()
-                self._tell(told)
-            elif told is REBUILD:
+                network = None if message.is_up else NetworkChanges()
+                self._notify(message)
+            elif message is REBUILD:
                 self._rebuild()
             else:
                 break
@@ -222,31 +217,30 @@ class LinkedTier:
             network.close()
 
     def _rebuild(self) -> str:
-        """Connect anew; what is wrong with that, in words."""
+        """Reconnect; what is wrong with that, in words."""
         try:
             self._remote.redial()
         except ConfigError as error:
-            log.warning("tier %s: cannot connect anew: %s", self.name, error)
+            log.warning("tier %s: cannot reconnect: %s", self.name, error)
             return str(error)
         self._breaker.rebuilt()
         return ""
 
     def _probe(self) -> None:
-        """Ask whether the tier takes calls, on a new connection: names are looked up anew, and gRPC's own waits
-        between attempts do not come on top of ours."""
+        """Ask whether the tier takes calls, on a new connection: names are looked up again, and gRPC's own waits
+        between attempts are not added to ours."""
         error = self._rebuild()
         deadline_s = self.config.probe_s or max(LEAST_PROBE_S, self._remote.deadline_s)
         try:
             is_ready = self._remote.is_ready(deadline_s)
-        except (TierOverloaded, TierRejected) as answer:  # nothing is wrong with the link
+        except (TierOverloaded, TierRejected) as answer:  # the link works
             self._breaker.probed(True, str(answer))
         except TierError as failure:
             self._breaker.probed(False, error or str(failure))
         else:
             self._breaker.probed(is_ready, "" if is_ready else DRAINING, is_draining=not is_ready)
 
-    def _tell(self, state: LinkState) -> None:
-        log.info("tier %s: the link is %s", self.name, state.status)
+    def _notify(self, state: LinkState) -> None:
         for listener in tuple(self._listeners):
             try:
                 listener(state)
@@ -261,7 +255,7 @@ def watch_links(
     on_change: OnChange | None = None,
     reserve_s: Callable[[], float] | None = None,
 ) -> tuple[Cascade, list[LinkedTier]]:
-    """The same cascade with a watch over the link of each remote tier, and those tiers. Close the new one alone.
+    """The same cascade with each remote tier as a `LinkedTier`, and those tiers. Close the new cascade alone.
 
     Args:
         on_change, reserve_s: as LinkedTier takes them; on_change is called from a thread for each tier.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -18,16 +20,13 @@ from .config import AgentConfig, default_config, read_config
 
 Command = Callable[[Sequence[str]], int]
 
-COMMANDS: dict[str, tuple[str, str]] = {  # name -> where its function is, what it does
+COMMANDS: dict[str, tuple[str, str]] = {  # name -> its function, its help
     "init": ("edge.setup.init:init_command", "write a first config"),
-    "doctor": (
-        "edge.setup.doctor:doctor_command",
-        "check device, config and servers; say how to fix what is wrong",
-    ),
-    "bench": ("edge.profile.command:bench_command", "time members and thread plans here, compare payloads"),
-    "explain": ("edge.setup.explain:explain_command", "say what leaves this device, and what it keeps"),
-    "install-service": ("edge.setup.install_service:install_service_command", "run it as a systemd service"),
-    "spool": ("edge.spool.command:spool_command", "examples that wait for a later answer: status, export, clear"),
+    "doctor": ("edge.setup.doctor:doctor_command", "check config, models, servers and device, and say how to fix them"),
+    "bench": ("edge.profile.command:bench_command", "time members and thread plans on this device, measure payloads"),
+    "explain": ("edge.setup.explain:explain_command", "list what leaves this device, and what it stores"),
+    "install-service": ("edge.setup.install_service:install_service_command", "install the agent as a systemd service"),
+    "spool": ("edge.spool.command:spool_command", "show, copy or drop the examples that wait for a later answer"),
     "calibrate": ("edge.field.drift:calibrate_command", "measure the baseline for drift detection"),
 }
 
@@ -38,15 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
-        where, _ = COMMANDS[arguments[0]]
-        module, _, function = where.partition(":")
+        module, _, function = COMMANDS[arguments[0]][0].partition(":")
         command: Command = getattr(importlib.import_module(module), function)
         return command(arguments[1:])
     options = _parser().parse_args(arguments)
     path = options.config or default_config()
     config = read_config(path)
     for warning in config.warnings:
-        _tell(f"{path}: warning: {warning}")
+        _print(f"warning: {path}: {warning}")
     if options.dry_run:
         from .session import dry_run
 
@@ -55,7 +53,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    width = max((len(name) for name in COMMANDS), default=0)
+    width = max(len(name) for name in COMMANDS)
     parser = argparse.ArgumentParser(
         prog="coe-edge",
         description="Decide examples on this device where its models agree; send only the others to the cloud.",
@@ -66,10 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
-    parser.add_argument("--once", action="store_true", help="what the source has now, then stop (no watching)")
+    parser.add_argument("--once", action="store_true", help="decide what the source has now, then stop (no watching)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="stop after N examples")
-    parser.add_argument("--dry-run", action="store_true", help="check config, models and cloud, and stop")
-    parser.add_argument("--verbose", action="store_true", help="what runs on what, and a summary, off a terminal too")
+    parser.add_argument("--dry-run", action="store_true", help="check config, models and servers, and stop")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print what runs on what, and a summary; always so on a terminal"
+    )
     parser.add_argument("--version", action="version", version=f"coe-edge {__version__}")
     return parser
 
@@ -78,36 +78,54 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
     from .supervisor import ShutdownTimeout, Supervisor
     from .tally import LiveLine
 
-    talks = options.verbose or sys.stderr.isatty()
-    supervisor = Supervisor(
-        config,
-        lambda: read_config(config.path),
-        tell=_tell,
-        say=_tell if talks else lambda line: None,
-        once=options.once,
-        limit=options.limit,
-    )
+    is_verbose = options.verbose or sys.stderr.isatty()
+    supervisor = Supervisor(config, lambda: read_config(config.path), once=options.once, limit=options.limit)
     prints = any(sink.prints for sink in config.sinks)
     try:
-        with LiveLine(supervisor.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)):
+        with (
+            _logging(is_verbose),
+            LiveLine(supervisor.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)),
+        ):
             tally = supervisor.run()
     except ShutdownTimeout as error:
-        _tell(str(error))
-        os._exit(1)  # its threads would be waited for
-    if talks:
+        _print(str(error))
+        os._exit(1)  # a normal exit would wait for the threads
+    if is_verbose:
         for line in tally.summary():
-            _tell(line)
+            _print(line)
     if supervisor.stopped_by == signal.SIGINT:
         return 130
-    return 1 if tally.n and not tally.n_decided else 0  # nothing could be decided: that is no success
+    return 1 if tally.n and not tally.n_decided else 0  # a run that could decide nothing has failed
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """False, too, where whoever started this program closed the stream."""
+    """True if `stream` is a terminal; False, too, where the parent process closed it."""
     return stream is not None and stream.isatty()
 
 
-def _tell(line: str) -> None:
+@contextmanager
+def _logging(is_verbose: bool) -> Iterator[None]:
+    """Print the agent's log on standard error while the block runs; verbose: also what runs on what."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LineFormatter())
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("edge").setLevel(logging.INFO)
+    logging.getLogger("edge.session").setLevel(logging.DEBUG if is_verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+class _LineFormatter(logging.Formatter):
+    """Lines as `coe-edge: warning: ...`; the level is left out below a warning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return f"coe-edge: {level}{super().format(record)}"
+
+
+def _print(line: str) -> None:
     print(f"coe-edge: {line}", file=sys.stderr, flush=True)
 
 

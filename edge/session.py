@@ -1,14 +1,14 @@
 """One agent and everything it needs, opened from its config: for a run, or for `--dry-run`.
 
-A server of another task (other labels) stops the agent with a clear error. One that cannot be reached does not:
-the device answers by itself until it can be.
+A server of another task (other labels) stops the agent with an error. A server that cannot be reached does not: the
+device answers by itself until it can be reached.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -33,23 +33,23 @@ from .spool import SpoolConfig
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from .spool.recovery import FileHistory
-    from .spool.spool import Spool
+    from .spool.spool import FileHistory, Spool
+
+log = logging.getLogger(__name__)
 
 
 class RemoteTierCheck:
     """Asks every remote tier for its metadata, on a thread of its own."""
 
-    def __init__(self, cascade: Cascade, agent: Agent, tell: Callable[[str], None]) -> None:
+    def __init__(self, cascade: Cascade, agent: Agent) -> None:
         self._agent = agent
-        self._tell = tell
         self._remotes = [remote for tier in cascade.tiers if (remote := remote_of(tier)) is not None]
         self._thread = threading.Thread(target=self._ask, daemon=True)
         if self._remotes:
             self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Until all answered, at most `seconds`: a slow link must not hold up the first decision.
+        """Wait until all answered, at most `seconds`: a slow link must not delay the first decision.
 
         Raises:
             ConfigError: a server serves another task.
@@ -68,42 +68,36 @@ class RemoteTierCheck:
                 self._agent.give_up(error)
             except TierError as error:
                 self._agent.tally.cloud = error.reason
-                self._tell(f"warning: {error}; the device answers by itself until it can be reached")
+                log.warning("%s; the device answers by itself until it can be reached", error)
 
 
-METADATA_WAIT_S = 0.5  # how long a start waits to hear from the cloud before it goes on without
+METADATA_WAIT_S = 0.5  # how long a start waits for the servers' metadata
 
 
 class AgentSession:
-    """One agent, from the opening of its cascade to its last word.
+    """One agent, with its cascade, sinks, links, monitors, spool and status page; closes them all.
+
+    What runs on what is logged at level DEBUG.
 
     Args:
-        say: told what runs on what; tell: told what a user must know.
-        tally: of a run before, to be gone on with.
-        memory: of watched folders; it is told of the sinks.
+        tally: of an agent before, to continue.
+        history: of watched folders; it uses this agent's sinks until the session is closed.
     Raises:
         CascadeError: something cannot be opened; what was opened before is closed.
     """
 
-    def __init__(
-        self,
-        config: AgentConfig,
-        tell: Callable[[str], None],
-        say: Callable[[str], None] = lambda line: None,
-        tally: Tally | None = None,
-        memory: FileHistory | None = None,
-    ) -> None:
+    def __init__(self, config: AgentConfig, tally: Tally | None = None, history: FileHistory | None = None) -> None:
         self.config = config
         self.spool: Spool | None = None
-        self._link_log = LinkLog(tell)
+        self._link_log = LinkLog()
         with ExitStack() as opened:
-            sink = open_sinks(config.sinks, config.cascade.task.labels, tell)
-            opened.callback(sink.close)
+            sinks = open_sinks(config.sinks, config.cascade.task.labels)
+            opened.callback(sinks.close)
             cascade, self.links = watch_links(
-                open_cascade(config.cascade, say),
+                open_cascade(config.cascade, log.debug),
                 config.link,
                 on_change=self._link_changed,
-                reserve_s=lambda: self.agent.local_s.high,  # where more than the config's
+                reserve_s=lambda: self.agent.local_s.high,
             )
             opened.callback(cascade.close)
             decoder = InputDecoder(config.cascade.task.input_spec)
@@ -111,7 +105,7 @@ class AgentSession:
             self.agent = Agent(
                 cascade,
                 decoder,
-                sink,
+                sinks,
                 max_in_flight=config.max_in_flight,
                 ordered=config.ordered,
                 deadline_s=config.deadline_s,
@@ -121,25 +115,23 @@ class AgentSession:
             self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state)
             opened.callback(self.field.close)
             if config.spool is not None:
-                self._keep(config.spool, opened, sink, tell)
-            if memory is not None:
-                memory.attach(sink, () if self.spool is None else self.spool.recovered)
-                opened.callback(memory.detach)
+                self._open_spool(config.spool, opened, sinks)
+            if history is not None:
+                history.attach(sinks, () if self.spool is None else self.spool.recovered)
+                opened.callback(history.detach)
             if config.watch is not None:
-                self._watch(config.watch, opened, sink, say)
-            self._remote_check = RemoteTierCheck(cascade, self.agent, tell)
+                self._open_status_page(config.watch, opened, sinks)
+            self._remote_check = RemoteTierCheck(cascade, self.agent)
             self._opened = opened.pop_all()
 
-    def _keep(self, config: SpoolConfig, opened: ExitStack, sink: Sinks, tell: Callable[[str], None]) -> None:
-        """The spool; imported only where it is asked for."""
-        from .spool.spool import Spool
+    def _open_spool(self, config: SpoolConfig, opened: ExitStack, sinks: Sinks) -> None:
+        from .spool.spool import Spool  # loads sqlite3
 
         self.spool = Spool(
             config,
             self.agent,
-            sink,
+            sinks,
             is_up=lambda: all(link.state.is_up for link in self.links),
-            tell=tell,
             policy=describe_send_policy(self.config.field, self.config.cascade),
         )
         opened.callback(self.spool.close)
@@ -148,10 +140,9 @@ class AgentSession:
         self._link_log.changed(state)
         spool = self.spool
         if spool is not None and state.is_up:
-            spool.on_link_up()
+            spool.sender.retry()
 
-    def _watch(self, config: ObserveConfig, opened: ExitStack, sinks: Sinks, say: Callable[[str], None]) -> None:
-        """Metrics and the page; imported only where they are asked for."""
+    def _open_status_page(self, config: ObserveConfig, opened: ExitStack, sinks: Sinks) -> None:
         from .observe.server import ObserveServer
         from .observe.status import AgentView, RecentDecisions
 
@@ -172,10 +163,10 @@ class AgentSession:
             ),
         )
         opened.callback(server.close)
-        say(f"watched at http://{config.host}:{server.port}/")
+        log.debug("status page at http://%s:%d/", config.host, server.port)
 
     def check_remote_tiers(self) -> None:
-        """Give the cloud a moment to say who it is, before the first decision.
+        """Wait a moment for the servers' metadata, before the first decision.
 
         Raises:
             ConfigError: a server serves another task.
@@ -183,7 +174,7 @@ class AgentSession:
         self._remote_check.wait(METADATA_WAIT_S)
 
     def run(self, source: Source, limit: int | None = None) -> Tally:
-        """Greet the cloud, then decide until the source ends or the agent is stopped."""
+        """Check the remote tiers, then decide until the source ends or the agent is stopped."""
         self.check_remote_tiers()
         return self.agent.run(source, limit)
 
@@ -200,10 +191,10 @@ class AgentSession:
 
 
 def dry_run(config: AgentConfig) -> int:
-    """0 if all is well, 1 if a server cannot be reached.
+    """Print whether the config, its models and its servers work; 0 if all do, 1 if a server cannot be reached.
 
     Raises:
-        ConfigError, ModelError, RuntimeMissing: what has to be mended first.
+        ConfigError, ModelError, RuntimeMissing: what has to be fixed first.
     """
     task = config.cascade.task
     print(f"task {task.name}: {len(task.labels)} labels, fingerprint {task.fingerprint}")
@@ -217,13 +208,14 @@ def dry_run(config: AgentConfig) -> int:
                 continue
             started = time.perf_counter()
             try:
-                told = remote.metadata()
+                metadata = remote.metadata()
             except TierError as error:
                 print(f"tier {tier.name}: FAILED {error}")
                 code = 1
                 continue
             took = format_seconds(time.perf_counter() - started)
-            print(f"tier {tier.name}: answers in {took}: {told.name} on {told.platform or 'an unnamed platform'}")
+            platform = metadata.platform or "an unnamed platform"
+            print(f"tier {tier.name}: answers in {took}: {metadata.name} on {platform}")
     finally:
         cascade.close()
     print("ready" if code == 0 else "not all tiers can be reached; the device would answer by itself")

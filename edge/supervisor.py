@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import sys
@@ -19,24 +20,20 @@ from .config import AgentConfig
 from .session import AgentSession
 from .sinks import Outcome
 from .sources import Example, Source, open_source
-from .spool.recovery import FileHistory
+from .spool.spool import FileHistory
 from .systemd import SystemdNotifier, Watchdog
 from .tally import Tally
 
-__all__ = ["ShutdownTimeout", "SourceHandover", "Supervisor", "SystemdNotifier", "Watchdog"]
-
+log = logging.getLogger(__name__)
 
 FINISH_S = 5.0
-HANDOVER_POLL_S = (
-    0.1  # how often an agent looks whether it is retired while the one before it still waits for the source
-)
+HANDOVER_POLL_S = 0.1  # how often an agent checks whether it is retired while another one waits for the source
 
 
 class SourceHandover:
-    """Examples of one source, whose iterator lives as long as this, whichever agent asks. An agent is known by its
-    `stop`.
+    """Gives the examples of one source to one agent after another. An agent is identified by its `stop`.
 
-    One that is retired while it waits for the source leaves what comes then to the next.
+    An agent that is retired while it waits for the source leaves the next example to its successor.
     """
 
     def __init__(self, source: Source) -> None:
@@ -44,10 +41,10 @@ class SourceHandover:
         self.is_over = False  # the source has ended
         self._stop = threading.Event()
         self._examples = source.examples(self._stop)
-        self._turn = threading.Lock()  # held by whoever asks the source
-        self._telling = threading.Lock()  # over all below
+        self._source_lock = threading.Lock()  # held by the agent that waits for the source
+        self._lock = threading.Lock()  # over all below
         self._retired: set[threading.Event] = set()
-        self._asker: threading.Event | None = None  # who waits for the source
+        self._asker: threading.Event | None = None  # the agent that waits for the source
         self._left: Example | None = None
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
@@ -56,46 +53,46 @@ class SourceHandover:
             while (example := self._next(stop)) is not None:
                 yield example
         finally:
-            with self._telling:
+            with self._lock:
                 self._retired.discard(stop)
 
     def retire(self, stop: threading.Event) -> None:
-        """That agent is given no more; its `stop` is set."""
-        with self._telling:
+        """Give that agent no more examples, and set its `stop`."""
+        with self._lock:
             self._retired.add(stop)
         stop.set()
 
     def is_asked_by(self, stop: threading.Event) -> bool:
-        """Whether that agent waits for the source; if it is retired, it will take nothing more."""
-        with self._telling:
+        """True while that agent waits for the source; if it is retired, it will take nothing more."""
+        with self._lock:
             return self._asker is stop
 
     def close(self) -> None:
-        """Tell the source to end; who waits for it soon waits no more."""
+        """Stop the source; an agent that waits for it soon waits no more."""
         self._stop.set()
 
     def finish(self) -> None:
-        """Let the source go, once nobody is in it; a source ends soon after it is told to."""
+        """Stop the source, and close its iterator once no agent waits for it."""
         self.close()
-        if self._turn.acquire(timeout=FINISH_S):
+        if self._source_lock.acquire(timeout=FINISH_S):
             self.is_over = True
             close = getattr(self._examples, "close", None)
             if close is not None:
                 close()
-            self._turn.release()
+            self._source_lock.release()
 
     def _next(self, stop: threading.Event) -> Example | None:
         """The next example; None where there is none for this agent."""
-        while not self._turn.acquire(timeout=HANDOVER_POLL_S):
+        while not self._source_lock.acquire(timeout=HANDOVER_POLL_S):
             if self._is_retired(stop):
                 return None
         try:
             return None if self._is_retired(stop) else self._ask(stop)
         finally:
-            self._turn.release()
+            self._source_lock.release()
 
     def _ask(self, stop: threading.Event) -> Example | None:
-        with self._telling:
+        with self._lock:
             example, self._left = self._left, None
             if example is not None:
                 self.n_given += 1
@@ -104,7 +101,7 @@ class SourceHandover:
         try:
             example = None if self.is_over else next(self._examples, None)
         finally:
-            with self._telling:
+            with self._lock:
                 self._asker = None
                 if example is None:
                     self.is_over = True
@@ -115,29 +112,29 @@ class SourceHandover:
         return example
 
     def _is_retired(self, stop: threading.Event) -> bool:
-        with self._telling:
+        with self._lock:
             return stop in self._retired
 
 
-POLL_S = 0.5  # how soon a failed agent whose source is quiet ends
+POLL_S = 0.5  # how soon a failed agent whose source gives nothing ends
 SETTLE_S = 0.01
-LAST_S = 2.0  # for the answers of examples that were not waited for any longer
+LAST_S = 2.0  # for the device's own answers after the remote tiers are closed
 
 
 class ShutdownTimeout(Exception):
-    """Something on this device did not end in time; its thread is still at work, so the process has to be ended."""
+    """A thread on this device did not end in time, so the process has to be ended."""
 
 
 class Supervisor:
-    """Runs the agent of a config until its source ends or a signal says so.
+    """Runs the agent of a config until its source ends or a signal stops it.
 
-    SIGTERM and SIGINT drain: no new example, and those that wait for a server have `grace_s` for its answer, then the
-    device answers them itself. Either signal once more ends the process at once. SIGHUP reads the settings again.
+    SIGTERM and SIGINT drain: no new example is taken, and those that wait for a server have `grace_s` for its answer,
+    then the device answers them itself. Either signal once more ends the process at once. SIGHUP reads the settings
+    again.
 
     Args:
-        reread: the settings, read again; raises what `read_config` does.
-        once, limit: as the command line has them.
-        tell: told what a user must know; say: what runs on what.
+        reread: reads the settings again; raises what `read_config` does.
+        once, limit: as on the command line.
     """
 
     def __init__(
@@ -145,8 +142,6 @@ class Supervisor:
         config: AgentConfig,
         reread: Callable[[], AgentConfig],
         *,
-        tell: Callable[[str], None],
-        say: Callable[[str], None] = lambda line: None,
         once: bool = False,
         limit: int | None = None,
         notifier: SystemdNotifier | None = None,
@@ -155,13 +150,10 @@ class Supervisor:
         self.tally = Tally()
         self.stopped_by = 0  # the signal; 0: none
         self._reread = reread
-        self._tell, self._say = tell, say
         self._once, self._limit = once, limit
-        self._memory = FileHistory(config.state, tell)  # for as long as this process runs: so long do its sources
+        self._history = FileHistory(config.state)  # outlives each agent, as the sources do
         self._notifier = notifier or SystemdNotifier.of()
-        self._events: queue.SimpleQueue[signal.Signals | _AgentThread] = (
-            queue.SimpleQueue()
-        )  # a signal's handler may put
+        self._events: queue.SimpleQueue[signal.Signals | _AgentThread] = queue.SimpleQueue()  # a signal handler puts
         self._opening_since: float | None = None
         self._worker: _AgentThread | None = None
 
@@ -176,15 +168,15 @@ class Supervisor:
             try:
                 self._handover = SourceHandover(self._open_source(self.config))
             except BaseException:
-                self._memory.close()
+                self._history.close()
                 raise
             try:
-                self._begin(self.config)
+                self._start(self.config)
                 self._notifier.ready(self.tally.line())
                 with Watchdog(self._notifier, self.tally.line, self._busy_since):
-                    self._attend()
+                    self._handle_events()
             except ShutdownTimeout:
-                raise  # what hangs would hold up the closing, too
+                raise  # the thread that hangs would block closing, too
             except BaseException:
                 self._close()
                 raise
@@ -195,18 +187,18 @@ class Supervisor:
         self._handover.finish()
         if self._worker is not None:
             self._worker.session.close()
-        self._memory.close()
+        self._history.close()
 
     def _open_source(self, config: AgentConfig) -> Source:
-        return open_source(config.source, self._once, self._tell, self._memory)
+        return open_source(config.source, self._once, self._history)
 
-    def _attend(self) -> None:
-        """Until the agent has ended."""
+    def _handle_events(self) -> None:
+        """Return once the agent has ended."""
         while True:
             try:
                 event = self._events.get(timeout=POLL_S)
             except queue.Empty:
-                if self._current.agent.stop.is_set():  # it failed, and may not know: its source is quiet
+                if self._current.agent.stop.is_set():  # it failed, and may still wait for its source
                     self._handover.close()
                 continue
             if isinstance(event, _AgentThread):
@@ -228,11 +220,11 @@ class Supervisor:
         assert self._worker is not None
         return self._worker
 
-    def _begin(self, config: AgentConfig) -> None:
-        """Open the agent of a config and set it to work."""
+    def _start(self, config: AgentConfig) -> None:
+        """Open the agent of a config and start its thread."""
         self._opening_since = time.monotonic()
         try:
-            session = AgentSession(config, self._tell, self._say, self.tally, self._memory)
+            session = AgentSession(config, self.tally, self._history)
             try:
                 session.check_remote_tiers()
             except BaseException:
@@ -246,12 +238,12 @@ class Supervisor:
         self._worker.start()
 
     def _reload(self) -> None:
-        """Go on with the settings as they are now; where they are wrong, with those before."""
+        """Change to the settings as they are now; where they are wrong, keep those before."""
         before = self.config
         self._notifier.reloading()
         try:
             config = self._reread()
-            open_cascade(config.cascade).close()  # its models are there, and are what they should be
+            open_cascade(config.cascade).close()  # raises where a model is missing or wrong
             same = replace(config.source, interval_s=0.0) == replace(before.source, interval_s=0.0)
             handover = self._handover if same else SourceHandover(self._open_source(config))
         except (CascadeError, OSError) as error:
@@ -262,25 +254,25 @@ class Supervisor:
             self._handover.finish()
             self._handover = handover
         try:
-            self._begin(config)
+            self._start(config)
         except (CascadeError, OSError) as error:
             if not same:
                 self._handover.finish()
                 self._handover = SourceHandover(self._open_source(before))
-            self._begin(before)
+            self._start(before)
             self._refuse(error)
             return
         for warning in config.warnings:
-            self._tell(f"{config.path}: warning: {warning}")
-        self._tell(f"{config.path}: reloaded")
+            log.warning("%s: %s", config.path, warning)
+        log.info("%s: reloaded", config.path)
         self._notifier.ready(self.tally.line())
 
     def _refuse(self, error: Exception) -> None:
-        self._tell(f"not reloaded, the settings before stay: {'; '.join(str(error).splitlines())}")
+        log.error("not reloaded, the settings before stay: %s", "; ".join(str(error).splitlines()))
         self._notifier.ready(self.tally.line())
 
     def _retire(self) -> None:
-        """No more examples for this agent; when this returns, those it had are in its sink, and it is closed."""
+        """Give the agent no more examples, and close it once those it had are in its sink."""
         worker = self._current
         self._handover.retire(worker.agent.stop)
         self._drain(lambda: not worker.is_alive() or worker.is_idle())
@@ -289,18 +281,18 @@ class Supervisor:
         worker.session.close()
 
     def _drain(self, is_done: Callable[[], bool]) -> None:
-        """Wait for servers' answers within `grace_s`; then hang up, so that the device answers by itself."""
+        """Wait for the servers' answers within `grace_s`; then close the remote tiers, so that the device answers."""
         if _comes_true(is_done, self.config.grace_s):
             return
         worker = self._current
         tiers = [tier for tier in worker.agent.cascade.tiers if tier.waits]
         grace = f"{self.config.grace_s:g} s"
         if n := worker.agent.n_waiting:
-            self._tell(f"{n} examples still wait for a server after {grace}; it is waited for no more")
+            log.info("%d examples still wait for a server after %s; the device answers them itself", n, grace)
         for tier in tiers:
             tier.close()
         if not _comes_true(is_done, LAST_S):
-            raise ShutdownTimeout(f"an example was still at work on this device after {grace}; ended in its midst")
+            raise ShutdownTimeout(f"an example was still being decided on this device after {grace}; not waited for")
 
     def _busy_since(self) -> float | None:
         if self._opening_since is not None:
@@ -309,7 +301,7 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Signals as events while the block runs. On a terminal, SIGHUP means that it is gone, and is left alone."""
+        """Put signals among the events while the block runs. On a terminal, SIGHUP keeps its meaning: it has closed."""
         numbers = [signal.SIGTERM, signal.SIGINT]
         if not sys.stderr.isatty():
             numbers.append(signal.SIGHUP)
@@ -326,11 +318,11 @@ class Supervisor:
         self._events.put(signal.Signals(number))
         if number != signal.SIGHUP:
             for ending in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(ending, signal.SIG_DFL)  # once more: at once
+                signal.signal(ending, signal.SIG_DFL)  # a second signal ends the process at once
 
 
 class _AgentThread(threading.Thread):
-    """One agent at work. It puts itself among the events as it ends."""
+    """Runs one agent, and puts itself among the events as it ends."""
 
     def __init__(
         self,
@@ -347,7 +339,7 @@ class _AgentThread(threading.Thread):
         self._n_given_before = handover.n_given
         self._n_seen = 0
         self._counting = threading.Lock()
-        self.agent.observers.append(self)  # the last: an outcome it saw is through with everybody
+        self.agent.observers.append(self)  # the last one: every other observer has had the outcomes it counts
 
     def run(self) -> None:
         try:
@@ -362,7 +354,7 @@ class _AgentThread(threading.Thread):
                 self._n_seen += 1
 
     def is_idle(self) -> bool:
-        """Whether it has no example, and waits for the source. If it is retired, it stays so."""
+        """True if it has no example, and waits for the source. If it is retired, it stays so."""
         if self.agent.failure is not None:
             return True
         is_asking = self.handover.is_asked_by(self.agent.stop)

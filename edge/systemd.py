@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -12,11 +13,11 @@ from coe.config import format_seconds
 
 
 class SystemdNotifier:
-    """Datagrams to a Unix socket. A service manager that has gone away is no matter of ours.
+    """Sends notifications as datagrams to a Unix socket; errors are ignored.
 
     Args:
-        address: path of the socket, or "@" and a name in the abstract name space; "": nobody listens.
-        watchdog_s: within which the manager wants to hear that we are alive, again and again; None: it does not ask.
+        address: path of the socket, or "@" and a name in the abstract name space; "": nothing is sent.
+        watchdog_s: longest time between two signs of life that the manager accepts; None: it expects none.
     """
 
     def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
@@ -25,21 +26,16 @@ class SystemdNotifier:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> SystemdNotifier:
-        """As the manager's environment says: NOTIFY_SOCKET, and WATCHDOG_USEC where it is meant for this process."""
+        """From the environment: NOTIFY_SOCKET, and WATCHDOG_USEC where it is meant for this process."""
         address = environment.get("NOTIFY_SOCKET", "")
-        if address[:1] not in ("/", "@"):  # nothing, or a kind of socket that a container's machine would have
+        if address[:1] not in ("/", "@"):  # none, or a vsock of a container's machine
             return cls()
         usec = environment.get("WATCHDOG_USEC", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         return cls(address, int(usec) / 1e6 if mine and usec.isdecimal() and int(usec) > 0 else None)
 
-    @property
-    def is_heard(self) -> bool:
-        """Whether there is anybody to tell."""
-        return self.address != ""
-
     def ready(self, status: str = "") -> None:
-        """The first example may come; also after `reloading`."""
+        """The agent takes examples; also after `reloading`."""
         self._send("READY=1", status and f"STATUS={status}")
 
     def reloading(self) -> None:
@@ -54,30 +50,30 @@ class SystemdNotifier:
         self._send("WATCHDOG=1" if is_alive else "", f"STATUS={line}")
 
     def _send(self, *assignments: str) -> None:
-        if not self.is_heard:
+        if not self.address:
             return
         message = "\n".join(assignment.replace("\n", " ") for assignment in assignments if assignment)
         address = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as line:
-            line.setblocking(False)  # a manager that does not read must not hold up a decision
-            try:
-                line.sendto(message.encode(), address)
-            except OSError:
-                return
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
+            contextlib.suppress(OSError),
+        ):
+            sender.setblocking(False)  # a manager that does not read must not delay a decision
+            sender.sendto(message.encode(), address)
 
 
 STATUS_EVERY_S = 5.0
 
 
 class Watchdog:
-    """Tells a status line, and that the agent is alive, from a thread of its own while the `with` block runs.
+    """Sends a status line, and that the agent is alive, from a thread of its own while the `with` block runs.
 
-    An example that has been worked on for half of the manager's patience is a member that hangs: then no more signs of
-    life are sent, and the manager restarts the service in time.
+    If one example takes longer than half of `watchdog_s`, a member hangs: no more signs of life are sent then, and the
+    manager restarts the service.
 
     Args:
-        line: how it goes, in a line.
-        busy_since: `time.monotonic()` second at which what is under way on this device began; None: nothing is.
+        line: returns the status line.
+        busy_since: returns the `time.monotonic()` second at which the present work on this device began; None: idle.
     """
 
     def __init__(
@@ -86,25 +82,25 @@ class Watchdog:
         self._notifier = notifier
         self._line = line
         self._busy_since = busy_since
-        patience_s = notifier.watchdog_s
-        self._limit_s = None if patience_s is None else patience_s / 2
-        self._every_s = STATUS_EVERY_S if patience_s is None else min(STATUS_EVERY_S, patience_s / 5)
+        watchdog_s = notifier.watchdog_s
+        self._limit_s = None if watchdog_s is None else watchdog_s / 2
+        self._every_s = STATUS_EVERY_S if watchdog_s is None else min(STATUS_EVERY_S, watchdog_s / 5)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="coe-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="coe-watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        if self._notifier.is_heard:
+        if self._notifier.address:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._notifier.is_heard:
+        if self._notifier.address:
             self._thread.join()
 
     def _run(self) -> None:
         while True:
-            since = self._busy_since()  # read once: the agent goes on meanwhile
+            since = self._busy_since()  # read once: the agent changes it
             took_s = 0.0 if since is None else time.monotonic() - since
             if self._limit_s is not None and took_s > self._limit_s:
                 self._notifier.status(f"hangs: busy with one example for {format_seconds(took_s)}; {self._line()}")

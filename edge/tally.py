@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -16,7 +16,7 @@ from .sinks import Outcome
 
 @dataclass
 class Tally:
-    """Counts over all outcomes so far. Written under the agent's lock; a reader may see it mid-way."""
+    """Counts over all outcomes so far. Written under the agent's lock; a reader may see it half-updated."""
 
     n: int = 0
     n_failed: int = 0
@@ -38,10 +38,7 @@ class Tally:
         self.n_spooled += bool(outcome.spooled)
         decision = outcome.decision
         call = outcome.call if decision is None else decision.call
-        if call.get("bytes_sent"):
-            self.n_calls += 1
-            self.bytes_sent += call["bytes_sent"]
-            self.bytes_received += call["bytes_received"]
+        self._count_call(call)
         if decision is None:
             self.n_failed += 1
             return
@@ -54,15 +51,18 @@ class Tally:
         self.n_kept += not (left or decision.degraded)
         if decision.degraded:
             self.n_degraded += 1
-            if outcome.reason != "held-back":  # that says nothing of the cloud: it was not asked
+            if outcome.reason != "held-back":  # then the cloud was not asked
                 self.cloud = outcome.reason
         elif left:
             self.cloud = "ok"
 
     def correct(self, outcome: Outcome) -> None:
-        """A late answer to an example that was counted before."""
+        """Count a late answer to an example that was counted before."""
         self.n_corrected += 1
-        call = {} if outcome.decision is None else outcome.decision.call
+        if outcome.decision is not None:
+            self._count_call(outcome.decision.call)
+
+    def _count_call(self, call: Mapping[str, float]) -> None:
         if call.get("bytes_sent"):
             self.n_calls += 1
             self.bytes_sent += call["bytes_sent"]
@@ -74,23 +74,19 @@ class Tally:
 
     @property
     def kept_share(self) -> float:
-        """Share of all examples that were decided here, as they should be: neither sent on nor degraded."""
+        """Share of all examples that were decided on the device: neither sent nor degraded."""
         return self.n_kept / self.n if self.n else 0.0
 
     def line(self) -> str:
-        """The live line."""
+        """The totals in one line."""
         mean = format_seconds(self.latency_s / self.n_decided) if self.n_decided else "-"
-        parts = [
-            f"{self.n:,} examples",
-            f"{self.kept_share:.0%} kept on the device",
-            f"{format_bytes(self.bytes_sent)} sent",
-            f"{mean} mean",
-            f"cloud {self.cloud}",
-        ]
-        return "  ".join(parts)
+        return (
+            f"{self.n:,} examples  {self.kept_share:.0%} kept on the device  {format_bytes(self.bytes_sent)} sent  "
+            f"{mean} mean  cloud {self.cloud}"
+        )
 
     def summary(self) -> list[str]:
-        """The last words, a line each."""
+        """The totals in several lines, for the end of a run."""
         exits = ", ".join(f"tier {tier}: {self.exits[tier]:,}" for tier in sorted(self.exits))
         lines = [
             f"{self.n:,} examples, {self.n_decided:,} decided ({exits or 'none'})",
@@ -102,12 +98,12 @@ class Tally:
         if self.n_known:
             lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
         if self.n_degraded:
-            why = "a tier gave no answer, or was not to be asked"
-            lines.append(f"{self.n_degraded:,} degraded: {why}, so the one before it had the last word")
+            why = "a tier gave no answer, or might not be asked"
+            lines.append(f"{self.n_degraded:,} degraded: {why}, so the tier before it answered")
         if self.n_spooled or self.n_corrected:
             lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")
         if self.n_failed:
-            lines.append(f"{self.n_failed:,} without a decision: their lines say why")
+            lines.append(f"{self.n_failed:,} without a decision: their records say why")
         return lines
 
 
@@ -120,9 +116,9 @@ def format_bytes(n_bytes: float) -> str:
 
 
 class LiveLine:
-    """Shows `line()` five times a second while the `with` block runs; nothing where not on a terminal.
+    """Shows `line()` each `every_s` seconds while the `with` block runs, if `stream` is a terminal.
 
-    `hidden`: nothing at all, for where decisions are printed on the same terminal.
+    `hidden`: show nothing, since decisions are printed on the same terminal.
     """
 
     def __init__(self, line: Callable[[], str], stream: TextIO, every_s: float = 0.2, hidden: bool = False) -> None:

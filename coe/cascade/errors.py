@@ -127,3 +127,8 @@ class TierRejected(TierError):
     """The tier refused the request; the same request will be refused again."""
 
     reason = "rejected"
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in one line: the operating system's words where it has them, else its first line, else its type."""
+    return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]

@@ -48,7 +48,7 @@ def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], st
         held_back = send_policy_check(policy, agent.cascade, agent.decoder)
         monitors.may_be_shared = policy.may_be_shared
     if config.drift is not None:
-        monitors.drift = Drift(config.drift, agent.tell)
+        monitors.drift = Drift(config.drift, agent.write_event)
         agent.observers.append(monitors.drift)
     remote_tiers = RemoteTiers(agent.cascade, agent.decoder)
     if config.audit is not None and config.audit.share > 0 and remote_tiers.is_there:
@@ -58,14 +58,14 @@ def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], st
             labels,
             is_busy=lambda: agent.n_waiting > 0,
             held_back=held_back,
-            notify=agent.tell,
+            notify=agent.write_event,
             on_answer=monitors.drift.on_audit if monitors.drift is not None else lambda differs: None,
             state=None if state is None else state / "audit.json",
         )
         agent.observers.append(monitors.audit)
     if config.harvest is not None:
         try:
-            monitors.harvest = Harvest(config.harvest, labels, agent.tell, monitors.may_be_shared)
+            monitors.harvest = Harvest(config.harvest, labels, agent.write_event, monitors.may_be_shared)
         except OSError as error:
             monitors.close()
             raise ConfigError([f"harvest.path: {config.harvest.path} cannot be created: {error.strerror}"]) from None

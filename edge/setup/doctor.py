@@ -29,6 +29,7 @@ from edge.config import AgentConfig, default_config, read_config
 from edge.profile.plans import cores
 from edge.sinks import SinkConfig
 from edge.sources import SourceConfig, open_source
+from edge.sources.folder import why_not_watched
 
 from .findings import Check, CheckContext, Finding, Level, Printer, fail, from_error, ok, split_fix, warn
 from .install_service import UNIT_NAME, UNITS
@@ -242,14 +243,15 @@ def _check_tier(context: CheckContext, tier: LocalTierConfig) -> Iterator[Findin
 def check_source(context: CheckContext) -> Iterator[Finding]:
     for part in context.the_config.source.each:
         what = f"source {part.kind}"
-        warnings: list[str] = []
         try:
-            open_source(part, tell=warnings.append)  # no example is taken from it
+            open_source(part, once=True)  # takes no example from it
         except CascadeError as error:
             yield from_error(what, error, "correct `source:`")
             continue
-        if warnings:
-            yield warn(what, *split_fix(warnings[0].removeprefix("warning: "), "correct `source:`"))
+        is_watched = part.path is not None and part.watch and not part.poll
+        reason = why_not_watched(part.path) if part.path is not None and is_watched else ""
+        if reason:
+            yield warn(what, f"{reason}: it is scanned twice a second", "`poll: true` says that this is meant")
         else:
             yield ok(what, _source_summary(part))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Event, Outcome, Record, ReorderBuffer, Sink, Writer, as_record
+from .base import Event, Outcome, Record, ReorderBuffer, Rereadable, Sink, Writer, as_record
 from .config import SinkConfig, read_sinks
 from .open import Sinks, open_sinks
 
@@ -11,6 +11,7 @@ __all__ = [
     "Outcome",
     "Record",
     "ReorderBuffer",
+    "Rereadable",
     "Sink",
     "SinkConfig",
     "Sinks",

@@ -1,4 +1,4 @@
-"""What a sink takes: outcomes, corrections and events, as records for JSON, and in the source's order where asked.
+"""What a sink takes: outcomes, corrections and events, as records for JSON.
 
 To add a kind of sink: one module with a class that fits `Writer`, and its name in `open_writer` (open.py).
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from coe.cascade.cascade import Decisions
 from coe.cascade.types import Decision
 
 Record = Mapping[str, Any]  # plain data, for JSON
@@ -25,10 +26,11 @@ class Outcome:
         truth: its label, where the source knew it.
         call: what was spent on other machines where there is no decision.
         deferred: the local tiers did not settle it: it left the device, or was held back.
-        trace: W3C trace id, where the example left the device: servers' logs and traces have it, too.
+        trace: W3C trace id, where the example left the device; servers' logs and traces have the same.
         at: wall-clock second of the answer.
         spooled: key under which the example waits for a later answer; "" where it does not.
         corrects: key of the spooled example whose earlier, degraded answer this replaces; "" where it is the first.
+        decisions: what `decision` was read from (B = 1); None where there is none, or it came from the disk.
     """
 
     id: str
@@ -42,17 +44,18 @@ class Outcome:
     at: float = field(default_factory=time.time)
     spooled: str = ""
     corrects: str = ""
+    decisions: Decisions | None = field(default=None, repr=False, compare=False)
 
     @property
     def reason(self) -> str:
-        """Why the answer is not the one that was wanted, in a word: "timeout", "unavailable"; "" where it is."""
-        told = self.error if self.decision is None else self.decision.degraded
-        return told.partition(":")[0] if told else ""
+        """Why the wanted tier did not answer, in a word: "timeout", "unavailable"; "" where it did."""
+        text = self.error if self.decision is None else self.decision.degraded
+        return text.partition(":")[0] if text else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something about the agent itself that whoever reads its decisions should know.
+    """A change in the agent itself, for readers of its decisions.
 
     Args:
         kind: "drift", "link", "spool", ...
@@ -69,7 +72,7 @@ class Sink(Protocol):
     """What the agent writes to, from one thread at a time."""
 
     def write(self, outcome: Outcome) -> None: ...
-    def tell(self, event: Event) -> None: ...
+    def write_event(self, event: Event) -> None: ...
     def close(self) -> None: ...
 
 
@@ -77,7 +80,7 @@ class Writer(Protocol):
     """One place where records go."""
 
     def write(self, record: Record) -> None:
-        """Take one record.
+        """Write one record.
 
         Raises:
             OSError: it cannot be written.
@@ -85,13 +88,34 @@ class Writer(Protocol):
         ...
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
-        """Of corrections handed over just before a crash, by their `corrects` key, those not written.
+        """Those of the corrections with these `corrects` keys, handed over just before a crash, that are not written.
 
-        A writer that cannot know says all: what it gets twice carries the same key.
+        A writer that cannot know returns all: a record written twice carries the same key.
         """
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Rereadable(Protocol):
+    """A writer whose records can be read back."""
+
+    def mark(self) -> str:
+        """The position of the next record; "" where that is not known."""
+        ...
+
+    def since(self, mark: str) -> Iterator[Record]:
+        """The records from a mark on, in order; all of them where the mark is no longer found."""
+        ...
+
+    def sync(self) -> None:
+        """Flush what was written to the disk. On any thread, also while another writes.
+
+        Raises:
+            OSError: the disk fails, or the writer is about to change its file: call it again while nobody writes.
+        """
+        ...
 
 
 def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -137,15 +161,15 @@ T = TypeVar("T")
 
 
 class ReorderBuffer(Generic[T]):
-    """Takes things with their number in the source (from 0), in any order; gives them back in order."""
+    """Takes items with their number in the source (from 0), in any order; gives them back in order."""
 
     def __init__(self) -> None:
         self._next = 0
         self._waiting: dict[int, T] = {}
 
-    def take(self, number: int, thing: T) -> list[T]:
-        """What is due now: none, this one, or this one and those that waited for it."""
-        self._waiting[number] = thing
+    def take(self, number: int, item: T) -> list[T]:
+        """The items due now: none, this one, or this one and those that waited for it."""
+        self._waiting[number] = item
         due = []
         while self._next in self._waiting:
             due.append(self._waiting.pop(self._next))

@@ -1,21 +1,22 @@
-"""Delivery to one sink: at once, or through a bounded queue with retries, and how it fares."""
+"""Delivery to one sink: at once, or through a bounded queue with retries; and the sink's health."""
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
+
+from coe.cascade.errors import ConfigError, describe_error
+from coe.link import Backoff
 
 from .base import Record, Writer
 
 Facts = dict[str, Any]
-OnSinkChange = Callable[
-    ["SinkHealth", Facts], None
-]  # told once as an outlet begins to fail, and once as it works again, say
+OnSinkChange = Callable[["SinkHealth", Facts], None]  # called once as a sink starts to fail, once as it works again
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class SinkStatus:
         name: where it writes; kind: as the config calls it.
         written, dropped: records so far.
         failing_since: `time.monotonic()` second; None: it works.
-        last_error: the latest one; "" where there was none.
-        queued: records that wait for it.
+        last_error: "" where there was none.
+        queued: records that wait to be delivered.
     """
 
     name: str
@@ -40,7 +41,7 @@ class SinkStatus:
 
 
 class SinkHealth:
-    """A writer's state. Written by one thread at a time; a reader may see it mid-way."""
+    """A writer's state. Written by one thread at a time; a reader may see it half-updated."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
@@ -61,33 +62,36 @@ class SinkHealth:
         )
 
     def works(self) -> None:
-        """It took something."""
+        """A record was taken."""
         if self.failing_since is not None:
             away_s = time.monotonic() - self.failing_since
             self.failing_since = None
-            self._say("back", away_s=round(away_s, 3), dropped=self.dropped - self._dropped_before)
+            self._notify("back", away_s=round(away_s, 3), dropped=self.dropped - self._dropped_before)
 
     def fails(self, error: Exception) -> None:
-        """It did not."""
-        self.last_error = error_line(error)
+        """A record was not taken."""
+        self.last_error = describe_error(error)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            self.last_error = f"{error.filename}: {self.last_error}"
         if self.failing_since is None:
             self.failing_since = time.monotonic()
             self._dropped_before = self.dropped
-            self._say("failing", error=self.last_error)
+            self._notify("failing", error=self.last_error)
 
-    def _say(self, state: str, **facts: Any) -> None:
+    def _notify(self, state: str, **facts: Any) -> None:
         self.on_change(self, {"sink": self.name, "kind": self.kind, "state": state, **facts})
 
 
 class DirectSink(SinkHealth):
-    """A writer that is quick: it takes each record at once. One that it could not take is lost to it, and counted."""
+    """A quick writer that takes each record at once. A record that it could not take is lost, and counted."""
 
-    def __init__(self, writer: Writer, name: str = "", kind: str = "") -> None:
-        super().__init__(name or type(writer).__name__, kind or type(writer).__name__)
+    def __init__(self, writer: Writer) -> None:
+        kind = type(writer).__name__
+        super().__init__(getattr(writer, "name", kind), getattr(writer, "kind", kind))
         self.writer = writer
 
     def take(self, record: Record) -> OSError | None:
-        """Why it was not taken; None: it was."""
+        """Why the record was not taken; None: it was."""
         try:
             self.writer.write(record)
         except OSError as error:
@@ -100,26 +104,32 @@ class DirectSink(SinkHealth):
         return None
 
 
-def error_line(error: Exception) -> str:
-    """An error in a line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return (str(error) or type(error).__name__).splitlines()[0]
+def read_secret(path: Path, setting: str, encoding: str) -> str:
+    """The text of a password's or a token's file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = describe_error(error) if isinstance(error, OSError) else f"it is not {encoding.upper()} text"
+        raise ConfigError([f"{setting}: {path} cannot be read: {reason}"]) from None
 
 
-FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before what could not be sent is tried again
+FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before what could not be sent is sent again
 MOST_QUEUED = 1000
 FLUSH_S = 5.0
 
 
 class PermanentFailure(Exception):
-    """These records will never be taken: trying again will not help."""
+    """These records will never be taken: sending them again will not help."""
 
 
 class Transport(Protocol):
-    """What takes records somewhere else.
+    """Sends records to another program or machine.
 
-    `most` records go together; with fewer it waits `gather_s` for more.
+    At most `most` records are sent together; with fewer, `gather_s` is waited for more.
     """
 
     @property
@@ -132,7 +142,7 @@ class Transport(Protocol):
     def gather_s(self) -> float: ...
 
     def send(self, records: Sequence[Record]) -> None:
-        """Returns once they have arrived. May be given the same again after an error.
+        """Returns once they have arrived. May be called with the same again after an error.
 
         Raises:
             OSError: not now; with `retry_after_s` where it is known when.
@@ -144,12 +154,12 @@ class Transport(Protocol):
 
 
 class BufferedSink(SinkHealth):
-    """A writer around a carrier: `write` never waits and never fails.
+    """A writer around a transport: `write` never waits and never fails.
 
     Args:
         max_queued: records that wait; beyond it the oldest is dropped.
         flush_s: how long `close` waits for what is left.
-        first_wait_s, most_wait_s: before the first new try; each further one waits twice as long, up to the latter.
+        first_wait_s, most_wait_s: between retries, as `Backoff` takes them.
     """
 
     def __init__(
@@ -165,19 +175,19 @@ class BufferedSink(SinkHealth):
         self.transport = transport
         self.max_queued = max_queued
         self.flush_s = flush_s
-        self._first_wait_s, self._most_wait_s = first_wait_s, most_wait_s
+        self._backoff = Backoff(first_wait_s, most_wait_s)
         self._waiting: deque[Record] = deque()
-        self._in_hand: Sequence[Record] = ()
-        self._told_full = False  # since the queue was half empty
+        self._sending: Sequence[Record] = ()
+        self._notified_full = False  # since the queue was half empty
         self._turn = threading.Condition()
         self._retry_after_s: float | None = None  # as the other side asked for
-        self._ends_at: float | None = None  # `time.monotonic()` second; None: not told to end
+        self._ends_at: float | None = None  # `time.monotonic()` second; None: not being closed
         self._thread = threading.Thread(target=self._run, name=f"coe-sink-{transport.kind}", daemon=True)
         self._thread.start()
 
     @property
     def queued(self) -> int:
-        return len(self._waiting) + len(self._in_hand)
+        return len(self._waiting) + len(self._sending)
 
     def write(self, record: Record) -> None:
         with self._turn:
@@ -187,15 +197,15 @@ class BufferedSink(SinkHealth):
                 self.dropped += 1
             self._waiting.append(record)
             self._turn.notify_all()
-        if is_full and not self._told_full:
-            self._told_full = True
-            self._say("full", queue=self.max_queued)
+        if is_full and not self._notified_full:
+            self._notified_full = True
+            self._notify("full", queue=self.max_queued)
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
-        return keys  # who got what is not known here
+        return keys  # what arrived is not known here
 
     def begin_close(self) -> None:
-        """No more waiting for company, nor longer than `flush_s` from now."""
+        """Gather no more records, and wait no longer than `flush_s` from now."""
         with self._turn:
             if self._ends_at is None:
                 self._ends_at = time.monotonic() + self.flush_s
@@ -209,22 +219,21 @@ class BufferedSink(SinkHealth):
         with self._turn:
             left = self.queued
             self._waiting.clear()
-            self._in_hand = ()
+            self._sending = ()
         if left:
             self.dropped += left
-            self._say("closed", dropped=left)
+            self._notify("closed", dropped=left)
         self.transport.close()
 
     def _run(self) -> None:
         while records := self._gather():
-            n_tries = 0
+            self._backoff.reset()
             while not self._send(records):
-                if not self._wait_to_retry(n_tries):
+                if not self._wait_to_retry():
                     return
-                n_tries += 1
 
     def _gather(self) -> Sequence[Record]:
-        """The next records to go together; none: the end."""
+        """The next records to send together; none: the end."""
         transport = self.transport
         with self._turn:
             self._turn.wait_for(lambda: self._waiting or self._ends_at is not None)
@@ -232,13 +241,13 @@ class BufferedSink(SinkHealth):
                 self._turn.wait_for(
                     lambda: len(self._waiting) >= transport.most or self._ends_at is not None, transport.gather_s
                 )
-            self._told_full = self._told_full and len(self._waiting) > self.max_queued // 2
+            self._notified_full = self._notified_full and len(self._waiting) > self.max_queued // 2
             n_records = min(len(self._waiting), transport.most)
-            self._in_hand = [self._waiting.popleft() for _ in range(n_records)]
-            return self._in_hand
+            self._sending = [self._waiting.popleft() for _ in range(n_records)]
+            return self._sending
 
     def _send(self, records: Sequence[Record]) -> bool:
-        """Whether these are done with."""
+        """True if they were sent, or refused for good."""
         try:
             self.transport.send(records)
         except PermanentFailure as error:
@@ -252,20 +261,20 @@ class BufferedSink(SinkHealth):
             self.written += len(records)
             self.works()
         with self._turn:
-            self._in_hand = ()
+            self._sending = ()
         return True
 
-    def _wait_to_retry(self, n_tries: int) -> bool:
-        """False: it was told to end, and the time to do so is up."""
-        wait_s = min(self._first_wait_s * 2 ** min(n_tries, 20), self._most_wait_s) * random.uniform(0.5, 1.0)
+    def _wait_to_retry(self) -> bool:
+        """False: it is being closed, and the time for that is over."""
+        wait_s = self._backoff.next_s()
         if self._retry_after_s is not None:
             wait_s = min(max(wait_s, self._retry_after_s), 10 * MOST_WAIT_S)
         start = time.monotonic()
         with self._turn:
             while True:
                 now, end = time.monotonic(), start + wait_s
-                if self._ends_at is not None:  # sooner, then: it may have come back
-                    end = min(start + min(wait_s, self._first_wait_s), self._ends_at)
+                if self._ends_at is not None:  # retry sooner: the other side may be back
+                    end = min(start + min(wait_s, self._backoff.first_s), self._ends_at)
                 if now >= end:
                     return self._ends_at is None or now < self._ends_at
                 self._turn.wait(end - now)

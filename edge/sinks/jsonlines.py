@@ -1,7 +1,4 @@
-"""Decisions as JSON lines: on a stream, or in a file that is rotated, repaired and read back after a crash.
-
-After a crash an agent asks its sinks what they have (`Rereadable`): only what they lack is written again.
-"""
+"""Decisions as JSON lines: on a stream, or in a file that is rotated, repaired and read back after a crash."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, TextIO, cast, runtime_checkable
+from typing import IO, TextIO, cast
 
 from coe.config.settings import REQUIRED, setting
 
@@ -35,7 +32,7 @@ class Rotation:
 
 
 class RotatedFiles:
-    """The old files of `path`. To be asked by one thread at a time; compressing has a thread of its own."""
+    """The old files of `path`. For one thread at a time; compressing has a thread of its own."""
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
         self.path = path
@@ -44,11 +41,11 @@ class RotatedFiles:
 
     @property
     def is_busy(self) -> bool:
-        """A file is being compressed: names must stay as they are."""
+        """True while a file is being compressed: no file may be renamed then."""
         return self._compressing is not None and self._compressing.is_alive()
 
     def put(self) -> None:
-        """Set the file aside as the latest of the old ones; the oldest goes.
+        """Rename the file as the latest of the old ones; the oldest is deleted.
 
         Raises:
             OSError: a file cannot be renamed. What was renamed before has its new name.
@@ -58,7 +55,7 @@ class RotatedFiles:
         while number < self.rotation.keep and self._is_there(number):
             number += 1
         for suffix in ("", ".gz"):
-            self._old(number, suffix).unlink(missing_ok=True)  # the oldest, where as many are kept as may be
+            self._old(number, suffix).unlink(missing_ok=True)  # the oldest, where `keep` are kept
         for older in range(number, 1, -1):
             for suffix in ("", ".gz"):
                 if self._old(older - 1, suffix).exists():
@@ -70,7 +67,7 @@ class RotatedFiles:
             self._compressing.start()
 
     def close(self) -> None:
-        """Wait for the compressing."""
+        """Wait until compressing has ended."""
         if self._compressing is not None:
             self._compressing.join()
             self._compressing = None
@@ -84,7 +81,7 @@ class RotatedFiles:
 
 def _compress(path: Path) -> None:
     """`path` as `path`.gz, with the same time. On a full disk it stays as it is."""
-    part = path.with_name(f".{path.name}.gz.part")  # a name that nobody takes for a file of records
+    part = path.with_name(f".{path.name}.gz.part")  # a name that no reader takes for a file of records
     try:
         status = path.stat()
         with path.open("rb") as source, part.open("wb") as target:
@@ -103,29 +100,8 @@ CHUNK_BYTES = 2**16
 SEARCH_BYTES = 64 * 2**20  # how far back corrections are looked for: those in doubt are the last ones written
 
 
-@runtime_checkable
-class Rereadable(Protocol):
-    """A writer whose records can be read back."""
-
-    def mark(self) -> str:
-        """Where the next record will stand; "" where that cannot be said."""
-        ...
-
-    def since(self, mark: str) -> Iterator[Record]:
-        """The records from a mark on, in order; all there are where the mark is not found any more."""
-        ...
-
-    def sync(self) -> None:
-        """Whatever was written stays, should the power fail now. On any thread, also while another writes.
-
-        Raises:
-            OSError: the disk fails, or it is about to go on in another file: to be asked again while nobody writes.
-        """
-        ...
-
-
 def repair_last_line(path: Path) -> int:
-    """Cut off a last line that was not written whole; how many bytes. A whole line gets the end it lacks.
+    """The bytes cut off: those of a last line that was not written whole. A whole line gets the end it lacks.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -146,7 +122,7 @@ def repair_last_line(path: Path) -> int:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it is a file that can be read back, and not a pipe or a terminal."""
+    """True if it is a file that can be read back, and not a pipe or a terminal."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -154,7 +130,7 @@ def is_regular(path: Path) -> bool:
 
 
 def missing_from(path: Path, keys: Collection[str], field: str = "corrects") -> set[str]:
-    """Of `keys`, those no record near the end of the file, or of those rotated away from it, has in `field`."""
+    """Those of `keys` that no record near the end of the file, or of its rotated files, has in `field`."""
     left = set(keys)
     most = SEARCH_BYTES
     for part in reversed(parts_of(path)):
@@ -167,7 +143,7 @@ def missing_from(path: Path, keys: Collection[str], field: str = "corrects") -> 
 
 
 def mark_of(path: Path) -> str:
-    """The file's end, so that it is found again after a rotation, too; "" for no such file."""
+    """The position of the file's end, which is found again after a rotation, too; "" where there is no such file."""
     if not is_regular(path):
         return ""
     status = path.stat()
@@ -175,7 +151,7 @@ def mark_of(path: Path) -> str:
 
 
 def since(path: Path, mark: str) -> Iterator[Record]:
-    """Records from `mark` (of `mark_of`) on; all there are where it is not found."""
+    """Records from `mark` (of `mark_of`) on; all of them where it is not found."""
     inode, _, offset = mark.partition(":")
     parts = parts_of(path)
     inodes = [str(part.stat().st_ino) for part in parts]
@@ -187,7 +163,7 @@ def since(path: Path, mark: str) -> Iterator[Record]:
         with _open_part(part) as file:
             file.seek(max(start - 1, 0))
             if start and file.read(1) != b"\n":
-                file.readline()  # the mark was set while another thread wrote this line
+                file.readline()  # another thread wrote this line while the mark was set
             start = 0
             for line in file:
                 record = _parse_record(line)
@@ -196,7 +172,7 @@ def since(path: Path, mark: str) -> Iterator[Record]:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """A file and what rotation left of it (`NAME.1`, `NAME.2.gz`, ...), the oldest first."""
+    """A file and its rotated files (`NAME.1`, `NAME.2.gz`, ...), the oldest first."""
     named = [path, *path.parent.glob(f"{_escaped(path.name)}.*")]
     return sorted(
         (part for part in named if is_regular(part)), key=lambda part: (part == path, part.stat().st_mtime_ns)
@@ -212,17 +188,17 @@ def _open_part(path: Path) -> IO[bytes]:
 
 
 def _backwards(path: Path) -> Iterator[bytes]:
-    """Lines of a file, the last first; the first is what follows the last line end: nothing in a whole file."""
+    """Lines of a file, the last first; the first is what follows the last line end: empty in a whole file."""
     with _open_part(path) as file:
-        if path.suffix == ".gz":  # cannot be read from its end
+        if path.suffix == ".gz":  # which cannot be read from its end
             yield from reversed(file.read().split(b"\n"))
         else:
             yield from _split_backwards(file, file.seek(0, os.SEEK_END))
 
 
 def _split_backwards(file: IO[bytes], end: int) -> Iterator[bytes]:
-    """What stands between line ends, from `end` back."""
-    tail: list[bytes] = []  # of the piece whose start is still to be found, the last first
+    """The pieces between line ends, from `end` back."""
+    tail: list[bytes] = []  # parts of the piece whose start is not found yet, the last first
     while end > 0:
         start = max(end - CHUNK_BYTES, 0)
         file.seek(start)
@@ -244,7 +220,7 @@ def _parse_record(line: bytes) -> Record | None:
 
 
 class JsonLinesStream:
-    """One line per record, flushed at once: whoever reads the pipe sees a decision when it is made."""
+    """One line per record, flushed at once: the reader of a pipe sees a decision when it is made."""
 
     kind = "jsonlines"
     name = "standard output"
@@ -260,17 +236,17 @@ class JsonLinesStream:
         return keys
 
     def close(self) -> None:
-        """The stream is its owner's to close."""
+        """Nothing: the stream's owner closes it."""
 
 
-FOLLOW_S = 0.5  # how soon it is noticed that somebody else moved the file away, as logrotate does
+FOLLOW_S = 0.5  # how soon it is noticed that another program moved the file away, as logrotate does
 
 
 class JsonLinesFile:
-    """One line per record, each whole or not there at all.
+    """One line per record, written whole or not at all.
 
     Args:
-        path: made where it is not there. What is no regular file (a pipe, a device) is neither rotated nor read back.
+        path: created where it is missing. One that is not a regular file (a pipe) is neither rotated nor read back.
         rotation: None: it grows.
     Raises:
         OSError: it cannot be opened.
@@ -282,7 +258,7 @@ class JsonLinesFile:
         self.path = path
         self.name = str(path)
         self.n_rotations = 0
-        repair_last_line(path)  # the last line of an agent that was killed
+        repair_last_line(path)  # which a killed agent may have left incomplete
         self._descriptor = -1
         self._open()
         self._rotated = RotatedFiles(path, rotation) if rotation is not None and self._is_regular else None
@@ -296,7 +272,7 @@ class JsonLinesFile:
             self._append(line)
         except BrokenPipeError:
             raise
-        except OSError as error:  # a full disk, say: the operating system does not name the file
+        except OSError as error:  # such as a full disk: the operating system does not name the file
             raise OSError(error.errno, error.strerror, self.name) from None
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
@@ -309,7 +285,6 @@ class JsonLinesFile:
         return since(self.path, mark) if self._is_regular else iter(())
 
     def sync(self) -> None:
-        """Whatever was written stays, should the power fail now."""
         if self._is_regular:
             os.fsync(self._descriptor)
 
@@ -331,7 +306,7 @@ class JsonLinesFile:
         self._size = status.st_size
 
     def _make_room(self, n_bytes: int) -> None:
-        """Go on in the file that now has our name, and in a new one where this line would not fit."""
+        """Continue in the file that has our path now, and in a new one where this line would not fit."""
         now = time.monotonic()
         if now - self._looked_at >= FOLLOW_S:
             self._looked_at = now
@@ -339,10 +314,10 @@ class JsonLinesFile:
         rotated = self._rotated
         if rotated is None or not self._size or self._size + n_bytes <= rotated.rotation.max_bytes or rotated.is_busy:
             return
-        os.fsync(self._descriptor)  # `sync` will only know the new one
+        os.fsync(self._descriptor)  # `sync` flushes only the new one
         try:
             rotated.put()
-        finally:  # a rename that failed leaves us where we were
+        finally:  # after a rename that failed it is the same file
             self._open()
         self.n_rotations += 1
 
@@ -355,7 +330,7 @@ class JsonLinesFile:
         if (status.st_dev, status.st_ino) != self._identity:
             self._open()
         else:
-            self._size = status.st_size  # somebody may have cut it off
+            self._size = status.st_size  # another program may have truncated it
 
     def _append(self, line: bytes) -> None:
         left = memoryview(line)
@@ -363,7 +338,7 @@ class JsonLinesFile:
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError:
-            if self._is_regular and len(left) < len(line):  # half a line would spoil the next one, too
+            if self._is_regular and len(left) < len(line):  # half a line would make the next one unreadable, too
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - (len(line) - len(left)))
             raise

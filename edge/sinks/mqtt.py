@@ -13,23 +13,23 @@ from coe.models.loading import import_runtime
 
 from .base import Record
 from .config import MqttConfig, fill_topic
-from .delivery import PermanentFailure
+from .delivery import PermanentFailure, read_secret
 
-TOGETHER = 20  # records under way at once, as many as paho has in flight
-ANSWER_S = 5.0  # for the broker's word
+TOGETHER = 20  # records sent at once, as many as paho has in flight
+ANSWER_S = 5.0  # for the broker's acknowledgement
 CONNECT_S = 3.0
-FIRST_WAIT_S, MOST_WAIT_S = 1.0, 30.0  # before it is dialled again
+FIRST_WAIT_S, MOST_WAIT_S = 1.0, 30.0  # between paho's own attempts to connect
 MOST_TOPIC_BYTES = 65535
 
 
 class MqttTransport:
-    """Publishes each record, and has it once the broker says so (with qos 0: once it is sent).
+    """Publishes each record; it has arrived once the broker acknowledges it (with qos 0: once it is sent).
 
-    What was under way when the broker went away paho sends again by itself when it is back; so a record may arrive
-    twice, and with qos 1 or 2 none is lost on the way.
+    Records that were not acknowledged when the connection was lost paho sends again by itself after it reconnects; so a
+    record may arrive twice, and with qos 1 or 2 none is lost on the way.
 
     Args:
-        first_wait_s: before it is dialled again; each further time it waits twice as long.
+        first_wait_s: before the first new attempt to connect; each further one waits twice as long.
     Raises:
         ConfigError: the password or a certificate cannot be read.
         RuntimeMissing: paho-mqtt is not installed.
@@ -46,18 +46,18 @@ class MqttTransport:
         self._turn = threading.Condition()
         self._is_connected = False
         self._reason = "cannot be reached"
-        self._n_failures = self._n_told = 0  # of dialling, and how many of them `send` told of
-        self._batch: Sequence[Record] = ()  # under way
+        self._n_failures = self._n_raised = 0  # of connecting, and how many of them `send` has raised
+        self._batch: Sequence[Record] = ()  # being sent
         self._numbers: list[int] = []  # of its messages
         self._arrived: set[int] = set()
-        self._client = self._dial(first_wait_s)
+        self._client = self._connect(first_wait_s)
 
     def send(self, records: Sequence[Record]) -> None:
         end = time.monotonic() + ANSWER_S
         with self._turn:
-            self._turn.wait_for(lambda: self._is_connected or self._n_failures > self._n_told, CONNECT_S)
+            self._turn.wait_for(lambda: self._is_connected or self._n_failures > self._n_raised, CONNECT_S)
             if not self._is_connected:
-                self._n_told = self._n_failures
+                self._n_raised = self._n_failures
                 raise OSError(f"{self.name} {self._reason}")
         if records is not self._batch:
             self._batch, self._numbers = records, []
@@ -66,13 +66,13 @@ class MqttTransport:
         with self._turn:
             if not self._turn.wait_for(self._has_all, end - time.monotonic()):
                 if self.config.qos == 0:
-                    self._batch = ()  # paho sends only what has to be acknowledged again by itself
+                    self._batch = ()  # paho itself sends again only what has to be acknowledged
                 raise OSError(f"{self.name} does not acknowledge" if self._is_connected else f"{self.name} went away")
             self._arrived.clear()
             self._batch = ()
 
     def close(self) -> None:
-        """Say goodbye, so that the broker does not tell of a loss."""
+        """Disconnect properly, so that the broker does not publish the last will."""
         client = self._client
         if self._is_connected:
             client.publish(self.config.status_topic, "offline", qos=1, retain=True)
@@ -83,18 +83,18 @@ class MqttTransport:
         return self._arrived.issuperset(self._numbers)
 
     def _publish(self, record: Record) -> int:
-        """The message's number, once it is paho's to deliver."""
+        """The message's number, once paho has accepted it."""
         config = self.config
         topic = topic_of(config, record)
         if len(topic.encode()) > MOST_TOPIC_BYTES:
             raise PermanentFailure(f"topic: expected at most {MOST_TOPIC_BYTES} bytes, got {len(topic.encode())}")
-        told = self._client.publish(topic, json.dumps(record), qos=config.qos, retain=config.retain)
-        if told.rc == self._paho.MQTT_ERR_QUEUE_SIZE or (config.qos == 0 and told.rc != self._paho.MQTT_ERR_SUCCESS):
-            raise OSError(f"{self.name}: {self._paho.error_string(told.rc)}")
-        number: int = told.mid
+        sent = self._client.publish(topic, json.dumps(record), qos=config.qos, retain=config.retain)
+        if sent.rc == self._paho.MQTT_ERR_QUEUE_SIZE or (config.qos == 0 and sent.rc != self._paho.MQTT_ERR_SUCCESS):
+            raise OSError(f"{self.name}: {self._paho.error_string(sent.rc)}")
+        number: int = sent.mid
         return number
 
-    def _dial(self, first_wait_s: float) -> Any:
+    def _connect(self, first_wait_s: float) -> Any:
         config, paho = self.config, self._paho
         client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=config.client_id, protocol=paho.MQTTv311)
         client.connect_timeout = CONNECT_S
@@ -102,7 +102,9 @@ class MqttTransport:
         client.on_connect_fail, client.on_publish = self._unreachable, self._published
         client.reconnect_delay_set(first_wait_s, MOST_WAIT_S)
         if config.username is not None:
-            client.username_pw_set(config.username, _password(config))
+            password_file = config.password_file
+            password = None if password_file is None else read_secret(password_file, "sink.password_file", "utf-8")
+            client.username_pw_set(config.username, password)
         if config.tls is not None:
             try:
                 client.tls_set(*(None if path is None else str(path) for path in config.tls))
@@ -138,15 +140,5 @@ class MqttTransport:
 
 
 def topic_of(config: MqttConfig, record: Record) -> str:
-    """Where a record goes: an event, a decision, or a correction, which goes where a decision of its answer would."""
+    """A record's topic: an event's, or that of a decision, which a correction has, too."""
     return config.event_topic if "event" in record else fill_topic(config.topic, record)
-
-
-def _password(config: MqttConfig) -> str | None:
-    if config.password_file is None:
-        return None
-    try:
-        return config.password_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError([f"sink.password_file: {config.password_file} cannot be read: {reason}"]) from None

@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, describe_error
 
 from .base import Event, Outcome, Record, Writer, as_record, event_record
 from .config import SinkConfig
 from .delivery import BufferedSink, DirectSink, Facts, SinkHealth, SinkStatus
 from .jsonlines import JsonLinesFile, JsonLinesStream
 
+log = logging.getLogger(__name__)
+
 
 class Sinks:
-    """Each outcome and event as a record, to every writer.
+    """Writes each outcome and event as a record to every writer.
 
-    A writer that fails is told of once, on `tell` and to the other writers as an event "sink", and tried again with
-    the next record; what it did not take is counted, and said when it is back. Where all writers that are not queued
-    fail, so does `write`: a device whose decisions go nowhere is no success.
+    A writer that fails is reported once, in the log and to the other writers as an event "sink", and tried again with
+    the next record; records it did not take are counted, and reported when it works again. Where all direct writers
+    fail, `write` fails: a device whose decisions are written nowhere must not seem to work.
 
     Args:
         writers: quick ones, and `BufferedSink` ones.
     """
 
-    def __init__(
-        self, writers: Sequence[Writer], labels: tuple[str, ...], tell: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, writers: Sequence[Writer], labels: tuple[str, ...]) -> None:
         self.writers = tuple(writers)
         self.labels = labels
-        self._tell = tell
-        self._outlets: list[BufferedSink | DirectSink] = [
-            writer if isinstance(writer, BufferedSink) else _direct(writer) for writer in self.writers
+        self._sinks: list[BufferedSink | DirectSink] = [
+            writer if isinstance(writer, BufferedSink) else DirectSink(writer) for writer in self.writers
         ]
-        self._n_direct = sum(isinstance(outlet, DirectSink) for outlet in self._outlets)
-        self._lock = threading.RLock()  # the news of a writer's own thread goes to the others, too
-        for outlet in self._outlets:
-            outlet.on_change = self._spread
+        self._n_direct = sum(isinstance(sink, DirectSink) for sink in self._sinks)
+        self._lock = threading.RLock()  # a change that a writer's own thread reports is written to the others
+        for sink in self._sinks:
+            sink.on_change = self._report
 
     def write(self, outcome: Outcome) -> None:
-        """Raises OSError: every writer that is not queued failed."""
-        self._hand_out(as_record(outcome, self.labels))
+        """Raises OSError: every direct writer failed."""
+        self._write(as_record(outcome, self.labels))
 
-    def tell(self, event: Event) -> None:
+    def write_event(self, event: Event) -> None:
         """Raises OSError: as `write`."""
-        self._hand_out(event_record(event))
+        self._write(event_record(event))
 
     def status(self) -> list[SinkStatus]:
         """Of each writer, in the config's order."""
-        return [outlet.status() for outlet in self._outlets]
+        return [sink.status() for sink in self._sinks]
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -59,47 +59,40 @@ class Sinks:
             yield
 
     def close(self) -> None:
-        """BufferedSink writers have their time to deliver what waits, all at once."""
-        queued = [writer for writer in self.writers if isinstance(writer, BufferedSink)]
-        for writer in queued:
-            writer.begin_close()
-        for writer in queued:
-            writer.close()
-        for outlet in self._outlets:
-            if isinstance(outlet, DirectSink):
-                outlet.writer.close()
+        """Close all writers; buffered ones have their `flush_s`, at the same time, to deliver what waits."""
+        for sink in self._sinks:
+            if isinstance(sink, BufferedSink):
+                sink.begin_close()
+        for writer in sorted(self.writers, key=lambda writer: not isinstance(writer, BufferedSink)):
+            writer.close()  # buffered ones first: what they drop is reported to the others
 
-    def _hand_out(self, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         failure: OSError | None = None
         n_failed = 0
         with self._lock:
-            for outlet in self._outlets:
-                if isinstance(outlet, BufferedSink):
-                    outlet.write(record)
-                elif (error := outlet.take(record)) is not None:
+            for sink in self._sinks:
+                if isinstance(sink, BufferedSink):
+                    sink.write(record)
+                elif (error := sink.take(record)) is not None:
                     failure = failure or error
                     n_failed += 1
         if failure is not None and n_failed == self._n_direct:
             raise failure
 
-    def _spread(self, source: SinkHealth, facts: Facts) -> None:
-        """Tell of a writer that fails, or works again; to itself there is no need."""
-        if self._outlets == [source] and self._n_direct:
-            return  # its error is the agent's own last word
-        self._tell(_status_line(facts))
+    def _report(self, source: SinkHealth, facts: Facts) -> None:
+        """Log that a writer fails, or works again, and write it to the others."""
+        if self._sinks == [source] and self._n_direct:
+            return  # its error ends the agent, and is reported then
+        log.log(logging.INFO if facts["state"] == "back" else logging.WARNING, _status_line(facts))
         with self._lock:
             record = event_record(Event("sink", facts))
-            for outlet in self._outlets:
-                if outlet is source:
+            for sink in self._sinks:
+                if sink is source:
                     continue
-                if isinstance(outlet, BufferedSink):
-                    outlet.write(record)
-                elif outlet.failing_since is None:
-                    outlet.take(record)
-
-
-def _direct(writer: Writer) -> DirectSink:
-    return DirectSink(writer, getattr(writer, "name", ""), getattr(writer, "kind", ""))
+                if isinstance(sink, BufferedSink):
+                    sink.write(record)
+                elif sink.failing_since is None:
+                    sink.take(record)
 
 
 def _status_line(facts: Facts) -> str:
@@ -108,21 +101,17 @@ def _status_line(facts: Facts) -> str:
     dropped = facts.get("dropped", 0)
     lost = f"{dropped} record{'s' if dropped > 1 else ''}"
     if facts["state"] == "failing":
-        return f"warning: sink {where} fails: {facts['error']}"
+        return f"sink {where} fails: {facts['error']}"
     if facts["state"] == "full":
-        return f"warning: sink {where}: {facts['queue']} records wait, and the oldest are dropped"
+        return f"sink {where}: {facts['queue']} records wait, and the oldest are dropped"
     if facts["state"] == "closed":
-        return f"warning: sink {where}: {lost} not delivered"
+        return f"sink {where}: {lost} not delivered"
     return f"sink {where} works again, after {facts['away_s']:.1f} s" + (f"; {lost} lost to it" if dropped else "")
 
 
-def open_sinks(
-    configs: Sequence[SinkConfig], labels: tuple[str, ...], tell: Callable[[str], None] = lambda line: None
-) -> Sinks:
+def open_sinks(configs: Sequence[SinkConfig], labels: tuple[str, ...]) -> Sinks:
     """The configured sinks, as one.
 
-    Args:
-        tell: told where one fails, and when it is back.
     Raises:
         ConfigError: one cannot be opened; those opened before are closed.
         RuntimeMissing: what one needs is not installed.
@@ -135,11 +124,11 @@ def open_sinks(
         for writer in writers:
             writer.close()
         raise
-    return Sinks(writers, labels, tell)
+    return Sinks(writers, labels)
 
 
 def open_writer(config: SinkConfig) -> Writer:
-    """One of them; its module is imported only then."""
+    """The writer of one sink; its module is imported only then."""
     if config.mqtt is not None:
         from .mqtt import MqttTransport
 
@@ -160,4 +149,4 @@ def open_writer(config: SinkConfig) -> Writer:
             return SqliteWriter(config.path, config.max_rows)
         return JsonLinesFile(config.path, config.rotation)
     except OSError as error:
-        raise ConfigError([f"sink.path: {config.path} cannot be written: {error.strerror}"]) from None
+        raise ConfigError([f"sink.path: {config.path} cannot be written: {describe_error(error)}"]) from None

@@ -1,7 +1,7 @@
-"""Decisions in an SQLite database that others may read while the agent runs.
+"""Decisions in an SQLite database that other programs may read while the agent runs.
 
 `decisions` has a row for each example, in the order they were decided. A late answer replaces the columns of the row
-it corrects; `first` keeps the record as it was. `record` is the whole record as JSON. `events` is about the agent.
+it corrects; `first` keeps the record as it was. `record` is the whole record as JSON. `events` has the agent's events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from .base import Record
 
 VERSION = 1
-WAIT_S = 0.2  # for somebody else who writes; readers hold nobody up
+WAIT_S = 0.2  # for another program that writes; readers do not block the writer
 PRUNE_EVERY = 256  # rows
 COLUMNS = ("label", "name", "exit_tier", "vote", "score", "degraded", "error", "truth", "latency_s", "trace")
 MARK_LEN = 20
@@ -37,12 +37,12 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, 
 
 
 class SqliteWriter:
-    """A writer; each record is committed by itself.
+    """Commits each record by itself.
 
     Args:
-        max_rows: of each table; the oldest go. None: it grows.
+        max_rows: of each table; the oldest are deleted. None: it grows.
     Raises:
-        OSError: it cannot be opened, or is another program's.
+        OSError: the file cannot be opened, or is another program's.
     """
 
     kind = "sqlite"
@@ -64,7 +64,7 @@ class SqliteWriter:
 
     def write(self, record: Record) -> None:
         try:
-            with self._db:  # all of it or nothing
+            with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._put(record)
                 self._n_since_prune += 1
@@ -99,10 +99,9 @@ class SqliteWriter:
             raise _as_os_error(error, self.name) from None
 
     def sync(self) -> None:
-        """Whatever was written stays, should the power fail now."""
-        try:  # on a connection of its own: on the writer's it would break a transaction that another thread has begun
+        try:  # on a connection of its own: on the writer's it would break a transaction of another thread
             with closing(sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # flushes the log first, and holds nobody up
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # flushes the log first, and blocks nobody
         except sqlite3.Error as error:
             raise _as_os_error(error, self.name) from None
 
@@ -114,7 +113,7 @@ class SqliteWriter:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, VERSION) or (version == 0 and self._has_tables()):
                 raise OSError(errno.EINVAL, "it is a database of another program, or of another version", self.name)
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not hold each other up
+            self._db.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
             self._db.execute("PRAGMA synchronous = NORMAL")
             if version == 0:
                 self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
@@ -141,7 +140,7 @@ class SqliteWriter:
         )
 
     def _correct(self, corrects: str, values: list[object], record: Record, text: str) -> bool:
-        """Whether the row it corrects is here; once corrected it stays so."""
+        """True if the row that the record corrects is here; a row is corrected only once."""
         given = [(column, value) for column, value in zip(COLUMNS, values, strict=True) if column != "truth"]
         sets = ", ".join(f"{column} = ?" for column, _ in given)
         done = self._db.execute(
@@ -161,9 +160,9 @@ class SqliteWriter:
 
 
 def _storable(value: Any) -> Any:
-    """A column's value as SQLite takes it: what is no Unicode in a name as \\udcff, a number beyond 64 bits as text.
+    """A column's value as SQLite takes it: undecodable bytes of a name as \\udcff, a number beyond 64 bits as text.
 
-    `record` has either as it is.
+    The column `record` has both as they are.
     """
     if isinstance(value, int) and not -MOST_INTEGER - 1 <= value <= MOST_INTEGER:
         return str(value)

@@ -13,19 +13,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from coe import __version__
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, describe_error
 
 from .base import Record
 from .config import WebhookConfig
-from .delivery import PermanentFailure
+from .delivery import PermanentFailure, read_secret
 
-LATER = (408, 425, 429)  # of 4xx: the same request may be taken another time
+LATER = (408, 425, 429)  # of 4xx: the same request may be accepted later
 MOST_ANSWER_BYTES = 2**16
-MOST_REASON = 200  # characters of an answer that are told
+MOST_REASON = 200  # characters of a response that are reported
 
 
 class RetryLater(OSError):
-    """It cannot be taken now; `retry_after_s`: when it may be, where the server said so."""
+    """The records cannot be taken now; `retry_after_s`: when they may be, where the server said so."""
 
     def __init__(self, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(text)
@@ -33,10 +33,10 @@ class RetryLater(OSError):
 
 
 class WebhookTransport:
-    """Records as JSON: one by itself as an object, several together (`batch` above 1) as an array.
+    """Posts records as JSON: each as an object, or several together (`batch` above 1) as an array.
 
-    A refusal (4xx, or a redirect) is final; what is not answered in time, or with 5xx, is sent again, with the same
-    `Idempotency-Key`, so that a server can tell that it has it.
+    A refusal (4xx, or a redirect) is final; a request not answered in time, or with 5xx, is sent again with the same
+    `Idempotency-Key`, so that a server can recognise it.
 
     Raises:
         ConfigError: the token or the CA cannot be read.
@@ -50,7 +50,7 @@ class WebhookTransport:
         self.name = f"{parts.scheme}://{parts.netloc}"  # what follows may be a secret
         self.most = config.batch
         self.gather_s = config.gather_s if config.batch > 1 else 0.0
-        _headers(config)  # a token that cannot be used is told now
+        _headers(config)  # a token that cannot be used is an error now
         handlers: list[Any] = [_NoRedirects()]
         if config.is_local:
             handlers.append(urllib.request.ProxyHandler({}))
@@ -73,9 +73,9 @@ class WebhookTransport:
                 raise _error_from_response(error) from None
         except urllib.error.URLError as error:
             reason = error.reason
-            raise RetryLater((reason.strerror if isinstance(reason, OSError) else None) or str(reason)) from None
+            raise RetryLater(reason if isinstance(reason, str) else describe_error(reason)) from None
         except http.client.HTTPException as error:
-            raise RetryLater(f"its answer cannot be read: {str(error) or type(error).__name__}") from None
+            raise RetryLater(f"its answer cannot be read: {describe_error(error)}") from None
 
     def close(self) -> None:
         self._opener.close()
@@ -89,13 +89,13 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _error_from_response(error: urllib.error.HTTPError) -> Exception:
-    told = f"HTTP {error.code} {error.reason}"
+    text = f"HTTP {error.code} {error.reason}"
     if error.code >= 500 or error.code in LATER:
-        return RetryLater(told, _seconds(error.headers.get("Retry-After")))
+        return RetryLater(text, _seconds(error.headers.get("Retry-After")))
     if 300 <= error.code < 400:
-        return PermanentFailure(f"{told}, to {error.headers.get('Location')} (set `url:` to where it leads)")
+        return PermanentFailure(f"{text}, to {error.headers.get('Location')} (set `url:` to where it leads)")
     answer = error.read(MOST_REASON).decode("utf-8", "replace").strip()
-    return PermanentFailure(f"{told}: {answer}" if answer else told)
+    return PermanentFailure(f"{text}: {answer}" if answer else text)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -105,12 +105,7 @@ def _seconds(text: str | None) -> float | None:
 def _headers(config: WebhookConfig) -> Mapping[str, str]:
     headers = {"Content-Type": "application/json", "User-Agent": f"coe-edge/{__version__}", **dict(config.headers)}
     if config.token_file is not None:
-        try:
-            token = config.token_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-            raise ConfigError([f"sink.token_file: {config.token_file} cannot be read: {reason}"]) from None
-        headers["Authorization"] = f"Bearer {token}"
+        headers["Authorization"] = f"Bearer {read_secret(config.token_file, 'sink.token_file', 'ascii')}"
     return headers
 
 
@@ -118,4 +113,4 @@ def _context(config: WebhookConfig) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=None if config.ca is None else str(config.ca))
     except OSError as error:
-        raise ConfigError([f"sink.ca: {config.ca} cannot be used: {error.strerror or error}"]) from None
+        raise ConfigError([f"sink.ca: {config.ca} cannot be used: {describe_error(error)}"]) from None

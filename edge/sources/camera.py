@@ -1,16 +1,16 @@
 """A camera, a stream or a video, frame by frame, through OpenCV.
 
-What is live does not wait: a thread reads it as fast as it comes and keeps the newest frame alone, so that a device
-which is slower than its camera decides what is there now, and not what was there a while ago.
+A thread reads a live stream as fast as frames come and keeps only the newest, so that a device which is slower than
+its camera decides the present frame, and not one from a while ago.
 """
 
 from __future__ import annotations
 
-import random
+import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,32 @@ import numpy as np
 
 from coe.cascade.errors import ConfigError
 from coe.cascade.types import Array
+from coe.link import Backoff
 from coe.models.loading import import_runtime
 
 from .base import Example
 from .config import CameraConfig
 
+log = logging.getLogger(__name__)
+
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before a stream that failed is opened again
-PATIENCE_MS = 5000  # for a stream to open, and for its next frame
-ERRORS = 2  # OpenCV's number for what is worth logging
-LEAD_S = 0.1  # before a frame is wanted, those that come are decoded
+TIMEOUT_MS = 5000  # for a stream to open, and for its next frame
+ERRORS = 2  # OpenCV's log level
+LEAD_S = 0.1  # frames are decoded from this long before one is wanted
 POLL_S = 0.2
 JOIN_S = 0.5  # for a read under way; one that waits for its next frame ends by itself, later
-
-Tell = Callable[[str], None]
 
 
 class CameraSource:
     """Frames as pixels (H, W, C) uint8, RGB or grey.
 
     Args:
-        path: of a video file; None: `config.device` is looked at.
+        path: of a video file; None: `config.device` is opened.
         once: one frame of a camera, or the whole of a video, and no more.
-        tell: told where a camera fails, and when it is back.
-        first_wait_s: before the first try to open it again; each further try waits twice as long.
+        first_wait_s: before the first attempt to open it again; each further one waits twice as long.
     Raises:
         RuntimeMissing: OpenCV is not installed.
-        ConfigError: there is no such video.
+        ConfigError: the video does not exist.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class CameraSource:
         path: Path | None = None,
         *,
         once: bool = False,
-        tell: Tell = lambda line: None,
         first_wait_s: float = FIRST_WAIT_S,
     ) -> None:
         if path is not None and not path.is_file():
@@ -64,13 +63,12 @@ class CameraSource:
         self.n_frames = 0  # that came
         self.n_dropped = 0  # for newer ones
         self.n_failures = 0  # times it had to be opened again
-        self._tell = tell
         self._first_wait_s = first_wait_s
         self._cv2 = import_runtime("cv2", "OpenCV", "pip install 'coe-cascade[camera]'")
-        _quieten(self._cv2)
+        _set_log_level(self._cv2)
         self._failing_since: float | None = None
-        self._begun = ""
-        self._newest = _Newest()
+        self._started = ""
+        self._newest = _NewestFrame()
 
     @property
     def name(self) -> str:
@@ -78,11 +76,11 @@ class CameraSource:
         return re.sub("//[^/@]*@", "//", str(self.path or self.config.device))
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        self._begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self._started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         if not self.config.skip:
             yield from self._every_frame(stop)
             return
-        self._newest = _Newest()
+        self._newest = _NewestFrame()
         over = threading.Event()
         reader = threading.Thread(target=self._read, args=(over,), name="coe-camera", daemon=True)
         reader.start()
@@ -93,7 +91,7 @@ class CameraSource:
             reader.join(JOIN_S)
 
     def _every_frame(self, stop: threading.Event) -> Iterator[Example]:
-        """A video from its first frame to its last, none skipped but by `every_s` of its own time."""
+        """A video's frames, every one, or one each `every_s` of its own time."""
         while not stop.is_set():
             capture = self._open()
             if not capture.isOpened():
@@ -132,11 +130,11 @@ class CameraSource:
     def _example(self, number: int, frame: Array) -> Example:
         colours = self._cv2.COLOR_BGR2GRAY if self.config.channels == 1 else self._cv2.COLOR_BGR2RGB
         pixels: Array = self._cv2.cvtColor(frame, colours)
-        return Example(f"{self._begun}-{number:07d}", pixels)  # a name of its own in every run
+        return Example(f"{self._started}-{number:07d}", pixels)  # a name of its own in every run
 
     def _read(self, over: threading.Event) -> None:
-        """On a thread of its own: read until told to stop, opening it again where it fails."""
-        n_tries = 0
+        """On a thread of its own: read until `over`, and open the stream again where it fails."""
+        backoff = Backoff(self._first_wait_s, MOST_WAIT_S)
         while not over.is_set():
             n_before = self.n_frames
             capture = self._open()
@@ -149,20 +147,21 @@ class CameraSource:
                 continue
             if self.path is not None or over.is_set():
                 break
-            n_tries = 0 if came else n_tries + 1
+            if came:
+                backoff.reset()
             self._fails()
-            over.wait(min(self._first_wait_s * 2 ** min(n_tries, 20), MOST_WAIT_S) * random.uniform(0.5, 1.0))
+            over.wait(backoff.next_s())
         self._newest.end()
 
     def _follow(self, capture: Any, over: threading.Event) -> None:
-        """Keep the newest frame until there is none. A video is played as fast as it was taken."""
+        """Keep the newest frame until no more come. A video is played at the speed it was taken."""
         frame_s = 0.0 if self.path is None else 1 / (capture.get(self._cv2.CAP_PROP_FPS) or 25.0)
         next_at = time.monotonic()
         while not over.is_set() and capture.grab():
             self.n_frames += 1
             self._works()
             if time.monotonic() < self._newest.wanted_at:
-                self.n_dropped += 1  # and not even decoded
+                self.n_dropped += 1  # without decoding it
             elif (frame := _frame(capture)) is not None:
                 self.n_dropped += self._newest.put(self.n_frames, frame)
             if frame_s:
@@ -173,23 +172,23 @@ class CameraSource:
         self.n_failures += 1
         if self._failing_since is None:
             self._failing_since = time.monotonic()
-            self._tell(f"warning: camera {self.name}: no frames; it is tried again until there are")
+            log.warning("camera %s: no frames; it is tried again until there are", self.name)
 
     def _works(self) -> None:
         if self._failing_since is not None:
-            self._tell(f"camera {self.name}: frames again, after {time.monotonic() - self._failing_since:.1f} s")
+            log.info("camera %s: frames again, after %.1f s", self.name, time.monotonic() - self._failing_since)
             self._failing_since = None
 
     def _open(self) -> Any:
         cv2 = self._cv2
         if isinstance(self.config.device, str) and "://" in self.config.device:
-            patience = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE_MS]
-            return cv2.VideoCapture(self.config.device, cv2.CAP_FFMPEG, patience)
+            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+            return cv2.VideoCapture(self.config.device, cv2.CAP_FFMPEG, timeouts)
         return cv2.VideoCapture(self.config.device if self.path is None else str(self.path))
 
 
-def _quieten(cv2: Any) -> None:
-    """OpenCV's own warnings, on standard error, say less than ours do."""
+def _set_log_level(cv2: Any) -> None:
+    """Turn off OpenCV's own warnings on standard error, which say less than ours."""
     set_level = cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel  # before 5, and since
     set_level(ERRORS)
 
@@ -200,31 +199,31 @@ def _frame(capture: Any) -> Array | None:
     return np.asarray(frame) if is_there else None
 
 
-class _Newest:
-    """Room for one frame."""
+class _NewestFrame:
+    """Holds one frame, the newest."""
 
     def __init__(self) -> None:
         self.is_over = False
-        self.wanted_at = 0.0  # `time.monotonic()` second; frames before it are not worth decoding
-        self._turn = threading.Condition()
-        self._held: tuple[int, Array] | None = None
+        self.wanted_at = 0.0  # `time.monotonic()` second; frames before it are not decoded
+        self._changed = threading.Condition()
+        self._frame: tuple[int, Array] | None = None
 
     def put(self, number: int, frame: Array) -> int:
-        """How many frames were dropped for this one: 1 or 0."""
-        with self._turn:
-            was_held = self._held is not None
-            self._held = (number, frame)
-            self._turn.notify()
-            return int(was_held)
+        """The number of frames dropped for this one: 1 or 0."""
+        with self._changed:
+            n_dropped = int(self._frame is not None)
+            self._frame = (number, frame)
+            self._changed.notify()
+            return n_dropped
 
     def take(self, seconds: float) -> tuple[int, Array] | None:
         """The newest frame and its number; None: none came within `seconds`."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._held is not None or self.is_over, seconds)
-            held, self._held = self._held, None
-            return held
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self.is_over, seconds)
+            frame, self._frame = self._frame, None
+            return frame
 
     def end(self) -> None:
-        with self._turn:
+        with self._changed:
             self.is_over = True
-            self._turn.notify()
+            self._changed.notify()

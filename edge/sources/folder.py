@@ -1,7 +1,7 @@
 """A folder of PNG and JPEG files: those there now, or watched for new ones through inotify or polling.
 
-Where the system tells of new files, each is taken as soon as it is closed, or moved in; now and then the folder is
-looked through all the same. Where it does not, a file is taken once two looks in a row found it the same.
+With inotify, a file is taken as soon as it is closed, or moved in; the folder is scanned now and then all the same.
+With polling, a file is taken once two scans in a row found it the same.
 """
 
 from __future__ import annotations
@@ -11,55 +11,51 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coe.cascade.errors import ConfigError, RuntimeMissing
+from coe.cascade.errors import ConfigError, RuntimeMissing, describe_error
 from coe.models.loading import import_runtime
 
-from .base import Example, FolderHistory
+from .base import Example
+
+if TYPE_CHECKING:
+    from edge.spool.spool import FileHistory
+
+log = logging.getLogger(__name__)
 
 STOP_POLL_S = 0.2
-SETTLE_S = 0.015  # what copies a file often sets its time right after it closed it
+SETTLE_S = 0.015  # a program that copies a file often sets its time right after it closed it
 EVENT_TYPES = ("FileClosedEvent", "FileMovedEvent")
-# Filesystems where another machine may write, of which this one's system does not tell.
-NETWORK_FILESYSTEMS = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "afs",
-    "ceph",
-    "glusterfs",
-    "lustre",
-    "virtiofs",
-    "vboxsf",
-)
+# Filesystems where another machine may write, which inotify does not report.
+NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "virtiofs")
+
+
+def _watchdog_module(name: str) -> Any:
+    return import_runtime(f"watchdog.{name}", "watchdog", "pip install 'coe-cascade[edge]'")
 
 
 class FileWatcher:
-    """The names of files that landed in a folder, as the operating system tells of them.
+    """The names of files that were closed in a folder, or moved into it, through inotify.
 
     Raises:
         RuntimeMissing: watchdog is not installed.
-        OSError: the system cannot tell: too many are watched already, say.
+        OSError: the folder cannot be watched, such as when too many are watched already.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        observers: Any = import_runtime("watchdog.observers.inotify", "watchdog", "pip install 'coe-cascade[edge]'")
-        self._events: Any = import_runtime("watchdog.events", "watchdog", "pip install 'coe-cascade[edge]'")
-        self._turn = threading.Condition()
+        observers = _watchdog_module("observers.inotify")
+        self._events = _watchdog_module("events")
+        self._changed = threading.Condition()
         self._names: set[str] = set()
         self._identity: tuple[int, int] | None = None  # of the folder that is watched
-        self._observers: list[Any] = []  # one each: watchdog holds back what comes after a file is moved away
+        self._observers: list[Any] = []  # one each: watchdog delays the events after a file is moved away
         try:
             for _ in EVENT_TYPES:
-                self._observers.append(observers.InotifyObserver(generate_full_events=True))  # of moves from elsewhere
+                self._observers.append(observers.InotifyObserver(generate_full_events=True))  # also moves from outside
                 self._observers[-1].start()
             self.refresh()
         except BaseException:
@@ -67,11 +63,9 @@ class FileWatcher:
             raise
 
     def refresh(self) -> None:
-        """Watch the folder that is there now, should the one watched before be gone."""
+        """Watch the folder that has the path now, should the one watched before be gone."""
         identity = _identity(self.path)
-        emitters = [
-            emitter for observer in self._observers for emitter in observer.emitters
-        ]  # they end with the folder
+        emitters = [emitter for observer in self._observers for emitter in observer.emitters]  # they end with a folder
         is_watched = len(emitters) == len(EVENT_TYPES) and all(emitter.is_alive() for emitter in emitters)
         if identity is not None and identity == self._identity and is_watched:
             return
@@ -79,32 +73,32 @@ class FileWatcher:
         for observer, kind in zip(self._observers, EVENT_TYPES, strict=True):
             observer.unschedule_all()
             if identity is not None:
-                observer.schedule(_Handler(self), str(self.path), event_filter=[getattr(self._events, kind)])
+                observer.schedule(self, str(self.path), event_filter=[getattr(self._events, kind)])
 
     def dispatch(self, event: Any) -> None:
         """Called by watchdog, on a thread of its own."""
-        landed = event.dest_path if isinstance(event, self._events.FileMovedEvent) else event.src_path
-        folder, name = os.path.split(os.fsdecode(landed or ""))
+        new_path = event.dest_path if isinstance(event, self._events.FileMovedEvent) else event.src_path
+        folder, name = os.path.split(os.fsdecode(new_path or ""))
         if name and Path(folder) == self.path:
-            with self._turn:
+            with self._changed:
                 self._names.add(name)
-                self._turn.notify()
+                self._changed.notify()
 
     def wait(self, stop: threading.Event, seconds: float) -> set[str]:
-        """Names that landed since last asked, once there are any; empty after `seconds`, or soon after `stop`."""
+        """Names of new files since the last call, once there are any; empty after `seconds`, or soon after `stop`."""
         end = time.monotonic() + seconds
-        with self._turn:
+        with self._changed:
             while not self._names and not stop.is_set() and (left := end - time.monotonic()) > 0:
-                self._turn.wait(min(left, STOP_POLL_S))
+                self._changed.wait(min(left, STOP_POLL_S))
             is_any = bool(self._names)
         if is_any:
             time.sleep(SETTLE_S)
-        with self._turn:
+        with self._changed:
             names, self._names = self._names, set()
             return names
 
     def close(self) -> None:
-        logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it complains of its own end
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it logs errors as it is stopped
         for observer in self._observers:
             observer.stop()
         for observer in self._observers:
@@ -112,30 +106,20 @@ class FileWatcher:
                 observer.join()
 
 
-class _Handler:
-    """What watchdog calls."""
-
-    def __init__(self, watcher: FileWatcher) -> None:
-        self._watcher = watcher
-
-    def dispatch(self, event: Any) -> None:
-        self._watcher.dispatch(event)
-
-
 def why_not_watched(path: Path) -> str:
-    """Why the system may not tell of every new file in that folder; "" where it does."""
+    """Why inotify may not report every new file in that folder; "" where it does."""
     kind = filesystem_of(path)
-    if kind in NETWORK_FILESYSTEMS or kind.startswith("fuse."):
+    if kind in NETWORK_FILESYSTEMS or kind == "vboxsf" or kind.startswith("fuse."):
         return f"{path} is on {kind}, where other machines may write"
     try:
-        import_runtime("watchdog.observers.inotify", "watchdog", "pip install 'coe-cascade[edge]'")
+        _watchdog_module("observers.inotify")
     except RuntimeMissing as error:
         return str(error)
     return ""
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The kind of filesystem a folder is on, as Linux names it; "" where it does not say."""
+    """The kind of filesystem a folder is on, as Linux names it; "" where that is not known."""
     found = (-1, "")
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -147,7 +131,7 @@ def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
         if len(fields) < 3:
             continue
         at = Path(fields[1].replace("\\040", " "))
-        if where.is_relative_to(at) and len(at.parts) >= found[0]:  # the last one mounted there is what is seen
+        if where.is_relative_to(at) and len(at.parts) >= found[0]:  # the last one mounted there is in use
             found = (len(at.parts), fields[2])
     return found[1]
 
@@ -163,10 +147,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 MOST_FILE_BYTES = 64 * 2**20
-MOST_GONE = 10_000  # names of files that are gone which are remembered all the same
-LOOK_S = 1.0  # between two looks at a folder of which the system tells
+MOST_GONE = 10_000  # names of deleted files that are remembered all the same
+SCAN_S = 1.0  # between two scans of a folder that is watched through inotify
 
-Tell = Callable[[str], None]
 Stamp = tuple[int, int]  # size in bytes, time of change in ns
 
 
@@ -175,10 +158,10 @@ class FolderSource:
 
     Args:
         path: the folder; files directly in it.
-        watch: go on looking every `poll_s` seconds after the first pass.
-        is_told: the system tells of new files; False: looking alone.
-        tell: told where it cannot.
-        memory: of what was done of a watched folder before; None: nothing was.
+        watch: after the first scan, go on with new files.
+        poll_s: between two scans without inotify.
+        uses_inotify: False: poll alone.
+        history: which files were decided before; it has this folder. None: none were.
     Raises:
         ConfigError: there is no such folder.
     """
@@ -190,25 +173,23 @@ class FolderSource:
         poll_s: float = 0.5,
         *,
         uses_inotify: bool = False,
-        tell: Tell = lambda line: None,
-        memory: FolderHistory | None = None,
+        history: FileHistory | None = None,
     ) -> None:
         if not path.is_dir():
-            raise ConfigError([f"source.path: expected a folder, got {path} (create it, or mend the path)"])
+            raise ConfigError([f"source.path: expected a folder, got {path} (create it, or correct the path)"])
         self.path = path
         self.watch = watch
         self.poll_s = poll_s
         self.uses_inotify = uses_inotify
-        self.tell = tell
-        self.memory = memory
+        self.history = history
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        watcher = self._open_watcher()  # before the first look, so that nothing falls between the two
+        watcher = self._open_watcher()  # before the first scan, so that no file is missed between the two
         seen = self._scan()
         if not self.watch:
             yield from self._read(seen, stop)
             return
-        done: dict[str, Stamp] = {} if self.memory is None else self.memory.done()
+        done: dict[str, Stamp] = {} if self.history is None else self.history.done(self.path)
         before: dict[str, Stamp] = {}
         try:
             while not stop.is_set():
@@ -219,8 +200,8 @@ class FolderSource:
                 if watcher is None:
                     stop.wait(self.poll_s)
                 else:
-                    look_s = self.poll_s if len(fresh) > len(settled) or not self.path.is_dir() else LOOK_S
-                    yield from self._watched_examples(watcher, look_s, done, stop)
+                    scan_s = self.poll_s if len(fresh) > len(settled) or not self.path.is_dir() else SCAN_S
+                    yield from self._watched_examples(watcher, scan_s, done, stop)
                     watcher.refresh()
                 before, seen = seen, self._scan()
         finally:
@@ -232,23 +213,23 @@ class FolderSource:
             return None
         try:
             return FileWatcher(self.path)
-        except OSError as error:  # too many folders are watched on this device, say
-            self.tell(f"warning: {self.path}: the system does not tell of new files ({error.strerror}): looked through")
+        except OSError as error:  # such as when too many folders are watched on this device
+            log.warning("%s cannot be watched through inotify (%s): it is scanned", self.path, describe_error(error))
             return None
 
     def _watched_examples(
         self, watcher: FileWatcher, seconds: float, done: dict[str, Stamp], stop: threading.Event
     ) -> Iterator[Example]:
-        """Files that the system tells of, for so long."""
+        """Files that inotify reports within `seconds`."""
         end = time.monotonic() + seconds
         while not stop.is_set() and (left := end - time.monotonic()) > 0:
             for name in sorted(watcher.wait(stop, left)):
                 stamp = self._stamp(name)
-                if stamp is not None and stamp[0] > 0 and done.get(name) != stamp:  # an empty one may yet be filled
+                if stamp is not None and stamp[0] > 0 and done.get(name) != stamp:  # an empty one may still be filled
                     yield from self._take({name: stamp}, done, stop)
 
     def _stamp(self, name: str) -> Stamp | None:
-        """Of one file; None where it is not an image, or is gone."""
+        """The stamp of one file; None where it is not an image, or is gone."""
         path = self.path / name
         if name.lower().endswith(SUFFIXES):
             with contextlib.suppress(OSError):
@@ -261,47 +242,43 @@ class FolderSource:
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:  # no folder: nothing in it now
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # this file went away meanwhile; the others are there
+                with contextlib.suppress(FileNotFoundError):  # this file was deleted meanwhile
                     if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                         status = entry.stat()
                         found[entry.name] = (status.st_size, status.st_mtime_ns)
         return found
 
     def _take(self, stamps: dict[str, Stamp], done: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
-        """Files that are whole, as they are now."""
+        """Examples of files that are complete."""
         done.update(stamps)
-        if self.memory is not None and stamps:
-            self.memory.take(stamps)
+        if self.history is not None and stamps:
+            self.history.take(self.path, stamps)
         yield from self._read(stamps, stop)
 
     def _forget(self, done: dict[str, Stamp], seen: dict[str, Stamp]) -> None:
-        """Files that are gone, once they are many; an empty folder may be one whose disk is not mounted."""
+        """Forget deleted files, once they are many; an empty folder may be one whose disk is not mounted."""
         if not seen or len(done) < 2 * len(seen) + MOST_GONE:
             return
         gone = done.keys() - seen.keys()
         for name in gone:
             del done[name]
-        if self.memory is not None:
-            self.memory.forget(gone)
+        if self.history is not None:
+            self.history.forget(self.path, gone)
 
     def _read(self, stamps: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
         for name in sorted(stamps):
             if stop.is_set():
                 return
-            answered = None if self.memory is None else partial(self._finish, self.memory, name, stamps[name])
+            answered = None if self.history is None else partial(self.history.finish, self.path, name, stamps[name])
             value, error = _bytes_of(self.path / name, stamps[name][0])
             yield Example(name, value, error=error, answered=answered)
 
-    @staticmethod
-    def _finish(memory: FolderHistory, name: str, stamp: Stamp, outcome: object) -> None:
-        memory.finish(name, stamp)
-
 
 def _bytes_of(path: Path, size: int) -> tuple[bytes | None, str | None]:
-    """What a file of that size holds, or why that cannot be had; one that is too large is not read into memory."""
+    """A file's content, or why it cannot be read; one that is too large is not read into memory."""
     if size > MOST_FILE_BYTES:
         return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
     try:
         return path.read_bytes(), None
     except OSError as failure:
-        return None, f"cannot be read: {failure.strerror}"
+        return None, f"cannot be read: {describe_error(failure)}"

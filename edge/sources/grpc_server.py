@@ -1,7 +1,7 @@
 """A local gRPC server: programs on this device ask the cascade over the Open Inference Protocol.
 
 Each row of a call becomes an example of the source; the call is answered once the outcomes of all its rows are in the
-sink. The calls are served by an event loop on a thread of its own (`doorway.py`), the examples are taken on its own.
+sink. An event loop on a thread of its own serves the calls; the agent's thread takes the examples.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import stat
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import numpy as np
@@ -35,8 +36,9 @@ from coe.cascade.errors import (
     TierTimeout,
     TierUnavailable,
     TooManyCalls,
+    describe_error,
 )
-from coe.cascade.types import Array, Batch, Decision, Vote, added_calls
+from coe.cascade.types import Array, Batch
 from coe.models.loading import import_runtime
 from coe.protocol.core import Decided, InferenceCore, Request, ServedModel
 from coe.protocol.service import SERVICE, server_options
@@ -45,19 +47,10 @@ from coe.protocol.servicer import InferenceServicer
 from .base import Example
 from .config import GrpcSourceConfig
 
+if TYPE_CHECKING:
+    from edge.sinks import Outcome
 
-class OutcomeLike(Protocol):
-    """What the agent's outcome says of an example."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def decision(self) -> Decision | None: ...
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def reason(self) -> str: ...
-
+log = logging.getLogger(__name__)
 
 ERROR_TYPES = {  # by an outcome's reason; any other is an example that cannot be read
     "unavailable": TierUnavailable,
@@ -67,81 +60,58 @@ ERROR_TYPES = {  # by an outcome's reason; any other is an example that cannot b
 }
 
 
-def decisions_from_outcomes(batch: Batch, outcomes: Sequence[OutcomeLike]) -> Decisions:
-    """B decisions of one call, in the order of its rows.
-
-    To the caller the device is one tier that is a cascade: which of its tiers answered is in `exit_tier`.
+def joined_decisions(batch: Batch, outcomes: Sequence[Outcome]) -> Decisions:
+    """The decisions of one call's rows (B,), each decided by itself, in the order of the rows.
 
     Raises:
-        CascadeError: a row has no decision; as the tier that should have given it, or the agent's door, put it.
+        CascadeError: a row has no decision: the error of the tier that should have made it, or of the agent's decoder.
     """
-    rows_of: dict[int, list[int]] = defaultdict(list)  # by the number of members of the tier that answered
-    decisions: list[Decision] = []
+    visits: list[Visit] = []
+    degraded: dict[int, str] = {}
     for row, outcome in enumerate(outcomes):
-        if outcome.decision is None:
+        if outcome.decisions is None:
             raise error_from_outcome(outcome)
-        decisions.append(outcome.decision)
-        rows_of[outcome.decision.n_members].append(row)
-    return Decisions(batch, [_visit_from_rows(decisions, np.array(rows)) for rows in rows_of.values()], {})
+        rows = np.array([row])
+        visits += (Visit(visit.first_tier, rows, visit.vote, visit.time_s) for visit in outcome.decisions.visits)
+        degraded.update((row, reason) for reason in outcome.decisions.degraded.values())
+    return Decisions(batch, visits, degraded)
 
 
-def error_from_outcome(outcome: OutcomeLike) -> CascadeError:
-    """What the caller is told of an example without a decision."""
+def error_from_outcome(outcome: Outcome) -> CascadeError:
+    """The error that the caller gets for an example without a decision."""
     text = outcome.error or "no decision"
-    told = text.partition(": ")[2]
+    message = text.partition(": ")[2]
     if outcome.reason == "held-back":
-        return NotAllowed(told)
+        return NotAllowed(message)
     kind = ERROR_TYPES.get(outcome.reason)
-    return InputError(text) if kind is None else kind(outcome.id, told)
-
-
-def _visit_from_rows(decisions: Sequence[Decision], rows: Array) -> Visit:
-    """The vote on `rows` (A,), all by tiers of as many members."""
-    chosen = [decisions[row] for row in rows]
-    n_tiers = max(len(decision.tier_votes) for decision in chosen)
-    votes = np.full((len(chosen), n_tiers), np.nan, dtype=np.float32)
-    for at, decision in enumerate(chosen):
-        votes[at, : len(decision.tier_votes)] = decision.tier_votes
-    asked = np.array([decision.asked for decision in chosen])
-    shares = np.array([decision.vote for decision in chosen])
-    reasons = tuple(decision.degraded for decision in chosen)
-    vote = Vote(
-        labels=np.array([decision.label for decision in chosen]),
-        count=np.rint(shares * asked).astype(np.int64),
-        asked=asked,
-        n_members=chosen[0].n_members,
-        score=np.array([decision.score for decision in chosen], dtype=np.float32),
-        exit_tier=np.array([decision.exit_tier for decision in chosen]),
-        tier_votes=votes,
-        degraded=reasons if any(reasons) else None,
-        call=added_calls(decision.call for decision in chosen),
-    )
-    return Visit(1, rows, vote, max(sum(decision.tier_times_s) for decision in chosen))
+    return InputError(text) if kind is None else kind(outcome.id, message)
 
 
 T = TypeVar("T")
 START_S = 10.0
-STOP_S = 1.0  # for answers that are on their way out
-MODE = 0o660  # of a Unix socket: the agent's user and its group may ask
+STOP_S = 1.0  # for responses that are being sent
+MODE = 0o660  # of a Unix socket: the agent's user and its group may connect
+
+
+def _health_module(name: str) -> Any:
+    return import_runtime(f"grpc_health.v1.{name}", "gRPC health", "pip install 'coe-cascade[edge]'")
 
 
 class LocalServer:
-    """Serves `plane` until closed.
+    """Serves `core` until closed.
 
     Raises:
         ConfigError: the address is taken, or cannot be bound.
         RuntimeMissing: a package is not installed.
     """
 
-    def __init__(self, config: GrpcSourceConfig, plane: InferenceCore) -> None:
+    def __init__(self, config: GrpcSourceConfig, core: InferenceCore) -> None:
         self.config = config
         self.port = 0
-        self._plane = plane
-        self._health = import_runtime(
-            "grpc_health.v1.health", "gRPC health", "pip install 'coe-cascade[edge]'"
-        ).aio.HealthServicer()
+        self._core = core
+        self._health = _health_module("health").aio.HealthServicer()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="coe-door", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="coe-grpc", daemon=True)
         self._thread.start()
         try:
             self._server = self._run(self._start(), START_S)
@@ -154,7 +124,7 @@ class LocalServer:
         return self.config.address if self.config.path else f"{self.config.host}:{self.port}"
 
     def close(self) -> None:
-        """Answers under way have a moment; then the door is shut, and its socket gone. Twice is fine."""
+        """Give the calls under way a moment, then stop, and remove the Unix socket. Twice is fine."""
         if self._loop.is_closed():
             return
         try:
@@ -165,28 +135,25 @@ class LocalServer:
                 self.config.path.unlink(missing_ok=True)
 
     async def _start(self) -> grpc.aio.Server:
-        self._servicer = InferenceServicer(self._plane)
+        self._servicer = InferenceServicer(self._core)
         server = grpc.aio.server(options=server_options(self.config.max_message_bytes))
         server.add_generic_rpc_handlers((self._servicer.handler(),))
-        health_pb2_grpc = import_runtime(
-            "grpc_health.v1.health_pb2_grpc", "gRPC health", "pip install 'coe-cascade[edge]'"
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        _health_module("health_pb2_grpc").add_HealthServicer_to_server(self._health, server)
         self.port = self._bind(server)
         await server.start()
-        self._plane.accepts = True
-        await self._tell_health("SERVING")
+        self._core.accepts = True
+        await self._set_health("SERVING")
         return server
 
     async def _stop(self) -> None:
-        await self._tell_health("NOT_SERVING")
+        await self._set_health("NOT_SERVING")
         self._servicer.end_streams()
         await self._server.stop(STOP_S)
 
-    async def _tell_health(self, state: str) -> None:
-        pb2 = import_runtime("grpc_health.v1.health_pb2", "gRPC health", "pip install 'coe-cascade[edge]'")
+    async def _set_health(self, state: str) -> None:
+        status = getattr(_health_module("health_pb2").HealthCheckResponse, state)
         for name in ("", SERVICE, self.config.model):
-            await self._health.set(name, getattr(pb2.HealthCheckResponse, state))
+            await self._health.set(name, status)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         config = self.config
@@ -194,7 +161,7 @@ class LocalServer:
         address = f"{bracketed}:{config.port}" if config.path is None else f"unix:{config.path}"
         if config.path is not None:
             _clear(config.path)
-        mask = os.umask(0o777 & ~MODE)  # nobody else gets in between its making and its mode
+        mask = os.umask(0o777 & ~MODE)  # nobody else can connect before its mode is set
         port = 0
         try:
             with contextlib.suppress(RuntimeError):
@@ -218,10 +185,10 @@ class LocalServer:
 
 
 def _clear(path: Path) -> None:
-    """Remove the socket of an agent that was killed; gRPC itself would remove that of one that lives, too.
+    """Remove the socket of an agent that was killed; gRPC itself would also remove one that is in use.
 
     Raises:
-        ConfigError: it is in use, or no socket, or its folder is not there.
+        ConfigError: it is in use, or no socket, or its folder does not exist.
     """
     if not path.parent.is_dir():
         raise ConfigError([f"source.address: expected a folder for the socket, got {path.parent} (create it)"])
@@ -238,36 +205,32 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            raise ConfigError([f"source.address: {path} cannot be used: {error.strerror or error}"]) from None
+            raise ConfigError([f"source.address: {path} cannot be used: {describe_error(error)}"]) from None
     raise ConfigError([f"source.address: expected a free address, got {path} where another program answers"])
 
 
 POLL_S = 0.2
-GRACE_S = 5.0  # for the calls under way, as the door closes
-LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # of the hint when to come again
+GRACE_S = 5.0  # for the calls under way, as the server stops
+LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # of the retry-after hint
 
-_asked: ContextVar[str] = ContextVar("coe_door_request", default="")  # the id of the request that is being served
+_request_id: ContextVar[str] = ContextVar("coe_request_id", default="")  # of the request that is being served
 
 
 class GrpcSource:
     """Examples of the programs that call. It never ends by itself.
 
     Args:
-        once: nobody can have asked before the door is open: no example at all.
-        tell: told where the door is.
+        once: give no example at all: nobody can have called before the server listens.
     """
 
-    def __init__(
-        self, config: GrpcSourceConfig, *, once: bool = False, tell: Callable[[str], None] = lambda line: None
-    ):
+    def __init__(self, config: GrpcSourceConfig, *, once: bool = False):
         self.config = config
         self.once = once
         self.port = 0  # where it listens, once it does
         self.queue = CallQueue(config.model, config.max_queued)
-        self._tell = tell
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        """Examples until told to stop.
+        """Examples until `stop` is set.
 
         Raises:
             ConfigError: the address is taken.
@@ -275,22 +238,22 @@ class GrpcSource:
         if self.once:
             return
         self.queue = CallQueue(self.config.model, self.config.max_queued)
-        plane = InferenceCore(
+        core = InferenceCore(
             {self.config.model: self._served()},
             max_rows=self.config.max_rows,
             max_bytes=self.config.max_message_bytes,
             gates=(self.queue,),
         )
-        server = LocalServer(self.config, plane)
+        server = LocalServer(self.config, core)
         try:
             self.port = server.port
-            self._tell(f"door: {self.config.model} on {server.address}")
+            log.info("serving %s on %s", self.config.model, server.address)
             while not stop.is_set():
                 example = self.queue.take(POLL_S)
                 if example is not None:
                     yield example
         finally:
-            plane.accepts = False
+            core.accepts = False
             self.queue.close(GRACE_S)
             server.close()
 
@@ -314,10 +277,10 @@ class PendingCall:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self.is_over = False  # nobody waits for it any more
+        self.is_over = False  # its caller no longer waits
         self._loop = asyncio.get_running_loop()
-        self.answer: asyncio.Future[Sequence[OutcomeLike]] = self._loop.create_future()
-        self._outcomes: list[OutcomeLike | None] = [None] * len(batch)
+        self.answer: asyncio.Future[Sequence[Outcome]] = self._loop.create_future()
+        self._outcomes: list[Outcome | None] = [None] * len(batch)
         self._left = len(batch)
         self._lock = threading.Lock()
 
@@ -326,8 +289,8 @@ class PendingCall:
         answered = partial(self.take, row)
         return Example(batch.ids[row], batch.x[row], deadline=batch.deadline, answered=answered)
 
-    def take(self, row: int, outcome: OutcomeLike) -> None:
-        """A row's outcome, from a thread of the agent's."""
+    def take(self, row: int, outcome: Outcome) -> None:
+        """Set a row's outcome, from a thread of the agent's."""
         with self._lock:
             self._outcomes[row] = outcome
             self._left -= 1
@@ -337,7 +300,7 @@ class PendingCall:
             self._settle(lambda: self.answer.set_result(outcomes))
 
     def fail(self, error: Exception) -> None:
-        """There will be no outcome."""
+        """Have the caller's wait end with this error."""
         self._settle(lambda: self.answer.set_exception(error))
 
     def _settle(self, settle: Callable[[], None]) -> None:
@@ -345,12 +308,12 @@ class PendingCall:
             if not self.answer.done():
                 settle()
 
-        with contextlib.suppress(RuntimeError):  # the door is closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(settle_once)
 
 
 class CallQueue:
-    """Where calls wait for the agent. To the plane it is a gate and the model's door, too: rows stay as they came.
+    """Where calls wait for the agent. To `InferenceCore` it is a gate and the model's decoder: rows stay as they came.
 
     Args:
         name: of the model, for errors.
@@ -360,13 +323,13 @@ class CallQueue:
     def __init__(self, name: str, max_queued: int) -> None:
         self.name = name
         self.max_queued = max_queued
-        self.n_taken = self.n_refused = self.n_given_up = 0  # examples; calls; examples nobody waited for any more
+        self.n_taken = self.n_refused = self.n_given_up = 0  # examples; calls; examples whose caller had gone
         self._rows: deque[tuple[PendingCall, int]] = deque()
         self._calls: set[PendingCall] = set()
         self._ready = threading.Condition()
         self._is_closed = False
         self._taken_at: float | None = None
-        self._example_s = 0.01  # that the agent takes for one, lately
+        self._example_s = 0.01  # moving average of the agent's time for one
         self._prefix = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"  # of ids, where callers give none
         self._numbers = itertools.count(1)
 
@@ -381,25 +344,25 @@ class CallQueue:
             hint = min(max(len(self._rows) * self._example_s, LEAST_RETRY_S), MOST_RETRY_S)
             message = f"{len(self._rows)} examples wait, at most {self.max_queued} may"
             raise TooManyCalls(self.name, message, retry_after_s=hint)
-        _asked.set(request.id or f"{self._prefix}-{next(self._numbers)}")
+        _request_id.set(request.id or f"{self._prefix}-{next(self._numbers)}")
 
     def leave(self, request: Request) -> None:
         pass
 
     def batch(self, ids: Sequence[str], values: Array, deadline: float = np.inf) -> Batch:
-        """The rows (B,) as they came: the agent's own door opens each."""
+        """The rows (B,) as they came: the agent decodes each by itself."""
         x = np.empty(len(values), dtype=object)
         for row, value in enumerate(values):
             x[row] = value
-        asked = _asked.get()
-        names = (asked,) if len(x) == 1 else tuple(f"{asked}/{row}" for row in range(len(x)))
+        name = _request_id.get()
+        names = (name,) if len(x) == 1 else tuple(f"{name}/{row}" for row in range(len(x)))
         return Batch(names, x, None, deadline)
 
     async def decide(self, batch: Batch) -> Decided:
         """The agent's decisions.
 
         Raises:
-            CascadeError: a row has none, or the door closes.
+            CascadeError: a row has none, or the server stops.
         """
         call = PendingCall(batch)
         with self._ready:
@@ -419,10 +382,10 @@ class CallQueue:
             with self._ready:
                 self._calls.discard(call)
                 self._ready.notify_all()
-        return Decided(decisions_from_outcomes(batch, outcomes))
+        return Decided(joined_decisions(batch, outcomes))
 
     def take(self, seconds: float) -> Example | None:
-        """The next example that somebody waits for; None: none came within `seconds`."""
+        """The next example whose caller still waits; None: none came within `seconds`."""
         with self._ready:
             now = time.monotonic()
             if self._taken_at is not None:
@@ -440,7 +403,7 @@ class CallQueue:
         return None
 
     def close(self, grace_s: float) -> None:
-        """Calls that are not begun are refused; those under way have `grace_s` to be answered."""
+        """Refuse the calls not begun; give those under way `grace_s` to be answered."""
         with self._ready:
             self._is_closed = True
             waiting = {call for call, _ in self._rows}

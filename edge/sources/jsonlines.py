@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from coe.cascade.errors import describe_error
 from coe.cascade.types import Array
 
 from .base import Example
@@ -42,14 +43,14 @@ class JsonLinesSource:
                 yield parse_line(line, f"line-{number}")
 
     def _lines(self, stop: threading.Event) -> Iterator[bytes]:
-        """Lines as they come; a quiet stream does not keep the agent from stopping."""
+        """Lines as they come; a stream without input does not keep the agent from stopping."""
         descriptor = self.stream.fileno()
         rest = bytearray()
         while not stop.is_set():
             ready, _, _ = select.select([descriptor], [], [], self.poll_s)
             if not ready:
                 continue
-            chunk = os.read(descriptor, 2**16)  # what is there, without waiting for a buffer to fill
+            chunk = os.read(descriptor, 2**16)  # returns what is there, without waiting for a full buffer
             if not chunk:
                 break
             *lines, tail = (rest + chunk).split(b"\n")
@@ -63,7 +64,7 @@ class JsonLinesSource:
 
 
 def parse_line(line: bytes, default_id: str) -> Example:
-    """One line's example; what is wrong with it is in its `error`."""
+    """One line's example; `error` says why a line cannot be read."""
     name = default_id
     try:
         content = json.loads(line)
@@ -72,8 +73,7 @@ def parse_line(line: bytes, default_id: str) -> Example:
         name = default_id if content.get("id") is None else str(content["id"])
         return Example(name, _value(content), _truth(content.get("label")))
     except (ValueError, OSError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Example(name, None, error=f"cannot be read: {reason}")
+        return Example(name, None, error=f"cannot be read: {describe_error(error)}")
 
 
 def _value(content: dict[str, Any]) -> bytes | Array:
@@ -93,7 +93,7 @@ def _value(content: dict[str, Any]) -> bytes | Array:
         except (ValueError, TypeError) as error:
             raise ValueError(f"image: expected base64, {error}") from None
     try:
-        array = np.array(value)  # of what kind the numbers are: a cast at once would take 0.5 and "17" for whole ones
+        array = np.array(value)  # keeps the numbers' kind: a direct cast would accept 0.5 and "17" as whole numbers
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{kind}: expected nested lists of numbers, {error}") from None
     if kind == "pixels":
@@ -102,14 +102,14 @@ def _value(content: dict[str, Any]) -> bytes | Array:
         return array.astype(np.uint8)
     if array.dtype.kind not in "iuf":
         raise ValueError("tensor: expected nested lists of numbers")
-    with np.errstate(over="ignore"):  # too large becomes infinity, which the door refuses
+    with np.errstate(over="ignore"):  # too large becomes infinity, which the decoder refuses
         return array.astype(np.float32)
 
 
 def _read_file(path: Path) -> bytes:
-    """A regular file's bytes: a pipe could be waited on for good."""
+    """A regular file's bytes: reading a pipe could wait for ever."""
     status = path.stat()
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # a directory says so itself
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # reading a directory is an error itself
         raise ValueError(f"file: expected a regular file, got {path}")
     if status.st_size > MOST_LINE_BYTES:
         raise ValueError(f"file: expected at most {MOST_LINE_BYTES} bytes, got {status.st_size}")

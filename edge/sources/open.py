@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from coe.cascade.errors import ConfigError
 from coe.zoo import digits
 
-from .base import Example, FileHistory, Source
+from .base import Example, Source
 from .config import SourceConfig
+
+if TYPE_CHECKING:
+    from edge.spool.spool import FileHistory
+
+log = logging.getLogger(__name__)
 
 
 class DigitsSource:
@@ -28,12 +35,12 @@ class DigitsSource:
                 yield Example(name if turn == 1 else f"{name}#{turn}", png, label)
 
 
-POLL_S = 0.2  # how soon after the agent is told to stop the sources are
+POLL_S = 0.2  # how soon after the agent's `stop` the parts are stopped
 JOIN_S = 10.0
 
 
 class RoundRobinSource:
-    """The examples of all parts, taking turns; a part that is slow, or has ended, holds up no other.
+    """The examples of all parts, in turn; a part that is slow, or has ended, delays no other.
 
     Args:
         parts: at least one.
@@ -46,55 +53,57 @@ class RoundRobinSource:
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
         """Examples until every part has ended, or one fails: its error is raised here."""
-        turn = threading.Condition()
+        changed = threading.Condition()
         over = threading.Event()  # what the parts see as `stop`
-        lines = [_PartThread(part, every, turn, over) for part, every in zip(self.parts, self.intervals_s, strict=True)]
+        parts = [
+            _PartThread(part, every, changed, over) for part, every in zip(self.parts, self.intervals_s, strict=True)
+        ]
         try:
-            for line in lines:
-                line.thread.start()
+            for part in parts:
+                part.thread.start()
             at = 0
-            while (found := self._next(lines, at, turn, stop, over)) is not None:
+            while (found := self._next(parts, at, changed, stop, over)) is not None:
                 at = found + 1
-                example = lines[found].example
+                example = parts[found].example
                 assert example is not None
                 yield example
-                lines[found].go_on()  # asked for more: this one's outcome is in the sink, or it waits for a server
+                parts[found].release()  # the agent asks for more: it is through with this one
         finally:
             over.set()
-            for line in lines:
-                line.drop()
-            for line in lines:
-                if line.thread.ident is not None:
-                    line.thread.join(JOIN_S)
+            for part in parts:
+                part.drop()
+            for part in parts:
+                if part.thread.ident is not None:
+                    part.thread.join(JOIN_S)
 
     def _next(
         self,
-        lines: Sequence[_PartThread],
+        parts: Sequence[_PartThread],
         start: int,
-        turn: threading.Condition,
+        changed: threading.Condition,
         stop: threading.Event,
         over: threading.Event,
     ) -> int | None:
-        """The first line from `start` on that has an example, once one has; None: all have ended."""
-        order = [(start + step) % len(lines) for step in range(len(lines))]
-        with turn:
+        """The index of the first part from `start` on that has an example, once one has; None: all have ended."""
+        order = [(start + step) % len(parts) for step in range(len(parts))]
+        with changed:
             while True:
                 if stop.is_set():
-                    over.set()  # what a part had ready is still taken: it may not be given again
+                    over.set()  # an example that is ready is still taken: it may not be given again
                 for at in order:
-                    if (error := lines[at].error) is not None:
+                    if (error := parts[at].error) is not None:
                         raise error
-                    if lines[at].example is not None:
+                    if parts[at].example is not None:
                         return at
-                if all(line.is_over for line in lines):
+                if all(part.is_over for part in parts):
                     return None
-                turn.wait(POLL_S)
+                changed.wait(POLL_S)
 
 
 class _PartThread:
-    """One part, its thread, and the example that it holds ready."""
+    """One part, its thread, and the example that it has ready."""
 
-    def __init__(self, part: Source, every_s: float, turn: threading.Condition, over: threading.Event) -> None:
+    def __init__(self, part: Source, every_s: float, changed: threading.Condition, over: threading.Event) -> None:
         self.example: Example | None = None
         self.error: Exception | None = None
         self.is_over = False
@@ -102,20 +111,20 @@ class _PartThread:
         self.thread = threading.Thread(target=self._run, name="coe-source", daemon=True)
         self._part = part
         self._every_s = every_s
-        self._turn = turn
+        self._changed = changed
         self._over = over
 
-    def go_on(self) -> None:
-        """The part may be asked for its next example."""
-        with self._turn:
+    def release(self) -> None:
+        """Have the part give its next example."""
+        with self._changed:
             self.example = None
-            self._turn.notify_all()
+            self._changed.notify_all()
 
     def drop(self) -> None:
-        """The part is not asked again: what it holds ready was not decided, and it must not think so."""
-        with self._turn:
+        """Close the part's iterator at the example that it has ready, which was not decided."""
+        with self._changed:
             self._is_dropped = True
-            self._turn.notify_all()
+            self._changed.notify_all()
 
     def _run(self) -> None:
         try:
@@ -130,40 +139,34 @@ class _PartThread:
         except Exception as error:  # noqa: BLE001 - raised on the agent's thread
             self.error = error
         finally:
-            with self._turn:
+            with self._changed:
                 self.is_over = True
-                self._turn.notify_all()
+                self._changed.notify_all()
 
     def _hand_over(self, example: Example) -> bool:
-        """Whether the agent took it, and asks for more."""
-        with self._turn:
+        """True once the agent took it and asks for more; False: the part is dropped."""
+        with self._changed:
             self.example = example
-            self._turn.notify_all()
-            self._turn.wait_for(lambda: self.example is None or self._is_dropped)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.example is None or self._is_dropped)
             return not self._is_dropped
 
 
-Tell = Callable[[str], None]
-
-
-def open_source(
-    config: SourceConfig, once: bool = False, tell: Tell = lambda line: None, memory: FileHistory | None = None
-) -> Source:
-    """The configured source, its own module imported only then.
+def open_source(config: SourceConfig, once: bool = False, history: FileHistory | None = None) -> Source:
+    """The configured source; the module of its kind is imported only then.
 
     Args:
         once: what is there now, and no watching.
-        tell: told what a user must know of it while it runs.
-        memory: of watched folders; None: nothing is remembered.
+        history: of watched folders; None: nothing is remembered.
     Raises:
         ConfigError: it cannot be opened.
-        RuntimeMissing: what it needs is not installed.
+        RuntimeMissing: a package that it needs is not installed.
     """
     if config.kind == "several":
-        parts = [open_source(part, once, tell, memory) for part in config.parts]
+        parts = [open_source(part, once, history) for part in config.parts]
         return RoundRobinSource(parts, [part.interval_s for part in config.parts])
     if config.kind == "folder":
-        return _folder(config, once, tell, memory)
+        return _open_folder(config, once, history)
     if config.kind == "stdin":
         from .jsonlines import JsonLinesSource
 
@@ -174,28 +177,26 @@ def open_source(
         from .camera import CameraSource
 
         assert config.camera is not None
-        return CameraSource(config.camera, config.path, once=once, tell=tell)
+        return CameraSource(config.camera, config.path, once=once)
     if config.kind == "grpc":
         from .grpc_server import GrpcSource
 
         assert config.server is not None
-        return GrpcSource(config.server, once=once, tell=tell)
-
+        return GrpcSource(config.server, once=once)
     return DigitsSource(config.repeat)
 
 
-def _folder(config: SourceConfig, once: bool, tell: Tell, memory: FileHistory | None) -> Source:
-    from .folder import FolderSource
+def _open_folder(config: SourceConfig, once: bool, history: FileHistory | None) -> Source:
+    from .folder import FolderSource, why_not_watched
 
     assert config.path is not None
     watch = config.watch and not once
-    why_not = ""
-    if watch and not config.poll:
-        from .folder import why_not_watched
-
-        why_not = why_not_watched(config.path)
-        if why_not:
-            tell(f"warning: {why_not}: looked through twice a second (poll: true says that it is meant)")
-    uses_inotify = watch and not config.poll and not why_not
-    remembered = memory.of(config.path) if memory is not None and watch and config.remember else None
-    return FolderSource(config.path, watch, uses_inotify=uses_inotify, tell=tell, memory=remembered)
+    uses_inotify = watch and not config.poll
+    if uses_inotify and (reason := why_not_watched(config.path)):
+        uses_inotify = False
+        log.warning("%s: it is scanned twice a second (`poll: true` says that this is meant)", reason)
+    if history is not None and watch and config.remember:
+        history.add(config.path)
+    else:
+        history = None
+    return FolderSource(config.path, watch, uses_inotify=uses_inotify, history=history)

@@ -1,4 +1,4 @@
-"""`coe-edge spool`: what waits for a later answer; a copy of it; and an end to it."""
+"""`coe-edge spool`: the state of the spool, a copy of its examples, and how to drop them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,8 @@ from edge.sinks import as_record
 from edge.tally import format_bytes
 
 from .config import SpoolConfig
-from .database import read_only
-from .store import SpoolStore
-from .table import COLUMNS, SpoolRow, as_facts, as_row, read_status, suffix_of
+from .database import COLUMNS, SpoolRow, as_row, read_only, suffix_of
+from .store import SpoolStore, read_status
 
 LIST = "spool.jsonl"
 SAFE_ID = re.compile(r"[^A-Za-z0-9._-]+")
@@ -34,7 +34,7 @@ def spool_command(arguments: Sequence[str]) -> int:
     if options.state is not None and spool is not None:
         spool = replace(spool, path=options.state / "spool.db")
     if spool is None:
-        raise ConfigError(["when_unavailable: expected spool, got another (there is no spool, then)"], str(path))
+        raise ConfigError(["when_unavailable: expected spool, got another (without it there is no spool)"], str(path))
     if not spool.path.is_file():
         if options.what == "status" and options.json:
             print(json.dumps({"file": str(spool.path), "exists": False}))
@@ -49,38 +49,38 @@ def spool_command(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="coe-edge spool", description="What waits for a later answer.")
+    parser = argparse.ArgumentParser(
+        prog="coe-edge spool", description="Show, copy or drop the examples that wait for a later answer."
+    )
     commands = parser.add_subparsers(dest="what", required=True, metavar="status | export | clear")
     each = argparse.ArgumentParser(add_help=False)
     each.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
-    each.add_argument("--state", type=Path, help="folder the spool is in, where that is not the config's to say")
-    each.add_argument("--json", action="store_true", help="for programs")
-    commands.add_parser("status", parents=[each], help="how full it is, and what became of what was in it")
+    each.add_argument("--state", type=Path, help="folder of the spool; default: the config's")
+    each.add_argument("--json", action="store_true", help="print JSON, for programs")
+    commands.add_parser("status", parents=[each], help="show how full it is, and what became of its examples")
     export = commands.add_parser("export", parents=[each], help="copy all examples that wait into a folder")
-    export.add_argument("folder", type=Path, metavar="DIR", help=f"new, or empty; {LIST} in it lists them")
-    clear = commands.add_parser("clear", parents=[each], help="drop all of them; no agent may be running")
-    clear.add_argument("--yes", action="store_true", help="without this, it only says what would be dropped")
+    export.add_argument("folder", type=Path, metavar="DIR", help=f"new, or empty; its {LIST} lists the examples")
+    clear = commands.add_parser("clear", parents=[each], help="drop all examples; no agent may be running")
+    clear.add_argument("--yes", action="store_true", help="without this, only say how many would be dropped")
     return parser
 
 
-def _opened(config: SpoolConfig) -> sqlite3.Connection:
+@contextmanager
+def _reading(config: SpoolConfig) -> Iterator[sqlite3.Connection]:
+    """The spool's file, open to read; an error of it is a ConfigError."""
     try:
-        return read_only(config.path)
+        with closing(read_only(config.path)) as db:
+            yield db
     except sqlite3.Error as error:
         raise ConfigError([f"spool.path: {config.path} cannot be read: {error}"]) from None
 
 
 def _status(config: SpoolConfig, as_json: bool) -> int:
-    db = _opened(config)
-    try:
+    with _reading(config) as db:
         status = read_status(db, config.path)
-    except sqlite3.Error as error:
-        raise ConfigError([f"spool.path: {config.path} cannot be read: {error}"]) from None
-    finally:
-        db.close()
     if as_json:
         bounds = {"max_bytes": config.max_bytes, "max_count": config.max_count}
-        print(json.dumps({"file": str(config.path), "exists": True, **as_facts(status), **bounds}))
+        print(json.dumps({"file": str(config.path), "exists": True, **status.facts(), **bounds}))
         return 0
     disk = os.statvfs(config.path.parent)
     age = "" if status.oldest_s is None else f", the oldest for {_duration(status.oldest_s)}"
@@ -96,7 +96,7 @@ def _status(config: SpoolConfig, as_json: bool) -> int:
     print(f"{format_bytes(status.n_bytes)} of {format_bytes(config.max_bytes)}; at most {config.max_count:,} examples")
     print(f"disk: {status.state}, {format_bytes(disk.f_bavail * disk.f_frsize)} free")
     if status.last_error:
-        print(f"last asked without an answer: {status.last_error}")
+        print(f"the latest call without an answer: {status.last_error}")
     return 0
 
 
@@ -129,24 +129,18 @@ def _export(config: SpoolConfig, folder: Path, labels: tuple[str, ...], as_json:
 
 
 def _rows(config: SpoolConfig) -> Iterator[SpoolRow]:
-    """All rows that are whole, each read by itself: a long copy holds nothing up."""
-    db = _opened(config)
-    try:
+    """All rows that are not damaged, each read by itself: a long copy blocks nobody."""
+    with _reading(config) as db:
         facts = dict(db.execute("SELECT name, value FROM facts"))
         seq = -math.inf
-        while True:
-            found = db.execute(f"SELECT {COLUMNS} FROM rows WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
-            if found is None:
-                return
+        query = f"SELECT {COLUMNS} FROM rows WHERE seq > ? ORDER BY seq LIMIT 1"
+        while (found := db.execute(query, (seq,)).fetchone()) is not None:
             seq = found[0]
             try:
-                yield as_row(found, f"{facts['id']}-{seq}", float(facts["clock"]))
+                row = as_row(found, f"{facts['id']}-{seq}", float(facts["clock"]))
             except (ValueError, TypeError, KeyError):
                 continue
-    except sqlite3.Error as error:
-        raise ConfigError([f"spool.path: {config.path} cannot be read: {error}"]) from None
-    finally:
-        db.close()
+            yield row
 
 
 def _clear(config: SpoolConfig, is_sure: bool, as_json: bool) -> int:

@@ -1,20 +1,42 @@
-"""SQLite files of ours: locked, opened, created, checked, and renamed when damaged."""
+"""The spool's SQLite file: its lock, how it is opened and replaced when damaged, its rows, and the limit on its size.
+
+Three quarters of `max_bytes` are the file's, which SQLite itself keeps (`max_page_count`). Three sixteenths are the
+log's: it is moved into the file when it has grown to a sixteenth (4 MB at most), and no payload is over an eighth. The
+last sixteenth (4 MB at most) is ballast, deleted when the disk is full: that frees enough to move the log, and from
+then on new rows can replace older ones without more of the disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import io
+import json
+import math
 import os
+import secrets
 import sqlite3
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
+
+from coe.cascade import errors
 from coe.cascade.errors import ConfigError
+from coe.cascade.types import Array, Decision
+from edge.sinks import Outcome
+from edge.sources import Example
+
+from .config import SpoolConfig
 
 
 class FileLock:
-    """The lock of `path`, a file of the setting `field`, from here to `close`.
+    """An exclusive lock of `path`, the file of the setting `field`, until `close`.
 
     Raises:
         ConfigError: another process holds it, or the folder cannot be written.
@@ -26,19 +48,17 @@ class FileLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ConfigError(
-                [f"{field}: {path.parent} cannot be written: {error.strerror} (set `state:` to a folder that can)"]
-            ) from None
+            why = f"{path.parent} cannot be written: {error.strerror}"
+            raise ConfigError([f"{field}: {why} (set `state:` to a folder that can)"]) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(self._descriptor, 20, 0).decode(errors="replace").strip()
             os.close(self._descriptor)
             who = f"coe-edge, process {holder}" if holder else "coe-edge"
-            raise ConfigError(
-                [f"{field}: {path} is in use by another {who} (stop it, or set `state:` to another folder)"]
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk: it holds all the same
+            what = f"{path} is in use by another {who}"
+            raise ConfigError([f"{field}: {what} (stop it, or set `state:` to another folder)"]) from None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -59,7 +79,7 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 @dataclass(frozen=True)
 class DatabaseFormat:
-    """One kind of file: `field` of the config names it, `schema` makes it, `version` is the schema's."""
+    """A kind of file: the setting `field` has its path, `schema` creates it, `version` is the schema's."""
 
     field: str
     version: int
@@ -67,12 +87,12 @@ class DatabaseFormat:
 
 
 def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
-    """The file at `path`, made where there is none; for one process at a time that writes, and any that read.
+    """The file at `path`, created where it is missing; for one process that writes, and any that read.
 
     Args:
         sync: "full" or "normal".
     Raises:
-        ConfigError: it belongs to something else, or to a newer coe-edge.
+        ConfigError: the file is another program's, or a newer coe-edge's.
         sqlite3.Error: it cannot be opened, or is damaged (`is_damaged`).
     """
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -95,7 +115,7 @@ def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
 
 
 def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite3.Connection, Path | None]:
-    """The same; a damaged file is set aside, and a new one made: then, where the old one is.
+    """As `connect`; a damaged file is replaced by a new one, and its new path is returned, too.
 
     Raises:
         ConfigError: as `connect`, or the file cannot be opened.
@@ -113,7 +133,7 @@ def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """The file at `path`, whoever writes it meanwhile.
+    """The file at `path`, also while another process writes it.
 
     Raises:
         sqlite3.Error: it cannot be opened.
@@ -122,7 +142,7 @@ def read_only(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(f"{place}?mode=ro", timeout=BUSY_S, uri=True, isolation_level=None)
         db.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError:  # nobody writes it, and we may not make the log it is read with
+    except sqlite3.OperationalError:  # nobody writes it, and we may not create the log that reading needs
         if log_of(path).exists():
             raise
         db = sqlite3.connect(f"{place}?immutable=1", uri=True, isolation_level=None)
@@ -130,20 +150,19 @@ def read_only(path: Path) -> sqlite3.Connection:
 
 
 def _checked_version(db: sqlite3.Connection, path: Path, kind: DatabaseFormat) -> int:
-    """Of the schema in the file; 0 where there is none yet."""
+    """The version of the schema in the file; 0 where there is none yet."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > kind.version:
-        raise ConfigError(
-            [f"{kind.field}: {path} was written by a newer coe-edge (format {version}; this one knows {kind.version})"]
-        )
+        formats = f"format {version}; this one knows {kind.version}"
+        raise ConfigError([f"{kind.field}: {path} was written by a newer coe-edge ({formats})"])
     is_ours = db.execute("PRAGMA application_id").fetchone()[0] == OURS
     if not is_ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise ConfigError([f"{kind.field}: {path} is a database of something else (set another path)"])
+        raise ConfigError([f"{kind.field}: {path} is another program's database (set another path)"])
     return version
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file and its log, so that a new one can be made; its new name."""
+    """Rename a damaged file and its log, so that a new one can be created; returns the new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     number = 1
@@ -166,11 +185,12 @@ def is_full(error: sqlite3.Error) -> bool:
     return _code(error) == sqlite3.SQLITE_FULL
 
 
-def describe_error(error: sqlite3.Error) -> str:
-    return DISK_FULL if is_full(error) else str(error)
+def describe_error(error: Exception) -> str:
+    """SQLite's or the operating system's error in words."""
+    return DISK_FULL if _code(error) == sqlite3.SQLITE_FULL else errors.describe_error(error)
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the extended code's first byte is the primary one
     return code
 
@@ -181,14 +201,398 @@ def log_of(path: Path) -> Path:
 
 
 def ballast_of(path: Path) -> Path:
-    """A file with nothing in it, given up when the disk is full, so that what is left to do can be done."""
+    """A file of zeros that is deleted when the disk is full, so that what must be written still fits."""
     return path.with_name(path.name + ".ballast")
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, its log and its ballast."""
+    """Bytes of the file, its log and its ballast together."""
     total = 0
     for part in (path, log_of(path), ballast_of(path)):
         with contextlib.suppress(FileNotFoundError):
             total += part.stat().st_size
     return total
+
+
+SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolRow:
+    """An example in the spool.
+
+    Args:
+        key: its name in the sinks' records; no other example ever has the same.
+        local: its outcome on the device; `spooled` is the key.
+        answer: the outcome that corrects it, once there is one.
+        mark: the sinks' mark before `local` was written.
+        age_s: time since it was put, as the spool counts it.
+        attempts: how often it was sent without an answer.
+    """
+
+    seq: int
+    key: str
+    kind: str
+    payload: bytes
+    local: Outcome
+    answer: Outcome | None
+    mark: str
+    age_s: float
+    attempts: int
+
+    @property
+    def example(self) -> Example:
+        return Example(self.local.id, unpack(self.kind, self.payload), self.local.truth)
+
+
+def pack(value: bytes | Array) -> tuple[str, bytes]:
+    """Kind and bytes of an example's value: "captured" for bytes as they came, "npy" for an array."""
+    if isinstance(value, bytes):
+        return "captured", value
+    content = io.BytesIO()
+    np.save(content, value, allow_pickle=False)
+    return "npy", content.getvalue()
+
+
+def unpack(kind: str, payload: bytes) -> bytes | Array:
+    """The value that was packed.
+
+    Raises:
+        ValueError: this is not what `pack` returned.
+    """
+    if kind == "captured":
+        return payload
+    array: Array = np.load(io.BytesIO(payload), allow_pickle=False)
+    return array
+
+
+def suffix_of(kind: str, payload: bytes) -> str:
+    """The suffix of a file with this content."""
+    if kind == "npy":
+        return ".npy"
+    return next((suffix for start, suffix in SUFFIXES.items() if payload.startswith(start)), ".bin")
+
+
+def digest_of(name: str, kind: str, payload: bytes) -> bytes:
+    """Digest of an example's id and content."""
+    digest = hashlib.sha256(f"{len(name)} {kind} ".encode())
+    digest.update(name.encode("utf-8", "surrogatepass"))
+    digest.update(payload)
+    return digest.digest()[:16]
+
+
+def to_json(outcome: Outcome) -> str:
+    return json.dumps(asdict(replace(outcome, decisions=None)))
+
+
+def from_json(text: str) -> Outcome:
+    """The outcome; fields that only a newer agent knows are left out.
+
+    Raises:
+        ValueError, TypeError: this is not what `to_json` returned.
+    """
+    content = json.loads(text)
+    decision = content.pop("decision")
+    return Outcome(
+        decision=None if decision is None else Decision(**_known(Decision, decision)), **_known(Outcome, content)
+    )
+
+
+def _known(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names
+    }
+
+
+def as_row(columns: tuple[Any, ...], key: str, now: float) -> SpoolRow:
+    """A row from its columns, checked against its digest.
+
+    Raises:
+        ValueError, TypeError, KeyError: the columns are not what was written.
+    """
+    seq, digest, kind, payload, local, answer, mark, put_at, attempts = columns
+    outcome = from_json(local)
+    if digest_of(outcome.id, kind, payload) != digest:
+        raise ValueError("the content is not what was put")
+    return SpoolRow(
+        seq=seq,
+        key=key,
+        kind=kind,
+        payload=payload,
+        local=replace(outcome, spooled=key),
+        answer=None if answer is None else from_json(answer),
+        mark=mark,
+        age_s=now - put_at,
+        attempts=attempts,
+    )
+
+
+DROPPED = "dropped: "  # first part of a count's name, followed by the cause
+T = TypeVar("T")
+Counts = Counter[str]
+Work = Callable[[sqlite3.Connection, Counts], T]  # called with the open file, and counts to add to
+Claim = Work[bool]
+
+SPOOL = DatabaseFormat(
+    field="spool.path",
+    version=1,
+    schema="""
+CREATE TABLE rows (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    digest BLOB NOT NULL UNIQUE,
+    told INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    put_at REAL NOT NULL,
+    answer TEXT,
+    mark TEXT NOT NULL,
+    local TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE INDEX unsure ON rows (seq) WHERE told = 0;
+CREATE INDEX answered ON rows (seq) WHERE answer IS NOT NULL;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+""",
+)
+COLUMNS = "seq, digest, kind, payload, local, answer, mark, put_at, attempts"
+
+SLACK_PAGES = 32  # left free, so that an answer always fits
+AT_ONCE = 16  # rows dropped in one transaction, which bounds the log
+SPARE_PAGES = 256  # free pages that are kept in the file
+
+
+class SpoolTable:
+    """For one thread at a time. Every method may raise sqlite3.Error.
+
+    Args:
+        db: open, of the kind SPOOL.
+        clock: seconds that only go forward; the table's own clock continues with it from its last value.
+    """
+
+    def __init__(self, db: sqlite3.Connection, config: SpoolConfig, clock: Callable[[], float]) -> None:
+        self.db = db
+        self.config = config
+        self.pending: Counts = Counter()  # not written by a transaction yet
+        self.notes = {"state": "ok", "last_error": "", "policy": ""}  # written with each transaction
+        self.max_payload = config.max_bytes // 8
+        self.max_log = config.max_bytes * 3 // 16
+        self._least_log = min(config.max_bytes // 16, 4_000_000)
+        self._max_pages = config.max_bytes * 3 // 4 // PAGE_BYTES
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute(f"PRAGMA journal_size_limit = {self._least_log}")
+        facts = dict(db.execute("SELECT name, value FROM facts"))
+        self.notes["policy"] = facts.get("policy", "")
+        self._clock = clock
+        self._clock_base = float(facts.get("clock", 0.0)) - clock()
+        self._counts: Counts = Counter({name: n for name, n in facts.items() if isinstance(n, int)})
+        self._id = str(facts.get("id") or secrets.token_hex(3))
+        self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE told = 0 AND answer IS NULL")}
+        self._sure: set[int] = set()
+        self._direction = "ASC" if config.order == "oldest" else "DESC"
+        if "id" not in facts or not self._has_turns():
+            self.transact(self._prepare)
+        self.drop_while(lambda db, n: self.is_over(0), "bytes")
+        while self.page_count > self._max_pages and self.reclaim(0):
+            pass
+        db.execute(f"PRAGMA max_page_count = {self._max_pages}").fetchall()
+        self.lay_ballast()
+
+    def _has_turns(self) -> bool:
+        name = f"turns_{self.config.order}"
+        found = self.db.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        return bool(found[0])
+
+    def _prepare(self, db: sqlite3.Connection, n: Counts) -> None:
+        db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (self._id,))
+        db.execute(
+            f"CREATE INDEX IF NOT EXISTS turns_{self.config.order} ON rows (attempts, seq {self._direction}) "
+            "WHERE answer IS NULL"
+        )
+
+    @property
+    def now(self) -> float:
+        return self._clock_base + self._clock()
+
+    def transact(self, work: Work[T]) -> T:
+        """`work()` in a transaction, which also writes what it counts and all that is pending."""
+        n: Counts = Counter()
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            value = work(self.db, n)
+            n.update(self.pending)
+            sure = list(self._sure)
+            self.db.executemany("UPDATE rows SET told = 1 WHERE seq = ?", [(seq,) for seq in sure])
+            facts = {name: self._counts[name] + added for name, added in n.items()}
+            notes = {"clock": self.now, **self.notes}
+            self.db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [*facts.items(), *notes.items()])
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
+        self._counts.update(n)
+        self.pending.clear()
+        self._sure.difference_update(sure)
+        self.checkpoint(self._least_log)
+        return value
+
+    def insert(self, digest: bytes, kind: str, payload: bytes, local: str, mark: str) -> str:
+        """Add a row; returns its key. It is `unsure` until `confirm`."""
+
+        def work(db: sqlite3.Connection, n: Counts) -> int:
+            n["offered"] += 1
+            columns = "digest, put_at, mark, local, kind, payload"
+            values = (digest, self.now, mark, local, kind, payload)
+            done = db.execute(f"INSERT INTO rows ({columns}) VALUES (?, ?, ?, ?, ?, ?)", values)
+            assert done.lastrowid is not None
+            return done.lastrowid
+
+        seq = self.transact(work)
+        self.unsure.add(seq)
+        return self._key(seq)
+
+    def confirm(self, key: str) -> None:
+        """Its first outcome is in the sinks; stored with the next transaction."""
+        name, _, seq = key.rpartition("-")
+        if name == self._id and int(seq) in self.unsure:
+            self.unsure.discard(int(seq))
+            self._sure.add(int(seq))
+
+    def find(self, digest: bytes) -> tuple[str, bool] | None:
+        """Key of the row with that digest, and True if it is answered; None: there is no such row."""
+        found = self.db.execute("SELECT seq, answer IS NOT NULL FROM rows WHERE digest = ?", (digest,)).fetchone()
+        return None if found is None else (self._key(found[0]), bool(found[1]))
+
+    def next(self) -> SpoolRow | None:
+        select = f"SELECT seq FROM rows WHERE answer IS NULL ORDER BY attempts, seq {self._direction} LIMIT ?"
+        while True:
+            turns = self.db.execute(select, (len(self.unsure) + 1,)).fetchall()
+            seq = next((seq for (seq,) in turns if seq not in self.unsure), None)
+            if seq is None:
+                return None
+            row = self._row(seq)
+            if row is not None:
+                return row
+
+    def rows(self, where: str) -> list[SpoolRow]:
+        seqs = self.db.execute(f"SELECT seq FROM rows WHERE {where} ORDER BY seq").fetchall()
+        return [row for (seq,) in seqs if (row := self._row(seq)) is not None]
+
+    def oldest_s(self) -> float | None:
+        """Age of the oldest without an answer."""
+        found = self.db.execute("SELECT put_at FROM rows WHERE answer IS NULL ORDER BY seq LIMIT 1").fetchone()
+        return None if found is None else self.now - found[0]
+
+    def n_rows(self, n: Counts) -> int:
+        """The number of rows, by the counts and those to be added."""
+        total = 0
+        for counts in (self._counts, n):
+            total += counts["offered"] - counts["corrected"] - counts["refused"]
+            total -= sum(count for name, count in counts.items() if name.startswith(DROPPED))
+        return total
+
+    def is_over(self, more_pages: int) -> bool:
+        """True if that many pages more would be too many."""
+        return self.page_count - self.free_pages + more_pages > self._max_pages - SLACK_PAGES
+
+    def drop_while(self, claim: Claim, cause: str, *, answered: bool = False, most: float = math.inf) -> int:
+        """Drop the oldest while `claim` holds, about `most` of them; returns how many.
+
+        Args:
+            answered: also those that have an answer.
+        """
+        total, last = 0, 1
+        while last and total < most and claim(self.db, Counter()):
+            last = self.transact(lambda db, n: self._drop_some(db, n, claim, cause, answered))
+            total += last
+        return total
+
+    def _drop_some(self, db: sqlite3.Connection, n: Counts, claim: Claim, cause: str, answered: bool) -> int:
+        where = "" if answered else "WHERE answer IS NULL"
+        dropped = 0
+        for (seq,) in db.execute(f"SELECT seq FROM rows {where} ORDER BY seq LIMIT {AT_ONCE}").fetchall():
+            if not claim(db, n):
+                break
+            self._drop(db, n, seq, cause)
+            dropped += 1
+        return dropped
+
+    def _drop(self, db: sqlite3.Connection, n: Counts, seq: int, cause: str) -> None:
+        db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
+        self.unsure.discard(seq)
+        n[DROPPED + cause] += 1
+
+    def _row(self, seq: int) -> SpoolRow | None:
+        """A row as it was put; None where it is damaged, which drops it."""
+        found = self.db.execute(f"SELECT {COLUMNS} FROM rows WHERE seq = ?", (seq,)).fetchone()
+        try:
+            return as_row(found, self._key(seq), self.now)
+        except (ValueError, TypeError, KeyError):
+            self.transact(lambda db, n: self._drop(db, n, seq, "damaged"))
+            return None
+
+    def _key(self, seq: int) -> str:
+        return f"{self._id}-{seq}"
+
+    @property
+    def page_count(self) -> int:
+        count: int = self.db.execute("PRAGMA page_count").fetchone()[0]
+        return count
+
+    @property
+    def free_pages(self) -> int:
+        """Unused pages of the file."""
+        count: int = self.db.execute("PRAGMA freelist_count").fetchone()[0]
+        return count
+
+    @property
+    def log_bytes(self) -> int:
+        try:
+            return log_of(self.config.path).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def has_disk(self, n_bytes: int) -> bool:
+        """True if the filesystem reports room for a payload and the ballast."""
+        disk = os.statvfs(self.config.path.parent)
+        return disk.f_bavail * disk.f_frsize > 2 * (self._least_log + n_bytes)
+
+    def lay_ballast(self) -> None:
+        """Create the ballast; where the disk is too full for it, there is none."""
+        path = ballast_of(self.config.path)
+        if self.config.drop == "newest":
+            path.unlink(missing_ok=True)
+            return
+        try:
+            if path.exists() and path.stat().st_size == self._least_log:
+                return
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self._least_log)
+        except OSError:
+            path.unlink(missing_ok=True)
+
+    def drop_ballast(self) -> None:
+        ballast_of(self.config.path).unlink(missing_ok=True)
+
+    def checkpoint(self, over_bytes: int, how: str = "RESTART") -> None:
+        """Move the log into the file where it is longer than that; a reader, or a full disk, may prevent it.
+
+        Args:
+            how: "RESTART" keeps the log's disk space for the next writes, "TRUNCATE" frees it.
+        """
+        if self.log_bytes > over_bytes:
+            try:
+                self.db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+            except sqlite3.OperationalError:  # the log is safe as it is; the next write raises what is wrong
+                return
+
+    def reclaim(self, spare: int = SPARE_PAGES, most: int = 512) -> bool:
+        """Free some pages of the file, at most so many, where many are unused; True if it did."""
+        free = self.free_pages
+        if free <= max(spare, self.page_count // 4 if spare else 0):
+            return False
+        most = max(min(most, self._least_log // PAGE_BYTES // 2), 1)
+        self.db.execute(f"PRAGMA incremental_vacuum({min(free - spare, most)})").fetchall()
+        self.checkpoint(self._least_log)
+        return self.free_pages < free

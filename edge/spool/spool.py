@@ -1,44 +1,169 @@
-"""Keeps examples that no server answered in time, and sends them again when the link has room."""
+"""Keeps examples that no server answered in time, and sends them again when the link has room.
+
+Also what makes a restart lose nothing and repeat nothing: the outcomes that the sinks lack after a crash are written
+again, and files of watched folders that were decided are not decided again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import logging
 import math
-import random
+import os
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from coe.cascade.errors import CascadeError, InputError, TierRejected
 from coe.cascade.types import Decision
+from coe.link import Backoff
 from coe.protocol import trace_context
 from edge.agent import Agent, RemoteTiers
-from edge.sinks import Event, Outcome, Sinks
+from edge.sinks import Event, Outcome, Record, Rereadable, Sinks, Writer, as_record
 from edge.sources import Example
 
-from . import recovery
 from .config import SpoolConfig
+from .database import DatabaseFormat, FileLock, SpoolRow, connect_or_anew, describe_error, set_aside
 from .store import SpoolStore
-from .table import SpoolRow, SpoolStatus, as_facts
 
-BUSY_S = 0.02  # between two looks whether live examples still wait
-IDLE_S = 30.0  # between two looks where nothing waits; a put or the link's return comes sooner
+log = logging.getLogger(__name__)
+
+
+def sinks_mark(sinks: Sinks) -> str:
+    """The position of the next record of each writer, as JSON."""
+    with sinks.still():
+        return json.dumps([writer.mark() if isinstance(writer, Rereadable) else "" for writer in sinks.writers])
+
+
+def sync_sinks(sinks: Sinks) -> None:
+    """Flush to the disk what was written, for the writers that can.
+
+    Raises:
+        OSError: it failed for all of them.
+    """
+    writers = [writer for writer in sinks.writers if isinstance(writer, Rereadable)]
+    failed: list[OSError] = []
+    for writer in writers:
+        try:
+            try:
+                writer.sync()
+            except OSError:  # it may be about to change its file
+                with sinks.still():
+                    writer.sync()
+        except OSError as error:
+            failed.append(error)
+    if failed and len(failed) == len(writers):
+        raise failed[0]
+
+
+def write_missing_outcomes(store: SpoolStore, sinks: Sinks) -> set[str]:
+    """Write the outcomes and the corrections that a killed agent had stored, and that some writer lacks.
+
+    A writer that cannot be read back gets them again, under the same key.
+
+    Returns:
+        Ids of the examples whose outcome was in doubt, and is in the sinks now.
+    Raises:
+        OSError: no writer can be written. Where only some can, the next start tries again.
+    """
+    unsure, answered = store.unsure(), store.answered()
+    failed: list[OSError] = []
+    for place, writer in enumerate(sinks.writers):
+        try:
+            for row in unsure:
+                if not _has(writer, _mark_at(row.mark, place), row.key):
+                    writer.write(as_record(row.local, sinks.labels))
+            missing = set(writer.missing([row.key for row in answered])) if answered else set()
+            for row in answered:
+                if row.key in missing and row.answer is not None:
+                    writer.write(as_record(row.answer, sinks.labels))
+        except OSError as error:
+            failed.append(error)
+    if failed and len(failed) == len(sinks.writers):
+        raise failed[0]
+    if failed:
+        return set()
+    sync_sinks(sinks)
+    for row in unsure:
+        store.confirm(row.key)
+    for row in answered:
+        store.gone(row)
+    return {row.local.id for row in unsure}
+
+
+def decided_ids(sinks: Sinks, marks: Mapping[str, str]) -> set[str]:
+    """Those of the ids (each with the mark set before it was taken) that have an outcome in the sinks.
+
+    An outcome that one writer has and another lacks is copied; writers that cannot be read back do not count.
+
+    Raises:
+        OSError: a writer cannot be written.
+    """
+    writers = sinks.writers
+    places = [place for place, writer in enumerate(writers) if isinstance(writer, Rereadable)]
+    done: set[str] = set()
+    for mark in set(marks.values()):
+        ids = {name for name, its in marks.items() if its == mark}
+        found = [_first_records(writers[place], _mark_at(mark, place), ids) for place in places]
+        for name in sorted(ids):
+            record = next((records[name] for records in found if name in records), None)
+            if record is None:
+                continue
+            for place, records in zip(places, found, strict=True):
+                if name not in records:
+                    writers[place].write(record)
+            done.add(name)
+    return done
+
+
+def _has(writer: Writer, mark: str, key: str) -> bool:
+    """True if the outcome of the row with that key is among the writer's records."""
+    return isinstance(writer, Rereadable) and any(record.get("spooled") == key for record in writer.since(mark))
+
+
+def _first_records(writer: Writer, mark: str, ids: Iterable[str]) -> dict[str, Record]:
+    """The first outcome of each id from a mark on, without corrections."""
+    wanted = set(ids)
+    found: dict[str, Record] = {}
+    assert isinstance(writer, Rereadable)
+    for record in writer.since(mark):
+        name = record.get("id")
+        if name in wanted and name not in found and "corrects" not in record:
+            found[str(name)] = record
+    return found
+
+
+def _mark_at(mark: str, place: int) -> str:
+    """One writer's part of a mark; "" for a writer that did not exist then."""
+    try:
+        return str(json.loads(mark)[place])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+BUSY_S = 0.02  # between two checks whether live examples still wait
+IDLE_S = 30.0  # between two checks where nothing waits; a new example or the link's return ends the wait
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+TIDY_S = 60.0  # between two calls of `SpoolStore.tidy`
 STOP_S = 5.0  # that stopping waits for a call under way
 
 
 @dataclass(frozen=True)
 class SenderHooks:
-    """What the sender needs of the agent.
+    """What the sender calls.
 
     Args:
-        ask: the tiers beyond the device; raises TierError or InputError.
-        correct: writes a late answer into the sinks, for good; raises OSError.
-        is_busy: live examples are under way to a server.
-        is_up: the link to the cloud.
-        give_up: told of an error that stops the agent.
+        ask: the remote tiers; raises TierError or InputError.
+        correct: writes a late answer to the sinks, and flushes it; raises OSError.
+        is_busy: True while live examples wait for a server.
+        is_up: True while the link to the cloud works.
+        give_up: stops the agent with this error.
     """
 
     ask: Callable[[Example], Decision]
@@ -49,37 +174,27 @@ class SenderHooks:
 
 
 class Sender:
-    """Asks about one example after another on a thread of its own, from `start` to `stop`.
+    """Sends one example after another on a thread of its own, from `start` to `stop`.
 
-    A call of t seconds is followed by t * (1 - share) / share seconds in which the link is left alone. A call without
-    an answer is followed by a wait of its own, twice as long each time.
+    A call of t seconds is followed by t * (1 - share) / share seconds without calls. A call without an answer is
+    followed by a `Backoff` wait.
 
-    A server may refuse an example because of the example, or because of who asks: a refused one is closed (with a
-    correction that has the reason in place of an answer) once the server has answered about another.
+    A server may refuse an example because of the example, or because of the caller: a refused one is closed (with a
+    correction that has the reason in place of an answer) once the server has answered for another.
     """
 
-    def __init__(
-        self,
-        store: SpoolStore,
-        hooks: SenderHooks,
-        *,
-        share: float = 0.2,
-        rng: random.Random | None = None,
-        tidy_s: float = 60.0,
-    ) -> None:
+    def __init__(self, store: SpoolStore, hooks: SenderHooks, *, share: float = 0.2) -> None:
         self.store = store
         self.hooks = hooks
         self.share = share
-        self.call_s = 0.0  # that calls were under way, in all
+        self.call_s = 0.0  # total time of the calls
         self.n_calls = 0
-        self._rng = rng or random.Random()
-        self._tidy_s = tidy_s
-        self._tidy_at = time.monotonic() + tidy_s
+        self._backoff = Backoff(FIRST_BACKOFF_S, MOST_BACKOFF_S)
+        self._tidy_at = time.monotonic() + TIDY_S
         self._rest_until = self._retry_at = -math.inf  # `time.monotonic()` seconds
-        self._taken_at = 0.0  # when the present row was taken up
-        self._n_failures = 0  # in a row
+        self._taken_at = 0.0  # when the present row was taken
         self._refused: dict[int, tuple[SpoolRow, str]] = {}
-        self._written: dict[int, SpoolRow] = {}  # in the sinks, and not gone from the store yet
+        self._written: dict[int, SpoolRow] = {}  # in the sinks, and not removed from the store yet
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="coe-spool", daemon=True)
@@ -88,16 +203,17 @@ class Sender:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something was put, or may be sent now."""
+        """There is an example to send."""
         self._wake.set()
 
     def retry(self) -> None:
-        """The link is back: no need to wait any longer for that."""
-        self._n_failures, self._retry_at = 0, -math.inf
+        """The link is back: end the wait for it."""
+        self._backoff.reset()
+        self._retry_at = -math.inf
         self._wake.set()
 
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """A call under way is waited for that long; what comes of it later is asked again another time."""
+        """Wait that long for a call under way; if it takes longer, its example is sent again at another time."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -110,24 +226,24 @@ class Sender:
                 if wait_s > 0:
                     self._wake.wait(wait_s)
                     self._wake.clear()
-        except Exception as error:  # noqa: BLE001 - a bug, or a sink that cannot be written: `Agent.run` raises it
+        except Exception as error:  # noqa: BLE001 - `Agent.run` raises it
             self.hooks.give_up(error)
 
     def _turn(self) -> float:
         """One step; seconds until there may be another."""
         now = time.monotonic()
         if now >= self._tidy_at:
-            self._tidy_at = now + self._tidy_s
+            self._tidy_at = now + TIDY_S
             self.store.tidy()
             self._clean_up()
         rest_s = max(self._rest_until, self._retry_at) - now
         if rest_s > 0:
-            return min(rest_s, self._tidy_s)
+            return min(rest_s, TIDY_S)
         if self.hooks.is_busy():
             return BUSY_S
         row = self.store.next() if self.hooks.is_up() else None
         if row is None:
-            return min(IDLE_S, self._tidy_s)
+            return min(IDLE_S, TIDY_S)
         self._ask(row)
         return 0.0
 
@@ -139,7 +255,7 @@ class Sender:
             self._close(row, Example(row.local.id, None), f"cannot be read: {error}")
             return
         started = time.monotonic()
-        hop = trace_context.begin()
+        span = trace_context.begin()
         try:
             decision = self.hooks.ask(example)
         except InputError as error:
@@ -150,7 +266,7 @@ class Sender:
                 self._refused[row.seq] = row, f"{error.reason}: {error}"
                 self._put_off(row, f"{error.reason}: {error}")
             return
-        except CascadeError as error:  # no answer, this time
+        except CascadeError as error:
             if not self._stop.is_set():
                 self._put_off(row, str(error))
             return
@@ -158,12 +274,12 @@ class Sender:
             trace_context.end()
             self._rest(time.monotonic() - started)
         if self._stop.is_set():
-            return  # whoever stopped us may have closed the sinks meanwhile
+            return  # the sinks may be closed
         if decision.degraded:
             self._put_off(row, decision.degraded)
             return
-        self._n_failures = 0
-        self._deliver(row, replace(self._correction(row, decision), trace=hop.trace_id), example)
+        self._backoff.reset()
+        self._deliver(row, replace(self._correction(row, decision), trace=span.trace_id), example)
         self._refused.pop(row.seq, None)
         refused, self._refused = self._refused, {}
         for other, why in refused.values():
@@ -179,12 +295,10 @@ class Sender:
         self._back_off()
 
     def _back_off(self) -> None:
-        wait_s = min(FIRST_BACKOFF_S * 2 ** min(self._n_failures, 20), MOST_BACKOFF_S)
-        self._n_failures += 1
-        self._retry_at = time.monotonic() + wait_s * self._rng.uniform(0.5, 1.0)
+        self._retry_at = time.monotonic() + self._backoff.next_s()
 
     def _close(self, row: SpoolRow, example: Example, why: str) -> None:
-        """No server will answer about it."""
+        """Write that no server will answer it."""
         self._deliver(row, self._correction(row, None, why), example)
 
     def _correction(self, row: SpoolRow, decision: Decision | None, error: str | None = None) -> Outcome:
@@ -192,9 +306,9 @@ class Sender:
         return Outcome(row.local.id, decision, latency_s, row.local.truth, error, deferred=True, corrects=row.key)
 
     def _deliver(self, row: SpoolRow, outcome: Outcome, example: Example) -> None:
-        """First into the store, then into the sinks, then out of the store: a crash in between is seen at the start."""
+        """Into the store, then into the sinks, then out of the store: the next start repairs a crash in between."""
         if not self.store.answer(row, outcome):
-            if self.store.state != "ok":  # it is asked about again; otherwise it was dropped meanwhile
+            if self.store.state != "ok":  # it is sent again; otherwise it was dropped meanwhile
                 self._back_off()
             return
         self.hooks.correct(outcome, example)
@@ -205,19 +319,18 @@ class Sender:
         self._written = {seq: row for seq, row in self._written.items() if not self.store.gone(row)}
 
 
-KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota")  # reasons that may be gone later
+KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota")  # reasons that may not hold later
 
 
 class Spool:
-    """Keeps the agent's examples from here to `close`, and has the backlog asked about.
+    """Keeps the agent's examples from here to `close`, and sends the backlog.
 
     Args:
         sinks: the agent's.
-        is_up: the link to the cloud.
-        tell: told what a user must know.
-        policy: in words, what may not leave the device; "" for nothing. What was kept under another is not sent.
+        is_up: True while the link to the cloud works.
+        policy: in words, what may not leave the device; "" for nothing. Examples kept under another are not sent.
     Raises:
-        ConfigError: the file is another agent's, or cannot be opened.
+        ConfigError: the file is in use by another agent, or cannot be opened.
         OSError: the sinks cannot be written.
     """
 
@@ -228,16 +341,14 @@ class Spool:
         sinks: Sinks,
         *,
         is_up: Callable[[], bool] = lambda: True,
-        tell: Callable[[str], None] = lambda line: None,
         policy: str = "",
     ) -> None:
         self._agent = agent
         self._sinks = sinks
-        self._tell = tell
         self._remote_tiers = RemoteTiers(agent.cascade, agent.decoder)
-        self.store = SpoolStore(config, self._told)
+        self.store = SpoolStore(config, self._on_event)
         hooks = SenderHooks(
-            ask=self._ask,
+            ask=self._remote_tiers.ask,
             correct=self._correct,
             is_busy=lambda: agent.n_waiting > 0,
             is_up=is_up,
@@ -246,69 +357,240 @@ class Spool:
         self._facts: dict[str, Any] = {"waiting": 0, "dropped": {}, "bytes": 0, "oldest_s": None, "error": "unreadable"}
         self.sender = Sender(self.store, hooks, share=config.link_share)
         try:
-            self.recovered = recovery.write_missing_outcomes(self.store, sinks)
+            self.recovered = write_missing_outcomes(self.store, sinks)
             self.store.apply_policy(policy)
         except BaseException:
             self.store.close()
             raise
-        agent.keeper = self
+        agent.keep = self.keep
         agent.observers.append(self)
         if self._remote_tiers.is_there:
             self.sender.start()
 
     def keep(self, example: Example, outcome: Outcome) -> str:
-        """Of `Keeper`: examples that no server refused for good."""
+        """The key under which the example is stored; "" where it is not, such as when a server refused it for good."""
         if outcome.reason not in KEPT or example.value is None or not self._remote_tiers.is_there:
             return ""
-        return self.store.put(example, outcome, recovery.sinks_mark(self._sinks))
+        return self.store.put(example, outcome, sinks_mark(self._sinks))
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
-        """Of `OutcomeObserver`: what is in the sink may be corrected."""
+        """An outcome in the sink may be corrected from now on."""
         if outcome.spooled:
             self.store.confirm(outcome.spooled)
             self.sender.wake()
 
-    def on_link_up(self) -> None:
-        self.sender.retry()
-
-    def status(self) -> SpoolStatus | None:
-        """None where its file cannot be read now."""
-        return self.store.status()
-
     def facts(self) -> dict[str, Any]:
-        """The status as plain data, for those who watch; the last one that could be read, where it cannot be now."""
+        """The status as plain data; the last one that could be read, where it cannot be now."""
         status = self.store.status()
         if status is not None:
-            self._facts = as_facts(status)
+            self._facts = status.facts()
         return self._facts
 
     def close(self) -> None:
-        """The rest of the backlog is for the next start."""
+        """Stop; the next start sends the rest of the backlog."""
         self.sender.stop()
         self.store.close()
-
-    def _ask(self, example: Example) -> Decision:
-        return self._remote_tiers.ask(example)
 
     def _correct(self, outcome: Outcome, example: Example) -> None:
         self._agent.correct(outcome, example)
         if self.store.config.sync == "full":
-            recovery.sync_sinks(self._sinks)
+            sync_sinks(self._sinks)
 
-    def _told(self, event: Event) -> None:
-        self._tell(_describe_event(event))
-        with contextlib.suppress(OSError):  # of the agent's sink: it will say so itself
-            self._agent.tell(event)
+    def _on_event(self, event: Event) -> None:
+        """Log an event of the store's, and write it to the sinks."""
+        state = event.facts["state"]
+        if state == "ok":
+            log.info("the spool can write again")
+        elif state == "full":
+            drops_oldest = event.facts["drops"] == "oldest"
+            effect = "each new example replaces the oldest" if drops_oldest else "no more are kept"
+            log.warning("the spool is full: %s", effect)
+        elif state == "damaged":
+            log.warning("the spool was damaged: a new one is used, the old one is now %s", event.facts["set_aside"])
+        else:
+            log.warning("the spool cannot write (%s): examples that no server answers are not kept", state)
+        self._agent.write_event(event)
 
 
-def _describe_event(event: Event) -> str:
-    """An event of the store's, for a user."""
-    state = event.facts["state"]
-    if state == "ok":
-        return "the spool can write again"
-    if state == "full":
-        place = "each new example takes the oldest's place" if event.facts["drops"] == "oldest" else "no more are kept"
-        return f"warning: the spool is full: {place}"
-    if state == "damaged":
-        return f"warning: the spool was damaged; it is begun anew, and what is left is in {event.facts['set_aside']}"
-    return f"warning: the spool cannot write ({state}): examples that no server answers are not kept"
+Stamp = tuple[int, int]  # size in bytes, time of change in ns
+
+HISTORY = DatabaseFormat(
+    field="state",
+    version=1,
+    schema="""
+CREATE TABLE files (
+    folder INTEGER NOT NULL,  -- the beginning of its path's SHA-256
+    name BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    changed_ns INTEGER NOT NULL,
+    mark TEXT,
+    PRIMARY KEY (folder, name)
+) WITHOUT ROWID;
+CREATE INDEX taken ON files (folder) WHERE mark IS NOT NULL;
+""",
+)
+AT_ONCE = 256  # files that are done, recorded together
+
+
+class FileHistory:
+    """Which files of an agent's watched folders were decided, over restarts; opened with the first folder.
+
+    A file is recorded as taken before it is decided, with the sinks' mark, and as done some time after its outcome is
+    in the sinks. After a kill, the outcomes of files that were taken and not done are looked for in the sinks.
+
+    Args:
+        state: the folder its database is in.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.path = state / "folders.db"
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._file_lock: FileLock | None = None
+        self._numbers: dict[Path, int] = {}  # of the folders in the database
+        self._sinks: Sinks | None = None
+        self._known: Collection[str] = ()
+        self._taken: dict[tuple[int, str], tuple[Stamp, str]] = {}  # not recorded yet
+        self._done: dict[tuple[int, str], Stamp] = {}
+        self._is_failing = False
+
+    def attach(self, sinks: Sinks, known: Collection[str] = ()) -> None:
+        """The agent's sinks, before it takes its first example; and ids whose outcome is known to be in them."""
+        with self._lock:
+            self._sinks, self._known = sinks, known
+
+    def detach(self) -> None:
+        """The sinks are about to be closed."""
+        with self._lock:
+            self._write()
+            self._sinks, self._known = None, ()
+
+    def add(self, folder: Path) -> None:
+        """Remember this folder's files; the other methods take it as it is given here.
+
+        Raises:
+            ConfigError: the database is in use by another agent, or cannot be opened.
+        """
+        with self._lock:
+            if self._db is None:
+                self._open()
+            digest = hashlib.sha256(os.fsencode(folder.absolute())).digest()
+            self._numbers[folder] = int.from_bytes(digest[:8], signed=True)
+
+    def _open(self) -> None:
+        lock = FileLock(self.path, HISTORY.field)
+        try:
+            self._db, aside = connect_or_anew(self.path, HISTORY, "normal")
+        except BaseException:
+            lock.close()
+            raise
+        self._file_lock = lock
+        if aside is not None:
+            log.warning("%s was damaged (now %s): which files were decided before is not known", self.path, aside.name)
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        """Work without the database, and create a new one at the next start."""
+        assert self._db is not None
+        self._db.close()
+        self._db = None
+        aside = set_aside(self.path)
+        why = describe_error(error)
+        log.warning("%s cannot be read (%s; now %s): nothing is remembered", self.path, why, aside.name)
+
+    def done(self, folder: Path) -> dict[str, Stamp]:
+        """The folder's files that were decided, with their stamps then. Called once, before any is taken.
+
+        Raises:
+            OSError: an outcome that one sink has and another lacks cannot be written there.
+        """
+        with self._lock:
+            db, number = self._db, self._numbers[folder]
+            if db is None:
+                return {}
+            columns = "name, size, changed_ns, mark"
+            try:
+                found = db.execute(f"SELECT {columns} FROM files WHERE folder = ?", (number,)).fetchall()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return {}
+            stamps = {os.fsdecode(name): (size, changed_ns) for name, size, changed_ns, _ in found}
+            marks = {os.fsdecode(name): mark for name, _, _, mark in found if mark is not None}
+            decided = set(self._known) & set(marks)
+            if self._sinks is not None:
+                decided |= decided_ids(self._sinks, marks)
+            for name in marks:
+                if name in decided:
+                    self._done[number, name] = stamps[name]
+                else:
+                    del stamps[name]  # it is taken again, with a new mark
+            self._write()
+            return stamps
+
+    def take(self, folder: Path, stamps: Mapping[str, Stamp]) -> None:
+        """These files are about to be decided."""
+        with self._lock:
+            number = self._numbers[folder]
+            mark = "" if self._sinks is None else sinks_mark(self._sinks)
+            for name, stamp in stamps.items():
+                self._taken[number, name] = stamp, mark
+                self._done.pop((number, name), None)
+            self._write()
+
+    def finish(self, folder: Path, name: str, stamp: Stamp, outcome: object = None) -> None:
+        """The file's outcome is in the sinks. On any thread."""
+        with self._lock:
+            self._done[self._numbers[folder], name] = stamp
+            if len(self._done) >= AT_ONCE:
+                self._write()
+
+    def forget(self, folder: Path, names: Collection[str]) -> None:
+        """These files were deleted long ago."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            if self._db is not None:
+                rows = [(self._numbers[folder], os.fsencode(name)) for name in names]
+                self._transact("DELETE FROM files WHERE folder = ? AND name = ?", rows)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._write()
+                self._db.close()
+                self._db = None
+            if self._file_lock is not None:
+                self._file_lock.close()
+                self._file_lock = None
+
+    def _write(self) -> None:
+        """Record what is pending. A failure is logged once, and tried again with the next call."""
+        if self._db is None or not (self._taken or self._done):
+            return
+        try:
+            if self._done and self._sinks is not None:
+                sync_sinks(self._sinks)  # or a power cut could take an outcome whose file is recorded as done
+            insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, ?)"
+            rows: list[tuple[int, bytes, int, int, str | None]] = [
+                (folder, os.fsencode(name), *stamp, mark) for (folder, name), (stamp, mark) in self._taken.items()
+            ]
+            rows += [(folder, os.fsencode(name), *stamp, None) for (folder, name), stamp in self._done.items()]
+            self._transact(insert, rows)
+        except (sqlite3.Error, OSError) as error:
+            if not self._is_failing:
+                self._is_failing = True
+                why = describe_error(error)
+                log.warning("%s cannot be written (%s): after a crash, files may be decided again", self.path, why)
+            return
+        self._is_failing = False
+        self._taken.clear()
+        self._done.clear()
+
+    def _transact(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        db = self._db
+        assert db is not None
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.executemany(statement, rows)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise

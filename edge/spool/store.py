@@ -1,10 +1,10 @@
-"""Examples that wait for a later answer, in one SQLite file that is whole after a crash at any point.
+"""Examples that wait for a later answer, in one SQLite file that is consistent after a crash at any point.
 
-An example is put, then answered (its correction is written down here), then gone (the correction is in the sinks).
-Each step is one transaction. What leaves in any other way is counted by its cause, in the same transaction.
+An example is put, then answered (its correction is stored here), then gone (the correction is in the sinks). Each step
+is one transaction. An example that leaves in any other way is counted by the cause, in the same transaction.
 
-Ages are counted in seconds that an agent ran, since a device's wall clock may stand, or jump by years when the
-network sets it: no step of it drops an example, or keeps one for good.
+Ages are counted in seconds that an agent ran, since a device's wall clock may stand still, or jump by years when the
+network sets it: such a jump drops no example, and keeps none for ever.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from coe.cascade.errors import ConfigError
 from edge.sinks import Event, Outcome
@@ -24,63 +25,130 @@ from edge.sources import Example
 from .config import SpoolConfig
 from .database import (
     DISK_FULL,
+    DROPPED,
     PAGE_BYTES,
+    SPOOL,
+    Claim,
+    Counts,
     FileLock,
+    SpoolRow,
+    SpoolTable,
     ballast_of,
     connect,
     connect_or_anew,
     describe_error,
-    is_damaged,
-    is_full,
-    set_aside,
-)
-from .table import (
-    DROPPED,
-    SPOOL,
-    Claim,
-    Counts,
-    SpoolRow,
-    SpoolStatus,
-    SpoolTable,
     digest_of,
     from_json,
+    is_damaged,
+    is_full,
     pack,
-    read_status,
+    set_aside,
+    size_of,
     to_json,
 )
 
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatus:
+    """A spool at one moment. Counts are since the file was created; offered = waiting + answered + corrected + refused
+    + dropped.
+
+    Args:
+        n_waiting: examples that wait for an answer.
+        n_answered: those with an answer that is not known to be in the sinks yet.
+        n_offered: examples that were to be kept.
+        n_corrected: answered late, and written.
+        n_refused: refused by the servers, and written so.
+        dropped: by cause: "age", "count", "bytes" (to stay within the limits), "large" (by itself), "disk" (full, or
+            failing), "damaged", "policy" (kept before more was held back), "cleared".
+        n_bytes: of the file, its log and its ballast.
+        oldest_s: age of the oldest that waits, in seconds an agent ran; None where none waits.
+        state: "ok", "disk full", or the disk's error in words.
+        last_error: why the latest call had no answer; "" for none.
+    """
+
+    n_waiting: int
+    n_answered: int
+    n_offered: int
+    n_corrected: int
+    n_refused: int
+    dropped: Mapping[str, int]
+    n_bytes: int
+    oldest_s: float | None
+    state: str
+    last_error: str
+
+    @property
+    def n_dropped(self) -> int:
+        return sum(self.dropped.values())
+
+    def facts(self) -> dict[str, Any]:
+        """The status as plain data. `error`: what is wrong with the disk; "" for nothing."""
+        facts = {name.removeprefix("n_"): value for name, value in asdict(self).items()}
+        state = facts.pop("state")
+        return {**facts, "error": "" if state == "ok" else state}
+
+
+def read_status(db: sqlite3.Connection, path: Path, now: float | None = None) -> SpoolStatus:
+    """The status of an open spool.
+
+    Args:
+        now: second of the spool's clock; None: the last one stored.
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    facts: dict[str, Any] = dict(db.execute("SELECT name, value FROM facts"))
+    n_waiting = db.execute("SELECT count(*) FROM rows WHERE answer IS NULL").fetchone()[0]
+    n_answered = db.execute("SELECT count(*) FROM rows WHERE answer IS NOT NULL").fetchone()[0]
+    oldest = db.execute("SELECT put_at FROM rows WHERE answer IS NULL ORDER BY seq LIMIT 1").fetchone()
+    if now is None:
+        now = facts.get("clock", 0.0)
+    return SpoolStatus(
+        n_waiting=n_waiting,
+        n_answered=n_answered,
+        n_offered=facts.get("offered", 0),
+        n_corrected=facts.get("corrected", 0),
+        n_refused=facts.get("refused", 0),
+        dropped={name.removeprefix(DROPPED): n for name, n in sorted(facts.items()) if name.startswith(DROPPED)},
+        n_bytes=size_of(path),
+        oldest_s=None if oldest is None else max(now - oldest[0], 0.0),
+        state=facts.get("state", "ok"),
+        last_error=facts.get("last_error", ""),
+    )
+
+
 T = TypeVar("T")
 
-A_FEW = 32  # rows or pages, so that nobody waits long for the file
+A_FEW = 32  # rows or pages, so that no thread waits long for the file
 
 
 class SpoolStore:
-    """One process's at a time, and any thread's. It never raises for its disk: it says what it could not do, and
-    counts it.
+    """For one process at a time, and any of its threads. An error of the disk is not raised: the methods return what
+    they could not do, and count it.
 
     Args:
-        tell: told what a user must know, on any thread.
+        on_event: called with each event of the spool, on any thread.
         clock: seconds that only go forward.
     Raises:
         ConfigError: the file is in use by another agent, or cannot be opened.
     """
 
     def __init__(
-        self, config: SpoolConfig, tell: Callable[[Event], None], clock: Callable[[], float] = time.monotonic
+        self, config: SpoolConfig, on_event: Callable[[Event], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.config = config
-        self._tell = tell
+        self._on_event = on_event
         self._clock = clock
         self._events: list[Event] = []
         self._lock = threading.RLock()
         self._is_dropping = False
-        self._hopeless_bytes = 0  # dropping others made no room on the disk for that much
+        self._hopeless_bytes = 0  # dropping others did not free that much of the disk
         self._table: SpoolTable | None = None
         self._file_lock = FileLock(config.path, SPOOL.field)
         try:
             try:
                 db, aside = connect_or_anew(config.path, SPOOL, config.sync)
-            except ConfigError:  # on a full disk, say: with more room it may be opened
+            except ConfigError:  # such as on a full disk: with more room it may be opened
                 if not ballast_of(config.path).exists():
                     raise
                 ballast_of(config.path).unlink()
@@ -94,18 +162,18 @@ class SpoolStore:
         self._guard(lambda: None, None)
 
     def put(self, example: Example, outcome: Outcome, mark: str = "") -> str:
-        """Keep an example with its outcome so far: its key; "" where there is no room.
+        """Keep an example with its outcome so far; returns its key, "" where there is no room.
 
         An example that is here already (the same id, the same content) keeps its key.
 
         Args:
-            mark: where the sinks' records stand now.
+            mark: the sinks' mark now.
         """
         assert example.value is not None
         kind, payload = pack(example.value)
         digest, local = digest_of(example.id, kind, payload), to_json(outcome)
         with self._lock:
-            for _ in range(2):  # twice, where the file turned out to be damaged, and is a new one now
+            for _ in range(2):  # twice, where the file was damaged, and was replaced
                 key = self._guard(lambda: self._put(digest, kind, payload, local, mark), None)
                 if key is not None or self._table is None or self.state != "ok":
                     break
@@ -114,17 +182,17 @@ class SpoolStore:
         return key or ""
 
     def confirm(self, key: str) -> None:
-        """The outcome an example was put with is in the sinks: it may be corrected from now on."""
+        """The outcome that an example was put with is in the sinks: it may be corrected from now on."""
         with self._lock:
             if self._table is not None:
                 self._table.confirm(key)
 
     def next(self) -> SpoolRow | None:
-        """Whose turn it is: of those asked about least often, the oldest (or the newest)."""
+        """The next row to send: of those with the fewest attempts, the oldest (or the newest)."""
         return self._guard(lambda: self._open_table.next(), None)
 
     def put_off(self, row: SpoolRow, why: str) -> None:
-        """It had no answer that counts: after the others, it is asked about again."""
+        """It had no answer: it is sent again after the others."""
 
         def work(db: sqlite3.Connection, n: Counts) -> None:
             self._open_table.notes["last_error"] = why
@@ -133,7 +201,7 @@ class SpoolStore:
         self._guard(lambda: self._open_table.transact(work), None)
 
     def answer(self, row: SpoolRow, outcome: Outcome) -> bool:
-        """Write its correction down. False: it is not here any more, or cannot be written."""
+        """Store its correction. False: the row is not here any more, or cannot be written."""
         text = to_json(outcome)
 
         def work(db: sqlite3.Connection, n: Counts) -> bool:
@@ -143,7 +211,7 @@ class SpoolStore:
         return self._guard(lambda: self._open_table.transact(work), False)
 
     def gone(self, row: SpoolRow) -> bool:
-        """Its correction is in the sinks. False: that cannot be written down now."""
+        """Its correction is in the sinks: remove it. False: that cannot be written now."""
 
         def work(db: sqlite3.Connection, n: Counts) -> bool:
             found = db.execute("SELECT answer FROM rows WHERE seq = ?", (row.seq,)).fetchone()
@@ -168,9 +236,9 @@ class SpoolStore:
         return [row for row in rows if row.seq in seqs]
 
     def tidy(self) -> None:
-        """Drop what is over the age, give back what the file does not need, and see whether a bad disk is well again.
+        """Drop what is over the age, free what the file does not need, and check whether a failing disk works again.
 
-        To be called now and then.
+        Call it now and then.
         """
         while self._guard(lambda: self._expire(A_FEW), 0):  # a few at a time: examples are put in between
             pass
@@ -179,15 +247,15 @@ class SpoolStore:
             pass
 
     def apply_policy(self, policy: str) -> None:
-        """What was kept while other examples might leave the device is not sent under this policy: it is dropped.
+        """Drop the examples that were kept under another policy, since this one may not let them leave the device.
 
         Args:
-            policy: in words; "" for one that lets all go.
+            policy: in words; "" for one that lets every example leave.
         Raises:
-            ConfigError: it cannot be dropped now, the disk being full, say: nothing of it may be sent.
+            ConfigError: they cannot be dropped now, such as on a full disk: none of them may be sent.
         """
 
-        def hold() -> bool:
+        def apply() -> bool:
             table = self._open_table
             if policy == table.notes["policy"]:
                 return True
@@ -197,27 +265,27 @@ class SpoolStore:
             table.transact(lambda db, n: None)
             return True
 
-        is_held = self._guard(hold, False) or self._guard(hold, False)  # once more on a file that was damaged
-        if policy and not is_held:
+        is_applied = self._guard(apply, False) or self._guard(apply, False)  # again on a file that was damaged
+        if policy and not is_applied:
             what = "what it holds may no longer leave, and cannot be dropped"
             raise ConfigError(
                 [f"{SPOOL.field}: {self.config.path}: {what} ({self.state}; make room, or remove the file)"]
             )
 
     def clear(self) -> int:
-        """Drop all; how many."""
+        """Drop all rows; returns how many."""
         n = self._guard(lambda: self._open_table.drop_while(lambda db, n: True, "cleared", answered=True), 0)
         self.tidy()
         return n
 
     @property
     def state(self) -> str:
-        """ "ok", "disk full", or what else is wrong with the disk."""
+        """ "ok", "disk full", "closed", or the disk's error in words."""
         table = self._table
         return "closed" if table is None else table.notes["state"]
 
     def status(self) -> SpoolStatus | None:
-        """None where it cannot be read now."""
+        """The spool's status; None where it cannot be read now."""
         with self._lock:
             read = self._guard(lambda: read_status(self._open_table.db, self.config.path, self._open_table.now), None)
             if read is None or self._table is None:
@@ -225,10 +293,10 @@ class SpoolStore:
             pending = self._table.pending
             dropped = Counter(read.dropped)
             dropped.update({name.removeprefix(DROPPED): n for name, n in pending.items() if name.startswith(DROPPED)})
-            return replace(read, n_offered=read.n_offered + pending["offered"], dropped=dropped, state=self.state)
+            return replace(read, n_offered=read.n_offered + pending["offered"], dropped=dict(dropped), state=self.state)
 
     def close(self) -> None:
-        """Write down what is pending, and let go of the file."""
+        """Write what is pending, and close the file."""
         with self._lock:
             if self._table is not None:
                 self._guard(lambda: self._open_table.transact(lambda db, n: None), None)
@@ -244,7 +312,7 @@ class SpoolStore:
         return self._table
 
     def _guard(self, work: Callable[[], T], otherwise: T) -> T:
-        """`work()`; where the file or its disk fails, `otherwise`, and what is to be said is said."""
+        """`work()`; `otherwise` where the file or its disk fails. Then events that came up are reported."""
         with self._lock:
             try:
                 return work()
@@ -255,11 +323,11 @@ class SpoolStore:
             finally:
                 events, self._events = self._events, []
                 for event in events:
-                    self._tell(event)
+                    self._on_event(event)
 
     def _fail(self, error: sqlite3.Error) -> None:
         if is_damaged(error):
-            self._start_anew()
+            self._replace_damaged()
         elif isinstance(error, sqlite3.OperationalError):  # the disk is full, or fails
             if self.state == "ok":
                 self._events.append(Event("spool", {"state": describe_error(error)}))
@@ -280,15 +348,15 @@ class SpoolStore:
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
         return SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
 
-    def _start_anew(self) -> None:
-        """Set the damaged file aside: what was in it nobody can count."""
+    def _replace_damaged(self) -> None:
+        """Rename the damaged file, whose rows cannot be counted, and open a new one."""
         self._open_table.db.close()
         self._table = None
         try:
             aside = set_aside(self.config.path)
             self._table = SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
         except (OSError, sqlite3.Error, ConfigError) as error:
-            self._events.append(Event("spool", {"state": f"damaged, and cannot be begun anew: {error}"}))
+            self._events.append(Event("spool", {"state": f"damaged, and cannot be replaced: {error}"}))
             return
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
 
@@ -302,7 +370,7 @@ class SpoolStore:
         need = (len(payload) + len(local) + len(mark)) // (PAGE_BYTES - 4) + 9
         if not self._has_room(need, len(payload)):
             try:
-                table.transact(lambda db, n: None)  # that it is lost is counted, whatever happens next
+                table.transact(lambda db, n: None)  # counts the loss, whatever happens next
             except sqlite3.OperationalError as error:
                 self._fail(error)
             return ""
@@ -314,28 +382,28 @@ class SpoolStore:
                 if not is_full(error):
                     raise
             else:
-                self._work_again()
+                self._mark_working()
                 return key
         if self.config.drop == "newest" or 0 < self._hopeless_bytes <= len(payload):
             self._lose("disk")
             return ""
-        try:  # in the place of others, whose pages are on the disk already
+        try:  # replace others, whose pages are on the disk already
             table.drop_ballast()
             table.checkpoint(0)
             table.drop_while(lambda db, n: table.free_pages < need, "disk")
             return table.insert(digest, kind, payload, local, mark)
         except sqlite3.OperationalError:
-            self._hopeless_bytes = len(payload)  # or every example from now on would cost others, for nothing
+            self._hopeless_bytes = len(payload)  # or every further example would drop others for nothing
             raise
 
     def _has_room(self, need: int, n_bytes: int) -> bool:
-        """Whether so many pages fit within the bounds, once those are dropped whose place may be taken."""
+        """True if so many pages fit within the limits, after dropping the rows that may be dropped for them."""
         table = self._open_table
         if n_bytes > table.max_payload:
             return self._lose("large")
         if table.log_bytes + n_bytes > table.max_log * 3 // 4:
             table.checkpoint(0, "TRUNCATE")
-            if table.log_bytes + n_bytes > table.max_log:  # one who reads prevents it
+            if table.log_bytes + n_bytes > table.max_log:  # a reader prevents it
                 return self._lose("bytes")
         bounds: dict[str, Claim] = {
             "count": lambda db, n: table.n_rows(n) >= self.config.max_count,
@@ -353,7 +421,7 @@ class SpoolStore:
         return True
 
     def _lose(self, cause: str) -> bool:
-        """Count one that is not kept."""
+        """False; counts an example that is not kept."""
         if self._table is not None:
             self._table.pending["offered"] += 1
             self._table.pending[DROPPED + cause] += 1
@@ -368,12 +436,12 @@ class SpoolStore:
         if self.state != "ok" and (self.state != DISK_FULL or table.has_disk(65536)):
             table.transact(lambda db, n: db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', zeroblob(65536))"))
             table.transact(lambda db, n: db.execute("DELETE FROM facts WHERE name = 'probe'"))
-            self._work_again()
+            self._mark_working()
         if self._is_dropping and table.n_rows(Counter()) == 0:
             self._is_dropping = False
 
-    def _work_again(self) -> None:
-        """The disk takes what it is given."""
+    def _mark_working(self) -> None:
+        """A write succeeded: the disk works again if it did not."""
         if self.state != "ok":
             self._open_table.notes["state"], self._hopeless_bytes = "ok", 0
             self._open_table.lay_ballast()

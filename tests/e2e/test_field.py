@@ -124,7 +124,7 @@ def test_the_page_of_an_agent_shows_no_picture_of_what_is_never_sent(tmp_path):
     port = closed_port()
     watch = f'watch: {{address: "127.0.0.1:{port}"}}'
     config = read_config(edge_config(tmp_path, closed_port(), watch, 'never_send: ["7", "1"]', sink="out.jsonl"))
-    with AgentSession(config, tell=lambda line: None) as session:
+    with AgentSession(config) as session:
         session.agent.run(open_source(config.source), 24)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status.json", timeout=20) as answer:
             recent = json.load(answer)["recent"]

@@ -51,7 +51,7 @@ class ListSink:
             raise error
         self.outcomes.append(outcome)
 
-    def tell(self, event: Event) -> None:
+    def write_event(self, event: Event) -> None:
         self.events.append(event)
 
     def close(self) -> None:

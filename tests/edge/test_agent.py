@@ -249,7 +249,7 @@ def fail_with(error: Exception):
 
 
 class Shelf:
-    """A keeper that remembers what it was given, and whether the sink had it by then."""
+    """Keeps examples: remembers what it was given, and whether the sink had it by then."""
 
     def __init__(self, sink: ListSink) -> None:
         self.sink = sink
@@ -267,7 +267,7 @@ def test_an_example_that_missed_its_answer_is_kept_before_its_outcome_is_written
     sink = ListSink()
     shelf = Shelf(sink)
     far = Far(fail_with(TierTimeout("cloud", "late")))
-    tally = agent_of(far, sink, keeps_answer, keeper=shelf).run(Numbers(20))
+    tally = agent_of(far, sink, keeps_answer, keep=shelf.keep).run(Numbers(20))
     assert sorted(shelf.kept) == sorted((f"x{number}", "timeout") for number in range(1, 20, 2))
     assert shelf.early
     assert tally.n_spooled == 10
@@ -279,7 +279,7 @@ def test_an_example_that_missed_its_answer_is_kept_before_its_outcome_is_written
 def test_an_example_with_its_answer_is_not_kept():
     sink = ListSink()
     shelf = Shelf(sink)
-    agent_of(Far(), sink, keeper=shelf).run(Numbers(20))
+    agent_of(Far(), sink, keep=shelf.keep).run(Numbers(20))
     assert shelf.kept == []
 
 
@@ -293,7 +293,7 @@ def test_an_example_that_is_held_back_never_leaves_and_is_answered_by_all_the_me
         seen.append((example.id, run.visits[-1].vote.asked.tolist()))
         return "its class is never sent" if example.id in ("x3", "x7") else None
 
-    agent = agent_of(far, sink, hold_back=hold_back, keeper=shelf)
+    agent = agent_of(far, sink, hold_back=hold_back, keep=shelf.keep)
     tally = agent.run(Numbers(10))
     held = {outcome.id: outcome for outcome in sink.outcomes if outcome.reason == "held-back"}
     assert sorted(held) == ["x3", "x7"]
@@ -338,7 +338,7 @@ def test_a_correction_is_written_and_counted_apart_from_the_examples():
     agent.run(Numbers(4))
     decision = next(outcome.decision for outcome in sink.outcomes if outcome.id == "x1")
     agent.correct(Outcome("x1", decision, 60.0, corrects="key-x1"))
-    agent.tell(Event("drift", {"what": "deferral"}))
+    agent.write_event(Event("drift", {"what": "deferral"}))
     assert sink.outcomes[-1].corrects == "key-x1"
     assert [event.kind for event in sink.events] == ["drift"]
     assert (agent.tally.n, agent.tally.n_corrected, agent.tally.n_calls) == (4, 1, 3)

@@ -42,59 +42,58 @@ def raising(error: Exception, after: threading.Event | None = None) -> Callable[
     return answer
 
 
-def greet(*far: Tier) -> tuple[RemoteTierCheck, Agent, list[str]]:
+def greet(*far: Tier) -> tuple[RemoteTierCheck, Agent]:
     cascade = Cascade([LocalTier("device", [Seat(1), Seat(1)], UNANIMOUS), *far])
-    told: list[str] = []
     agent = Agent(cascade, DECODER, ListSink(), interval_s=0.001)
-    return RemoteTierCheck(cascade, agent, told.append), agent, told
+    return RemoteTierCheck(cascade, agent), agent
 
 
-def test_a_server_that_answers_is_ok():
-    greeting, agent, told = greet(Answering(lambda: None))
-    greeting.wait(BOUND_S)
-    assert (agent.tally.cloud, agent.failure, told) == ("ok", None, [])
+def test_a_server_that_answers_is_ok(logged):
+    check, agent = greet(Answering(lambda: None))
+    check.wait(BOUND_S)
+    assert (agent.tally.cloud, agent.failure, logged) == ("ok", None, [])
 
 
-def test_a_server_that_cannot_be_reached_is_told_once_and_stops_nothing():
-    greeting, agent, told = greet(Answering(raising(TierUnavailable("cloud", "refused"))))
-    greeting.wait(BOUND_S)
+def test_a_server_that_cannot_be_reached_is_logged_once_and_stops_nothing(logged):
+    check, agent = greet(Answering(raising(TierUnavailable("cloud", "refused"))))
+    check.wait(BOUND_S)
     assert agent.tally.cloud == "unavailable"
-    assert told == ["warning: tier cloud: refused; the device answers by itself until it can be reached"]
+    assert logged == ["warning: tier cloud: refused; the device answers by itself until it can be reached"]
     assert agent.run(Numbers(6)).n == 6
 
 
 def test_a_server_of_another_task_is_an_error_before_the_first_decision():
-    greeting, agent, _ = greet(DelayedTier(Answering(raising(OTHER)), Delay(0.0)))
+    check, agent = greet(DelayedTier(Answering(raising(OTHER)), Delay(0.0)))
     with pytest.raises(ConfigError, match="another task"):
-        greeting.wait(BOUND_S)
+        check.wait(BOUND_S)
     assert agent.stop.is_set()
 
 
-def test_a_slow_server_does_not_hold_up_the_start():
+def test_a_slow_server_does_not_hold_up_the_start(logged):
     opened = threading.Event()
-    greeting, agent, told = greet(Answering(lambda: opened.wait(BOUND_S)))
+    check, agent = greet(Answering(lambda: opened.wait(BOUND_S)))
     started = time.perf_counter()
-    greeting.wait(0.02)
+    check.wait(0.02)
     assert time.perf_counter() - started < 5
     assert agent.tally.cloud == "not asked yet"
     opened.set()
     until(lambda: agent.tally.cloud == "ok")
-    assert told == []
+    assert logged == []
 
 
 def test_a_server_of_another_task_that_answers_late_stops_the_agent_in_its_run():
     opened = threading.Event()
-    greeting, agent, _ = greet(Answering(raising(OTHER, opened)))
-    greeting.wait(0.0)
+    check, agent = greet(Answering(raising(OTHER, opened)))
+    check.wait(0.0)
     threading.Timer(0.05, opened.set).start()
     with pytest.raises(ConfigError, match="another task"):
         agent.run(Numbers(100_000))
 
 
-def test_a_device_with_no_cloud_asks_nobody():
-    greeting, agent, told = greet()
-    greeting.wait(BOUND_S)
-    assert (agent.tally.cloud, told) == ("not asked yet", [])
+def test_a_device_with_no_cloud_asks_nobody(logged):
+    check, agent = greet()
+    check.wait(BOUND_S)
+    assert (agent.tally.cloud, logged) == ("not asked yet", [])
 
 
 def test_a_remote_tier_is_found_behind_an_injected_delay():

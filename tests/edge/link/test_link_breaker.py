@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.cascade import TierOverloaded, TierTimeout, TierUnavailable
-from edge.link import GROWTH, JITTER, CircuitBreaker, LinkConfig, LinkState, LinkStatus
+from edge.link import SPREAD, CircuitBreaker, LinkConfig, LinkState, LinkStatus
+
+GROWTH, JITTER = 2.0, SPREAD[1] - 1.0
 
 GONE = TierUnavailable("cloud", "refused")
 LATE = TierTimeout("cloud", "no answer")

@@ -134,7 +134,7 @@ def test_a_member_that_hangs_ends_the_signs_of_life_and_is_not_waited_for(tmp_pa
             assert manager.said("STATUS")[-1].startswith("hangs: busy with one example")
             agent.send(signal.SIGTERM)
             assert agent.end() == 1
-        assert "an example was still at work on this device after 0.2 s" in agent.complained
+        assert "an example was still being decided on this device after 0.2 s" in agent.complained
         assert "Traceback" not in agent.complained
 
 

@@ -157,7 +157,7 @@ def test_the_tally_counts_and_says_what_it_counted():
         "mean latency 2 ms",
         "accuracy 66.67% of 3 with a known label",
         "1 degraded: a tier gave no answer, or was not to be asked, so the one before it had the last word",
-        "1 without a decision: their lines say why",
+        "1 without a decision: their records say why",
     ]
 
 

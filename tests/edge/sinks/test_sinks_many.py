@@ -84,7 +84,7 @@ def test_each_gets_every_record_in_order():
     sinks = Sinks([*places, queued(far)], LABELS)
     for number in range(20):
         sinks.write(outcome(f"x{number}"))
-    sinks.tell(Event("drift"))
+    sinks.write_event(Event("drift"))
     sinks.close()
     expected = [f"x{number}" for number in range(20)]
     assert [place.ids for place in places] == [expected, expected]
@@ -94,9 +94,9 @@ def test_each_gets_every_record_in_order():
     assert far.is_closed
 
 
-def test_one_that_fails_is_told_of_once_and_again_when_it_is_back():
-    good, bad, lines = Place("good"), Place("bad"), []
-    sinks = Sinks([bad, good], LABELS, lines.append)
+def test_one_that_fails_is_told_of_once_and_again_when_it_is_back(logged):
+    good, bad = Place("good"), Place("bad")
+    sinks = Sinks([bad, good], LABELS)
     sinks.write(outcome("a"))
     bad.is_full = True
     for name in "bcd":
@@ -115,23 +115,23 @@ def test_one_that_fails_is_told_of_once_and_again_when_it_is_back():
     ]
     assert good.events[1]["dropped"] == 3
     assert sinks.status()[0].failing_since is None
-    assert lines[0] == "warning: sink memory bad fails: bad: No space left on device"
-    assert lines[1].startswith("sink memory bad works again, after ")
-    assert lines[1].endswith("; 3 records lost to it")
-    assert len(lines) == 2
+    assert logged[0] == "warning: sink memory bad fails: bad: No space left on device"
+    assert logged[1].startswith("sink memory bad works again, after ")
+    assert logged[1].endswith("; 3 records lost to it")
+    assert len(logged) == 2
 
 
 @pytest.mark.parametrize("n_more", [0, 1])
-def test_where_no_quick_writer_is_left_the_agent_hears_of_it(n_more):
-    places, lines = [Place() for _ in range(1 + n_more)], []
-    sinks = Sinks(places, LABELS, lines.append)
+def test_where_no_quick_writer_is_left_the_agent_hears_of_it(n_more, logged):
+    places = [Place() for _ in range(1 + n_more)]
+    sinks = Sinks(places, LABELS)
     for place in places[:-1]:
         place.is_full = True
         sinks.write(outcome())
     places[-1].is_full = True
     with pytest.raises(OSError, match="No space left"):
         sinks.write(outcome())
-    assert len(lines) == 2 * n_more  # one alone: the agent's own last word says it
+    assert len(logged) == 2 * n_more  # one alone: the agent's own last word says it
 
 
 def test_a_queue_that_takes_it_is_no_place_where_it_arrived():
@@ -143,10 +143,10 @@ def test_a_queue_that_takes_it_is_no_place_where_it_arrived():
     sinks.close()
 
 
-def test_a_slow_writer_holds_up_nobody_and_loses_the_oldest():
-    far, place, lines = Far(), Place(), []
+def test_a_slow_writer_holds_up_nobody_and_loses_the_oldest(logged):
+    far, place = Far(), Place()
     slow = queued(far, max_queued=10)
-    sinks = Sinks([slow, place], LABELS, lines.append)
+    sinks = Sinks([slow, place], LABELS)
     far.gate.clear()
     sinks.write(outcome("first"))
     until(lambda: far.n_calls == 1)  # in hand, and held up
@@ -155,7 +155,7 @@ def test_a_slow_writer_holds_up_nobody_and_loses_the_oldest():
         sinks.write(outcome(f"x{number}"))
     assert time.perf_counter() - started < 1.0  # the gate is still shut
     assert place.ids == ["first", *(f"x{number}" for number in range(30))]
-    assert lines == ["warning: sink far over there: 10 records wait, and the oldest are dropped"]
+    assert logged == ["warning: sink far over there: 10 records wait, and the oldest are dropped"]
     assert [event["state"] for event in place.events] == ["full"]
     assert (sinks.status()[0].queued, sinks.status()[0].dropped) == (11, 20)
     far.gate.set()
@@ -163,9 +163,9 @@ def test_a_slow_writer_holds_up_nobody_and_loses_the_oldest():
     assert far.ids == ["first", *(f"x{number}" for number in range(20, 30))]
 
 
-def test_what_is_away_is_tried_again_until_it_is_back_and_nothing_is_lost():
-    far, place, lines = Far(error=ConnectionRefusedError(111, "Connection refused")), Place(), []
-    sinks = Sinks([queued(far), place], LABELS, lines.append)
+def test_what_is_away_is_tried_again_until_it_is_back_and_nothing_is_lost(logged):
+    far, place = Far(error=ConnectionRefusedError(111, "Connection refused")), Place()
+    sinks = Sinks([queued(far), place], LABELS)
     for number in range(5):
         sinks.write(outcome(f"x{number}"))
     until(lambda: far.n_calls >= 3)
@@ -175,20 +175,20 @@ def test_what_is_away_is_tried_again_until_it_is_back_and_nothing_is_lost():
     sinks.close()
     assert far.ids[:5] == [f"x{number}" for number in range(5)]
     assert [event["state"] for event in place.events] == ["failing", "back"]
-    assert [line.split(":")[0] for line in lines] == [
+    assert [line.split(":")[0] for line in logged] == [
         "warning",
         f"sink far over there works again, after {place.events[1]['away_s']:.1f} s",
     ]
 
 
-def test_what_is_refused_is_not_sent_again():
-    far, place, lines = Far(error=PermanentFailure("HTTP 400 Bad Request")), Place(), []
-    sinks = Sinks([queued(far), place], LABELS, lines.append)
+def test_what_is_refused_is_not_sent_again(logged):
+    far, place = Far(error=PermanentFailure("HTTP 400 Bad Request")), Place()
+    sinks = Sinks([queued(far), place], LABELS)
     for number in range(3):
         sinks.write(outcome(f"x{number}"))
     until(lambda: sinks.status()[0].dropped == 3)
     assert far.n_calls == 3
-    assert lines == ["warning: sink far over there fails: HTTP 400 Bad Request"]
+    assert logged == ["warning: sink far over there fails: HTTP 400 Bad Request"]
     far.error = None
     sinks.write(outcome("good"))
     sinks.close()
@@ -240,26 +240,26 @@ def test_closing_delivers_what_waits():
     assert len(far.ids) == 500
 
 
-def test_closing_waits_no_longer_than_it_may_and_says_what_was_lost():
-    far, lines = Far(error=OSError("away")), []
-    sinks = Sinks([queued(far, flush_s=0.1), Place()], LABELS, lines.append)
+def test_closing_waits_no_longer_than_it_may_and_says_what_was_lost(logged):
+    far = Far(error=OSError("away"))
+    sinks = Sinks([queued(far, flush_s=0.1), Place()], LABELS)
     for number in range(3):
         sinks.write(outcome(f"x{number}"))
     started = time.monotonic()
     sinks.close()
     assert time.monotonic() - started < BOUND_S / 4
-    assert lines[-1] == "warning: sink far over there: 3 records not delivered"
+    assert logged[-1] == "warning: sink far over there: 3 records not delivered"
     assert sinks.status()[0].dropped == 3
 
 
-def test_closing_does_not_wait_for_a_call_that_hangs():
-    far, lines = Far(), []
+def test_closing_does_not_wait_for_a_call_that_hangs(logged):
+    far = Far()
     far.gate.clear()
-    sinks = Sinks([queued(far, flush_s=0.05)], LABELS, lines.append)
+    sinks = Sinks([queued(far, flush_s=0.05)], LABELS)
     sinks.write(outcome())
     until(lambda: far.n_calls == 1)
     sinks.close()
-    assert lines == ["warning: sink far over there: 1 record not delivered"]
+    assert logged == ["warning: sink far over there: 1 record not delivered"]
     far.gate.set()
 
 

@@ -42,9 +42,8 @@ def config(port: int, **changes: Any) -> MqttConfig:
     return MqttConfig(**(fields | changes))
 
 
-def sinks_to(port: int, lines: list[str] | None = None, **changes: Any) -> Sinks:
-    tell = (lambda line: None) if lines is None else lines.append
-    return Sinks([queued(config(port, **changes))], LABELS, tell)
+def sinks_to(port: int, **changes: Any) -> Sinks:
+    return Sinks([queued(config(port, **changes))], LABELS)
 
 
 def queued(chosen: MqttConfig, **options: Any) -> BufferedSink:
@@ -60,7 +59,7 @@ def test_each_record_is_published_where_the_config_says(broker):
         sinks = sinks_to(broker.port, topic="site/{name}/{id}")
         sinks.write(outcome("roof/a+b#1"))
         sinks.write(Outcome("bad", None, 0.0, None, "cannot be read"))
-        sinks.tell(Event("drift", {"share": 0.5}))
+        sinks.write_event(Event("drift", {"share": 0.5}))
         sinks.write(outcome("x", corrects="k1", label=2))
         until(lambda: len(seen.messages) >= 5)
         sinks.close()
@@ -94,10 +93,9 @@ def test_a_retained_decision_is_there_for_who_comes_later(broker):
     assert ids(seen.on("site/latest")) == ["b"]
 
 
-def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_none(broker, monkeypatch):
+def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_none(broker, monkeypatch, logged):
     monkeypatch.setattr(mqtt, "ANSWER_S", 0.3)
-    lines: list[str] = []
-    sinks = sinks_to(broker.port, lines)
+    sinks = sinks_to(broker.port)
     for number in range(50):
         sinks.write(outcome(f"x{number}"))
         if number == 20:
@@ -109,7 +107,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_non
         sinks.write(outcome(f"x{number}"))
         slowest_s = max(slowest_s, time.perf_counter() - started)
     assert slowest_s < 1.0  # a broker that is away takes seconds to be noticed
-    until(lambda: lines)
+    until(lambda: logged)
     n_before = sinks.status()[0].written
     broker.start()
     with Subscriber(broker.port) as seen:
@@ -120,8 +118,8 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_non
         arrived = set(ids(seen.on("site/decisions")))
         assert len(arrived) > 0
         assert n_before < 150
-    assert lines[0].startswith(f"warning: sink mqtt {HOST}:{broker.port} fails: {HOST}:{broker.port} ")
-    assert "works again" in lines[1]
+    assert logged[0].startswith(f"warning: sink mqtt {HOST}:{broker.port} fails: {HOST}:{broker.port} ")
+    assert "works again" in logged[1]
 
 
 def test_a_subscriber_with_a_session_sees_every_record_through_an_outage(tmp_path, monkeypatch):
@@ -165,21 +163,20 @@ def test_without_acknowledgements_too_it_goes_on_once_the_broker_is_back(broker,
     assert sinks.status()[0].queued == 0
 
 
-def test_an_agent_starts_without_a_broker_and_keeps_what_fits(tmp_path):
-    lines: list[str] = []
+def test_an_agent_starts_without_a_broker_and_keeps_what_fits(tmp_path, logged):
     broker = Mosquitto(tmp_path)
     writer = queued(config(broker.port), max_queued=30)
-    sinks = Sinks([writer], LABELS, lines.append)
+    sinks = Sinks([writer], LABELS)
     for number in range(100):
         sinks.write(outcome(f"x{number}"))
-    until(lambda: any("cannot be reached" in line for line in lines))
+    until(lambda: any("cannot be reached" in line for line in logged))
     with broker, Subscriber(broker.port) as seen:
         sinks.close()
         until(lambda: len(seen.on("site/decisions")) + sinks.status()[0].dropped >= 100)
     assert ids(seen.on("site/decisions"))[-30:] == [f"x{number}" for number in range(70, 100)]
 
 
-def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path):
+def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path, logged):
     tool = shutil.which("mosquitto_passwd")
     if tool is None:
         pytest.skip("needs mosquitto_passwd, which comes with mosquitto")
@@ -189,13 +186,12 @@ def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path):
         passwords.chmod(0o644)
     secret = tmp_path / "secret"
     with Mosquitto(tmp_path, "allow_anonymous false", f"password_file {passwords}") as broker:
-        lines: list[str] = []
         secret.write_text("wrong\n")
         chosen = config(broker.port, username="pi", password_file=secret)
-        sinks = Sinks([queued(chosen, flush_s=0.0)], LABELS, lines.append)
+        sinks = Sinks([queued(chosen, flush_s=0.0)], LABELS)
         sinks.write(outcome("a"))
-        until(lambda: lines)
-        assert lines[0].endswith(f"fails: {HOST}:{broker.port} refuses: Not authorized")
+        until(lambda: logged)
+        assert logged[0].endswith(f"fails: {HOST}:{broker.port} refuses: Not authorized")
         sinks.close()
         secret.write_text("right\n")
         sinks = sinks_to(broker.port, username="pi", password_file=secret)
@@ -207,7 +203,7 @@ def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho leaves a socket to be collected
-def test_it_speaks_tls_and_shows_its_certificate(tmp_path):
+def test_it_speaks_tls_and_shows_its_certificate(tmp_path, logged):
     pki = Pki(tmp_path / "pki")
     pki.device("pi")
     for name in ("server.key", "server.pem", "ca.pem"):
@@ -218,10 +214,9 @@ def test_it_speaks_tls_and_shows_its_certificate(tmp_path):
         sinks.write(outcome("a"))
         until(lambda: sinks.status()[0].written == 1)
         sinks.close()
-        lines: list[str] = []
-        stranger = Sinks([queued(config(broker.port, tls=(None, None, None)), flush_s=0.0)], LABELS, lines.append)
+        stranger = Sinks([queued(config(broker.port, tls=(None, None, None)), flush_s=0.0)], LABELS)
         stranger.write(outcome("b"))
-        until(lambda: lines)
+        until(lambda: logged)
         stranger.close()
         gc.collect()
     with pytest.raises(ConfigError, match=r"sink\.tls: a certificate or key cannot be used"):

@@ -36,7 +36,7 @@ def test_others_read_each_decision_as_soon_as_it_is_made(path):
         sinks.write(outcome(f"x{number}"))
         assert [row["id"] for row in rows(path)] == [f"x{at}" for at in range(number + 1)]
     sinks.write(Outcome("bad", None, 0.5, None, "cannot be read", at=17.0))
-    sinks.tell(Event("drift", {"share": 0.3}, at=18.0))
+    sinks.write_event(Event("drift", {"share": 0.3}, at=18.0))
     good, bad = rows(path)[2:]
     assert {key: good[key] for key in ("label", "name", "exit_tier", "vote", "score", "degraded", "truth")} == {
         "label": 1, "name": "one", "exit_tier": 1, "vote": 0.666667, "score": 0.5, "degraded": None, "truth": 1,

@@ -93,16 +93,15 @@ def test_the_server_says_when_to_come_again(receiver):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
-def test_what_the_server_refuses_is_dropped_and_told(receiver, status):
+def test_what_the_server_refuses_is_dropped_and_told(receiver, status, logged):
     receiver.answer = lambda number: (status, {}, b"no such field: id") if number == 0 else FINE
-    lines: list[str] = []
-    sinks = Sinks([queued(hook(receiver))], LABELS, lines.append)
+    sinks = Sinks([queued(hook(receiver))], LABELS)
     sinks.write(outcome("bad"))
     sinks.write(outcome("good"))
     sinks.close()
     assert [body["id"] for body in receiver.bodies] == ["bad", "good"]
-    assert lines[0].startswith(f"warning: sink webhook http://127.0.0.1:{receiver.port} fails: HTTP {status} ")
-    assert lines[0].endswith(": no such field: id")
+    assert logged[0].startswith(f"warning: sink webhook http://127.0.0.1:{receiver.port} fails: HTTP {status} ")
+    assert logged[0].endswith(": no such field: id")
     assert (sinks.status()[0].written, sinks.status()[0].dropped) == (1, 1)
 
 
@@ -122,16 +121,15 @@ def test_a_server_that_says_nothing_is_asked_again(receiver):
     assert "closed connection" in writer.last_error
 
 
-def test_a_server_that_hangs_holds_up_no_decision(receiver):
+def test_a_server_that_hangs_holds_up_no_decision(receiver, logged):
     receiver.gate.clear()
-    lines: list[str] = []
-    sinks = Sinks([queued(hook(receiver, timeout_s=0.1), flush_s=20.0)], LABELS, lines.append)
+    sinks = Sinks([queued(hook(receiver, timeout_s=0.1), flush_s=20.0)], LABELS)
     started = time.perf_counter()
     for number in range(50):
         sinks.write(outcome(f"x{number}"))
     assert time.perf_counter() - started < 5.0
-    until(lambda: lines)
-    assert "timed out" in lines[0]
+    until(lambda: logged)
+    assert "timed out" in logged[0]
     receiver.gate.set()
     sinks.close()
     assert {body["id"] for body in receiver.bodies} == {f"x{number}" for number in range(50)}

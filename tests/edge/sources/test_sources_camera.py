@@ -204,9 +204,8 @@ def stream() -> Iterator[Stream]:
         yield served
 
 
-def camera(url: str, lines: list[str] | None = None, **changes: Any) -> CameraSource:
-    tell = (lambda line: None) if lines is None else lines.append
-    return CameraSource(CameraConfig(url, **changes), tell=tell, first_wait_s=0.02)
+def camera(url: str, **changes: Any) -> CameraSource:
+    return CameraSource(CameraConfig(url, **changes), first_wait_s=0.02)
 
 
 def test_a_stream_is_decided_as_it_is_now_however_slow_the_device(stream):
@@ -228,28 +227,26 @@ def test_frames_are_given_no_more_often_than_they_are_wanted(stream):
     assert 1 <= n_more <= took_s / 0.1 + 1
 
 
-def test_a_stream_that_ends_is_opened_again_and_that_is_told():
-    lines: list[str] = []
-    with Stream(ends_after=40) as stream, Taking(camera(stream.url, lines)) as taking:
-        until(lambda: stream.n_viewers >= 3 and len(lines) >= 4)
+def test_a_stream_that_ends_is_opened_again_and_that_is_logged(logged):
+    with Stream(ends_after=40) as stream, Taking(camera(stream.url)) as taking:
+        until(lambda: stream.n_viewers >= 3 and len(logged) >= 4)
         n_before = len(taking.examples)
         until(lambda: len(taking.examples) > n_before)
-    assert lines[0] == f"warning: camera {stream.url}: no frames; it is tried again until there are"
-    assert lines[1].startswith(f"camera {stream.url}: frames again, after ")
+    assert logged[0] == f"warning: camera {stream.url}: no frames; it is tried again until there are"
+    assert logged[1].startswith(f"camera {stream.url}: frames again, after ")
     assert len({example.id for example in taking.examples}) == len(taking.examples)
 
 
-def test_a_stream_that_is_not_there_yet_is_waited_for():
+def test_a_stream_that_is_not_there_yet_is_waited_for(logged):
     with Stream() as trial:
         port = trial.port
-    lines: list[str] = []
-    source = camera(f"http://127.0.0.1:{port}/stream.mjpg", lines)
+    source = camera(f"http://127.0.0.1:{port}/stream.mjpg")
     with Taking(source) as taking:
         until(lambda: source.n_failures >= 3)
-        assert len(lines) == 1
+        assert len(logged) == 1
         with Stream(port):
             until(lambda: taking.examples)
-    assert len(lines) >= 2
+    assert len(logged) >= 2
 
 
 def test_the_password_of_a_camera_is_not_told():

@@ -1,4 +1,4 @@
-"""The local door: programs on the device ask the agent's cascade, over gRPC as they would ask coe-cloud."""
+"""The local gRPC server: programs on the device ask the agent's cascade, over gRPC as they would ask coe-cloud."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ tiers:
 {sources}
 sink: {{path: {folder}/decisions.jsonl}}
 """
-READY = re.compile(r"door: digits on (\S+)")
+READY = re.compile(r"serving digits on (\S+)")
 
 
 class Doorkeeper:

@@ -28,8 +28,7 @@ class Watching:
         self.path = path
         self.stop = threading.Event()
         self.examples: list[Example] = []
-        self.lines: list[str] = []
-        self._source = FolderSource(path, True, poll_s, uses_inotify=True, tell=self.lines.append)
+        self._source = FolderSource(path, True, poll_s, uses_inotify=True)
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def _read(self) -> None:
@@ -60,7 +59,7 @@ class Watching:
 @pytest.fixture(autouse=True)
 def _no_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the system's word within the time of a test."""
-    monkeypatch.setattr(folder, "LOOK_S", 60.0)
+    monkeypatch.setattr(folder, "SCAN_S", 60.0)
 
 
 def test_a_file_is_taken_as_soon_as_it_is_closed(tmp_path):
@@ -136,7 +135,7 @@ def test_a_file_written_again_is_taken_again_and_an_empty_one_waits_to_be_filled
 
 
 def test_what_was_there_before_is_taken_too_and_the_folder_looked_through_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "LOOK_S", 0.02)
+    monkeypatch.setattr(folder, "SCAN_S", 0.02)
     (tmp_path / "before.png").write_bytes(PNG)
     with Watching(tmp_path, poll_s=0.02) as watching:
         until(lambda: watching.ids == ["before.png"])
@@ -194,40 +193,37 @@ def test_the_filesystem_of_a_folder_is_the_one_mounted_nearest_above_it(tmp_path
     assert filesystem_of(tmp_path, tmp_path / "nowhere") == ""
 
 
-def test_a_folder_on_another_machine_is_looked_through_and_that_is_told(tmp_path, monkeypatch):
+def test_a_folder_on_another_machine_is_scanned_and_that_is_logged(tmp_path, monkeypatch, logged):
     monkeypatch.setattr(folder, "filesystem_of", lambda path: "nfs4")
-    lines: list[str] = []
-    source = open_source(SourceConfig("folder", tmp_path, watch=True), tell=lines.append)
+    source = open_source(SourceConfig("folder", tmp_path, watch=True))
     assert not source.uses_inotify
-    assert lines == [
-        f"warning: {tmp_path} is on nfs4, where other machines may write: looked through twice a second "
-        "(poll: true says that it is meant)"
+    assert logged == [
+        f"warning: {tmp_path} is on nfs4, where other machines may write: it is scanned twice a second "
+        "(`poll: true` says that this is meant)"
     ]
-    lines.clear()
-    open_source(SourceConfig("folder", tmp_path, watch=True, poll=True), tell=lines.append)
-    assert lines == []
+    logged.clear()
+    open_source(SourceConfig("folder", tmp_path, watch=True, poll=True))
+    assert logged == []
 
 
-def test_without_watchdog_it_is_looked_through_and_the_install_that_mends_it_is_told(tmp_path, monkeypatch):
+def test_without_watchdog_it_is_scanned_and_the_install_that_fixes_it_is_logged(tmp_path, monkeypatch, logged):
     monkeypatch.setitem(sys.modules, "watchdog.observers.inotify", None)
     assert "pip install 'coe-cascade[edge]'" in why_not_watched(tmp_path)
-    lines: list[str] = []
-    assert not open_source(SourceConfig("folder", tmp_path, watch=True), tell=lines.append).uses_inotify
-    assert len(lines) == 1
+    assert not open_source(SourceConfig("folder", tmp_path, watch=True)).uses_inotify
+    assert len(logged) == 1
 
 
-def test_where_the_system_will_not_tell_it_is_looked_through(tmp_path, monkeypatch):
+def test_where_inotify_does_not_work_it_is_scanned(tmp_path, monkeypatch, logged):
     def no_room(path: Path) -> FileWatcher:
         raise OSError(28, "inotify watch limit reached")
 
     monkeypatch.setattr(folder, "FileWatcher", no_room)
     (tmp_path / "a.png").write_bytes(PNG)
-    source, stop, lines = FolderSource(tmp_path, True, 0.01, uses_inotify=True), threading.Event(), []
-    source.tell = lines.append
+    source, stop = FolderSource(tmp_path, True, 0.01, uses_inotify=True), threading.Event()
     assert next(source.examples(stop)).id == "a.png"
-    assert "does not tell of new files (inotify watch limit reached)" in lines[0]
+    assert "cannot be watched through inotify (inotify watch limit reached)" in logged[0]
 
 
-def test_once_is_not_watched_and_a_watched_one_is_told(tmp_path):
+def test_once_is_not_watched_and_a_watched_one_uses_inotify(tmp_path):
     assert not open_source(SourceConfig("folder", tmp_path, watch=True), once=True).uses_inotify
     assert open_source(SourceConfig("folder", tmp_path, watch=True)).uses_inotify

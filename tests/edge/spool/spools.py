@@ -10,8 +10,8 @@ from coe.cascade import Decision
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 from edge.spool import SpoolConfig
+from edge.spool.database import SpoolRow
 from edge.spool.store import SpoolStore
-from edge.spool.table import SpoolRow
 
 MB = 1_000_000
 

@@ -17,20 +17,21 @@ from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
 from edge.sources.folder import FolderSource
-from edge.spool import recovery as memory_module
-from edge.spool.recovery import FileHistory
+from edge.spool import spool as spool_module
+from edge.spool.spool import FileHistory
 
 
 class Life:
     """One run of an agent: a memory, its sinks, and a source of which some examples are decided."""
 
-    def __init__(self, path: Path, writers: list[Writer] | None = None, told: list[str] | None = None) -> None:
+    def __init__(self, path: Path, writers: list[Writer] | None = None) -> None:
         self.path = path
         (path / "in").mkdir(exist_ok=True)
         self.writers = writers or [JsonLinesFile(path / "out.jsonl")]
-        self.memory = FileHistory(path / "state", (told if told is not None else []).append)
-        self.memory.attach(Sinks(self.writers, ()))
-        self.source = FolderSource(path / "in", watch=True, poll_s=0.01, memory=self.memory.of(path / "in"))
+        self.history = FileHistory(path / "state")
+        self.history.attach(Sinks(self.writers, ()))
+        self.history.add(path / "in")
+        self.source = FolderSource(path / "in", watch=True, poll_s=0.01, history=self.history)
 
     def run(self, n: int, decide: Callable[[Example], None] | None = None) -> list[str]:
         """The ids of the first n examples, each decided; fewer where no more come for a while."""
@@ -56,17 +57,17 @@ class Life:
             writer.write({"id": example.id, "label": 1})
 
     def end(self) -> None:
-        self.memory.detach()
-        self.memory.close()
+        self.history.detach()
+        self.history.close()
         for writer in self.writers:
             writer.close()
 
     def kill(self) -> None:
         """As the end of its process would leave it."""
-        assert self.memory._db is not None
-        assert self.memory._file_lock is not None
-        self.memory._db.close()
-        self.memory._file_lock.close()
+        assert self.history._db is not None
+        assert self.history._file_lock is not None
+        self.history._db.close()
+        self.history._file_lock.close()
         for writer in self.writers:
             writer.close()
 
@@ -189,13 +190,13 @@ def test_what_the_spool_is_known_to_have_written_is_done(tmp_path):
     life.run(2, lambda example: None)
     life.kill()
     life = Life(tmp_path, [JsonLinesStream(sys.stdout)])
-    life.memory.attach(Sinks(life.writers, ()), {"a.png"})
+    life.history.attach(Sinks(life.writers, ()), {"a.png"})
     assert life.run(1) == ["b.png"]
     life.end()
 
 
 def test_many_that_are_done_are_written_down_before_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_module, "AT_ONCE", 4)
+    monkeypatch.setattr(spool_module, "AT_ONCE", 4)
     drop(tmp_path, *(f"{n}.png" for n in range(9)))
     life = Life(tmp_path)
     life.run(9)
@@ -228,21 +229,28 @@ def test_names_of_files_that_are_gone_are_forgotten_once_they_are_many_but_not_w
     assert life.run(1) == ["new.png"]
     life.end()
     life = Life(tmp_path)
-    assert set(life.source.memory.done()) == {"new.png"}  # type: ignore[union-attr]
+    assert set(life.history.done(tmp_path / "in")) == {"new.png"}
     life.end()
 
 
+def opened_history(state: Path, *folders: Path) -> FileHistory:
+    history = FileHistory(state)
+    for folder in folders:
+        history.add(folder)
+    return history
+
+
 def test_two_folders_do_not_share_names(tmp_path):
-    memory = FileHistory(tmp_path, [].append)
-    one, two = memory.of(tmp_path / "one"), memory.of(tmp_path / "two")
-    one.take({"a.png": (1, 2)})
-    one.finish("a.png", (1, 2))
-    assert two.done() == {}
-    memory.close()
-    memory = FileHistory(tmp_path, [].append)
-    assert memory.of(tmp_path / "one").done() == {"a.png": (1, 2)}
-    assert memory.of(tmp_path / "two").done() == {}
-    memory.close()
+    one, two = tmp_path / "one", tmp_path / "two"
+    history = opened_history(tmp_path, one, two)
+    history.take(one, {"a.png": (1, 2)})
+    history.finish(one, "a.png", (1, 2))
+    assert history.done(two) == {}
+    history.close()
+    history = opened_history(tmp_path, one, two)
+    assert history.done(one) == {"a.png": (1, 2)}
+    assert history.done(two) == {}
+    history.close()
 
 
 def test_a_second_agent_on_one_state_folder_is_told(tmp_path):
@@ -252,22 +260,21 @@ def test_a_second_agent_on_one_state_folder_is_told(tmp_path):
     life.end()
 
 
-def test_a_damaged_memory_is_set_aside_and_told(tmp_path):
+def test_a_damaged_history_is_set_aside_and_logged(tmp_path, logged):
     drop(tmp_path, "a.png")
     life = Life(tmp_path)
     life.run(1)
     life.end()
     path = tmp_path / "state" / "folders.db"
     path.write_bytes(b"nonsense" * 1000)
-    told: list[str] = []
-    life = Life(tmp_path, told=told)
+    life = Life(tmp_path)
     assert life.run(1) == ["a.png"]
     life.end()
-    assert "was damaged" in told[0]
+    assert "was damaged" in logged[0]
     assert len(list(path.parent.glob("folders.db.damaged-*"))) == 1
 
 
-def test_damage_found_later_costs_the_memory_and_not_the_agent(tmp_path):
+def test_damage_found_later_costs_the_history_and_not_the_agent(tmp_path, logged):
     drop(tmp_path, *(f"{n:03}.png" for n in range(300)))
     life = Life(tmp_path)
     life.run(300)
@@ -276,12 +283,11 @@ def test_damage_found_later_costs_the_memory_and_not_the_agent(tmp_path):
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(os.urandom(path.stat().st_size - 4096))
-    told: list[str] = []
-    life = Life(tmp_path, told=told)
+    life = Life(tmp_path)
     assert len(life.run(300)) == 300
     life.end()
-    assert len(told) == 1
-    assert "folders.db" in told[0]
+    assert len(logged) == 1
+    assert "folders.db" in logged[0]
     life = Life(tmp_path)  # a new one
     life.run(300)
     life.end()
@@ -290,23 +296,22 @@ def test_damage_found_later_costs_the_memory_and_not_the_agent(tmp_path):
     life.end()
 
 
-def test_a_disk_that_takes_nothing_is_told_once_and_costs_no_decision(tmp_path, monkeypatch):
+def test_a_disk_that_takes_nothing_is_logged_once_and_costs_no_decision(tmp_path, monkeypatch, logged):
     import sqlite3
 
     drop(tmp_path, "a.png", "b.png")
-    told: list[str] = []
-    life = Life(tmp_path, told=told)
+    life = Life(tmp_path)
 
     def fails(statement: str, rows: object) -> None:
         error = sqlite3.OperationalError("database or disk is full")
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    monkeypatch.setattr(life.memory, "_transact", fails)
-    monkeypatch.setattr(memory_module, "AT_ONCE", 1)  # each is written down by itself
+    monkeypatch.setattr(life.history, "_transact", fails)
+    monkeypatch.setattr(spool_module, "AT_ONCE", 1)  # each is written down by itself
     assert life.run(2) == ["a.png", "b.png"]
-    assert len(told) == 1
-    assert "cannot be written (disk full)" in told[0]
+    assert len(logged) == 1
+    assert "cannot be written (disk full)" in logged[0]
     monkeypatch.undo()
     life.end()
     life = Life(tmp_path)

@@ -29,9 +29,9 @@ from edge.sinks.jsonlines import JsonLinesFile
 from edge.sources import Example
 from edge.spool import SpoolConfig
 from edge.spool import spool as spool_module
+from edge.spool.database import SpoolTable
 from edge.spool.spool import Sender, SenderHooks, Spool
 from edge.spool.store import SpoolStore
-from edge.spool.table import SpoolTable
 
 Answer = Callable[[Example], Decision]
 
@@ -380,7 +380,7 @@ def test_what_may_not_leave_is_not_kept_either(tmp_path):
     spool = spooling(agent, sinks, tmp_path)
     agent.run(Numbers(2))
     assert {str(line["degraded"]).partition(":")[0] for line in lines(tmp_path)} == {"None", HeldBackError.reason}
-    status = spool.status()
+    status = spool.store.status()
     assert status is not None
     assert status.n_offered == 0
     spool.close()
@@ -412,18 +412,17 @@ def test_what_was_kept_before_more_was_held_back_is_not_sent(tmp_path):
     spool.close()
     cloud.error = None
     spool = spooling(agent_with(cloud, tmp_path)[0], sinks, tmp_path, policy="[3]")
-    status = spool.status()
+    status = spool.store.status()
     assert status is not None
     assert (status.n_waiting, status.dropped) == (0, {"policy": 2})
     spool.close()
     sinks.close()
 
 
-def test_on_a_full_disk_the_agent_goes_on_and_says_once_that_nothing_is_kept(tmp_path, small_disk):
+def test_on_a_full_disk_the_agent_goes_on_and_logs_once_that_nothing_is_kept(tmp_path, small_disk, logged):
     cloud = Cloud()
     agent, sinks = agent_with(cloud, tmp_path)
-    told: list[str] = []
-    spool = spooling(agent, sinks, small_disk, drop="newest", tell=told.append)
+    spool = spooling(agent, sinks, small_disk, drop="newest")
     fill(small_disk)
     agent.run(Numbers(200))
     records = lines(tmp_path)
@@ -434,11 +433,11 @@ def test_on_a_full_disk_the_agent_goes_on_and_says_once_that_nothing_is_kept(tmp
     assert len(degraded) == 100
     assert not all("spooled" in line for line in degraded)
     assert [line["state"] for line in records if line.get("event") == "spool"] == ["disk full"]
-    assert told == ["warning: the spool cannot write (disk full): examples that no server answers are not kept"]
+    assert logged == ["warning: the spool cannot write (disk full): examples that no server answers are not kept"]
     assert spool.facts()["error"] == "disk full"
     (small_disk / "others").unlink()
     agent, _ = agent_with(cloud, tmp_path)
-    agent.keeper, agent.observers, agent.sink = spool, [spool], sinks
+    agent.keep, agent.observers, agent.sink = spool.keep, [spool], sinks
     agent.run(Numbers(2))
     assert "spooled" in lines(tmp_path)[-1]
     assert spool.facts()["error"] == ""
@@ -474,7 +473,7 @@ def test_a_correction_written_just_before_a_crash_is_not_written_again(tmp_path)
         agent, sinks = agent_with(cloud, folder)
         spool = spooling(agent, sinks, folder)
         assert [line["corrects"] for line in lines(folder) if "corrects" in line] == [row.key]
-        status = spool.status()
+        status = spool.store.status()
         assert status is not None
         assert (status.n_answered, status.n_waiting, status.n_corrected) == (0, 0, 1)
         spool.close()

@@ -19,8 +19,7 @@ from spools import MB, Clock, better, example, fill, finish, local, opened, put
 from coe.cascade import ConfigError
 from edge.sources import Example
 from edge.spool.database import read_only, size_of
-from edge.spool.store import SpoolStore
-from edge.spool.table import read_status
+from edge.spool.store import SpoolStore, read_status
 
 # One example's way
 

@@ -8,7 +8,7 @@ import threading
 from edge.sinks import Event, Sinks
 from edge.sinks.jsonlines import JsonLinesFile, Rotation
 from edge.sinks.sqlite import SqliteWriter
-from edge.spool import recovery
+from edge.spool import spool
 
 
 def test_a_flush_while_records_are_written_loses_none(tmp_path):
@@ -20,15 +20,15 @@ def test_a_flush_while_records_are_written_loses_none(tmp_path):
     def flush() -> None:
         try:
             while not is_over.is_set():
-                recovery.sync_sinks(sinks)
-                recovery.sinks_mark(sinks)
+                spool.sync_sinks(sinks)
+                spool.sinks_mark(sinks)
         except Exception as error:  # noqa: BLE001 - the test raises it
             failures.append(error)
 
     flusher = threading.Thread(target=flush)
     flusher.start()
     for number in range(2000):
-        sinks.tell(Event("n", {"number": number}))
+        sinks.write_event(Event("n", {"number": number}))
     is_over.set()
     flusher.join()
     assert failures == []
