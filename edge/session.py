@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from coe.cascade.cascade import Cascade
@@ -159,7 +158,7 @@ class AgentSession:
                 [tier.name for tier in self.agent.cascade.tiers],
                 links=lambda: [link.state for link in self.links],
                 spool=None if self.spool is None else self.spool.facts,
-                sinks=sinks.status,
+                sinks=sinks.health,
             ),
         )
         opened.callback(server.close)
@@ -184,9 +183,7 @@ class AgentSession:
     def __enter__(self) -> AgentSession:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -98,7 +98,7 @@ class Tally:
         if self.n_known:
             lines.append(f"accuracy {self.n_right / self.n_known:.2%} of {self.n_known:,} with a known label")
         if self.n_degraded:
-            why = "a tier gave no answer, or might not be asked"
+            why = "a tier gave no answer, or the example may not leave"
             lines.append(f"{self.n_degraded:,} degraded: {why}, so the tier before it answered")
         if self.n_spooled or self.n_corrected:
             lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")

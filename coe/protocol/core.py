@@ -327,13 +327,15 @@ class ResponseEncoder:
     """Lays out answers as ModelInferResponse."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[str, str, int, tuple[str, ...]], _ResponseTemplate] = {}
+        self._forms: dict[tuple[str, str, int, int, tuple[str, ...]], _ResponseTemplate] = {}
 
     def fill(self, answer: Answer) -> bytes:
         """The message's bytes."""
         served, outputs = answer.served, answer.outputs
         names = tuple(outputs)
-        key = (served.name, served.version, len(outputs[names[0]]) if names else 0, names)
+        votes = outputs.get("tier_votes")  # the one output whose rows differ in width: (B, T)
+        width = 0 if votes is None else votes.shape[1]
+        key = (served.name, served.version, len(outputs[names[0]]) if names else 0, width, names)
         form = self._forms.get(key)
         if form is None:
             if len(self._forms) >= MAX_TEMPLATES:

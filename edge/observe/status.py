@@ -21,7 +21,7 @@ from edge.agent import Agent
 from edge.field.monitors import Monitors
 from edge.link import LinkState
 from edge.sinks import Outcome, as_record
-from edge.sinks.delivery import SinkStatus
+from edge.sinks.delivery import SinkHealth
 from edge.sources import Example
 
 N_NEWEST = 24
@@ -140,7 +140,7 @@ class AgentView:
     tiers: Sequence[str]
     links: Callable[[], Sequence[LinkState]]
     spool: Callable[[], Facts] | None = None
-    sinks: Callable[[], Sequence[SinkStatus]] = lambda: ()
+    sinks: Callable[[], Sequence[SinkHealth]] = lambda: ()
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
 
@@ -179,7 +179,7 @@ def status(view: AgentView) -> dict[str, Any]:
     }
 
 
-def _sink(sink: SinkStatus) -> dict[str, Any]:
+def _sink(sink: SinkHealth) -> dict[str, Any]:
     return {
         "name": sink.name,
         "kind": sink.kind,

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,47 +18,26 @@ Facts = dict[str, Any]
 OnSinkChange = Callable[["SinkHealth", Facts], None]  # called once as a sink starts to fail, once as it works again
 
 
-@dataclass(frozen=True, slots=True)
-class SinkStatus:
-    """One sink at one moment.
+class SinkHealth:
+    """A writer's state. Written by one thread at a time; a reader may see it half-updated.
 
     Args:
         name: where it writes; kind: as the config calls it.
-        written, dropped: records so far.
-        failing_since: `time.monotonic()` second; None: it works.
-        last_error: "" where there was none.
-        queued: records that wait to be delivered.
     """
-
-    name: str
-    kind: str
-    written: int
-    dropped: int
-    failing_since: float | None
-    last_error: str
-    queued: int
-
-
-class SinkHealth:
-    """A writer's state. Written by one thread at a time; a reader may see it half-updated."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
-        self.written = self.dropped = 0
-        self.failing_since: float | None = None
+        self.written = self.dropped = 0  # records so far
+        self.failing_since: float | None = None  # `time.monotonic()` second; None: it works
         self.last_error = ""
         self.on_change: OnSinkChange = lambda health, facts: None
         self._dropped_before = 0  # the present outage
 
     @property
     def queued(self) -> int:
+        """Records that wait to be delivered."""
         return 0
-
-    def status(self) -> SinkStatus:
-        return SinkStatus(
-            self.name, self.kind, self.written, self.dropped, self.failing_since, self.last_error, self.queued
-        )
 
     def works(self) -> None:
         """A record was taken."""

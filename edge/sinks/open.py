@@ -12,7 +12,7 @@ from coe.cascade.errors import ConfigError, describe_error
 
 from .base import Event, Outcome, Record, Writer, as_record, event_record
 from .config import SinkConfig
-from .delivery import BufferedSink, DirectSink, Facts, SinkHealth, SinkStatus
+from .delivery import BufferedSink, DirectSink, Facts, SinkHealth
 from .jsonlines import JsonLinesFile, JsonLinesStream
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class Sinks:
         """Raises OSError: as `write`."""
         self._write(event_record(event))
 
-    def status(self) -> list[SinkStatus]:
-        """Of each writer, in the config's order."""
-        return [sink.status() for sink in self._sinks]
+    def health(self) -> Sequence[SinkHealth]:
+        """The state of each writer, in the config's order."""
+        return self._sinks
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Sinks:
 
 
 def _status_line(facts: Facts) -> str:
-    """What a user is told, in a line."""
+    """The log line about a change of a sink's health."""
     where = f"{facts['kind']} {facts['sink']}"
     dropped = facts.get("dropped", 0)
     lost = f"{dropped} record{'s' if dropped > 1 else ''}"

@@ -9,9 +9,12 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from coe.cascade.types import Array
+
+if TYPE_CHECKING:
+    from edge.sinks import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Example:
     truth: int | None = None
     error: str | None = None
     deadline: float = math.inf
-    answered: Callable[[Any], None] | None = None
+    answered: Callable[[Outcome], None] | None = None
 
 
 class Source(Protocol):

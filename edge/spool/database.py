@@ -341,7 +341,7 @@ SPOOL = DatabaseFormat(
 CREATE TABLE rows (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     digest BLOB NOT NULL UNIQUE,
-    told INTEGER NOT NULL DEFAULT 0,
+    confirmed INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
     put_at REAL NOT NULL,
     answer TEXT,
@@ -350,7 +350,7 @@ CREATE TABLE rows (
     kind TEXT NOT NULL,
     payload BLOB NOT NULL
 );
-CREATE INDEX unsure ON rows (seq) WHERE told = 0;
+CREATE INDEX unsure ON rows (seq) WHERE confirmed = 0;
 CREATE INDEX answered ON rows (seq) WHERE answer IS NOT NULL;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """,
@@ -387,7 +387,7 @@ class SpoolTable:
         self._clock_base = float(facts.get("clock", 0.0)) - clock()
         self._counts: Counts = Counter({name: n for name, n in facts.items() if isinstance(n, int)})
         self._id = str(facts.get("id") or secrets.token_hex(3))
-        self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE told = 0 AND answer IS NULL")}
+        self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE confirmed = 0 AND answer IS NULL")}
         self._sure: set[int] = set()
         self._direction = "ASC" if config.order == "oldest" else "DESC"
         if "id" not in facts or not self._has_turns():
@@ -422,7 +422,7 @@ class SpoolTable:
             value = work(self.db, n)
             n.update(self.pending)
             sure = list(self._sure)
-            self.db.executemany("UPDATE rows SET told = 1 WHERE seq = ?", [(seq,) for seq in sure])
+            self.db.executemany("UPDATE rows SET confirmed = 1 WHERE seq = ?", [(seq,) for seq in sure])
             facts = {name: self._counts[name] + added for name, added in n.items()}
             notes = {"clock": self.now, **self.notes}
             self.db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [*facts.items(), *notes.items()])

@@ -232,7 +232,7 @@ class SpoolStore:
         """Rows whose first outcome is not known to be in the sinks."""
         with self._lock:
             seqs = set() if self._table is None else set(self._table.unsure)
-            rows: list[SpoolRow] = self._guard(lambda: self._open_table.rows("answer IS NULL AND told = 0"), [])
+            rows: list[SpoolRow] = self._guard(lambda: self._open_table.rows("answer IS NULL AND confirmed = 0"), [])
         return [row for row in rows if row.seq in seqs]
 
     def tidy(self) -> None:

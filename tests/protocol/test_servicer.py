@@ -26,7 +26,7 @@ from coe.cascade.types import Array
 from coe.models.input_spec import InputSpec
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input, get_parameters, read_outputs, set_parameter
-from coe.protocol.core import OUTPUTS
+from coe.protocol.core import OUTPUTS, Answer, ResponseEncoder
 from coe.protocol.service import METHODS, path
 from coe.zoo import digits
 
@@ -402,3 +402,13 @@ def test_not_visited_tiers_are_told_as_nan_even_where_no_row_went_there(server):
     outputs = read_outputs(call(server, request_of("table", rows(1).x)))
     assert outputs["tier_votes"].shape == (1, 2)
     assert math.isnan(outputs["tier_votes"][0, 1])
+
+
+def test_answers_of_different_width_are_each_laid_out_by_their_own():
+    encoder, model = ResponseEncoder(), SimpleNamespace(name="m", version="v")
+    for width in (2, 3, 2):  # a tier that turns out to be a cascade of two widens the next answers
+        votes = np.ones((1, width), dtype=np.float32)
+        content = encoder.fill(Answer(model, "", {"tier_votes": votes}, {"server_s": 0.5}))
+        response = pb.ModelInferResponse.FromString(content)
+        assert list(response.outputs[0].shape) == [1, width]
+        assert response.raw_output_contents == [votes.tobytes()]

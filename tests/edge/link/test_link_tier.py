@@ -173,7 +173,7 @@ def test_a_channel_that_cannot_be_dialled_is_a_failed_probe_that_says_so_and_the
         assert tier.state.n_rebuilds == 0
         far.ready = lambda: True
         until(lambda: tier.state.status is LinkStatus.HALF_OPEN)
-    assert "cannot connect anew: token_file" in caplog.text
+    assert "cannot reconnect: token_file" in caplog.text
 
 
 def test_a_change_of_the_devices_own_network_has_a_link_that_is_down_probed_soon(monkeypatch):

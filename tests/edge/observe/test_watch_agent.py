@@ -24,12 +24,13 @@ from edge.observe.config import ObserveConfig, read_observe
 from edge.observe.server import ObserveServer
 from edge.observe.status import MAX_THUMBNAIL_BYTES, N_NEWEST, AgentView, RecentDecisions
 from edge.sinks import Outcome
-from edge.sinks.delivery import SinkStatus
+from edge.sinks.delivery import SinkHealth
 from edge.sources import Example
 
 LABELS = ("zero", "one", "two")
 SPOOL = {"waiting": 3, "bytes": 4096, "oldest_s": 12.5, "dropped": {"age": 2}, "error": ""}
-SINK = SinkStatus("jsonlines", "jsonlines", 9, 1, None, "", 0)
+SINK = SinkHealth("jsonlines", "jsonlines")
+SINK.written, SINK.dropped = 9, 1
 
 
 def png(number: int) -> bytes:

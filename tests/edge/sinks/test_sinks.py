@@ -156,7 +156,7 @@ def test_the_tally_counts_and_says_what_it_counted():
         "25.0% kept on the device; 1.5 kB sent, 250 B received in 1 calls",
         "mean latency 2 ms",
         "accuracy 66.67% of 3 with a known label",
-        "1 degraded: a tier gave no answer, or was not to be asked, so the one before it had the last word",
+        "1 degraded: a tier gave no answer, or the example may not leave, so the tier before it answered",
         "1 without a decision: their records say why",
     ]
 

@@ -175,6 +175,6 @@ def test_what_is_no_regular_file_is_written_and_nothing_more(tmp_path):
 def test_the_config_opens_it_with_its_rotation(tmp_path):
     path = tmp_path / "decisions.jsonl"
     sinks = open_sinks([SinkConfig(path=path, rotation=Rotation(10, keep=2))], ())
-    assert sinks.status()[0].name == str(path)
+    assert sinks.health()[0].name == str(path)
     assert sinks.writers[0]._rotated.rotation == Rotation(10, keep=2)
     sinks.close()

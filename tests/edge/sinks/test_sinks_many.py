@@ -89,7 +89,7 @@ def test_each_gets_every_record_in_order():
     expected = [f"x{number}" for number in range(20)]
     assert [place.ids for place in places] == [expected, expected]
     assert far.ids == [*expected, "event"]
-    assert [status.written for status in sinks.status()] == [21, 21, 21]
+    assert [status.written for status in sinks.health()] == [21, 21, 21]
     assert all(place.is_closed for place in places)
     assert far.is_closed
 
@@ -101,7 +101,7 @@ def test_one_that_fails_is_told_of_once_and_again_when_it_is_back(logged):
     bad.is_full = True
     for name in "bcd":
         sinks.write(outcome(name))
-    (first, second) = sinks.status()
+    (first, second) = sinks.health()
     assert (first.written, first.dropped, first.last_error) == (1, 3, "bad: No space left on device")
     assert first.failing_since is not None
     assert (second.written, second.dropped, second.failing_since) == (5, 0, None)
@@ -114,7 +114,7 @@ def test_one_that_fails_is_told_of_once_and_again_when_it_is_back(logged):
         ("sink", "bad", "back"),
     ]
     assert good.events[1]["dropped"] == 3
-    assert sinks.status()[0].failing_since is None
+    assert sinks.health()[0].failing_since is None
     assert logged[0] == "warning: sink memory bad fails: bad: No space left on device"
     assert logged[1].startswith("sink memory bad works again, after ")
     assert logged[1].endswith("; 3 records lost to it")
@@ -157,7 +157,7 @@ def test_a_slow_writer_holds_up_nobody_and_loses_the_oldest(logged):
     assert place.ids == ["first", *(f"x{number}" for number in range(30))]
     assert logged == ["warning: sink far over there: 10 records wait, and the oldest are dropped"]
     assert [event["state"] for event in place.events] == ["full"]
-    assert (sinks.status()[0].queued, sinks.status()[0].dropped) == (11, 20)
+    assert (sinks.health()[0].queued, sinks.health()[0].dropped) == (11, 20)
     far.gate.set()
     sinks.close()
     assert far.ids == ["first", *(f"x{number}" for number in range(20, 30))]
@@ -169,9 +169,9 @@ def test_what_is_away_is_tried_again_until_it_is_back_and_nothing_is_lost(logged
     for number in range(5):
         sinks.write(outcome(f"x{number}"))
     until(lambda: far.n_calls >= 3)
-    assert sinks.status()[0].failing_since is not None
+    assert sinks.health()[0].failing_since is not None
     far.error = None
-    until(lambda: sinks.status()[0].failing_since is None)
+    until(lambda: sinks.health()[0].failing_since is None)
     sinks.close()
     assert far.ids[:5] == [f"x{number}" for number in range(5)]
     assert [event["state"] for event in place.events] == ["failing", "back"]
@@ -186,7 +186,7 @@ def test_what_is_refused_is_not_sent_again(logged):
     sinks = Sinks([queued(far), place], LABELS)
     for number in range(3):
         sinks.write(outcome(f"x{number}"))
-    until(lambda: sinks.status()[0].dropped == 3)
+    until(lambda: sinks.health()[0].dropped == 3)
     assert far.n_calls == 3
     assert logged == ["warning: sink far over there fails: HTTP 400 Bad Request"]
     far.error = None
@@ -249,7 +249,7 @@ def test_closing_waits_no_longer_than_it_may_and_says_what_was_lost(logged):
     sinks.close()
     assert time.monotonic() - started < BOUND_S / 4
     assert logged[-1] == "warning: sink far over there: 3 records not delivered"
-    assert sinks.status()[0].dropped == 3
+    assert sinks.health()[0].dropped == 3
 
 
 def test_closing_does_not_wait_for_a_call_that_hangs(logged):
@@ -284,7 +284,7 @@ def test_every_record_is_written_or_counted_as_dropped(steps):
             sinks.write(outcome(f"x{number}"))
         else:
             sometimes.is_full = step == "full"
-    (first, second) = sinks.status()
+    (first, second) = sinks.health()
     n_written = Counter(steps)["write"]
     assert len(always.ids) == n_written
     assert len(sometimes.ids) + first.dropped == n_written

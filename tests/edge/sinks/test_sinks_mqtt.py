@@ -79,7 +79,7 @@ def test_all_arrive_whatever_the_quality_of_service(broker, qos):
         sinks.close()
         until(lambda: len(seen.on("site/decisions")) == 100)
     assert ids(seen.on("site/decisions")) == [f"x{number}" for number in range(100)]
-    assert sinks.status()[0].written == 100
+    assert sinks.health()[0].written == 100
 
 
 def test_a_retained_decision_is_there_for_who_comes_later(broker):
@@ -99,7 +99,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_non
     for number in range(50):
         sinks.write(outcome(f"x{number}"))
         if number == 20:
-            until(lambda: sinks.status()[0].written >= 10)
+            until(lambda: sinks.health()[0].written >= 10)
             broker.kill()
     slowest_s = 0.0
     for number in range(50, 150):
@@ -108,13 +108,13 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_record_and_holds_up_non
         slowest_s = max(slowest_s, time.perf_counter() - started)
     assert slowest_s < 1.0  # a broker that is away takes seconds to be noticed
     until(lambda: logged)
-    n_before = sinks.status()[0].written
+    n_before = sinks.health()[0].written
     broker.start()
     with Subscriber(broker.port) as seen:
-        until(lambda: sinks.status()[0].failing_since is None)
+        until(lambda: sinks.health()[0].failing_since is None)
         sinks.close()
-        assert sinks.status()[0].written == 150
-        assert sinks.status()[0].dropped == 0
+        assert sinks.health()[0].written == 150
+        assert sinks.health()[0].dropped == 0
         arrived = set(ids(seen.on("site/decisions")))
         assert len(arrived) > 0
         assert n_before < 150
@@ -134,7 +134,7 @@ def test_a_subscriber_with_a_session_sees_every_record_through_an_outage(tmp_pat
         broker.kill()
         for number in range(10, 60):
             sinks.write(outcome(f"x{number}"))
-        until(lambda: sinks.status()[0].failing_since is not None)
+        until(lambda: sinks.health()[0].failing_since is not None)
         broker.start()
         until(lambda: len(set(ids(seen.on("site/decisions")))) == 60)
         sinks.close()
@@ -148,7 +148,7 @@ def test_without_acknowledgements_too_it_goes_on_once_the_broker_is_back(broker,
 
     def is_failing_with_another() -> bool:  # all before may have been through
         sinks.write(outcome("more"))
-        return sinks.status()[0].failing_since is not None
+        return sinks.health()[0].failing_since is not None
 
     for number in range(100):
         sinks.write(outcome(f"x{number}"))
@@ -160,7 +160,7 @@ def test_without_acknowledgements_too_it_goes_on_once_the_broker_is_back(broker,
         sinks.write(outcome("last"))
         until(lambda: "last" in ids(seen.on("site/decisions")))
     sinks.close()
-    assert sinks.status()[0].queued == 0
+    assert sinks.health()[0].queued == 0
 
 
 def test_an_agent_starts_without_a_broker_and_keeps_what_fits(tmp_path, logged):
@@ -172,7 +172,7 @@ def test_an_agent_starts_without_a_broker_and_keeps_what_fits(tmp_path, logged):
     until(lambda: any("cannot be reached" in line for line in logged))
     with broker, Subscriber(broker.port) as seen:
         sinks.close()
-        until(lambda: len(seen.on("site/decisions")) + sinks.status()[0].dropped >= 100)
+        until(lambda: len(seen.on("site/decisions")) + sinks.health()[0].dropped >= 100)
     assert ids(seen.on("site/decisions"))[-30:] == [f"x{number}" for number in range(70, 100)]
 
 
@@ -196,7 +196,7 @@ def test_a_password_is_shown_and_a_wrong_one_is_told_of(tmp_path, logged):
         secret.write_text("right\n")
         sinks = sinks_to(broker.port, username="pi", password_file=secret)
         sinks.write(outcome("a"))
-        until(lambda: sinks.status()[0].written == 1)
+        until(lambda: sinks.health()[0].written == 1)
         sinks.close()
     with pytest.raises(ConfigError, match=r"sink\.password_file: .* cannot be read: No such file"):
         MqttTransport(config(1, username="pi", password_file=tmp_path / "nothing"))
@@ -212,7 +212,7 @@ def test_it_speaks_tls_and_shows_its_certificate(tmp_path, logged):
     with Mosquitto(tmp_path, *settings, "require_certificate true", "use_identity_as_username true") as broker:
         sinks = sinks_to(broker.port, tls=(pki["ca.pem"], pki["pi.pem"], pki["pi.key"]))
         sinks.write(outcome("a"))
-        until(lambda: sinks.status()[0].written == 1)
+        until(lambda: sinks.health()[0].written == 1)
         sinks.close()
         stranger = Sinks([queued(config(broker.port, tls=(None, None, None)), flush_s=0.0)], LABELS)
         stranger.write(outcome("b"))

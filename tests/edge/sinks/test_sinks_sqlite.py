@@ -140,11 +140,11 @@ def test_somebody_who_holds_the_file_is_waited_for_a_moment_only(path):
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         sinks.write(outcome("a"))
-        assert "locked" in sinks.status()[0].last_error
+        assert "locked" in sinks.health()[0].last_error
         other.execute("COMMIT")
     sinks.write(outcome("b"))
     assert [row["id"] for row in rows(path)] == ["b"]
-    assert [status.dropped for status in sinks.status()] == [1, 0]
+    assert [status.dropped for status in sinks.health()] == [1, 0]
     sinks.close()
 
 

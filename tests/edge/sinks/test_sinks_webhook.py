@@ -102,7 +102,7 @@ def test_what_the_server_refuses_is_dropped_and_told(receiver, status, logged):
     assert [body["id"] for body in receiver.bodies] == ["bad", "good"]
     assert logged[0].startswith(f"warning: sink webhook http://127.0.0.1:{receiver.port} fails: HTTP {status} ")
     assert logged[0].endswith(": no such field: id")
-    assert (sinks.status()[0].written, sinks.status()[0].dropped) == (1, 1)
+    assert (sinks.health()[0].written, sinks.health()[0].dropped) == (1, 1)
 
 
 def test_a_redirect_is_not_followed_as_its_records_would_be_lost(receiver):
@@ -133,7 +133,7 @@ def test_a_server_that_hangs_holds_up_no_decision(receiver, logged):
     receiver.gate.set()
     sinks.close()
     assert {body["id"] for body in receiver.bodies} == {f"x{number}" for number in range(50)}
-    assert sinks.status()[0].dropped == 0
+    assert sinks.health()[0].dropped == 0
 
 
 def test_a_server_that_comes_back_gets_all_that_waited():

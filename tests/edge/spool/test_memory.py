@@ -12,7 +12,7 @@ import pytest
 from fakes import BOUND_S
 
 from coe.cascade import ConfigError
-from edge.sinks import Sinks, Writer, jsonlines
+from edge.sinks import Rereadable, Sinks, Writer
 from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
@@ -324,6 +324,6 @@ def test_the_mark_of_a_sink_is_where_its_next_record_will_stand(tmp_path):
     writer.write({"id": "before"})
     mark = writer.mark()
     writer.write({"id": "after"})
-    assert isinstance(writer, jsonlines.Rereadable)
+    assert isinstance(writer, Rereadable)
     assert [record["id"] for record in writer.since(mark)] == ["after"]
     writer.close()

@@ -344,7 +344,7 @@ def test_what_no_server_answers_is_answered_by_the_device_now_and_corrected_late
     assert all(str(line["degraded"]).startswith("unavailable: ") for line in lines(tmp_path) if "spooled" in line)
     assert agent.tally.n_spooled == 3
     cloud.error = None
-    spool.on_link_up()
+    spool.sender.retry()
     until(lambda: agent.tally.n_corrected == 3)
     spool.close()
     sinks.close()
@@ -488,7 +488,7 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     agent.run(Numbers(2))
     first = lines(tmp_path)[-1]
     killed(spool)
-    spool.store._table.db.execute("UPDATE rows SET told = 0")
+    spool.store._table.db.execute("UPDATE rows SET confirmed = 0")
     sinks.close()
     if not is_written:
         text = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
@@ -499,7 +499,7 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     assert again == [first]
     assert spool.recovered == {"x1"}
     cloud.error = None
-    spool.on_link_up()
+    spool.sender.retry()
     until(lambda: any("corrects" in line for line in lines(tmp_path)))
     spool.close()
     sinks.close()

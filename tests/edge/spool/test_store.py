@@ -322,7 +322,7 @@ class Spool(RuleBasedStateMachine):
         status = self.store.status()
         assert status is not None
         n_here = status.n_waiting + status.n_answered
-        assert size_of(status.path) <= MB
+        assert size_of(self.store.config.path) <= MB
         assert n_here <= 12
         assert (status.oldest_s or 0) <= 80  # a tidy is due each 30 s at most
         assert status.n_corrected == self.n_corrected
@@ -361,7 +361,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path):
         db.execute("CREATE TABLE photos (id)")
     db.close()
     before = (tmp_path / "spool.db").read_bytes()
-    with pytest.raises(ConfigError, match="is a database of something else"):
+    with pytest.raises(ConfigError, match="is another program.s database"):
         opened(tmp_path)
     assert (tmp_path / "spool.db").read_bytes() == before
 

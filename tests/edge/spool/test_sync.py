@@ -32,7 +32,7 @@ def test_a_flush_while_records_are_written_loses_none(tmp_path):
     is_over.set()
     flusher.join()
     assert failures == []
-    assert [status.dropped for status in sinks.status()] == [0, 0]
+    assert [status.dropped for status in sinks.health()] == [0, 0]
     sinks.close()
     assert sum(len(part.read_text().splitlines()) for part in tmp_path.glob("out.jsonl*")) == 2000
     db = sqlite3.connect(tmp_path / "out.db")
