@@ -36,7 +36,9 @@ def audited(far: Far, n: int, config: AuditConfig = ALL, **options) -> tuple[Aud
     sink = ListSink()
     cascade = Cascade([LocalTier("device", [Seat(1), Seat(2)], UNANIMOUS), far])
     agent = Agent(cascade, DECODER, sink)
-    audit = Audit(config, RemoteTiers(cascade, DECODER), LABELS, notify=agent.write_event, rng=random.Random(1), **options)
+    audit = Audit(
+        config, RemoteTiers(cascade, DECODER), LABELS, notify=agent.write_event, rng=random.Random(1), **options
+    )
     agent.observers.append(audit)
     agent.run(Numbers(n))
     return audit, sink, agent

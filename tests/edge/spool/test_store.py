@@ -361,7 +361,7 @@ def test_a_database_of_something_else_is_left_alone(tmp_path):
         db.execute("CREATE TABLE photos (id)")
     db.close()
     before = (tmp_path / "spool.db").read_bytes()
-    with pytest.raises(ConfigError, match="is another program.s database"):
+    with pytest.raises(ConfigError, match=r"is another program.s database"):
         opened(tmp_path)
     assert (tmp_path / "spool.db").read_bytes() == before
 
