@@ -10,8 +10,7 @@ from typing import Any
 from coe.cascade import Accounting, ConfigError
 from coe.config import parse_seconds
 
-from .output import log
-from .traces import Costs, Trace, read_costs, read_trace
+from .traces import Trace, read_trace
 
 TRACES = "a table of predictions: .parquet, .tsv or .csv; or a bundled one: cifar10, zoo:cifar10/calibration.parquet"
 Studies = Any  # argparse gives its type no public name
@@ -74,15 +73,6 @@ def check_models(argument: str, models: Sequence[str], trace: Trace) -> None:
     if missing:
         known = ", ".join(trace.models)
         raise ConfigError([f'{argument}: no model "{name}" in the trace (known: {known})' for name in missing])
-
-
-def open_costs(options: argparse.Namespace, trace: Trace) -> list[Costs]:
-    return read_costs(options.costs, trace)
-
-
-def warn(lines: Sequence[str]) -> None:
-    for line in lines:
-        log(line)
 
 
 def names(text: str) -> list[str]:

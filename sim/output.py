@@ -145,8 +145,13 @@ def cells(row: DelayRow) -> list[str]:
 
 
 def achieved_table(rows: Sequence[DelayRow]) -> str:
-    """The injected delay, checked: target and achieved, for the systems that cross the hop."""
-    lines = [
+    """The injected delay, checked: target and achieved, for the systems that ask the cloud."""
+    return aligned(("target delay", "system", "achieved mean", "achieved p99"), achieved_cells(rows), text_columns=2)
+
+
+def achieved_cells(rows: Sequence[DelayRow]) -> list[list[str]]:
+    """A line of each system that asks the cloud: target, system, achieved mean and p99."""
+    return [
         [
             format_seconds(row.delay_s),
             row.system,
@@ -156,7 +161,6 @@ def achieved_table(rows: Sequence[DelayRow]) -> str:
         for row in rows
         if row.deferral_rate > 0
     ]
-    return aligned(("target delay", "system", "achieved mean", "achieved p99"), lines, text_columns=2)
 
 
 TITLE = "Studies of cascades"
@@ -336,5 +340,5 @@ def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 
 
 def log(line: str) -> None:
-    """To the person, not into the result."""
+    """A line on standard error, not into the result."""
     print(f"coe-sim: {line}", file=sys.stderr)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +61,7 @@ class Record:
 
     @property
     def communication_s(self) -> float:
-        """The injected delay and the wire, at every hop: all waiting that is no server's own time."""
+        """The injected delay and the wire, at every server in between: all waiting that is no server's own time."""
         return self.delay_s + self.call_s - self.server_s + self.hops_s if self.left_device else 0.0
 
     @property
@@ -131,9 +130,6 @@ class DelayRow:
     n_degraded: int
     clock: str
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def summarise(
     system: str, delay_s: float, records: Sequence[Record], predicted_mean_s: float, *, n_tiers: int, clock: str
@@ -173,7 +169,7 @@ def save_recording(path: Path, recording: Mapping[str, Sequence[Record]], about:
 
 
 def load_recording(path: Path) -> tuple[dict[str, list[Record]], str]:
-    """The records of `save_recording`, and what it said about them.
+    """The records of `save_recording`, and where they were recorded.
 
     Raises:
         ConfigError: not such a file.
@@ -290,7 +286,7 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
         records: of a run without an injected delay.
         has_device_tier: the system has a tier on the device before the hop.
     Raises:
-        ConfigError: an example is degraded: what the cloud would have said of it is not known.
+        ConfigError: an example is degraded: what the cloud would have answered is not known.
     """
     degraded = [record.id for record in records if record.degraded]
     if degraded:

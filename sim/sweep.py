@@ -56,7 +56,7 @@ CHUNK = 2048  # rows whose probabilities are pooled together
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweptTier:
-    """One tier, reduced to bits. `rule` says how it decides, for tables."""
+    """One tier, reduced to bits. `rule` describes how it decides, for tables."""
 
     members: tuple[str, ...]
     rule: str
@@ -191,7 +191,7 @@ class EnsembleVotes:
         return right, count
 
     def _equal(self, one: str, other: str) -> NDArray[np.uint8]:
-        """(B,) 1 where two models say the same."""
+        """(B,) 1 where two models give the same label."""
         key = (min(one, other), max(one, other))
         if key not in self._same:
             first, second = (self.trace.models[name].predictions for name in key)
@@ -289,7 +289,7 @@ class _TierTable:
     all_rows: Words
 
     def run(self, tier_index: NDArray[np.intp]) -> Counts:
-        """(2, C, T) exits and wrong exits of C cascades of T tiers, `seats` (C, T) pointing into the table."""
+        """(2, C, T) exits and wrong exits of C cascades of T tiers, `places` (C, T) pointing into the table."""
         n, n_tiers = tier_index.shape
         counts = np.empty((2, n, n_tiers), dtype=np.int64)
         active = np.repeat(self.all_rows[None], n, axis=0)  # (C, W)

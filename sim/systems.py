@@ -71,7 +71,7 @@ class BundledTask:
 
     @property
     def is_self_sourced(self) -> bool:
-        """Whether the agent finds labelled examples of the task by itself: else they come as JSON lines."""
+        """True if the agent finds labelled examples of the task by itself: else they come as JSON lines."""
         return str(self.edge["source"]["kind"]) == "digits"
 
     def tiers(self, system: str) -> tuple[list[LocalTierConfig], list[LocalTierConfig]]:

@@ -9,12 +9,12 @@ from pathlib import Path
 from coe import __version__
 from coe.config import format_seconds
 from sim import charts
-from sim.output import DELAY_HEADER, cells, document, figure_html, table_html
+from sim.output import DELAY_HEADER, achieved_cells, cells, document, figure_html, table_html
 from sim.records import DelayRow
 from sim.systems import TITLES
 
 from .delays import DelayStudy, verdict
-from .digits import Profile
+from .digits import COST_HEADER, MODEL_HEADER, Profile, cost_cells, model_cells
 
 
 def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path:
@@ -45,7 +45,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
         "<h2>The injected delay, checked</h2>" + _achieved(rows),
     ]
     if profile is not None:
-        parts += [_models_table(profile), _accountings_table(profile)]
+        parts += ["<h2>The models</h2>" + table_html(MODEL_HEADER, model_cells(profile)), _accountings_table(profile)]
     path.write_text(document("Cascade report", "".join(parts)), encoding="utf-8")
     return path
 
@@ -88,52 +88,18 @@ def _rows_table(rows: Sequence[DelayRow]) -> str:
     lines = "".join(
         f"<tr class={row.system}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(row))}</tr>" for row in rows
     )
-    return f"<div class=scroll><table><tr>{_header_cells(DELAY_HEADER)}</tr>{lines}</table></div>"
+    header = "".join(f"<th>{name}</th>" for name in DELAY_HEADER)
+    return f"<div class=scroll><table><tr>{header}</tr>{lines}</table></div>"
 
 
 def _achieved(rows: Sequence[DelayRow]) -> str:
-    lines = [
-        (
-            format_seconds(row.delay_s),
-            TITLES[row.system],
-            format_seconds(row.achieved_delay_s, 4),
-            format_seconds(row.achieved_delay_p99_s, 4),
-        )
-        for row in rows
-        if row.deferral_rate > 0
-    ]
+    lines = [[delay, TITLES[system], *achieved] for delay, system, *achieved in achieved_cells(rows)]
     return table_html(("target", "system", "achieved mean", "achieved p99"), lines)
 
 
-def _models_table(profile: Profile) -> str:
-    lines = [
-        (
-            entry.name,
-            f"tier {entry.tier}",
-            f"{entry.accuracy:.1%}",
-            "-" if entry.calibration_accuracy is None else f"{entry.calibration_accuracy:.1%}",
-            format_seconds(entry.latency_s),
-            "-" if entry.flops is None else f"{entry.flops:.2g}",
-        )
-        for entry in profile.members
-    ]
-    head = ("model", "tier", "accuracy", "on calibration", "latency, batch 1", "FLOPs")
-    return "<h2>The models</h2>" + table_html(head, lines)
-
-
 def _accountings_table(profile: Profile) -> str:
-    lines = [
-        (
-            kind,
-            _MEANING[kind],
-            format_seconds(profile.latency_s[kind]),
-            f"{profile.latency_s[kind] / profile.best_latency_s:.2f}x",
-            f"{profile.flops[kind]:.2g}",
-            f"{profile.flops[kind] / profile.best_flops:.2f}x",
-        )
-        for kind in profile.latency_s
-    ]
-    head = ("accounting", "an example pays for", "latency", "against best", "FLOPs", "against best")
+    head = (COST_HEADER[0], "an example pays for", *COST_HEADER[1:])
+    lines = [[kind, _MEANING[kind], *cells] for kind, *cells in cost_cells(profile)]
     return (
         "<h2>Compute in three accountings</h2>"
         + table_html(head, lines)
@@ -147,7 +113,3 @@ _MEANING = {
     "reach": "every tier passed, members side by side",
     "reach-serial": "every member of every tier passed",
 }
-
-
-def _header_cells(names: Sequence[str]) -> str:
-    return "".join(f"<th>{html.escape(name)}</th>" for name in names)

@@ -11,7 +11,7 @@ import argparse
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ import numpy as np
 
 from coe import zoo
 from coe.cascade import ConfigError
-from coe.config import format_seconds, parse_seconds
+from coe.config import format_seconds
 from coe.link import Delay
 from coe.zoo.digits import N_TEST
-from sim.arguments import count
+from sim.arguments import count, seconds
 from sim.live import CloudProcess, LiveInput, Pace, run_live
 from sim.output import Progress, finish, print_result, require_matplotlib, write_json
 from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, summarise
@@ -199,7 +199,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    zoo.find(options.task)  # not installed: the first thing to say
+    zoo.find(options.task)  # a task that is not installed is the first error
     _refuse_without_effect(options)
     return _schedule(options) if options.schedule else _study(options)
 
@@ -218,12 +218,12 @@ def _study(options: argparse.Namespace) -> int:
     else:
         result, profile = _measured(options)
     content = {
-        "rows": [row.as_json() for row in result.rows],
+        "rows": [asdict(row) for row in result.rows],
         "clock": options.clock,
         "one_way": options.one_way,
         "recorded_on": result.about,
         "savings": savings(result.rows),
-        "models": None if profile is None else profile.as_json(),
+        "models": None if profile is None else asdict(profile),
     }
     text = [delay_table(result.rows), "", achieved_table(result.rows), "", *verdict(result.rows)]
     if options.clock == "virtual":
@@ -269,7 +269,7 @@ def _schedule(options: argparse.Namespace) -> int:
     from . import schedule
 
     result = schedule.run(options.delays, options.limit or N_TEST, options.one_way, Progress(1))
-    return finish(options, "schedule.json", result.as_json(), schedule.as_text(result))
+    return finish(options, "schedule.json", asdict(result), schedule.as_text(result))
 
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
@@ -299,10 +299,7 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
 
 
 def _delays(text: str) -> list[float]:
-    try:
-        found = [parse_seconds(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    found = seconds(text)
     if not all(0 < delay_s <= 60 for delay_s in found):
         raise argparse.ArgumentTypeError("expected delays above 0 and up to 60s")
     return found

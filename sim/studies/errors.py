@@ -128,7 +128,7 @@ def _figures(study: WrongAgreements) -> list[Figure]:
         name="wrong",
         title="Wrong agreements (Table 3)",
         axis="share of all examples",
-        caption="Agreements on a wrong label, by what the large model says of the same examples.",
+        caption="Agreements on a wrong label, by what the large model answers on the same examples.",
         ends=[f"{row.wrong / max(row.agreed, 1):.1%} wrong of {row.agreed / n:.0%} agreed" for row in shown],
         colours=("#0072B2", "#D55E00"),
         text=lambda value: f"{value:.1%}",
@@ -137,7 +137,7 @@ def _figures(study: WrongAgreements) -> list[Figure]:
 
 
 MOST_MEMBERS = 5
-MOST_MODELS = 5  # of more, --members says which
+MOST_MODELS = 5  # of more, --members names them
 
 
 def add(studies: arguments.Studies) -> None:

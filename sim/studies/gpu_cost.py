@@ -38,7 +38,7 @@ def read_prices(path: Path) -> Prices:
     about = fields.text("about", "")
     fields.finish()
     if not prices:
-        fields.wrong("usd_per_hour", "expected at least one GPU, got none (add V100: 0.50, say)")
+        fields.wrong("usd_per_hour", "expected at least one GPU, got none (add one, such as V100: 0.50)")
     report.check()
     return Prices(prices, about)
 
@@ -48,7 +48,7 @@ class GpuCosts:
     """The cascade's average price beside the last tier's alone, by accounting.
 
     Args:
-        seconds: of one example on each tier's GPU; None: not known, and nothing is said per million examples.
+        seconds: of one example on each tier's GPU; None: not known, so there is no cost per million examples.
         usd_per_hour, usd_per_million: accounting -> the cascade's average; `best_*`: the last tier alone.
     """
 

@@ -163,7 +163,7 @@ def _slug(cost: str) -> str:
 
 
 def _unit(cost: str) -> tuple[str, Any]:
-    """What the axis says, and how one value is written."""
+    """The label of the axis, and how one value is written."""
     if cost.startswith("1/"):
         return f"seconds per image ({cost})", format_seconds
     if cost == "gmacs":

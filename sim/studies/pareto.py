@@ -19,7 +19,7 @@ from coe.cascade import Accounting, Agreement, ConfigError
 from sim import arguments
 from sim.output import OURS, Figure, Part, Progress, Series, Table, finish_part, require_matplotlib
 from sim.sweep import EnsembleVotes
-from sim.traces import CALIBRATION, TEST, Costs, TierSpec, Trace, pick, read_trace
+from sim.traces import CALIBRATION, TEST, Costs, TierSpec, Trace, pick, read_costs, read_trace
 
 from . import baselines
 from .candidates import Candidate, Choices, Measured, Values, cascade, drop_in, measure, pareto_set, shapes
@@ -87,7 +87,7 @@ class ParetoStudy:
 
 
 def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
-    """Choose on calibration, report on other examples. A method whose data the trace lacks is left out, and said."""
+    """Choose on calibration, report on other examples. A method whose data the trace lacks is left out, with a note."""
     rng = np.random.default_rng(choices.seed)
     calibration, report = choices.splits(trace, rng)
     progress.start("sweeping methods", N_METHODS)
@@ -459,13 +459,13 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def choices(options: argparse.Namespace, trace: Trace) -> Choices:
-    """What the options say of how to choose.
+    """How to choose, as the options have it.
 
     Raises:
         ConfigError: no cost is known, or a split is empty.
     """
 
-    known = arguments.open_costs(options, trace)
+    known = read_costs(options.costs, trace)
     first = pick(known, options.by)
     return Choices(
         costs=[first, *(one for one in known if one is not first)],

@@ -114,7 +114,9 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
     if task.input_spec.kind == "text" and folder.is_dir():
         return _read_texts(_table_in(folder, task), task, limit)
     if not folder.is_dir():
-        raise ConfigError([f'--data: expected "digits" or a folder, got "{reference}" (create it, or mend the path)'])
+        raise ConfigError(
+            [f'--data: expected "digits" or a folder, got "{reference}" (create it, or correct the path)']
+        )
     if (found := _published(folder, task, limit)) is not None:
         return found
     listed = next((folder / name for name in LISTS if (folder / name).exists()), None)
@@ -261,7 +263,7 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
         latencies: have each example answered alone, as a device does, and time it, preparation included, one thread:
             the best of three. In batches the answers of a model that is quantised as it runs can differ a little.
     """
-    door = InputDecoder(models.task.input_spec)
+    decoder = InputDecoder(models.task.input_spec)
     members: list[Member] = []
     try:
         members += map(load, models.specs)
@@ -270,7 +272,7 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
         sizes: list[int] = []
         for start in range(0, len(data.ids), BATCH):
             values = data.values[start : start + BATCH]
-            batch = door.batch(data.ids[start : start + BATCH], list(values))
+            batch = decoder.batch(data.ids[start : start + BATCH], list(values))
             sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
             for member, pieces in zip(members, recorded, strict=True):
                 together = None if latencies else Answers.of(member.predict(member.prepare(batch.x)))

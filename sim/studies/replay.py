@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
 from sim import arguments
-from sim.output import Part, Table, finish_part
-from sim.traces import Costs, TierSpec, Trace, to_cascade
+from sim.output import Part, Table, finish_part, log
+from sim.traces import Costs, TierSpec, Trace, parse_tiers, read_costs, to_cascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def add(studies: arguments.Studies) -> None:
         nargs="+",
         required=True,
         metavar="TIER",
-        help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where nothing is said; "
+        help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where no rule is given; "
         "'a@confidence>=0.8' defers by score",
     )
     arguments.add_costs(parser)
@@ -144,10 +144,9 @@ def add(studies: arguments.Studies) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    from sim.traces import parse_tiers
-
     trace = arguments.open_trace(options)
     specs, warnings = parse_tiers(options.tiers, trace)
-    arguments.warn(warnings)
-    costs = arguments.open_costs(options, trace)
+    for warning in warnings:
+        log(warning)
+    costs = read_costs(options.costs, trace)
     return finish_part(options, as_part(replay_trace(trace, specs), costs))

@@ -38,7 +38,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _parts(options: argparse.Namespace, trace: Trace) -> Iterator[Part]:
-    """What can be told of this trace, in the order of the paper."""
+    """The studies that this trace has the columns for, in the order of the paper."""
     from sim.output import Progress
 
     from . import errors as wrong

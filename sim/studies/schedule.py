@@ -1,17 +1,16 @@
 """The paper's schedule: one delay per tier, the smallest at the first tier, the largest at the last.
 
 Paper: Section 5, Figure 5. Every tier runs on a host of its own: the device, and a chain of real servers, each
-forwarding what its members disagree on. What is measured is what a user waits (`reach`: an example pays every hop
-it crosses); beside it stands the paper's own sum, exit_i * d_i (`exit`: it pays the hop of its tier alone).
+forwarding what its members disagree on. What is measured is what a user waits (`reach`: an example pays the delay of
+every tier it reaches); beside it stands the paper's own sum, exit_i * d_i (`exit`: the delay of its last tier alone).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,9 +41,6 @@ class ScheduleStudy:
     communication_exit_s: float
     ratio_measured: float
     ratio_exit: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def spread(delays_s: Sequence[float]) -> list[float]:

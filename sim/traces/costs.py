@@ -57,7 +57,7 @@ def bundled_cost_names() -> list[str]:
 
 
 def costs_in(reference: str, models: Sequence[str]) -> list[Costs]:
-    """What a file says of these models: a YAML file, or the name of a bundled one.
+    """The costs of these models in a file: a YAML file, or the name of a bundled one.
 
     Raises:
         ConfigError: a model is missing in the file, or a number is none.
@@ -92,7 +92,7 @@ def _from_file(path: Path, models: Sequence[str]) -> list[Costs]:
         of = {model: section.number(model, low=0.0, high=1e18) for model in models}
         found.append(Costs(str(kind), of, note))
     if not found:
-        report.findings.append("expected a section of costs, flops: {model: 1.0e9} say, got none (add one)")
+        report.findings.append("expected a section of costs, such as flops: {model: 1.0e9}, got none (add one)")
     report.check()
     return found
 

@@ -74,7 +74,7 @@ def to_trace(columns: Columns, name: str) -> Trace:
     """The trace in a long-form table.
 
     Raises:
-        ConfigError: names the file, the column, the row and how to mend it.
+        ConfigError: names the file, the column, the row and what to correct.
     """
     for column in NEEDED:
         if column not in columns.names and column not in columns.numbers:
@@ -89,7 +89,7 @@ def to_trace(columns: Columns, name: str) -> Trace:
         example = int(differs.argmax())
         found = sorted(set(labels[:, example].tolist()))
         row = int(cells[:, example].max())
-        raise columns.wrong("label", row, f"expected one label for {ids.texts[example]}, got {found} (mend the row)")
+        raise columns.wrong("label", row, f"expected one label for {ids.texts[example]}, got {found} (correct the row)")
     predictions = labels_in(columns, "prediction")[cells]
     scores = _optional(columns, "score", cells, models, -LARGEST_SCORE)
     latencies = _optional(columns, "latency_s", cells, models, 0.0)
@@ -197,7 +197,7 @@ def read_table(path: Path) -> dict[str, list[str]]:
         raise ConfigError(["expected a header line, got an empty file"], str(path))
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(rows[0]):
-            message = f"row {number}: expected {len(rows[0])} cells as in the header, got {len(row)} (mend the line)"
+            message = f"row {number}: expected {len(rows[0])} cells as in the header, got {len(row)} (correct the line)"
             raise ConfigError([message], str(path))
     return {name: [row[place] for row in rows[1:]] for place, name in enumerate(rows[0])}
 
@@ -214,7 +214,7 @@ def numbers_of(path: Path, name: str, cells: Sequence[str]) -> Numbers:
             try:
                 values[row] = float(cell)
             except ValueError:
-                message = f'column {name}, row {row + 1}: expected a number, got "{cell}" (mend the cell)'
+                message = f'column {name}, row {row + 1}: expected a number, got "{cell}" (correct the cell)'
                 raise ConfigError([message], str(path)) from None
     return values
 
@@ -406,7 +406,7 @@ def read_trace(reference: Path) -> Trace:
     Args:
         reference: a file, or a bundled trace: zoo:cifar10/test.parquet, or cifar10.
     Raises:
-        ConfigError: it is none; names the file, the column, the row and the mend.
+        ConfigError: it is none; names the file, the column, the row and what to correct.
         RuntimeMissing: it is Parquet and pyarrow is not installed.
     """
     task = task_of(str(reference))

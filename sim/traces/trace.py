@@ -1,4 +1,4 @@
-"""What every model said of the same examples: recorded once, replayed through any cascade."""
+"""A table of predictions: what every model answered on the same examples, to be replayed through any cascade."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Rows = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one model said of each example; None where a column was not recorded.
+    """What one model answered on each example; None where a column was not recorded.
 
     Args:
         predictions: (B,) int32 top-1 labels.
