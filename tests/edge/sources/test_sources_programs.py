@@ -1,4 +1,4 @@
-"""Real agents asked through their doors, by the clients people use; and agents that look at several things."""
+"""Real agents asked through their local servers, by the clients people use; and agents that look at several things."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ sink: {{path: {folder}/decisions.jsonl}}
 READY = re.compile(r"serving digits on (\S+)")
 
 
-class Doorkeeper:
-    """A `coe-edge` with a door, in a `with` block."""
+class ServingAgent:
+    """A `coe-edge` with a local gRPC server, in a `with` block."""
 
     def __init__(self, folder: Path, address: str, sources: str, rule: str = "agreement: unanimous") -> None:
         folder.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ class Doorkeeper:
     def records(self) -> list[dict[str, Any]]:
         return records_in(self.sink.read_text()) if self.sink.exists() else []
 
-    def __enter__(self) -> Doorkeeper:
+    def __enter__(self) -> ServingAgent:
         until(lambda: self.address or self.program.process.poll() is not None, lambda: self.program.complained)
         assert self.address, self.program.complained
         return self
@@ -77,7 +77,7 @@ def tier_to(address: str) -> RemoteTier:
 
 def test_a_chain_from_a_program_through_the_agents_cascade_to_the_cloud(cloud, tmp_path):
     batch = InputDecoder(TASK.input_spec).batch([name for name, _, _ in EXAMPLES], [png for _, png, _ in EXAMPLES])
-    with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as agent:
+    with ServingAgent(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as agent:
         tier = tier_to(agent.address)
         tier.metadata()
         vote = tier.vote(batch, Always())
@@ -98,9 +98,9 @@ def test_a_chain_from_a_program_through_the_agents_cascade_to_the_cloud(cloud, t
 
 
 def test_an_agent_may_be_the_cloud_of_another(cloud, tmp_path):
-    """The door's answers are a cascade's, so tier numbers count on through it."""
+    """Its answers are a cascade's, so tier numbers count on through it."""
     source = "source: {kind: digits}"
-    with Doorkeeper(tmp_path / "near", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as near:
+    with ServingAgent(tmp_path / "near", f"127.0.0.1:{cloud.port}", TCP, "confidence: 0.99") as near:
         folder = tmp_path / "first"
         folder.mkdir()
         config = folder / "edge.yaml"
@@ -117,7 +117,7 @@ def test_an_agent_may_be_the_cloud_of_another(cloud, tmp_path):
 
 def test_tritonclient_asks_a_device(cloud, tmp_path):
     triton = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'tritonclient[grpc]'")
-    with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP) as agent:
+    with ServingAgent(tmp_path / "a", f"127.0.0.1:{cloud.port}", TCP) as agent:
         client = triton.InferenceServerClient(agent.address)
         assert client.is_server_live()
         assert client.is_model_ready("digits")
@@ -139,7 +139,7 @@ def test_a_folder_and_a_door_at_once(cloud, tmp_path):
         f"sources:\n  - {{kind: folder, path: {photos}, watch: true}}\n"
         f"  - {{kind: grpc, address: 'unix:{tmp_path}/edge.sock'}}"
     )
-    with Doorkeeper(tmp_path / "a", f"127.0.0.1:{cloud.port}", sources) as agent:
+    with ServingAgent(tmp_path / "a", f"127.0.0.1:{cloud.port}", sources) as agent:
         assert agent.address == f"unix:{tmp_path}/edge.sock"
         tier = tier_to(agent.address)
         batch = InputDecoder(TASK.input_spec).batch(["x"], [EXAMPLES[0][1]])

@@ -1,4 +1,4 @@
-"""Asking the cloud who it is, as the agent starts: quick, late, never, and a stranger."""
+"""The check of the servers as the agent starts: an answer at once, late, never, and from another task."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def raising(error: Exception, after: threading.Event | None = None) -> Callable[
     return answer
 
 
-def greet(*far: Tier) -> tuple[RemoteTierCheck, Agent]:
+def started_check(*far: Tier) -> tuple[RemoteTierCheck, Agent]:
     cascade = Cascade([LocalTier("device", [Seat(1), Seat(1)], UNANIMOUS), *far])
     agent = Agent(cascade, DECODER, ListSink(), interval_s=0.001)
     return RemoteTierCheck(cascade, agent), agent
 
 
 def test_a_server_that_answers_is_ok(logged):
-    check, agent = greet(Answering(lambda: None))
+    check, agent = started_check(Answering(lambda: None))
     check.wait(BOUND_S)
     assert (agent.tally.cloud, agent.failure, logged) == ("ok", None, [])
 
 
 def test_a_server_that_cannot_be_reached_is_logged_once_and_stops_nothing(logged):
-    check, agent = greet(Answering(raising(TierUnavailable("cloud", "refused"))))
+    check, agent = started_check(Answering(raising(TierUnavailable("cloud", "refused"))))
     check.wait(BOUND_S)
     assert agent.tally.cloud == "unavailable"
     assert logged == ["warning: tier cloud: refused; the device answers by itself until it can be reached"]
@@ -63,7 +63,7 @@ def test_a_server_that_cannot_be_reached_is_logged_once_and_stops_nothing(logged
 
 
 def test_a_server_of_another_task_is_an_error_before_the_first_decision():
-    check, agent = greet(DelayedTier(Answering(raising(OTHER)), Delay(0.0)))
+    check, agent = started_check(DelayedTier(Answering(raising(OTHER)), Delay(0.0)))
     with pytest.raises(ConfigError, match="another task"):
         check.wait(BOUND_S)
     assert agent.stop.is_set()
@@ -71,7 +71,7 @@ def test_a_server_of_another_task_is_an_error_before_the_first_decision():
 
 def test_a_slow_server_does_not_hold_up_the_start(logged):
     opened = threading.Event()
-    check, agent = greet(Answering(lambda: opened.wait(BOUND_S)))
+    check, agent = started_check(Answering(lambda: opened.wait(BOUND_S)))
     started = time.perf_counter()
     check.wait(0.02)
     assert time.perf_counter() - started < 5
@@ -83,7 +83,7 @@ def test_a_slow_server_does_not_hold_up_the_start(logged):
 
 def test_a_server_of_another_task_that_answers_late_stops_the_agent_in_its_run():
     opened = threading.Event()
-    check, agent = greet(Answering(raising(OTHER, opened)))
+    check, agent = started_check(Answering(raising(OTHER, opened)))
     check.wait(0.0)
     threading.Timer(0.05, opened.set).start()
     with pytest.raises(ConfigError, match="another task"):
@@ -91,7 +91,7 @@ def test_a_server_of_another_task_that_answers_late_stops_the_agent_in_its_run()
 
 
 def test_a_device_with_no_cloud_asks_nobody(logged):
-    check, agent = greet()
+    check, agent = started_check()
     check.wait(BOUND_S)
     assert (agent.tally.cloud, logged) == ("not asked yet", [])
 

@@ -33,13 +33,13 @@ from edge.sources.grpc_server import GrpcSource
 TASK = Task("numbers", ("zero", "one", "two"), InputSpec("tensor", (1,), dtype="int64"))
 
 
-def door_config(socket: Path | None = None, **changes: Any) -> GrpcSourceConfig:
+def server_config(socket: Path | None = None, **changes: Any) -> GrpcSourceConfig:
     fields = {"model": "numbers", "task": TASK, "n_tiers": 2, **changes}
     return GrpcSourceConfig(port=0, path=socket, host="" if socket else "127.0.0.1", **fields)
 
 
 class Home:
-    """An agent behind a door, on a thread of its own: even numbers are decided here, odd ones by `far`."""
+    """An agent with a local gRPC server, on a thread of its own: even numbers are decided here, odd ones by `far`."""
 
     def __init__(self, config: GrpcSourceConfig, far: Far, sink: ListSink, **agent: Any) -> None:
         self.source = GrpcSource(config)
@@ -83,7 +83,7 @@ class Home:
 def home(answer: Callable[[Batch], object] = lambda batch: None, **options: Any) -> Iterator[Home]:
     """`answer` is called with what the device asks the cloud."""
     sink = options.pop("sink", None) or ListSink()
-    config = options.pop("config", None) or door_config()
+    config = options.pop("config", None) or server_config()
     with Home(config, Far(answer), sink, **options) as started:
         yield started
 
@@ -238,7 +238,7 @@ class Gate:
 
 def test_calls_beyond_the_queue_are_refused_with_a_hint_and_the_others_answered():
     gate = Gate()
-    config = door_config(max_queued=2, max_rows=2)
+    config = server_config(max_queued=2, max_rows=2)
     with home(gate, config=config, max_in_flight=0) as at, ThreadPoolExecutor(4) as callers:
         calls = [callers.submit(infer, at, 1)]
         until(lambda: gate.n_here == 1)  # the agent is busy with it
@@ -311,7 +311,7 @@ def test_a_sink_that_fails_leaves_no_caller_hanging(monkeypatch):
 
 def test_a_unix_socket_is_for_the_agents_user_and_group_and_gone_at_the_end(tmp_path):
     socket = tmp_path / "edge.sock"
-    with home(config=door_config(socket)) as at:
+    with home(config=server_config(socket)) as at:
         until(socket.exists)
         assert stat.S_IMODE(socket.stat().st_mode) == 0o660
         with asking(at) as tier:
@@ -326,7 +326,7 @@ def test_the_socket_of_an_agent_that_was_killed_is_taken_over(tmp_path):
     with sockets.socket(sockets.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    with home(config=door_config(path)) as at:
+    with home(config=server_config(path)) as at:
         until(lambda: _answers(at))
 
 
@@ -344,12 +344,12 @@ def opened(config: GrpcSourceConfig) -> None:
 
 def test_an_address_that_is_taken_is_a_config_error(tmp_path):
     path = tmp_path / "edge.sock"
-    with home(config=door_config(path)) as at:
+    with home(config=server_config(path)) as at:
         until(lambda: _answers(at))
         with pytest.raises(
             ConfigError, match=r"source\.address: expected a free address, got .*edge\.sock where another"
         ):
-            opened(door_config(path))
+            opened(server_config(path))
         assert _answers(at)
     with home() as at, pytest.raises(ConfigError, match=r"source\.address: expected a free address, got 127\.0\.0\.1:"):
         opened(GrpcSourceConfig(TASK, at.source.port, None, "127.0.0.1", "numbers"))
@@ -358,14 +358,14 @@ def test_an_address_that_is_taken_is_a_config_error(tmp_path):
 def test_what_is_no_socket_is_left_alone(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ConfigError, match=r"source\.address: expected a socket or nothing at .*notes, got a file"):
-        opened(door_config(tmp_path / "notes"))
+        opened(server_config(tmp_path / "notes"))
     assert (tmp_path / "notes").read_text() == "mine"
     with pytest.raises(ConfigError, match=r"source\.address: expected a folder for the socket, got .*nowhere"):
-        opened(door_config(tmp_path / "nowhere" / "edge.sock"))
+        opened(server_config(tmp_path / "nowhere" / "edge.sock"))
 
 
 def test_once_nobody_can_have_asked():
-    assert list(GrpcSource(door_config(), once=True).examples(threading.Event())) == []
+    assert list(GrpcSource(server_config(), once=True).examples(threading.Event())) == []
 
 
 def test_many_callers_are_all_answered():
@@ -376,7 +376,7 @@ def test_many_callers_are_all_answered():
 
 
 def test_a_message_over_the_limit_is_refused_before_the_agent_sees_it():
-    with home(config=door_config(max_message_bytes=10_000)) as at:
+    with home(config=server_config(max_message_bytes=10_000)) as at:
         told = refusal(at, *range(200), *range(2000))
         assert told.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         infer(at, 2)

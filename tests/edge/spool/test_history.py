@@ -22,7 +22,7 @@ from edge.spool.spool import FileHistory
 
 
 class Life:
-    """One run of an agent: a memory, its sinks, and a source of which some examples are decided."""
+    """One run of an agent: its history, its sinks, and a source of which some examples are decided."""
 
     def __init__(self, path: Path, writers: list[Writer] | None = None) -> None:
         self.path = path
@@ -201,7 +201,7 @@ def test_many_that_are_done_are_written_down_before_the_end(tmp_path, monkeypatc
     life = Life(tmp_path)
     life.run(9)
     life.kill()
-    (tmp_path / "out.jsonl").write_text("")  # so that the memory alone can know
+    (tmp_path / "out.jsonl").write_text("")  # so that the history alone can know
     life = Life(tmp_path)
     assert life.run(1) == ["8.png"]
     life.end()
