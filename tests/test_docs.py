@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/images/architecture.svg")]
 PATH = re.compile(r"(?:coe|edge|cloud|sim|recipes|zoo|tests|bench|proto|configs|docs|web|\.ci)/[\w./-]*+(?![*{])")
 NAME = re.compile(r"(?<![\w./-])(?:coe|edge|cloud|sim|recipes)(?:\.(?!yaml|py\b|tasks\b)[a-zA-Z_]\w*)+(?![\w*/])")
+PACKAGES = ("coe", "edge", "cloud", "sim")
+CLASS = r"\b[A-Z][a-z]+[A-Z]\w+\b"  # of two words at least
 BUILT = {"web/dist"}  # where Node is
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the pages are in the checkout")
@@ -54,6 +56,16 @@ def is_there(name: str) -> bool:
         module /= inner.pop(0)
     source = module.with_suffix(".py") if module.with_suffix(".py").exists() else module / "__init__.py"
     return not inner or re.search(rf"\b{inner[0]}\b", source.read_text(encoding="utf-8")) is not None
+
+
+def test_every_class_that_the_architecture_names_is_there():
+    picture = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = {*re.findall(CLASS, " ".join(re.findall(r">([^<]+)<", picture))), *re.findall(rf"`({CLASS})s?\b", page)}
+    sources = [path.read_text(encoding="utf-8") for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    known = set(re.findall(r"^class (\w+)", "\n".join(sources), re.MULTILINE))
+    assert named >= {"InputDecoder", "RemoteTier", "TierBatcher"}
+    assert named - known == set()
 
 
 def test_every_link_of_a_page_leads_somewhere():
