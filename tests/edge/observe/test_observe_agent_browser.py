@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from test_watch_agent import Device, decided, png
+from test_observe_agent import Device, decided, png
 
 from edge.sources import Example
 
