@@ -37,10 +37,6 @@ class AgentConfig:
         usual="systemd's, else in `~/.local/state`",
         example="state",
     )
-    max_in_flight: int = setting(
-        16, "Deferred examples under way before the source waits; 0: one at a time.", low=0, high=1024
-    )
-    ordered: bool = setting(False, "Write decisions in the order of the source.")
     deadline_s: float = setting(
         None,
         "Longest time for one example.",
@@ -50,6 +46,10 @@ class AgentConfig:
         high=3_600_000,
         example="500",
     )
+    max_in_flight: int = setting(
+        16, "Deferred examples under way before the source waits; 0: one at a time.", low=0, high=1024
+    )
+    ordered: bool = setting(False, "Write decisions in the order of the source.")
     grace_s: float = setting(10, "Time for deferred examples to end when the agent stops.", unit="s", high=3600)
     link: LinkConfig = setting(LinkConfig(), "When a link counts as down, and how it is probed.")
     watch: ObserveConfig | None = setting(None, "Where the agent's page and metrics are.", usual="nowhere")
