@@ -36,7 +36,8 @@ DIGITS = tuple(map(str, range(10)))  # labels of the bundled examples
 TEXT_COLUMNS = ("text", "sentence")
 LISTS = ("labels.tsv", "labels.csv")
 READERS = {"imagenet": "read_imagenet", "swag": "read_swag"}  # PREFIX:PATH -> function of recipes.readers.datasets
-PUBLISHED = {"cifar10": "recipes.cifar10.data"}  # whose test_examples reads the data set as it is published
+# Of tasks whose data set is read as it is published: the module whose test_examples does, and what its folder holds.
+PUBLISHED = {"cifar10": ("recipes.cifar10.data", ("cifar-10-batches-py", "test_batch", "cifar10_test.npz"))}
 TEXTS = {"sst2": "sst2_dev.tsv", "tfns": "tfns_valid.parquet"}  # the same, of tasks whose test split is a table
 
 
@@ -214,10 +215,11 @@ def _parquet_rows(path: Path) -> Sequence[dict[str, Any]]:
 
 def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
     """The test split of a bundled task; None where the folder does not hold its data set."""
-    if task.name not in PUBLISHED:
+    module, names = PUBLISHED.get(task.name, ("", ()))
+    if not any((folder / name).exists() for name in names):
         return None
     try:
-        ids, values, labels = zip(*_recipe(PUBLISHED[task.name]).test_examples(folder, limit), strict=True)
+        ids, values, labels = zip(*_recipe(module).test_examples(folder, limit), strict=True)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,22 @@ def test_a_table_of_texts_is_recorded(sim: Program, tmp_path: Path):
     assert "expected labels as numbers" in sim(*record, tmp_path / "films.tsv", code=2)[1]
     (tmp_path / "films.tsv").write_text("words\tlabel\nx\t1\n")
     assert "expected the columns text and label" in sim(*record, tmp_path / "films.tsv", code=2)[1]
+
+
+@pytest.mark.parametrize("data", ["imagenet:here", "swag:here.csv"])
+def test_readers_of_published_data_are_in_the_repository_alone(sim: Program, tmp_path: Path, monkeypatch, data):
+    monkeypatch.setitem(sys.modules, "recipes", None)
+    monkeypatch.setitem(sys.modules, "recipes.readers.datasets", None)
+    _, err = sim("record", tmp_path / "t.parquet", "--data", data, code=2)
+    where = "are in the repository, not in the package (run in a checkout)"
+    assert err == f"coe-sim: --data: readers of published data sets {where}\n"
+
+
+def test_a_folder_of_pictures_needs_no_recipe(sim: Program, config: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "recipes", None)
+    name, png, label = test_examples(1)[0]
+    folder = tmp_path / "data" / str(label)
+    folder.mkdir(parents=True)
+    (folder / f"{name}.png").write_bytes(png)
+    sim("record", tmp_path / "t.parquet", "--models", config, "--data", tmp_path / "data")
+    assert len(read_trace(tmp_path / "t.parquet")) == 1
