@@ -65,12 +65,14 @@ def record(folder: Path, learning: data.Learning, test: data.Split) -> None:
     members = [folder / entry.file for entry in read_entries(folder) if entry.file in in_traces]
     for split_name, split in (("calibration", learning.calibration), ("test", test)):
         x = split.x()
-        said = {}
+        answers = {}
         for member in members:
-            said[member.name] = Answers.of(*training.one_by_one(member, x))
+            answers[member.name] = Answers.of(*training.one_by_one(member, x))
             log(f"{member.name} has answered {len(split):,} pictures")
         labels = split.labels.astype(np.int32)
-        write_parquet(Trace(split_name, split.ids, labels, said, split.payload_bytes), folder / f"{split_name}.parquet")
+        write_parquet(
+            Trace(split_name, split.ids, labels, answers, split.payload_bytes), folder / f"{split_name}.parquet"
+        )
 
 
 def trained(name: str, learning: data.Learning, folder: Path) -> training.Trained:

@@ -304,13 +304,13 @@ def kept(name: str, folder: Path) -> Trained | None:
 
 
 def keep_logits(logits: Tensor, folder: Path) -> None:
-    """Writes what the teacher said of each view, (N_VIEWS, B, 10)."""
+    """Writes what the teacher answers on each view, (N_VIEWS, B, 10)."""
     torch.save(logits, folder / "teacher.part")
     (folder / "teacher.part").replace(folder / "teacher_logits.pt")
 
 
 def kept_logits(folder: Path) -> Tensor | None:
-    """What the teacher said of each view; None where the file is older than the teacher, or of other views."""
+    """The teacher's answers on each view; None where the file is older than the teacher, or of other views."""
     path, teacher = folder / "teacher_logits.pt", folder / f"{TEACHER}.pt"
     if not (path.exists() and teacher.exists()) or path.stat().st_mtime < teacher.stat().st_mtime:
         return None

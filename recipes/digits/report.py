@@ -91,8 +91,8 @@ def write(folder: Path, digits: Digits) -> None:
     write_report(folder, "Digits", lines)
 
 
-def trace_of(name: str, split: Split, said: Mapping[str, tuple[NDArray[np.float32], float]]) -> Trace:
+def trace_of(name: str, split: Split, outputs: Mapping[str, tuple[NDArray[np.float32], float]]) -> Trace:
     """A trace of these outputs (B, 10), each with the seconds of one example."""
     n = len(split.labels)
-    answers = {file: Answers.of(outputs, np.full(n, one_s, np.float32)) for file, (outputs, one_s) in said.items()}
+    answers = {file: Answers.of(own, np.full(n, one_s, np.float32)) for file, (own, one_s) in outputs.items()}
     return Trace(name, tuple(map(str, range(n))), split.labels.astype(np.int32), answers)

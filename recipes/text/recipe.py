@@ -61,15 +61,15 @@ def run(task: Task, folder: Path, described: str, arguments: Sequence[str] | Non
 def record(folder: Path, calibration: Split, test: Split) -> None:
     """Writes the two traces, of the members that the manifest in `folder` names."""
     for split_name, split in (("calibration", calibration), ("test", test)):
-        said = {}
+        answers = {}
         for name in TIERS:
             member = opened(folder, FILES[name])
-            said[FILES[name]] = Answers.of(*export.one_by_one(member, split.texts))
+            answers[FILES[name]] = Answers.of(*export.one_by_one(member, split.texts))
             member.close()
             log(f"{FILES[name]} has answered {len(split):,} texts")
         sizes = np.array([len(text.encode()) for text in split.texts], dtype=np.int32)
         labels = split.labels.astype(np.int32)
-        write_parquet(Trace(split_name, split.ids, labels, said, sizes), folder / f"{split_name}.parquet")
+        write_parquet(Trace(split_name, split.ids, labels, answers, sizes), folder / f"{split_name}.parquet")
 
 
 def write_report(task: Task, folder: Path, kept: Path, n_train: int) -> None:

@@ -139,10 +139,10 @@ def answers(network: nn.Module, tokens: Tokens, texts: Sequence[str]) -> Probabi
         rows = order[start : start + CHUNK]
         with _arithmetic(network):
             logits = network(*_fed(network, tokens.of([texts[row] for row in rows])))
-        said = logits.float().softmax(dim=1).numpy()
+        outputs = logits.float().softmax(dim=1).numpy()
         if out is None:
-            out = np.empty((len(texts), said.shape[1]), dtype=np.float32)
-        out[rows] = said
+            out = np.empty((len(texts), outputs.shape[1]), dtype=np.float32)
+        out[rows] = outputs
     if out is None:
         raise ValueError("expected at least one text, got none")
     return out
@@ -289,13 +289,13 @@ def _recipes(name: str) -> list[dict[str, Any]]:
 
 
 def keep_answers(on_texts: Probabilities, spans: Lesson, folder: Path) -> None:
-    """Writes what the teacher said of the train texts and of their spans."""
+    """Writes what the teacher answers on the train texts and of their spans."""
     np.savez(folder / "teacher.part.npz", on_texts=on_texts, spans=np.array(spans.texts), on_spans=spans.targets)
     (folder / "teacher.part.npz").replace(folder / "teacher.npz")
 
 
 def kept_answers(folder: Path) -> tuple[Probabilities, Lesson] | None:
-    """What the teacher said; None where it was not asked, or the file is older than the teacher."""
+    """The teacher's answers; None where it was not asked, or the file is older than the teacher."""
     path, teacher = folder / "teacher.npz", folder / f"{TEACHER}.pt"
     if not (path.exists() and teacher.exists()) or path.stat().st_mtime < teacher.stat().st_mtime:
         return None
