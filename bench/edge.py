@@ -62,8 +62,8 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
         "models_own": lambda: _bare(own, ready),
     }
     two_of_three, unanimous = Fraction(2, 3), Fraction(1)
-    seats = cheapest_first(seconds_each(members, batches[0].x))
-    measured = [members[seat] for seat in seats]
+    order = cheapest_first(seconds_each(members, batches[0].x))
+    measured = [members[index] for index in order]
     cascades = {
         "decide_all_members": _cascade(members, two_of_three, early=False),
         "decide_early_two_of_three": _cascade(members, two_of_three),
@@ -98,7 +98,7 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
         "ratio_all_members": _ratio(times["decide_all_members"], bare),
         "ratio_early_two_of_three": _ratio(times["decide_early_two_of_three"], bare),
         "ratio_early_unanimous": _ratio(times["decide_early_unanimous"], bare),
-        "measured_order": [files[seat] for seat in seats],
+        "measured_order": [files[index] for index in order],
         "ratio_early_two_of_three_measured_order": _ratio(times["decide_early_two_of_three_measured_order"], bare),
         "ratio_early_unanimous_measured_order": _ratio(times["decide_early_unanimous_measured_order"], bare),
         "same_decisions_in_either_order": all(

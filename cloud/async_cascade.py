@@ -1,6 +1,6 @@
 """Algorithm 1 on an event loop, and dynamic batching of the requests that ask for it.
 
-The algorithm itself is `coe.cascade`'s: a `Run` gives the next tier and its rows, and takes the vote.
+The algorithm itself is `coe.cascade`'s: a `Run` has the question of whom to ask about which rows, and takes the vote.
 
 An idle server waits for nothing. Under load, where the time around a model call is what a request costs, it pays to
 let a few more requests come in before the next call: as long as enough of them are due, the next batch is put off
@@ -67,19 +67,15 @@ class AsyncCascade:
             TierError: the first tier gave no answer, or a later one did not and the cascade does not fall back.
         """
         run = self.cascade.start(batch)
-        goes_on = not run.is_done
-        while goes_on:
-            tier, rule, rows = run.question()
+        while run.question is not None:
+            tier, rule, rows = run.question
             started = time.perf_counter()
             try:
                 vote = await self._ask(tier, rows, rule)
             except TierError as error:
-                if not run.falls_back:
-                    raise
-                await self._fall_back(run, error)
+                await self._fail(run, error)
                 break
-            goes_on = run.take(rows, vote, time.perf_counter() - started)
-            if goes_on and on_step is not None:
+            if run.take(vote, time.perf_counter() - started) and on_step is not None:
                 on_step(run)
         return run.decisions()
 
@@ -91,13 +87,13 @@ class AsyncCascade:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, context.run, tier.vote, batch, rule)
 
-    async def _fall_back(self, run: Run, error: TierError) -> None:
-        """The tier before asks the members it has not asked yet, while no other call of it is under way."""
-        batcher = self.batchers.get(self.cascade.tiers[run.number - 1].name)
+    async def _fail(self, run: Run, error: TierError) -> None:
+        """Let the tier before ask the members it has not asked yet, while no other call of it is under way."""
+        batcher = self.batchers.get(self.cascade.tiers[len(run.visits) - 1].name) if run.falls_back else None
         if batcher is not None:
-            await batcher.alone(lambda: run.fall_back(error))
+            await batcher.alone(lambda: run.fail(error))
         else:
-            run.fall_back(error)  # a remote tier has no members left to ask
+            run.fail(error)  # a remote tier has no members left to ask
 
 
 PACE = 5.0  # the next batch is put off by this many times the last one's time, at most

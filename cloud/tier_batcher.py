@@ -22,7 +22,7 @@ import numpy as np
 from coe.cascade.errors import InputError, TierOverloaded, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
-from coe.cascade.types import Array, Batch, Vote, added_calls
+from coe.cascade.types import NO_CALL, Array, Batch, CallCost, Vote
 
 QUICK_S = 0.001  # a call expected to take less is made on the event loop itself
 TURNS = 8  # of the event loop, about what a small call needs from its arrival to its answer
@@ -291,7 +291,7 @@ class TierBatcher:
         self._call_s = time.perf_counter() - started
         self._best = min(self._best, (self._call_s, len(vote)))
         return [
-            replace(part, call=added_calls((part.call, {"queue_s": started - entry.queued_at})))
+            replace(part, call=part.call + CallCost(queue_s=started - entry.queued_at))
             for entry, part in zip(group, votes_of(group, vote), strict=True)
         ]
 
@@ -323,7 +323,7 @@ def _joined_votes(votes: Sequence[Vote]) -> Vote:
         asked=np.concatenate([vote.asked for vote in votes]),
         n_members=first.n_members,
         score=np.concatenate([vote.score for vote in votes]),
-        call=added_calls(vote.call for vote in votes),
+        call=sum((vote.call for vote in votes), NO_CALL),
     )
 
 

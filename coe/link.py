@@ -14,7 +14,7 @@ from typing import Protocol
 from .cascade.errors import TierError
 from .cascade.rule import DeferralRule
 from .cascade.tier import Tier
-from .cascade.types import Batch, Vote, added_calls
+from .cascade.types import Batch, CallCost, Vote
 
 SPIN_S = 0.0004  # sleep() may come back this late; the rest of a wait is spun
 COARSE_S = 0.0001  # waits below this are spun alone
@@ -109,7 +109,7 @@ class Delay:
 
 
 class DelayedTier:
-    """`tier`, but far away. The delay achieved is in the vote's `call["delay_s"]`."""
+    """`tier`, but far away. The delay achieved is in the vote's `call.delay_s`."""
 
     def __init__(self, tier: Tier, delay: Delay, clock: Clock | None = None) -> None:
         self.tier = tier
@@ -131,11 +131,11 @@ class DelayedTier:
         try:
             vote = self.tier.vote(batch, rule)
         except TierError as error:
-            error.call = added_calls((error.call, {"delay_s": waited}))
+            error.call += CallCost(delay_s=waited)
             raise
         if self.delay.one_way:
             waited += self.clock.wait(self.delay.seconds)
-        return replace(vote, call=added_calls((vote.call, {"delay_s": waited})))
+        return replace(vote, call=vote.call + CallCost(delay_s=waited))
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return self.tier.complete(batch, vote)

@@ -227,7 +227,7 @@ class Agent:
         error = HeldBackError(run.next_tier.name, why)
         if not run.falls_back:
             raise error
-        run.fall_back(error)
+        run.fail(error)
 
     def _wait(self, number: int, example: Example, run: Run, started: float) -> None:
         """Run an example's remaining tiers on a waiting thread, under a trace of its own that the servers continue."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from coe.cascade.types import CallCost
 from coe.config import format_seconds
 
 from .sinks import Outcome
@@ -24,8 +25,8 @@ class Tally:
     exits: Counter[int] = field(default_factory=Counter)
     n_kept: int = 0
     n_calls: int = 0
-    bytes_sent: float = 0.0
-    bytes_received: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
     latency_s: float = 0.0
     n_known: int = 0
     n_right: int = 0
@@ -47,7 +48,7 @@ class Tally:
         if outcome.truth is not None:
             self.n_known += 1
             self.n_right += decision.label == outcome.truth
-        left = "bytes_sent" in call
+        left = call.n_calls > 0
         self.n_kept += not (left or decision.degraded)
         if decision.degraded:
             self.n_degraded += 1
@@ -62,11 +63,11 @@ class Tally:
         if outcome.decision is not None:
             self._count_call(outcome.decision.call)
 
-    def _count_call(self, call: Mapping[str, float]) -> None:
-        if call.get("bytes_sent"):
+    def _count_call(self, call: CallCost) -> None:
+        if call.bytes_sent:
             self.n_calls += 1
-            self.bytes_sent += call["bytes_sent"]
-            self.bytes_received += call["bytes_received"]
+            self.bytes_sent += call.bytes_sent
+            self.bytes_received += call.bytes_received
 
     @property
     def n_decided(self) -> int:

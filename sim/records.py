@@ -301,7 +301,7 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
         latency_s = clock.now() - started
         if (decision.label, decision.exit_tier) != (record.label, record.exit_tier):
             raise AssertionError(f"replay of {record.id}: {decision} is not what was recorded: {record}")
-        delay_s = decision.call.get("delay_s", 0.0)
+        delay_s = decision.call.delay_s
         replayed.append(replace(record, latency_s=latency_s, delay_s=delay_s))
     return replayed
 

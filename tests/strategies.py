@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 from hypothesis import strategies as st
 
-from coe.cascade import Agreement, Batch, Cascade, DeferralRule, LocalTier, TierError, Vote
+from coe.cascade import Agreement, Batch, CallCost, Cascade, DeferralRule, LocalTier, TierError, Vote
 from coe.cascade.types import Array
 from coe.models import TableMember
 from coe.models.pool import MemberPool
@@ -46,7 +46,7 @@ def thetas() -> st.SearchStrategy[Fraction]:
 
 
 def members_of(tables: Sequence[Array]) -> list[TableMember]:
-    return [TableMember(table, f"member-{seat}") for seat, table in enumerate(tables, start=1)]
+    return [TableMember(table, f"member-{index}") for index, table in enumerate(tables, start=1)]
 
 
 def table_tier(
@@ -112,7 +112,7 @@ class FakeServer:
             exit_tier=told.exit_tier,
             tier_votes=votes,
             degraded=reasons if any(reasons) else None,
-            call={"bytes_sent": 100.0},
+            call=CallCost(bytes_sent=100),
         )
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:

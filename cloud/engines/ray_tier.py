@@ -18,7 +18,7 @@ from cloud.tier_batcher import QueuedRows, answer_group, merged_batch, take_grou
 from coe.cascade import errors
 from coe.cascade.errors import CascadeError, InputError, TierError, TierOverloaded, TierTimeout, TierUnavailable
 from coe.cascade.rule import DeferralRule
-from coe.cascade.types import Array, Batch, Vote, added_calls
+from coe.cascade.types import Array, Batch, CallCost, Vote
 from coe.config.cascade import CascadeConfig, LocalTierConfig
 from coe.config.open import open_tier
 from coe.models.loading import import_runtime
@@ -78,7 +78,7 @@ class TierReplica:
             vote = await self.batcher.vote(_batch(ids, x, left_s), rule)
         except CascadeError as error:
             return Failure.of(error)
-        return replace(vote, probabilities=(), seats=None)  # large, and not needed again but for `complete`
+        return replace(vote, probabilities=(), member_indices=None)  # large, and not needed again but for `complete`
 
     async def complete(self, ids: tuple[str, ...], x: Array, left_s: float, vote: Vote) -> Vote | Failure:
         """As `Tier.complete`."""
@@ -86,7 +86,7 @@ class TierReplica:
             whole: Vote = await self.batcher.alone(lambda: self.tier.complete(_batch(ids, x, left_s), vote))
         except CascadeError as error:
             return Failure.of(error)
-        return replace(whole, probabilities=(), seats=None)
+        return replace(whole, probabilities=(), member_indices=None)
 
     def __del__(self) -> None:
         """Ray calls it once the replica's last call has ended."""
@@ -214,8 +214,8 @@ class ClusterTierClient:
                 continue
             if isinstance(answer, Failure):
                 raise answer.error(self.name)
-            took = {"cluster_s": time.perf_counter() - started}
-            return replace(answer, call=added_calls((answer.call, took)))
+            took = CallCost(times={"cluster_s": time.perf_counter() - started})
+            return replace(answer, call=answer.call + took)
         if lost is not None:
             raise TierUnavailable(self.name, f"its replicas die: {str(lost).splitlines()[0]}")
         raise TierTimeout(self.name, "no answer of the cluster by the deadline")

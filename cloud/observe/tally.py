@@ -181,8 +181,7 @@ class Tally:
             if reached[place] == reached[place]:  # not NaN: some of these rows were there
                 tiers[place].seconds.add(visit.time_s)
                 vote = visit.vote
-                if vote.call:
-                    queue_s += vote.call.get("queue_s", 0.0)
+                queue_s += vote.call.queue_s
                 if vote.degraded is not None:
                     is_degraded = True
         model.queue.add(queue_s)

@@ -119,7 +119,7 @@ class Tracer:
         start = max(now - round(sum(visit.time_s for visit in decisions.visits) * 1e9), traced.started_ns)
         for visit in decisions.visits:
             end = min(start + round(visit.time_s * 1e9), now)
-            call = calls.pop(0) if calls and "call_s" in visit.vote.call else None
+            call = calls.pop(0) if calls and visit.vote.call.n_calls else None
             self._below(traced, span, f"tier {visit.first_tier}", call, start, end, _of_visit(visit))
             start = end
         for call in calls:  # without an answer: the tier before had the last word
@@ -147,7 +147,7 @@ class Tracer:
 
 
 def _of_visit(visit: Visit) -> dict[str, Any]:
-    call = visit.vote.call
+    call = visit.vote.call.to_dict()
     facts: dict[str, Any] = {"coe.tier": visit.first_tier, "coe.batch_rows": len(visit.vote)}
     return facts | {f"coe.{key}": call[key] for key in ("queue_s", "call_s", "server_s") if key in call}
 

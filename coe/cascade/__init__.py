@@ -18,7 +18,7 @@ from .errors import (
 )
 from .rule import Agreement, Always, Confidence, DeferralRule, Ideal, parse_agreement
 from .tier import LocalTier, Member, Tier
-from .types import NO_LABEL, Batch, Decision, Vote
+from .types import NO_LABEL, Batch, CallCost, Decision, Vote
 
 __all__ = [
     "NO_LABEL",
@@ -26,6 +26,7 @@ __all__ = [
     "Agreement",
     "Always",
     "Batch",
+    "CallCost",
     "Cascade",
     "CascadeError",
     "Confidence",

@@ -1,14 +1,14 @@
-"""Algorithm 1: tiers in turn, each seeing only what the one before it deferred.
+"""Algorithm 1: tiers in turn, each asked about the examples that the tier before it deferred.
 
-Paper: Algorithm 1 and Section 3. This is the only implementation: the device, the cloud server, the simulator
-and offline replay all run it. `Cascade.decide` runs it to the end; `Cascade.start` gives it step by step, so
-that an agent can hand a deferred example to a waiting thread and take the next one.
+Paper: Algorithm 1 and Section 3. This is the only implementation: the device, the cloud server, the simulator and
+offline replay all run it. `Cascade.decide` runs it to the end; `Cascade.start` gives it step by step, so that an
+agent can hand a deferred example to a waiting thread, and a server can ask a tier without blocking.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,179 @@ from numpy.typing import NDArray
 from .errors import TierError
 from .rule import Always, DeferralRule
 from .tier import Tier
-from .types import Array, Batch, Decision, Labels, Vote, added_calls
+from .types import NO_CALL, Array, Batch, Decision, Labels, Vote
+
+Question = tuple[Tier, DeferralRule, Batch]  # whom to ask, the rule that will judge the vote, the examples
+
+
+def algorithm_1(run: Run) -> Generator[Question, tuple[Vote, float], None]:
+    """Yields each question; is sent the tier's vote and the seconds it took, or thrown the tier's TierError."""
+    for tier, rule in run.cascade.stages:  # H_1, ..., H_n: the cheapest first, and the last one always answers
+        batch = run.remaining()  # x: the examples still in the cascade
+        if batch is None:
+            return
+        try:
+            vote, time_s = yield tier, rule, batch  # y <- H_i(x)
+        except TierError as error:
+            run.fall_back(error)  # Departs from the paper: the tier before has the last word
+            return
+        run.write(vote, time_s)
+        run.leave(rule.exits(batch, vote))  # vote(x; H_i) >= theta_v: x leaves the cascade with answer y
+
+
+class Cascade:
+    """Tiers from the cheapest to the one that always answers.
+
+    Args:
+        tiers: at least one; the last answers whatever its vote, so its own rule is not asked.
+        keep_last_answer: where a tier gives no answer, the tier before it has the last word (`degraded` says
+            why); otherwise the error is raised.
+        last_rule: how the last tier is asked; None: as its own rule says of pooling.
+    """
+
+    def __init__(
+        self, tiers: Sequence[Tier], *, keep_last_answer: bool = True, last_rule: Always | None = None
+    ) -> None:
+        if not tiers:
+            raise ValueError("a cascade needs at least one tier, got none")
+        self.tiers = tuple(tiers)
+        self.keep_last_answer = keep_last_answer
+        own = tiers[-1].rule
+        last_rule = last_rule or (own if isinstance(own, Always) else Always(pools_scores=own.pools_scores))
+        self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
+        self.stages = tuple(zip(self.tiers, self.rules, strict=True))
+
+    def decide(self, batch: Batch) -> Decisions:
+        """The answer to every example, in order.
+
+        Raises:
+            TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
+        """
+        run = self.start(batch)
+        while run.question is not None:
+            run.step()
+        return run.decisions()
+
+    def start(self, batch: Batch) -> Run:
+        """The run of Algorithm 1 on a batch, to be taken step by step."""
+        return Run(self, batch)
+
+    @property
+    def n_tiers(self) -> int:
+        """Tiers in all; a remote one counts as the tiers its server is known to hold."""
+        return sum(tier.n_tiers for tier in self.tiers)
+
+    def close(self) -> None:
+        for tier in self.tiers:
+            tier.close()
+
+
+class Run:
+    """One batch on its way through Algorithm 1.
+
+    `question` is the open one, None once every example has its answer; `active` (A,) indexes the examples still in
+    the cascade, None: all of them; `visits` are the votes so far, one a tier.
+    """
+
+    __slots__ = ("_algorithm", "active", "batch", "cascade", "degraded", "question", "visits")
+
+    def __init__(self, cascade: Cascade, batch: Batch) -> None:
+        self.cascade = cascade
+        self.batch = batch
+        self.active: NDArray[np.intp] | None = None if len(batch) else _NOBODY
+        self.visits: list[Visit] = []
+        self.degraded: dict[int, str] = {}
+        self._algorithm = algorithm_1(self)
+        self.question: Question | None = next(self._algorithm, None)
+
+    @property
+    def is_done(self) -> bool:
+        return self.question is None
+
+    @property
+    def next_tier(self) -> Tier:
+        """The tier that the next `step` asks."""
+        assert self.question is not None, "the run is done"
+        return self.question[0]
+
+    @property
+    def falls_back(self) -> bool:
+        """True if the tier before has the last word, should the next one give no answer."""
+        return bool(self.visits) and self.cascade.keep_last_answer
+
+    def step(self) -> bool:
+        """Ask the next tier; the examples whose answer stands leave. True while some are left and tiers are too.
+
+        Raises:
+            TierError: the tier gave no answer, and the run does not fall back.
+        """
+        assert self.question is not None, "the run is done"
+        tier, rule, batch = self.question
+        started = time.perf_counter()
+        try:
+            vote = tier.vote(batch, rule)
+        except TierError as error:
+            self.fail(error)
+            return False
+        return self.take(vote, time.perf_counter() - started)
+
+    def take(self, vote: Vote, time_s: float) -> bool:
+        """Go on with the vote on the open question, which took `time_s`. Returns what `step` does."""
+        try:
+            self.question = self._algorithm.send((vote, time_s))
+        except StopIteration:
+            self.question = None
+        return self.question is not None
+
+    def fail(self, error: TierError) -> None:
+        """Go on without a vote on the open question: fall back, or raise the error."""
+        try:
+            self._algorithm.throw(error)
+        except StopIteration:
+            self.question = None
+
+    def decisions(self) -> Decisions:
+        return Decisions(self.batch, self.visits, self.degraded)
+
+    def remaining(self) -> Batch | None:
+        """The examples still in the cascade; None where all have left."""
+        if self.active is None:
+            return self.batch
+        return self.batch.take(self.active) if self.active.size else None
+
+    def write(self, vote: Vote, time_s: float) -> None:
+        """Keep a tier's vote on the examples that remained."""
+        self.visits.append(Visit(self.visits[-1].next_tier if self.visits else 1, self.active, vote, time_s))
+
+    def leave(self, exits: NDArray[np.bool_]) -> None:
+        """Let those of the remaining examples go where `exits` (A,) is True."""
+        if len(exits) == 1:  # the device's hot path
+            if exits[0]:
+                self.active = _NOBODY
+        else:
+            stay = np.flatnonzero(~exits)
+            self.active = stay if self.active is None else self.active[stay]
+
+    def fall_back(self, error: TierError) -> None:
+        """Give the tier before the last word on the remaining examples, with all its members asked.
+
+        Raises:
+            TierError: `error`, where there is no tier before, or its answer may not be kept.
+        """
+        if not self.falls_back:
+            raise error
+        before = self.visits[-1]
+        rows = np.arange(len(self.batch)) if self.active is None else self.active
+        at = rows if before.rows is None else np.searchsorted(before.rows, rows)
+        tier = self.cascade.tiers[len(self.visits) - 1]
+        started = time.perf_counter()
+        whole = tier.complete(self.batch.take(rows), before.vote.take(at))
+        before.vote = before.vote.replaced(at, whole, before.vote.call + error.call)
+        before.time_s += time.perf_counter() - started
+        self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows)
+
+
+_NOBODY: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
 
 class Visit:
@@ -37,7 +209,7 @@ class Visit:
         return self.first_tier + (1 if inner is None else inner.shape[1])
 
     def position(self, row: int) -> int | None:
-        """Where a row of the batch stands in this vote; None where it was not asked about."""
+        """The index of a row of the batch in this vote; None where it was not asked about."""
         if self.rows is None:
             return row
         at = int(np.searchsorted(self.rows, row))
@@ -45,7 +217,7 @@ class Visit:
 
 
 class Decisions:
-    """The answers to a batch, in the caller's order, read off the visits that made them."""
+    """The answers to a batch, in the caller's order, read from the tiers' votes."""
 
     __slots__ = ("batch", "degraded", "visits")
 
@@ -104,7 +276,7 @@ class Decisions:
 
     @property
     def is_degraded(self) -> bool:
-        """Whether any answer is."""
+        """True if any answer is."""
         return bool(self.degraded) or any(any(visit.vote.degraded or ()) for visit in self.visits)
 
     def reasons(self) -> list[str | None]:
@@ -132,7 +304,7 @@ class Decisions:
     def __getitem__(self, row: int) -> Decision:
         votes: list[float] = []
         times: list[float] = []
-        calls: list[Mapping[str, float]] = []
+        call = NO_CALL
         for visit in self.visits:
             at = visit.position(row)
             if at is None:
@@ -143,8 +315,8 @@ class Decisions:
                 inner = [float(share) for share in vote.tier_votes[at] if share == share]
             votes.extend(inner)
             times.append(visit.time_s)
-            if vote.call:
-                calls.append(vote.call)
+            if vote.call is not NO_CALL:
+                call += vote.call
         vote = last.vote
         return Decision(
             id=self.batch.ids[row],
@@ -157,138 +329,9 @@ class Decisions:
             tier_votes=tuple(votes),
             tier_times_s=tuple(times),
             degraded=self._reason(row) if self.degraded or vote.degraded else None,
-            call=added_calls(calls) if len(calls) > 1 else vote.call,
+            call=call,
         )
 
 
 def _inner_exit(vote: Vote) -> Labels:
     return np.ones(len(vote), dtype=np.int64) if vote.exit_tier is None else vote.exit_tier
-
-
-class Cascade:
-    """Tiers from the cheapest to the one that always answers.
-
-    Args:
-        tiers: at least one; the last answers whatever its vote, so its own rule is not asked.
-        keep_last_answer: where a tier gives no answer, the tier before it has the last word (`degraded` says
-            why); otherwise the error is raised.
-        last_rule: how the last tier is asked; None: as its own rule says of pooling.
-    """
-
-    def __init__(
-        self, tiers: Sequence[Tier], *, keep_last_answer: bool = True, last_rule: Always | None = None
-    ) -> None:
-        if not tiers:
-            raise ValueError("a cascade needs at least one tier, got none")
-        self.tiers = tuple(tiers)
-        self.keep_last_answer = keep_last_answer
-        own = tiers[-1].rule
-        last_rule = last_rule or (own if isinstance(own, Always) else Always(pools_scores=own.pools_scores))
-        self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
-
-    def decide(self, batch: Batch) -> Decisions:
-        """Every example's answer, in order.
-
-        Raises:
-            TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
-        """
-        run = self.start(batch)
-        goes_on = not run.is_done
-        while goes_on:
-            goes_on = run.step()
-        return run.decisions()
-
-    def start(self, batch: Batch) -> Run:
-        """The same, to be stepped tier by tier."""
-        return Run(self, batch)
-
-    @property
-    def n_tiers(self) -> int:
-        """Tiers in all; a remote one counts as the tiers its server is known to hold."""
-        return sum(tier.n_tiers for tier in self.tiers)
-
-    def close(self) -> None:
-        for tier in self.tiers:
-            tier.close()
-
-
-class Run:
-    """One batch on its way through Algorithm 1."""
-
-    __slots__ = ("active", "batch", "cascade", "degraded", "number", "visits")
-
-    def __init__(self, cascade: Cascade, batch: Batch) -> None:
-        self.cascade = cascade
-        self.batch = batch
-        self.number = 0  # tiers visited so far
-        self.active: NDArray[np.intp] | None = None if len(batch) else _NOBODY  # (A,) rows still here; None: all
-        self.visits: list[Visit] = []
-        self.degraded: dict[int, str] = {}
-
-    @property
-    def is_done(self) -> bool:
-        return self.number == len(self.cascade.tiers) or (self.active is not None and not self.active.size)
-
-    @property
-    def next_tier(self) -> Tier:
-        """The tier the next `step` asks."""
-        return self.cascade.tiers[self.number]
-
-    def step(self) -> bool:
-        """Ask the next tier; the rows whose answer stands leave. True while some are left and tiers are too."""
-        tier, rule, batch = self.question()
-        started = time.perf_counter()
-        try:
-            vote = tier.vote(batch, rule)
-        except TierError as error:
-            if not self.falls_back:
-                raise
-            self.fall_back(error)
-            return False
-        return self.take(batch, vote, time.perf_counter() - started)
-
-    def question(self) -> tuple[Tier, DeferralRule, Batch]:
-        """What `step` asks: the next tier, how its vote will be judged, and the rows that are still here."""
-        number, active = self.number, self.active
-        batch = self.batch if active is None else self.batch.take(active)
-        return self.cascade.tiers[number], self.cascade.rules[number], batch
-
-    def take(self, batch: Batch, vote: Vote, time_s: float) -> bool:
-        """The tier's vote on the rows asked about (`batch`), which took `time_s`. As `step`, True while any go on."""
-        active, rule = self.active, self.cascade.rules[self.number]
-        first_tier = self.visits[-1].next_tier if self.visits else 1
-        self.visits.append(Visit(first_tier, active, vote, time_s))
-        self.number += 1
-        exits = rule.exits(batch, vote)
-        if len(exits) == 1:
-            if exits[0]:
-                self.active = _NOBODY
-                return False
-        else:
-            stay = np.flatnonzero(~exits)
-            self.active = stay if active is None else active[stay]
-        return not self.is_done
-
-    @property
-    def falls_back(self) -> bool:
-        """Whether the tier before has the last word, should the next one give no answer."""
-        return bool(self.visits) and self.cascade.keep_last_answer
-
-    def decisions(self) -> Decisions:
-        return Decisions(self.batch, self.visits, self.degraded)
-
-    def fall_back(self, error: TierError) -> None:
-        """The tier before has the last word on the rows still active, with all its members asked."""
-        before = self.visits[-1]
-        rows = np.arange(len(self.batch)) if self.active is None else self.active
-        at = rows if before.rows is None else np.searchsorted(before.rows, rows)
-        tier = self.cascade.tiers[self.number - 1]
-        started = time.perf_counter()
-        whole = tier.complete(self.batch.take(rows), before.vote.take(at))
-        before.vote = before.vote.replaced(at, whole, added_calls((before.vote.call, error.call)))
-        before.time_s += time.perf_counter() - started
-        self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows)
-        self.number = len(self.cascade.tiers)
-
-
-_NOBODY: NDArray[np.intp] = np.zeros(0, dtype=np.intp)

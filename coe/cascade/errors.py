@@ -1,7 +1,7 @@
 """Every error a caller can meet, by what the caller can do about it.
 
     CascadeError
-    ├── ConfigError        a setting is wrong: mend the file (all findings at once)
+    ├── ConfigError        a setting is wrong: fix the file (all findings at once)
     │   └── TaskNotInstalled   it names a task that another distribution brings
     ├── ModelError         a model file is missing, changed, or does not fit its manifest
     ├── RuntimeMissing     a package is not installed: the message names the pip install
@@ -19,7 +19,9 @@ Nothing here knows of gRPC: `coe.protocol.status` holds the one table between th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Self
+
+from .types import NO_CALL, CallCost
 
 
 class CascadeError(Exception):
@@ -30,7 +32,7 @@ class ConfigError(CascadeError):
     """One or more settings are wrong.
 
     Args:
-        findings: one line each: where, what was expected, what was found, how to mend it.
+        findings: one line each: where, what was expected, what was found, how to fix it.
         source: the file or argument the settings came from.
     """
 
@@ -73,8 +75,7 @@ class NotAllowed(CascadeError):
 class TierError(CascadeError):
     """A tier gave no answer.
 
-    `tier` is its name, `reason` a short lower-case word for reports, `call` what the attempt cost all the same, as
-    in `Vote.call`.
+    `tier` is its name, `reason` a short lower-case word for reports, `call` what the attempt cost all the same.
     """
 
     reason = "error"
@@ -82,8 +83,13 @@ class TierError(CascadeError):
     def __init__(self, tier: str, message: str) -> None:
         self.tier = tier
         self.message = message
-        self.call: Mapping[str, float] = {}
+        self.call: CallCost = NO_CALL
         super().__init__(f"tier {tier}: {message}")
+
+    def with_call(self, call: CallCost) -> Self:
+        """The same error, with what the attempt cost."""
+        self.call = call
+        return self
 
 
 class TierUnavailable(TierError):

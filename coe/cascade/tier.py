@@ -21,7 +21,7 @@ Prepare = Callable[[Array], Array]
 
 
 class Member(Protocol):
-    """One model in its seat. `prepare` turns a batch's x (B, *S) into what `predict` takes."""
+    """One model of a tier. `prepare` turns a batch's x (B, *S) into what `predict` takes."""
 
     @property
     def name(self) -> str: ...
@@ -142,21 +142,21 @@ class LocalTier:
         shape = (len(self.members), len(short), self.members[0].n_labels)
         probabilities = np.zeros(shape, dtype=np.float32)  # (M, S, L)
         missing: dict[int, NDArray[np.intp]] = dict.fromkeys(range(len(self.members)), np.arange(len(short)))
-        seats = range(len(self.members)) if vote.seats is None else vote.seats
-        for place, (seat, known) in enumerate(zip(seats, vote.probabilities, strict=False)):  # let go: ask anew
-            probabilities[seat] = known[short]
-            missing[seat] = np.flatnonzero(vote.asked[short] <= place)
+        indices = range(len(self.members)) if vote.member_indices is None else vote.member_indices
+        for place, (index, known) in enumerate(zip(indices, vote.probabilities, strict=False)):  # let go: ask anew
+            probabilities[index] = known[short]
+            missing[index] = np.flatnonzero(vote.asked[short] <= place)
         calls = {
-            seat: partial(self._output, member, _Inputs(batch.x[short[missing[seat]]]))
-            for seat, member in enumerate(self.members)
-            if missing[seat].size
+            index: partial(self._output, member, _Inputs(batch.x[short[missing[index]]]))
+            for index, member in enumerate(self.members)
+            if missing[index].size
         }
         if self._pool is not None:
             outputs = self._pool.run(calls)
         else:
-            outputs = {seat: call() for seat, call in calls.items()}
-        for seat, output in outputs.items():
-            probabilities[seat, missing[seat]] = output
+            outputs = {index: call() for index, call in calls.items()}
+        for index, output in outputs.items():
+            probabilities[index, missing[index]] = output
         return vote.replaced(short, self._tally(probabilities, None, pools_scores=False))
 
     def warm_up(self, example: Array, sizes: Iterable[int]) -> None:
@@ -219,14 +219,14 @@ class LocalTier:
         probabilities = np.zeros((n_members, len(x), self.members[0].n_labels), dtype=np.float32)
         active: NDArray[np.intp] = np.arange(len(x))
         inputs = _Inputs(x)
-        for seat, member in enumerate(self.members):
+        for index, member in enumerate(self.members):
             output = member.predict(inputs.prepared_by(member))  # (A, L)
-            probabilities[seat, active] = output
-            ballots[seat, active] = output.argmax(axis=1)
-            asked[active] = seat + 1
+            probabilities[index, active] = output
+            ballots[index, active] = output.argmax(axis=1)
+            asked[active] = index + 1
             if needed is not None:
-                top, runner_up = leaders(ballots[: seat + 1, active])
-                stays = ~np.asarray(is_settled(top, runner_up, n_members - seat - 1, needed))
+                top, runner_up = leaders(ballots[: index + 1, active])
+                stays = ~np.asarray(is_settled(top, runner_up, n_members - index - 1, needed))
                 if not stays.any():
                     break
                 if not stays.all():
@@ -246,12 +246,12 @@ class LocalTier:
             top, runner_up = leaders(np.stack([output.argmax(axis=1) for output in outputs.values()]))
             return bool(np.all(is_settled(top, runner_up, left, needed)))
 
-        calls = {seat: partial(self._output, member, inputs) for seat, member in enumerate(self.members)}
+        calls = {index: partial(self._output, member, inputs) for index, member in enumerate(self.members)}
         outputs = pool.run(calls, None if needed is None else is_enough)
-        seats = sorted(outputs)
-        vote = self._tally(np.stack([outputs[seat] for seat in seats]), None, pools_scores)
-        if len(seats) < n_members:
-            vote.seats = seats
+        indices = sorted(outputs)
+        vote = self._tally(np.stack([outputs[index] for index in indices]), None, pools_scores)
+        if len(indices) < n_members:
+            vote.member_indices = indices
         return vote
 
     def _output(self, member: Member, inputs: _Inputs) -> Array:

@@ -6,7 +6,7 @@ Arrays inside, leading dimension B (examples); M is members, L labels, T tiers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,69 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CallCost:
+    """What calls to other machines took, in seconds and bytes. Costs add up with `+`.
+
+    Args:
+        n_calls: calls made; 0 where all the time below was spent in this program.
+        call_s: until the answers came; server_s: of that, in the servers asked.
+        queue_s: in queues, here and at the servers; delay_s: injected on purpose.
+        hops_s: of server_s, between the servers asked and those behind them.
+        bytes_sent, bytes_received: of the messages, as gRPC frames them.
+        times: other seconds by their key, such as `hop_2_s` (`coe.protocol.trace_context`) and `tier_1_s`.
+    """
+
+    n_calls: int = 0
+    call_s: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    server_s: float = 0.0
+    queue_s: float = 0.0
+    hops_s: float = 0.0
+    delay_s: float = 0.0
+    times: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: CallCost) -> CallCost:
+        if self is NO_CALL or other is NO_CALL:
+            return other if self is NO_CALL else self
+        keys = dict.fromkeys((*self.times, *other.times))
+        return CallCost(
+            self.n_calls + other.n_calls,
+            self.call_s + other.call_s,
+            self.bytes_sent + other.bytes_sent,
+            self.bytes_received + other.bytes_received,
+            self.server_s + other.server_s,
+            self.queue_s + other.queue_s,
+            self.hops_s + other.hops_s,
+            self.delay_s + other.delay_s,
+            {key: self.times.get(key, 0.0) + other.times.get(key, 0.0) for key in keys},
+        )
+
+    @property
+    def network_s(self) -> float:
+        """Seconds between here and the servers asked."""
+        return self.call_s - self.server_s
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CallCost:
+        """The cost that `to_dict` gave; how many calls it was of is not kept."""
+        if not content:
+            return NO_CALL
+        times = {key: value for key, value in content.items() if key not in COST_KEYS}
+        return cls(n_calls=int("call_s" in content), times=times, **{k: content[k] for k in COST_KEYS if k in content})
+
+    def to_dict(self) -> dict[str, float]:
+        """Seconds and bytes by key, as records have them: all that are not 0, and the wait and the bytes of a call."""
+        always = ("call_s", "bytes_sent", "bytes_received") if self.n_calls else ()
+        known = {key: getattr(self, key) for key in COST_KEYS}
+        return {key: value for key, value in known.items() if value or key in always} | dict(self.times)
+
+
+NO_CALL = CallCost()
+COST_KEYS = ("call_s", "bytes_sent", "bytes_received", "server_s", "queue_s", "hops_s", "delay_s")
+
+
 @dataclass(slots=True)  # read-only by custom; not frozen, because one is made for each decision of a device
 class Vote:
     """What one tier says of a batch.
@@ -57,17 +120,17 @@ class Vote:
     Args:
         labels: (B,) int64, the tier's label.
         count: (B,) int64, votes for that label.
-        asked: (B,) int64, members asked: the first `asked[b]` of `seats` voted on row b.
+        asked: (B,) int64, members asked: the first `asked[b]` of `member_indices` voted on row b.
         n_members: members the tier has.
         score: (B,) float32, mean probability that the members asked give the label; NaN where unknown.
-        probabilities: (B, L) of each member asked, in the order of `seats`; rows at or after `asked` are
+        probabilities: (B, L) of each member asked, in the order of `member_indices`; rows at or after `asked` are
             undefined. Empty where a tier does not show its members (a remote one).
-        seats: the members asked, as positions in the tier; None: from the first on, in order. A tier whose members
-            vote side by side is content with those that came first.
+        member_indices: of the members asked; None: from the first on, in order. A tier whose members vote side by
+            side is content with those that came first.
         exit_tier: (B,) int64, for a tier that is a cascade itself: which of its tiers answered, from 1.
         tier_votes: (B, T) float32, then: the vote of each of its tiers, NaN where not visited.
         degraded: B reasons (None: not degraded), where the tier itself had to fall back.
-        call: what the call cost as a whole: seconds (`*_s`) and bytes (`bytes_*`).
+        call: what asking another machine took.
     """
 
     labels: Labels
@@ -76,11 +139,11 @@ class Vote:
     n_members: int
     score: NDArray[np.float32]
     probabilities: Sequence[Array] = ()
-    seats: Sequence[int] | None = None
+    member_indices: Sequence[int] | None = None
     exit_tier: Labels | None = None
     tier_votes: NDArray[np.float32] | None = None
     degraded: tuple[str | None, ...] | None = None
-    call: Mapping[str, float] = field(default_factory=dict)
+    call: CallCost = NO_CALL
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,21 +167,12 @@ class Vote:
             degraded=None if self.degraded is None else tuple(self.degraded[row] for row in rows),
         )
 
-    def replaced(self, rows: NDArray[np.intp], other: Vote, call: Mapping[str, float] | None = None) -> Vote:
+    def replaced(self, rows: NDArray[np.intp], other: Vote, call: CallCost | None = None) -> Vote:
         """The same vote with `rows` (A,) as `other` (A rows) has them; members' outputs are let go."""
         columns = {name: getattr(self, name).copy() for name in ("labels", "count", "asked", "score")}
         for name, column in columns.items():
             column[rows] = getattr(other, name)
-        return replace(self, **columns, probabilities=(), seats=None, call=self.call if call is None else call)
-
-
-def added_calls(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """What several calls cost together, key by key."""
-    total: dict[str, float] = {}
-    for call in calls:
-        for key, value in call.items():
-            total[key] = total.get(key, 0.0) + value
-    return total
+        return replace(self, **columns, probabilities=(), member_indices=None, call=self.call if call is None else call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +182,7 @@ class Decision:
     `exit_tier` counts from 1. `tier_votes` and `tier_times_s` have one entry per tier visited, in order;
     a server that holds several tiers has one time for all of them, under the tier that answered.
     `degraded` is None, or why this is not the answer of the tier that should have given it. `call`: what the calls of
-    its batch to other machines cost together, in seconds (`*_s`) and bytes (`bytes_*`).
+    its batch to other machines took together.
     """
 
     id: str
@@ -141,4 +195,4 @@ class Decision:
     tier_votes: tuple[float, ...]
     tier_times_s: tuple[float, ...]
     degraded: str | None = None
-    call: Mapping[str, float] = field(default_factory=dict)
+    call: CallCost = NO_CALL

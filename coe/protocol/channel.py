@@ -26,11 +26,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coe.cascade.errors import ConfigError, TierError, TierTimeout, TierUnavailable
+from coe.cascade.types import NO_CALL, CallCost
 
 from . import inference_pb2 as pb
 from .codec import get_parameters, set_parameter
 from .service import FRAME_BYTES, STREAM, path
-from .status import from_status
+from .status import from_rpc_error, from_status
 from .trace_context import HEADERS, OUTGOING, Header
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -156,21 +157,20 @@ class InferStream:
         self._open = channel.stream_stream(path(STREAM), None, None)
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._line: _OpenStream | None = None
+        self._stream: _OpenStream | None = None
 
     def ask(
-        self, request: pb.ModelInferRequest, end: float, headers: Sequence[Header], call: dict[str, float]
-    ) -> pb.ModelInferResponse:
-        """The answer to one request, which is given an id and a deadline.
+        self, request: pb.ModelInferRequest, end: float, headers: Sequence[Header]
+    ) -> tuple[pb.ModelInferResponse, CallCost]:
+        """The response to one request, which is given an id and a deadline, and the bytes of both.
 
         Args:
             end: `time.monotonic()` second by which the answer is wanted.
             headers: those of a trace and of `headers.OUTGOING` go with the request, as parameters; others are sent
                 where this call opens the stream.
-            call: `bytes_sent` and `bytes_received` are added to.
         Raises:
-            TierError: TierUnavailable: the stream broke, and whether the server saw the request is not known;
-                TierTimeout; or the server's own word about this request.
+            TierError: with the bytes as its `call`. TierUnavailable: the stream broke, and whether the server saw the
+                request is not known; TierTimeout; or the server's own refusal of this request.
         """
         left = end - time.monotonic()
         number = str(next(self._ids))
@@ -184,53 +184,52 @@ class InferStream:
                 ours.append((name, value))
         waiting = _PendingCall(request.SerializeToString())
         n_bytes = len(waiting.request) + FRAME_BYTES
-        line = self._send(number, waiting, tuple(ours))
+        stream = self._send(number, waiting, tuple(ours))
         if not waiting.done.acquire(timeout=max(left, 0.0)):
-            line.forget(number)
-            if line.answered_at < end - left:  # not a word since: it may be stuck
-                self._retire(line)
-            call["bytes_sent"] += n_bytes
-            raise TierTimeout(self.tier, "no answer on the stream within the deadline")
+            stream.forget(number)
+            if stream.answered_at < end - left:  # not a word since: it may be stuck
+                self._retire(stream)
+            timeout = TierTimeout(self.tier, "no answer on the stream within the deadline")
+            raise timeout.with_call(CallCost(bytes_sent=n_bytes))
         if waiting.answer is None:
-            self.is_offered = self.is_offered and not line.is_refused
-            raise TierUnavailable(self.tier, f"the stream ended: {line.reason}")
-        call["bytes_sent"] += n_bytes
-        call["bytes_received"] += waiting.n_bytes
-        return self._judged(waiting.answer, line)
+            self.is_offered = self.is_offered and not stream.is_refused
+            raise TierUnavailable(self.tier, f"the stream ended: {stream.reason}")
+        cost = CallCost(bytes_sent=n_bytes, bytes_received=waiting.n_bytes)
+        if not waiting.answer.error_message:
+            return waiting.answer.infer_response, cost
+        raise self._error(waiting.answer, stream).with_call(cost)
 
     def close(self) -> None:
         """End the stream; calls under way are TierUnavailable."""
         with self._lock:
-            line, self._line = self._line, None
-        if line is not None:
-            line.close()
+            stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
     def _send(self, number: str, waiting: _PendingCall, headers: tuple[Header, ...]) -> _OpenStream:
         with self._lock:
-            if self._line is None or not self._line.send(number, waiting):
-                self._line = _OpenStream(self._open, headers, self.tier)
-                if not self._line.send(number, waiting):  # over already: there is nobody
+            if self._stream is None or not self._stream.send(number, waiting):
+                self._stream = _OpenStream(self._open, headers, self.tier)
+                if not self._stream.send(number, waiting):  # over already: there is nobody
                     waiting.done.release()
-            return self._line
+            return self._stream
 
-    def _judged(self, answer: pb.ModelStreamInferResponse, line: _OpenStream) -> pb.ModelInferResponse:
-        if not answer.error_message:
-            return answer.infer_response
+    def _error(self, answer: pb.ModelStreamInferResponse, stream: _OpenStream) -> TierError:
+        """What a refusal means to the cascade."""
         parameters = get_parameters(answer.infer_response.parameters)
         number = parameters.get(STATUS)
         code = CODES.get(number if isinstance(number, int) else -1, grpc.StatusCode.UNKNOWN)
         if code is grpc.StatusCode.UNAUTHENTICATED:  # who we are was said as the stream was opened: say it anew
-            self._retire(line)
-            raise TierUnavailable(self.tier, f"{code.name}: {answer.error_message}")
-        error: TierError = from_status(self.tier, code, answer.error_message, str(parameters.get(RETRY_AFTER, "")))
-        raise error
+            self._retire(stream)
+            return TierUnavailable(self.tier, f"{code.name}: {answer.error_message}")
+        return from_status(self.tier, code, answer.error_message, str(parameters.get(RETRY_AFTER, "")))
 
-    def _retire(self, line: _OpenStream) -> None:
+    def _retire(self, stream: _OpenStream) -> None:
         """Let the calls on it finish; the next one opens a new stream."""
         with self._lock:
-            if self._line is line:
-                self._line = None
-        line.finish()
+            if self._stream is stream:
+                self._stream = None
+        stream.finish()
 
 
 class _PendingCall:
@@ -343,9 +342,39 @@ class TierChannel:
     """
 
     def __init__(self, tier: str, channel: grpc.Channel, *, stream: bool) -> None:
+        self.tier = tier
         self.channel = channel
-        self.infer = channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
         self.stream = InferStream(tier, channel) if stream else None
+        self._infer = channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
+
+    def ask(
+        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...]
+    ) -> tuple[bytes | pb.ModelInferResponse, CallCost]:
+        """The response to a request, and the bytes of both.
+
+        Args:
+            end: `time.monotonic()` second by which the answer is wanted.
+        Raises:
+            TierError: with the bytes as its `call`.
+        """
+        spent = NO_CALL
+        if self.stream is not None and self.stream.is_offered:
+            try:
+                return self.stream.ask(request, end, headers)
+            except TierUnavailable as error:
+                spent = error.call  # asked once more by itself, below: with retries, on another host where there is one
+        data = request.SerializeToString()
+        n_sent = len(data) + FRAME_BYTES
+        try:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TierTimeout(self.tier, "the deadline has passed before the call").with_call(spent)
+            answer: bytes = self._infer(data, timeout=left, metadata=headers or None)
+        except grpc.RpcError as error:
+            failure = from_rpc_error(self.tier, error)
+            is_known = not isinstance(failure, TierUnavailable)  # else how much arrived is not known
+            raise failure.with_call(spent + CallCost(bytes_sent=n_sent) if is_known else spent) from None
+        return answer, spent + CallCost(bytes_sent=n_sent, bytes_received=len(answer) + FRAME_BYTES)
 
     def close(self) -> None:
         """Calls under way are TierUnavailable."""
@@ -355,62 +384,62 @@ class TierChannel:
 
 
 class ChannelPool:
-    """The line in use, and those before it on which calls are still under way. Thread-safe.
+    """The channel in use, and those before it on which calls are still under way. Thread-safe.
 
     Args:
         tier: whose calls these are, for errors.
-        dial: opens a line.
+        dial: opens a channel.
     """
 
     def __init__(self, tier: str, dial: Callable[[], TierChannel]) -> None:
         self._tier = tier
         self._dial = dial
         self._lock = threading.Lock()  # over all below
-        self._line = dial()
-        self._n_calls = {self._line: 0}  # under way on each line that is open
+        self._channel = dial()
+        self._n_calls = {self._channel: 0}  # under way on each channel that is open
         self._is_closed = False
 
     @contextmanager
     def use(self) -> Iterator[TierChannel]:
-        """The line in use, which stays open while the block runs.
+        """The channel in use, which stays open while the block runs.
 
         Raises:
             TierUnavailable: all are closed, or were in the block.
         """
         with self._lock:
-            line = self._line
+            channel = self._channel
             if self._is_closed:
                 raise TierUnavailable(self._tier, "closed")
-            self._n_calls[line] += 1
+            self._n_calls[channel] += 1
         try:
-            yield line
+            yield channel
         except ValueError:  # gRPC's word for a channel that was closed before the call was on its way
             if not self._is_closed:
                 raise
             raise TierUnavailable(self._tier, "closed") from None
         finally:
             with self._lock:
-                self._n_calls[line] -= 1
-                is_over = self._is_over(line)
+                self._n_calls[channel] -= 1
+                is_over = self._is_over(channel)
             if is_over:
-                line.close()
+                channel.close()
 
     def redial(self) -> None:
-        """A new line from here on. The old one is closed when the last call on it has ended; every call has a
+        """A new channel from here on. The old one is closed when the last call on it has ended; every call has a
         deadline.
 
         Raises:
-            ConfigError: there is no new line; the old one stays.
+            ConfigError: there is no new channel; the old one stays.
         """
-        line = self._dial()
+        channel = self._dial()
         with self._lock:
-            old, is_late = self._line, self._is_closed
+            old, is_late = self._channel, self._is_closed
             if not is_late:
-                self._line = line
-                self._n_calls[line] = 0
+                self._channel = channel
+                self._n_calls[channel] = 0
                 is_over = self._is_over(old)
         if is_late:
-            line.close()
+            channel.close()
         elif is_over:
             old.close()
 
@@ -418,12 +447,12 @@ class ChannelPool:
         with self._lock:
             self._is_closed = True
             left = list(self._n_calls)
-        for line in left:
-            line.close()
+        for channel in left:
+            channel.close()
 
-    def _is_over(self, line: TierChannel) -> bool:
+    def _is_over(self, channel: TierChannel) -> bool:
         """Whether nobody will call on it any more; then it is no longer ours. To be called with the lock held."""
-        if line is self._line or self._n_calls[line]:
+        if channel is self._channel or self._n_calls[channel]:
             return False
-        del self._n_calls[line]
+        del self._n_calls[channel]
         return True

@@ -29,7 +29,7 @@ from . import inference_pb2 as pb
 from .codec import WireError, encode
 from .service import INPUT
 from .status import UnknownModel
-from .trace_context import network_times_behind
+from .trace_context import network_times
 
 MAX_ROWS = 1024
 MAX_BYTES = 2**28
@@ -299,23 +299,16 @@ def _timings(decided: Decided, seconds: float) -> dict[str, float]:
         call = visit.vote.call
         name = f"tier_{visit.first_tier}_s"
         timings[name] = max(timings.get(name, 0.0), visit.time_s)  # rows decided apart have a visit each
-        if call:
-            queue_s += call.get("queue_s", 0.0)
-            hops_s += _between(call)
+        queue_s += call.queue_s
+        hops_s += call.network_s + call.delay_s + call.hops_s
         rows = rows or float(len(visit.vote))
     timings["queue_s"] = queue_s
     if hops_s:
         timings["hops_s"] = hops_s
-        timings.update(network_times_behind(visit.vote.call for visit in decided.decisions.visits))
+        timings.update(network_times(visit.vote.call for visit in decided.decisions.visits))
     timings["batch_rows"] = rows
     timings["server_s"] = seconds
     return timings
-
-
-def _between(call: Mapping[str, float]) -> float:
-    """Of a tier's call, the seconds on its way: the wire and injected delays, at this hop and the next ones."""
-    on_the_wire = call.get("call_s", 0.0) - call.get("server_s", 0.0)
-    return on_the_wire + call.get("delay_s", 0.0) + call.get("hops_s", 0.0)
 
 
 MAX_TEMPLATES = 1024  # kinds of answers whose common parts are kept

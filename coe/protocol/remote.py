@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
+from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Prepare, Tier
-from coe.cascade.types import Array, Batch, Vote
+from coe.cascade.types import NO_CALL, Array, Batch, CallCost, Vote
 from coe.cascade.vote import exact_share
 
 from . import inference_pb2 as pb
@@ -26,7 +26,7 @@ from .channel import ChannelPool, Target, TierChannel, target_of
 from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
 from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, METHODS, PLATFORM, Options, client_options, path
 from .status import from_rpc_error
-from .trace_context import Header, Headers, headers_of, network_times
+from .trace_context import Header, Headers, headers_of, with_server_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,18 @@ MOST_TIERS = 64  # behind one server
 VOTE_OUTPUTS = frozenset({"vote", "score", "members"})  # what goes with a label where a tier gives it
 
 
-def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: int, call: dict[str, float]) -> Vote:
+def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: int, call: CallCost = NO_CALL) -> Vote:
     """The vote in an answer to `n_rows` rows.
 
     Args:
         n_labels: of the task; a label outside it is refused.
-        call: what the call cost as measured here, `call_s` among it; becomes the vote's own, and gains the seconds
-            that the server tells of.
+        call: what the call took as measured here; the vote's own has the seconds that the server tells of, too.
     Raises:
         ValueError: it cannot be read as such; the text says what was expected.
     """
     try:
         response = pb.ModelInferResponse.FromString(answer) if isinstance(answer, bytes) else answer
-        vote = _vote(read_outputs(response), n_rows, n_labels, call)
+        vote = _vote(read_outputs(response), n_rows, n_labels)
     except (WireError, DecodeError) as error:
         raise ValueError(str(error)) from None
     told = {
@@ -110,24 +109,19 @@ def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: in
         for key, value in get_parameters(response.parameters).items()
         if key.endswith("_s") and isinstance(value, float) and math.isfinite(value)
     }
-    if "server_s" in told:
-        call["server_s"] = told["server_s"]
-    call.update(network_times(told, call))
-    for key, seconds in told.items():
-        if not key.startswith("hop_"):
-            call.setdefault(key, seconds)  # what was measured here stands
+    vote.call = with_server_times(call, told)
     return vote
 
 
-def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call: Mapping[str, float]) -> Vote:
+def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
     if "label" not in outputs or not VOTE_OUTPUTS.intersection(outputs):  # others call theirs "label" too
-        return _single_model(outputs, n_rows, n_labels, call)
+        return _single_model(outputs, n_rows, n_labels)
     labels = _column(outputs, "label", n_rows, "iu", 0, n_labels - 1).astype(np.int64)
     share = _column(outputs, "vote", n_rows, "f", 0, 1)
     members = outputs.get("members")
     if members is not None:
-        asked, seats = _members(members, n_rows)
-        n_members = int(seats.max(initial=1))
+        asked, there = _members(members, n_rows)
+        n_members = int(there.max(initial=1))
         count = np.rint(share * asked).astype(np.int64)
     else:
         exact = [exact_share(float(vote)) for vote in share]
@@ -154,11 +148,10 @@ def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call: Mappin
         exit_tier=exit_tier,
         tier_votes=tier_votes,
         degraded=None if reasons is None else tuple(_reason(text) for text in reasons.ravel()),
-        call=call,
     )
 
 
-def _single_model(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call: Mapping[str, float]) -> Vote:
+def _single_model(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
     """An ensemble of one: a plain model on another server, which answers with (B, L) probabilities."""
     fitting = [array for array in outputs.values() if array.shape == (n_rows, n_labels) and array.dtype.kind == "f"]
     if fitting:
@@ -168,7 +161,7 @@ def _single_model(outputs: Mapping[str, Array], n_rows: int, n_labels: int, call
         score = array[np.arange(n_rows), labels].astype(np.float32)  # argmax points at a NaN if there is one
         if not np.isfinite(score).all():
             raise ValueError("expected probabilities, got NaN or infinity")
-        return Vote(labels, ones, ones, 1, score, call=call)
+        return Vote(labels, ones, ones, 1, score)
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())[:200] or "none"
     raise ValueError(f'expected an output "label", or probabilities [{n_rows}, {n_labels}], got {shapes}')
 
@@ -203,10 +196,10 @@ def _column(
 def _members(members: Array, n_rows: int) -> tuple[Array, Array]:
     """Members asked, and members there are, each (B,)."""
     _check(members, "members", members.ndim == 2 and members.shape[1] == 2, n_rows, "iu")
-    asked, seats = members[:, 0].astype(np.int64), members[:, 1].astype(np.int64)
-    if not ((asked >= 1) & (asked <= seats)).all():
+    asked, there = members[:, 0].astype(np.int64), members[:, 1].astype(np.int64)
+    if not ((asked >= 1) & (asked <= there)).all():
         raise ValueError("output members: expected 1 to all of them asked, got others")
-    return asked, seats
+    return asked, there
 
 
 def _check(array: Array, name: str, fits: bool, n_rows: int, kinds: str) -> None:
@@ -290,7 +283,7 @@ class RemoteTier:
         self._max_message_bytes = max_message_bytes
         self._open_channel = dial
         self._streams = stream
-        self._lines = ChannelPool(name, self._dial)
+        self._channels = ChannelPool(name, self._dial)
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         """The server's answers to a batch.
@@ -303,16 +296,21 @@ class RemoteTier:
         if end <= now:
             raise TierTimeout(self.name, "the example's deadline has passed before the call")
         request = self._request(batch, end - now)
+        headers = headers_of(self._headers)
         started = time.perf_counter()
-        call = {"call_s": 0.0, "bytes_sent": 0.0, "bytes_received": 0.0}
         try:
-            answer = self._ask(request, end, headers_of(self._headers), call)
-            call["call_s"] = time.perf_counter() - started
-            return self._read(answer, len(batch), call)
+            answer, cost = self._ask(request, end, headers)
         except TierError as error:
-            call["call_s"] = time.perf_counter() - started
-            error.call = call
+            error.call = replace(error.call, n_calls=1, call_s=time.perf_counter() - started)
             raise
+        cost = replace(cost, n_calls=1, call_s=time.perf_counter() - started)
+        try:
+            vote = read_answer(answer, len(batch), self.n_labels, cost)
+        except ValueError as error:
+            raise TierRejected(self.name, f"its answer cannot be read: {error}").with_call(cost) from None
+        if vote.tier_votes is not None:
+            self.n_tiers = vote.tier_votes.shape[1]
+        return vote
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         return vote
@@ -384,10 +382,10 @@ class RemoteTier:
         Raises:
             ConfigError: what proves who we are, or whom to believe, cannot be read; the old channel stays.
         """
-        self._lines.redial()
+        self._channels.redial()
 
     def close(self) -> None:
-        self._lines.close()
+        self._channels.close()
 
     def _dial(self) -> TierChannel:
         try:
@@ -408,8 +406,8 @@ class RemoteTier:
             grpc.RpcError
         """
         request_type, response_type = METHODS[method]
-        with self._lines.use() as line:
-            ask = line.channel.unary_unary(
+        with self._channels.use() as channel:
+            ask = channel.channel.unary_unary(
                 path(method),
                 request_serializer=request_type.SerializeToString,
                 response_deserializer=response_type.FromString,
@@ -432,60 +430,26 @@ class RemoteTier:
         return request
 
     def _ask(
-        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
-    ) -> bytes | pb.ModelInferResponse:
-        """Ask; and once more where the server is overloaded, says when to come again, and that is soon enough."""
-        try:
-            return self._ask_once(request, end, headers, call)
-        except TierOverloaded as error:
-            wait_s = error.retry_after_s
-            if wait_s is None or wait_s > min(MOST_WAIT_S, MOST_WAIT * (end - time.monotonic())):
-                raise
-            time.sleep(wait_s)
-        return self._ask_once(request, end, headers, call)
+        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...]
+    ) -> tuple[bytes | pb.ModelInferResponse, CallCost]:
+        """The response and the bytes; asks once more where an overloaded server says when to, and that is soon enough.
 
-    def _ask_once(
-        self, request: pb.ModelInferRequest, end: float, headers: tuple[Header, ...], call: dict[str, float]
-    ) -> bytes | pb.ModelInferResponse:
-        with self._lines.use() as line:
-            return self._ask_on(line, request, end, headers, call)
-
-    def _ask_on(
-        self,
-        line: TierChannel,
-        request: pb.ModelInferRequest,
-        end: float,
-        headers: tuple[Header, ...],
-        call: dict[str, float],
-    ) -> bytes | pb.ModelInferResponse:
-        if line.stream is not None and line.stream.is_offered:
+        Raises:
+            TierError: with the bytes of every attempt as its `call`.
+        """
+        spent, may_wait = NO_CALL, True
+        while True:
             try:
-                return line.stream.ask(request, end, headers, call)
-            except TierUnavailable:
-                pass  # asked once more by itself, below: with retries, on another host where there is one
-        data = request.SerializeToString()
-        try:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TierTimeout(self.name, "the deadline has passed before the call")
-            answer: bytes = line.infer(data, timeout=left, metadata=headers or None)
-        except grpc.RpcError as error:
-            failure = from_rpc_error(self.name, error)
-            if not isinstance(failure, TierUnavailable):  # then how much arrived is not known
-                call["bytes_sent"] += len(data) + FRAME_BYTES
-            raise failure from None
-        call["bytes_sent"] += len(data) + FRAME_BYTES
-        call["bytes_received"] += len(answer) + FRAME_BYTES
-        return answer
-
-    def _read(self, answer: bytes | pb.ModelInferResponse, n_rows: int, call: dict[str, float]) -> Vote:
-        try:
-            vote = read_answer(answer, n_rows, self.n_labels, call)
-        except ValueError as error:
-            raise TierRejected(self.name, f"its answer cannot be read: {error}") from None
-        if vote.tier_votes is not None:
-            self.n_tiers = vote.tier_votes.shape[1]
-        return vote
+                with self._channels.use() as channel:
+                    answer, cost = channel.ask(request, end, headers)
+                return answer, spent + cost
+            except TierError as error:
+                spent = error.call = spent + error.call
+                wait_s = error.retry_after_s if may_wait and isinstance(error, TierOverloaded) else None
+                if wait_s is None or wait_s > min(MOST_WAIT_S, MOST_WAIT * (end - time.monotonic())):
+                    raise
+            time.sleep(wait_s)
+            may_wait = False
 
 
 def _as_captured(batch: Batch) -> Array:

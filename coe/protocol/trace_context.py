@@ -3,13 +3,12 @@
 A `TraceSpan` is one program's part of a trace. The device begins a trace, a server goes on with the one that came; what
 either calls meanwhile is sent `outgoing()`.
 
-A hop is what lies between two that speak to each other: of the asker's wait, the part that the server does not account
-for. Hop 1 is the one next to whoever says it: in a server's answer it leads to the server behind, and who asked, and
-has a hop of its own before that, counts one more.
+The network time of a link is the part of the caller's wait that the server does not account for. Link 1 is the one
+next to whoever reports it: in a server's answer it leads to the server behind, so its caller counts one more.
 
     hop_1_s         seconds between here and the next server; hop_2_s between that one and the one behind it, ...
-    hop_1_server_s  the whole time of the server at the end of hop 1, with what it waited for those behind it;
-                    in what a call cost, that is `server_s`
+    hop_1_server_s  the whole time of the server at the end of link 1, its wait for those behind it included;
+                    in a `CallCost`, that is `server_s`
 
 So the wait for the next server is `hop_1_s + hop_1_server_s`, and `hop_2_s + hop_2_server_s` is part of the latter.
 """
@@ -21,7 +20,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from coe.cascade.types import COST_KEYS, CallCost
 
 Header = tuple[str, str]
 Headers = Callable[[], Sequence[Header]]
@@ -68,7 +69,7 @@ class TraceSpan:
     relays: bool = False
 
 
-_current: ContextVar[TraceSpan | None] = ContextVar("coe_hop", default=None)
+_current: ContextVar[TraceSpan | None] = ContextVar("coe_span", default=None)
 
 
 def begin(headers: Mapping[str, str] | None = None, *, share: float = 1.0) -> TraceSpan:
@@ -83,13 +84,13 @@ def begin(headers: Mapping[str, str] | None = None, *, share: float = 1.0) -> Tr
     if match and _is_usable(match):
         sampled = bool(int(match[4], 16) & 1)
         state = headers.get("tracestate", "")
-        hop = TraceSpan(match[2], span_id, match[3], sampled, _clean(state), time.time_ns())
+        span = TraceSpan(match[2], span_id, match[3], sampled, _clean(state), time.time_ns())
     else:  # what cannot be read is as if nothing had come
         trace_id = os.urandom(16)
         sampled = int.from_bytes(trace_id[-7:], "big") < share * 2**56
-        hop = TraceSpan(trace_id.hex(), span_id, "", sampled, "", time.time_ns())
-    _current.set(hop)
-    return hop
+        span = TraceSpan(trace_id.hex(), span_id, "", sampled, "", time.time_ns())
+    _current.set(span)
+    return span
 
 
 def id_of(headers: Mapping[str, str]) -> str:
@@ -101,32 +102,32 @@ def id_of(headers: Mapping[str, str]) -> str:
 def relay(headers: Mapping[str, str]) -> None:
     """Hand the trace in `headers` on as it came, where nothing is recorded here."""
     if "traceparent" in headers:
-        hop = begin(headers)
-        hop.relays = hop.parent_id != ""
+        span = begin(headers)
+        span.relays = span.parent_id != ""
 
 
 def current() -> TraceSpan | None:
-    """The hop this task or thread is part of."""
+    """The span that this task or thread is part of."""
     return _current.get()
 
 
 def end() -> TraceSpan | None:
-    """The hop that ends here."""
-    hop = _current.get()
-    if hop is not None:
+    """The span, which ends here."""
+    span = _current.get()
+    if span is not None:
         _current.set(None)
-    return hop
+    return span
 
 
 def outgoing() -> dict[str, str]:
     """The headers of a call made now; none outside a trace."""
-    hop = _current.get()
-    if hop is None:
+    span = _current.get()
+    if span is None:
         return {}
-    call = hop.parent_id if hop.relays else os.urandom(8).hex()
-    hop.calls.append(call)
-    headers = {"traceparent": f"00-{hop.trace_id}-{call}-{'01' if hop.is_sampled else '00'}"}
-    return headers | {"tracestate": hop.state} if hop.state else headers
+    call = span.parent_id if span.relays else os.urandom(8).hex()
+    span.calls.append(call)
+    headers = {"traceparent": f"00-{span.trace_id}-{call}-{'01' if span.is_sampled else '00'}"}
+    return headers | {"tracestate": span.state} if span.state else headers
 
 
 def _is_usable(match: re.Match[str]) -> bool:
@@ -138,47 +139,43 @@ def _clean(state: str) -> str:
     return state if len(state) <= MOST_STATE and state.isascii() and state.isprintable() else ""
 
 
-MAX_HOPS = 64
-_HOP_KEY = re.compile(r"hop_([1-9][0-9]?)(_server)?_s")
+MAX_LINKS = 64
+_LINK_KEY = re.compile(r"hop_([1-9][0-9]?)(_server)?_s")
 
 
-def network_times(parameters: Mapping[str, float], call: Mapping[str, float]) -> dict[str, float]:
-    """A call's hops, as its caller counts them.
+def with_server_times(call: CallCost, told: Mapping[str, float]) -> CallCost:
+    """What a call took, with the seconds that the server's answer tells of.
 
     Args:
-        parameters: of the answer, seconds.
-        call: `call_s`, and `server_s` where the server said it.
+        call: as measured here; that stands, whatever the answer says.
+        told: seconds of the answer, by key.
     """
-    return {"hop_1_s": _network_s(call), **_one_further(parameters)}
+    server_s = told.get("server_s", 0.0)
+    times = {"hop_1_s": call.call_s - server_s}
+    for key, seconds in told.items():
+        link = _LINK_KEY.fullmatch(key)
+        if link and int(link[1]) < MAX_LINKS:  # counted from here, it is one further away
+            times[f"hop_{int(link[1]) + 1}{link[2] or ''}_s"] = seconds
+        elif not key.startswith("hop_") and key not in COST_KEYS:
+            times[key] = seconds
+    return replace(
+        call, server_s=server_s, queue_s=told.get("queue_s", 0.0), hops_s=told.get("hops_s", 0.0), times=times
+    )
 
 
-def network_times_behind(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The hops behind a server, for its answer: of every call it made for a request, added up hop by hop.
+def network_times(calls: Iterable[CallCost]) -> dict[str, float]:
+    """The seconds on each link behind a server, for its answer, added up over the calls it made for a request.
 
     Args:
-        calls: what its calls cost, local tiers' among them; an injected delay belongs to its hop.
+        calls: what its tiers' calls took, local ones among them; an injected delay belongs to the first link.
     """
     total: dict[str, float] = {}
     for call in calls:
-        if "call_s" in call or "delay_s" in call:
-            hops = {key: seconds for key, seconds in call.items() if _HOP_KEY.fullmatch(key)}
-            hops["hop_1_s"] = _network_s(call) + call.get("delay_s", 0.0)
-            if "server_s" in call:
-                hops["hop_1_server_s"] = call["server_s"]
-            for key, seconds in hops.items():
+        if call.n_calls or call.delay_s:
+            links = {key: seconds for key, seconds in call.times.items() if _LINK_KEY.fullmatch(key)}
+            links["hop_1_s"] = call.network_s + call.delay_s
+            if call.server_s:
+                links["hop_1_server_s"] = call.server_s
+            for key, seconds in links.items():
                 total[key] = total.get(key, 0.0) + seconds
     return total
-
-
-def _one_further(parameters: Mapping[str, float]) -> dict[str, float]:
-    """Each hop, counted from one server further away."""
-    found: dict[str, float] = {}
-    for key, seconds in parameters.items():
-        hop = _HOP_KEY.fullmatch(key)
-        if hop and int(hop[1]) < MAX_HOPS:
-            found[f"hop_{int(hop[1]) + 1}{hop[2] or ''}_s"] = seconds
-    return found
-
-
-def _network_s(call: Mapping[str, float]) -> float:
-    return call.get("call_s", 0.0) - call.get("server_s", 0.0)

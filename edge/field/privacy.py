@@ -51,7 +51,7 @@ class SendPolicy:
         self.privacy_filter = privacy_filter
 
     def __call__(self, example: Example, run: Run) -> str | None:
-        votes = Counter(label for number in range(run.number) for label in _votes_of(run, number))
+        votes = Counter(label for number in range(len(run.visits)) for label in _votes_of(run, number))
         for label in sorted(self.never_send):
             if votes[label]:
                 return f'class "{self.labels[label]}" is never sent'

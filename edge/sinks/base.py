@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from coe.cascade.cascade import Decisions
-from coe.cascade.types import Decision
+from coe.cascade.types import NO_CALL, CallCost, Decision
 
 Record = Mapping[str, Any]  # plain data, for JSON
 
@@ -38,7 +38,7 @@ class Outcome:
     latency_s: float
     truth: int | None = None
     error: str | None = None
-    call: Mapping[str, float] = field(default_factory=dict)
+    call: CallCost = NO_CALL
     deferred: bool = False
     trace: str = ""
     at: float = field(default_factory=time.time)
@@ -135,8 +135,8 @@ def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
             "tier_times_s": [round(seconds, 7) for seconds in decision.tier_times_s],
             "degraded": decision.degraded,
         }
-        if decision.call:
-            record["call"] = {key: round(value, 7) for key, value in decision.call.items()}
+        if decision.call is not NO_CALL:
+            record["call"] = {key: round(value, 7) for key, value in decision.call.to_dict().items()}
     if outcome.error is not None:
         record["error"] = outcome.error
     if outcome.truth is not None:

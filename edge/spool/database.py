@@ -28,7 +28,7 @@ import numpy as np
 
 from coe.cascade import errors
 from coe.cascade.errors import ConfigError
-from coe.cascade.types import Array, Decision
+from coe.cascade.types import Array, CallCost, Decision
 from edge.sinks import Outcome
 from edge.sources import Example
 
@@ -282,7 +282,10 @@ def digest_of(name: str, kind: str, payload: bytes) -> bytes:
 
 
 def to_json(outcome: Outcome) -> str:
-    return json.dumps(asdict(replace(outcome, decisions=None)))
+    content = asdict(replace(outcome, decisions=None)) | {"call": outcome.call.to_dict()}
+    if outcome.decision is not None:
+        content["decision"]["call"] = outcome.decision.call.to_dict()
+    return json.dumps(content)
 
 
 def from_json(text: str) -> Outcome:
@@ -300,9 +303,8 @@ def from_json(text: str) -> Outcome:
 
 def _known(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)}
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in names
-    }
+    known = {key: tuple(own) if isinstance(own, list) else own for key, own in content.items() if key in names}
+    return known | {"call": CallCost.from_dict(content.get("call", {}))}
 
 
 def as_row(columns: tuple[Any, ...], key: str, now: float) -> SpoolRow:

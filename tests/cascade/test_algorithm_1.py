@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, Batch, Cascade, Confidence, Ideal, Vote
+from coe.cascade import Agreement, Always, Batch, CallCost, Cascade, Confidence, Ideal, Vote
 
 
 @st.composite
@@ -243,7 +243,7 @@ def test_an_example_that_went_from_server_to_server_paid_for_each_call():
         def vote(self, batch, rule):
             ones = np.ones(len(batch), dtype=np.int64)
             score = np.ones(len(batch), dtype=np.float32)
-            call = {"bytes_sent": 300.0, "call_s": 0.01 * self.count}
+            call = CallCost(1, bytes_sent=300.0, call_s=0.01 * self.count)
             return Vote(ones, ones * self.count, ones * 2, 2, score, call=call)
 
         def close(self):
@@ -251,4 +251,4 @@ def test_an_example_that_went_from_server_to_server_paid_for_each_call():
 
     decision = Cascade([Far("a", 1), Far("b", 2)]).decide(Batch(("x",), np.zeros((1, 1))))[0]
     assert decision.exit_tier == 2
-    assert decision.call == {"bytes_sent": 600.0, "call_s": pytest.approx(0.03)}
+    assert decision.call == CallCost(2, bytes_sent=600.0, call_s=pytest.approx(0.03))

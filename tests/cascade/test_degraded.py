@@ -11,6 +11,7 @@ from strategies import Broken, FakeServer, one_hot, rows, table_tier, tables, th
 from coe.cascade import (
     Agreement,
     Always,
+    CallCost,
     Cascade,
     TierError,
     TierOverloaded,
@@ -146,7 +147,7 @@ def test_tiers_inside_a_remote_one_are_numbered_on():
     assert votes[:, 1:].tolist()[1][0] == 1.0
     assert [len(decision.tier_votes) for decision in decisions] == [1, 2, 3, 3]
     assert decisions[2].tier_votes[1:] == (0.5, 1.0)
-    assert decisions[1].call == {"bytes_sent": 100.0}
+    assert decisions[1].call == CallCost(bytes_sent=100.0)
 
 
 def test_a_tier_after_a_remote_cascade_takes_the_next_number():

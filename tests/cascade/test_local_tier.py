@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import members_of, one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, Confidence, Ideal, InputError, LocalTier, ModelError
+from coe.cascade import Agreement, Always, CallCost, Confidence, Ideal, InputError, LocalTier, ModelError
 from coe.models import TableMember
 from coe.models.pool import MemberPool
 
@@ -95,7 +95,7 @@ def test_no_member_is_asked_once_only_one_outcome_is_left(members, theta, is_las
         ballots = [oracle.ballot(table[row].tolist()) for table in members]
         expected.append(oracle.members_asked(ballots, n_labels, needed))
     assert vote.asked.tolist() == expected
-    assert asked_of(tier) == [sum(asked > seat for asked in expected) for seat in range(len(members))]
+    assert asked_of(tier) == [sum(asked > index for asked in expected) for index in range(len(members))]
 
 
 @given(tables(), thetas(), st.booleans(), st.booleans())
@@ -125,11 +125,11 @@ def test_side_by_side_gives_what_asking_everybody_in_turn_gives(members, theta):
 def test_completing_an_early_deferral_is_asking_everybody(members, theta):
     rule, batch = Agreement(theta), rows(len(members[0]))
     tier = table_tier(members, theta)
-    early = replace(tier.vote(batch, rule), call={"queue_s": 1.0})
+    early = replace(tier.vote(batch, rule), call=CallCost(queue_s=1.0))
     everybody = table_tier(members, theta, early=False).vote(batch, rule)
     whole = tier.complete(batch, early)
     assert same(whole, everybody)
-    assert whole.call == {"queue_s": 1.0}
+    assert whole.call == CallCost(queue_s=1.0)
     assert asked_of(tier) == [len(batch)] * len(members)  # nobody twice
 
 

@@ -170,9 +170,9 @@ def test_members_are_asked_until_one_outcome_is_left_and_no_further(ballots, nee
     needed = min(needed, len(ballots))
     asked = next(
         (
-            seat
-            for seat in range(1, len(ballots))
-            if is_settled(*leaders_of_one(ballots[:seat]), len(ballots) - seat, needed)
+            index
+            for index in range(1, len(ballots))
+            if is_settled(*leaders_of_one(ballots[:index]), len(ballots) - index, needed)
         ),
         len(ballots),
     )

@@ -77,7 +77,7 @@ def test_it_answers_as_the_same_model_does_here(
     np.testing.assert_array_equal(vote.labels, best.labels)
     np.testing.assert_allclose(vote.score, best.score, atol=2e-3 if datatype == "FP16" else 1e-5)
     assert vote.asked.tolist() == vote.count.tolist() == [1] * 100
-    assert vote.call["bytes_sent"] > hundred.x.size
+    assert vote.call.bytes_sent > hundred.x.size
 
 
 def test_it_may_take_files_as_captured(mlserver, door: InputDecoder, hundred: Batch, pngs):

@@ -81,7 +81,7 @@ def test_an_answer_of_tritons_is_read(door: InputDecoder, two: Batch, name):
     assert vote.labels.tolist() == [1, 0]
     assert vote.score.tolist() == [0.5, 0.75]
     assert vote.share.tolist() == pytest.approx([2 / 3, 1] if name == "votes_in_columns" else [1, 1])
-    assert not [key for key in vote.call if "sequence" in key or "triton" in key]
+    assert not [key for key in vote.call.to_dict() if "sequence" in key or "triton" in key]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -19,7 +19,7 @@ from loops import Loop, LoopedBatcher
 from strategies import one_hot, rows, table_tier
 
 from cloud.tier_batcher import MEASURE_EVERY, TierBatcher
-from coe.cascade import Agreement, Always, Batch, DeferralRule, Tier, TierOverloaded, TierTimeout, Vote
+from coe.cascade import Agreement, Always, Batch, CallCost, DeferralRule, Tier, TierOverloaded, TierTimeout, Vote
 
 ALWAYS = Always()
 BOUND_S = 20.0  # no thread of these tests may need longer, on any machine
@@ -49,7 +49,9 @@ class Echo:
             self.work(batch)
             labels = np.array([int(name) for name in batch.ids], dtype=np.int64)
             ones = np.ones(len(batch), dtype=np.int64)
-            return Vote(labels, ones, ones, 1, (labels / 1000).astype(np.float32), call={"compute_s": 0.5})
+            return Vote(
+                labels, ones, ones, 1, (labels / 1000).astype(np.float32), call=CallCost(times={"compute_s": 0.5})
+            )
         finally:
             self.inside -= 1
 
@@ -91,14 +93,14 @@ class Caller(threading.Thread):
         self.labels: list[int] | None = None
         self.error: BaseException | None = None
         self.took_s = math.nan
-        self.call: dict[str, float] = {}
+        self.call = CallCost()
         self.start()
 
     def run(self) -> None:
         started = time.perf_counter()
         try:
             vote = self.tier.vote(self.batch, self.rule)
-            self.labels, self.call = vote.labels.tolist(), dict(vote.call)
+            self.labels, self.call = vote.labels.tolist(), vote.call
         except BaseException as error:  # noqa: BLE001 - told to the test
             self.error = error
         self.took_s = time.perf_counter() - started
@@ -461,9 +463,9 @@ def test_a_vote_tells_how_long_it_queued_and_what_the_call_cost(batcher):
     time.sleep(0.02)
     gate.open.set()
     finish([first, second])
-    assert set(first.call) == set(second.call) == {"compute_s", "queue_s"}
-    assert first.call["queue_s"] < second.call["queue_s"]
-    assert 0.02 <= second.call["queue_s"] <= second.took_s
+    assert set(first.call.to_dict()) == set(second.call.to_dict()) == {"compute_s", "queue_s"}
+    assert first.call.queue_s < second.call.queue_s
+    assert 0.02 <= second.call.queue_s <= second.took_s
 
 
 def test_a_request_over_max_batch_goes_in_pieces_and_lets_others_in_between(batcher):

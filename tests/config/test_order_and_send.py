@@ -150,7 +150,7 @@ def test_bytes_sent_are_those_that_arrive_and_can_be_known_before(server, send):
             before = tier.bytes_of(batch)
             received.clear()
             vote = tier.vote(batch, Always())
-            assert vote.call["bytes_sent"] == len(received[0]) + FRAME_BYTES == before
+            assert vote.call.bytes_sent == len(received[0]) + FRAME_BYTES == before
     finally:
         tier.close()
 

@@ -70,7 +70,7 @@ def test_it_decides_the_bundled_digits(server, model):
     truth = [label for _, _, label in digits.test_examples(200)]
     assert (vote.labels == truth).mean() > 0.9
     assert vote.n_members == {"digits": 3, "digits-medium": 3, "digits-best": 1}[model]
-    assert vote.call["server_s"] < 20
+    assert vote.call.server_s < 20
 
 
 def test_many_rows_are_each_the_answer_to_that_row_alone(server):

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from coe.cascade import Agreement, Always, Batch, DeferralRule, Vote
+from coe.cascade import Agreement, Always, Batch, CallCost, DeferralRule, Vote
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import InputDecoder
 from edge.sinks import Event, Outcome
@@ -113,7 +113,7 @@ class Far:
                 self.n_at_once -= 1
         ones = np.ones(len(batch), dtype=np.int64)
         score = np.ones(len(batch), dtype=np.float32)
-        call = {"bytes_sent": 100.0, "bytes_received": 50.0}
+        call = CallCost(1, bytes_sent=100, bytes_received=50)
         return Vote(batch.x[:, 0] % 3, ones, ones, 1, score, call=call)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 from strategies import Broken, one_hot, rows, table_tier
 
-from coe.cascade import Batch, TierTimeout
+from coe.cascade import Batch, CallCost, TierTimeout
 from coe.link import Delay, DelayedTier, RealClock, VirtualClock
 
 
@@ -58,7 +58,7 @@ def test_a_delay_is_charged_once_a_round_trip_or_in_each_direction(one_way, char
     vote = tier.vote(rows(1), tier.rule)
     assert Delay(0.1, one_way).round_trip_s == pytest.approx(charged)
     assert clock.now() == pytest.approx(charged)
-    assert vote.call["delay_s"] == pytest.approx(charged)
+    assert vote.call.delay_s == pytest.approx(charged)
     assert vote.labels.tolist() == [1]
 
 
@@ -73,10 +73,10 @@ def test_the_delay_adds_to_what_the_tier_reports_of_its_own():
             self.name, self.rule = self.inner.name, self.inner.rule
 
         def vote(self, batch, rule):
-            return replace(self.inner.vote(batch, rule), call={"delay_s": 0.5, "bytes_sent": 7.0})
+            return replace(self.inner.vote(batch, rule), call=CallCost(delay_s=0.5, bytes_sent=7.0))
 
         def complete(self, batch, vote):
-            return replace(vote, call={"completed": 1.0})
+            return replace(vote, call=CallCost(times={"completed_s": 1.0}))
 
         def close(self):
             self.closed = True
@@ -84,9 +84,9 @@ def test_the_delay_adds_to_what_the_tier_reports_of_its_own():
     inner = Counting()
     tier = DelayedTier(inner, Delay(0.1), VirtualClock())
     vote = tier.vote(rows(1), tier.rule)
-    assert vote.call == {"delay_s": pytest.approx(0.6), "bytes_sent": 7.0}
+    assert vote.call.to_dict() == {"delay_s": pytest.approx(0.6), "bytes_sent": 7.0}
     assert (tier.name, tier.n_tiers, tier.waits) == ("far", 3, True)
-    assert tier.complete(rows(1), vote).call == {"completed": 1.0}
+    assert tier.complete(rows(1), vote).call.to_dict() == {"completed_s": 1.0}
     tier.close()
     assert inner.closed
 
@@ -104,7 +104,7 @@ def test_a_delayed_tier_waits_in_real_time_by_default():
     started = time.perf_counter()
     vote = tier.vote(rows(1), tier.rule)
     assert time.perf_counter() - started >= 0.005
-    assert vote.call["delay_s"] >= 0.005
+    assert vote.call.delay_s >= 0.005
 
 
 def test_a_batch_waits_once_not_once_a_row():

@@ -62,8 +62,8 @@ def side_by_side(members, rule=TWO_OF_THREE, at_once=None, **options):
 def three(*ballots, held=(2,), error=None):
     """Members that vote for a label each; those held have closed gates, the last fails where there is an error."""
     return [
-        Gated(one_hot([ballot] * 4), f"member-{seat + 1}", seat not in held, error if seat == 2 else None)
-        for seat, ballot in enumerate(ballots)
+        Gated(one_hot([ballot] * 4), f"member-{index + 1}", index not in held, error if index == 2 else None)
+        for index, ballot in enumerate(ballots)
     ]
 
 
@@ -90,13 +90,13 @@ def ask_and_hold(ask, tier, straggler, batch, first=False):
         assert member.begun.wait(PATIENCE_S)
     if first:
         members[straggler].gate.set()
-    let_go(member for seat, member in enumerate(members) if seat != straggler)
+    let_go(member for index, member in enumerate(members) if index != straggler)
     return asking
 
 
 @st.composite
 def arrivals(draw):
-    """Tables of at least two members, and the seats in the order in which their gates open."""
+    """Tables of at least two members, and the indices in the order in which their gates open."""
     members = draw(st.integers(2, 5).flatmap(lambda n: tables(n_members=n)))
     return members, draw(st.permutations(range(len(members))))
 
@@ -108,19 +108,19 @@ def test_in_whatever_order_members_come_the_decision_is_that_of_asking_everybody
     n_members, n_labels = len(tabled), tabled[0].shape[1]
     needed = 0 if is_last else oracle.needed(theta, n_members)
     ballots = [[oracle.ballot(table[row].tolist()) for table in tabled] for row in range(len(batch))]
-    enough = max(oracle.members_asked([row[seat] for seat in order], n_labels, needed) for row in ballots)
+    enough = max(oracle.members_asked([row[index] for index in order], n_labels, needed) for row in ballots)
     members = [Gated(table, is_open=False) for table in tabled]
     tier = side_by_side(members, rule)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(tier.vote, batch, rule)
-        let_go(members[seat] for seat in order[:enough])
+        let_go(members[index] for index in order[:enough])
         vote = asking.result(PATIENCE_S)  # the others are still held
-        seats = list(range(n_members)) if vote.seats is None else list(vote.seats)
-        assert set(seats) <= set(order[:enough])
-        assert vote.asked.tolist() == [len(seats)] * len(batch)
+        indices = list(range(n_members)) if vote.member_indices is None else list(vote.member_indices)
+        assert set(indices) <= set(order[:enough])
+        assert vote.asked.tolist() == [len(indices)] * len(batch)
         for row in ballots:
-            ends = oracle.outcomes([row[seat] for seat in seats], n_members - len(seats), n_labels, needed)
-            assert len(seats) == n_members or len(ends) == 1
+            ends = oracle.outcomes([row[index] for index in indices], n_members - len(indices), n_labels, needed)
+            assert len(indices) == n_members or len(ends) == 1
         everybody = table_tier(tabled, rule, early=False).vote(batch, rule)
         exits = rule.exits(batch, everybody)
         assert rule.exits(batch, vote).tolist() == exits.tolist()
@@ -150,7 +150,7 @@ def test_some_rows_of_a_vote_without_stragglers_are_completed_as_the_whole(arriv
 
 
 def test_the_vote_is_over_when_every_row_of_the_batch_is_settled(ask):
-    members = [Gated(one_hot(votes), f"m{seat}") for seat, votes in enumerate([[1, 1], [1, 2], [1, 2]])]
+    members = [Gated(one_hot(votes), f"m{index}") for index, votes in enumerate([[1, 1], [1, 2], [1, 2]])]
     members[2].gate.clear()
     tier = side_by_side(members)
     first = ask(tier.vote, rows(1), TWO_OF_THREE)
@@ -239,9 +239,9 @@ def test_a_member_that_fails_when_the_others_do_not_settle_the_vote_fails_it(ask
 
 
 def test_of_several_that_fail_the_first_seats_error_is_raised():
-    members = [Gated(one_hot([1]), error=ValueError(f"seat {seat}")) for seat in range(3)]
+    members = [Gated(one_hot([1]), error=ValueError(f"index {index}")) for index in range(3)]
     tier = side_by_side(members)
-    with pytest.raises(ValueError, match="seat 0"):
+    with pytest.raises(ValueError, match="index 0"):
         tier.vote(rows(1), TWO_OF_THREE)
     tier.close()
 
@@ -275,7 +275,7 @@ def test_votes_go_on_while_a_straggler_is_held_and_nothing_piles_up_behind_it(as
 
 def test_votes_that_need_a_busy_member_wait_for_it_and_it_takes_one_call_at_a_time(ask):
     members = [
-        Gated(table, f"m{seat}") for seat, table in enumerate([one_hot([1, 1]), one_hot([1, 2]), one_hot([0, 2])])
+        Gated(table, f"m{index}") for index, table in enumerate([one_hot([1, 1]), one_hot([1, 2]), one_hot([0, 2])])
     ]
     tier = side_by_side(members)
     assert ask_and_hold(ask, tier, 2, rows(1)).result(PATIENCE_S).asked.tolist() == [2]
@@ -284,7 +284,7 @@ def test_votes_that_need_a_busy_member_wait_for_it_and_it_takes_one_call_at_a_ti
     for asking in need_it:
         vote = asking.result(PATIENCE_S)
         assert vote.labels.tolist() == [2]
-        assert vote.seats is None or 2 in vote.seats
+        assert vote.member_indices is None or 2 in vote.member_indices
     tier.close()
     assert members[2].most_at_once == 1
 
@@ -309,7 +309,7 @@ def test_completing_a_vote_asks_only_those_it_was_settled_without(ask):
     members = three(1, 2, 1, held=(0,))
     tier = side_by_side(members, Agreement(Fraction(1)))
     vote = ask_and_hold(ask, tier, 0, rows(2)).result(PATIENCE_S)
-    assert list(vote.seats) == [1, 2]
+    assert list(vote.member_indices) == [1, 2]
     let_go(members)
     whole = tier.complete(rows(2), vote)
     tier.close()

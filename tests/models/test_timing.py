@@ -62,6 +62,6 @@ def test_a_preparation_counts_where_no_other_member_shares_it():
 
 @given(st.lists(st.sampled_from([1.0, 2.0, 3.0]), min_size=1, max_size=6))
 def test_the_order_is_that_of_the_costs_and_of_the_list_where_these_are_the_same(seconds):
-    seats = cheapest_first(seconds)
-    assert sorted(seats) == list(range(len(seconds)))
-    assert [(seconds[index], index) for index in seats] == sorted((cost, index) for index, cost in enumerate(seconds))
+    order = cheapest_first(seconds)
+    assert sorted(order) == list(range(len(seconds)))
+    assert [(seconds[index], index) for index in order] == sorted((cost, index) for index, cost in enumerate(seconds))

@@ -113,7 +113,7 @@ def test_no_call_is_lost_however_often_it_happens_and_nothing_is_left_behind():
             time.sleep(0.005)
         stopped.set()
         assert sum(call.result(20) for call in calls) > 20
-        assert len(tier._lines._n_calls) == 1
+        assert len(tier._channels._n_calls) == 1
         end = time.monotonic() + 20
         while len(os.listdir("/proc/self/fd")) > before + 8:  # gRPC closes its sockets in its own time
             assert time.monotonic() < end

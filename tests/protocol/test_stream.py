@@ -136,10 +136,10 @@ def test_what_a_call_on_the_stream_cost_is_counted_as_of_one_by_itself():
 
     with streaming(timed) as (_, tier):
         vote = tier.vote(rows(2), RULE)
-    assert set(vote.call) == {"call_s", "bytes_sent", "bytes_received", "server_s", "hop_1_s"}
-    assert vote.call["hop_1_s"] == pytest.approx(vote.call["call_s"] - 0.0001)
-    assert vote.call["bytes_sent"] > 50
-    assert vote.call["bytes_received"] > 50
+    assert set(vote.call.to_dict()) == {"call_s", "bytes_sent", "bytes_received", "server_s", "hop_1_s"}
+    assert vote.call.times["hop_1_s"] == pytest.approx(vote.call.call_s - 0.0001)
+    assert vote.call.bytes_sent > 50
+    assert vote.call.bytes_received > 50
 
 
 # Calls that do not
@@ -166,7 +166,7 @@ def test_a_refused_request_is_its_own_callers_error_and_the_stream_goes_on(code,
             ask(tier, 7)
         assert type(caught.value) is kind
         assert getattr(caught.value, "retry_after_s", 60.0) == 60.0
-        assert caught.value.call["bytes_sent"] > 0
+        assert caught.value.call.bytes_sent > 0
         assert ask(tier, 2) == 2
         assert len(server.opened) == 1
 
@@ -248,9 +248,9 @@ def test_a_server_without_streams_is_asked_by_itself_from_then_on():
 
     with serving(foreign(infer)) as address, remote(address) as tier:
         assert [ask(tier, number) for number in range(3)] == [1, 1, 1]
-        with tier._lines.use() as line:
-            assert line.stream is not None
-            assert not line.stream.is_offered
+        with tier._channels.use() as channel:
+            assert channel.stream is not None
+            assert not channel.stream.is_offered
     assert len(calls) == 3
 
 
@@ -270,8 +270,7 @@ def by_hand(serve: Callable[..., object]) -> grpc.GenericRpcHandler:
 
 
 def ask_bare(stream: InferStream, timeout_s: float = 10.0) -> pb.ModelInferResponse:
-    call = {"bytes_sent": 0.0, "bytes_received": 0.0}
-    return stream.ask(pb.ModelInferRequest(model_name="model"), time.monotonic() + timeout_s, (), call)
+    return stream.ask(pb.ModelInferRequest(model_name="model"), time.monotonic() + timeout_s, ())[0]
 
 
 def test_a_broken_stream_fails_every_call_on_it_and_the_next_call_opens_another():

@@ -343,15 +343,14 @@ def _answer(rng: random.Random) -> dict[str, Any]:
     columns = {name: Decided(decisions).column(name, served) for name in names}
     answer = Answer(served, "x", columns, {"server_s": rng.randrange(1, 100) / 8000})
     text, _ = write_answer(answer, OutputFormats())
-    call = {"call_s": 1.0}
-    vote = read_answer(ResponseEncoder().fill(answer), 1, n_labels, call)
+    vote = read_answer(ResponseEncoder().fill(answer), 1, n_labels)
     return {
         "text": text.decode(),
         "vote": _row(vote),
         "exit_tier": int(1 if vote.exit_tier is None else vote.exit_tier[0]),
         "tier_votes": None if vote.tier_votes is None else _or_null(vote.tier_votes[0]),
         "degraded": None if vote.degraded is None else vote.degraded[0],
-        "server_s": call["server_s"],
+        "server_s": vote.call.server_s,
     }
 
 

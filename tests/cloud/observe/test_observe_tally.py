@@ -19,7 +19,7 @@ from watching import best, core, decided, medium, request, served
 from cloud.async_cascade import AsyncCascade, CascadeBatcher
 from cloud.observe.tally import SECONDS, UNKNOWN, Histogram, Tally, quantile
 from cloud.tier_batcher import TierBatcher
-from coe.cascade import Always, Cascade, CascadeError, InputError, TierOverloaded, TierTimeout
+from coe.cascade import Always, CallCost, Cascade, CascadeError, InputError, TierOverloaded, TierTimeout
 from coe.protocol.core import InferenceCore
 from coe.protocol.status import UnknownModel
 
@@ -141,7 +141,7 @@ def test_waiting_counts_in_the_queue_and_in_the_lanes():
     tally, model = Tally(), served()
     one = decided(Cascade([best()]))
     one.queue_s = 0.25
-    one.decisions.visits[0].vote.call = {"queue_s": 0.5}
+    one.decisions.visits[0].vote.call = CallCost(queue_s=0.5)
     tally.answered(request(), model, one, 1.0)
     assert tally.models["digits"].queue.total == pytest.approx(0.75)
 

@@ -13,7 +13,7 @@ from strategies import FakeServer
 from watching import best, core, medium, request, served
 
 from cloud.config import ObserveConfig
-from coe.cascade import Always, Cascade, CascadeError, TierTimeout
+from coe.cascade import Always, CallCost, Cascade, CascadeError, TierTimeout
 from coe.protocol import trace_context
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
@@ -79,7 +79,7 @@ class TraceSpan:
         if self.error is not None:
             raise self.error
         vote = self.inner.vote(batch, rule)
-        vote.call = {"call_s": 0.01, "server_s": 0.005}
+        vote.call = CallCost(1, call_s=0.01, server_s=0.005)
         return vote
 
     def complete(self, batch, vote):

@@ -13,7 +13,7 @@ from fakes import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.cascade import ConfigError, Decision
+from coe.cascade import CallCost, ConfigError, Decision
 from edge.sinks import Outcome, ReorderBuffer, SinkConfig, Sinks, as_record, open_sinks
 from edge.sinks.jsonlines import JsonLinesStream
 from edge.tally import LiveLine, Tally, format_bytes
@@ -41,7 +41,7 @@ def outcome(name: str = "x", **changes: object) -> Outcome:
 
 
 def test_a_record_says_all_there_is_to_say():
-    record = as_record(outcome(call={"bytes_sent": 100.0}, degraded="timeout: late"), LABELS)
+    record = as_record(outcome(call=CallCost(bytes_sent=100), degraded="timeout: late"), LABELS)
     assert record == {
         "id": "x",
         "label": 1,
@@ -54,7 +54,7 @@ def test_a_record_says_all_there_is_to_say():
         "tier_votes": [0.666667],
         "tier_times_s": [0.001],
         "degraded": "timeout: late",
-        "call": {"bytes_sent": 100.0},
+        "call": {"bytes_sent": 100},
         "truth": 1,
         "latency_s": 0.002,
         "at": 1700000000.0,
@@ -146,7 +146,7 @@ def test_the_tally_counts_and_says_what_it_counted():
     assert "0 examples" in tally.line()
     assert tally.summary()[0] == "0 examples, 0 decided (none)"
     tally.add(outcome())
-    tally.add(outcome(exit_tier=2, label=2, call={"bytes_sent": 1500.0, "bytes_received": 250.0}))
+    tally.add(outcome(exit_tier=2, label=2, call=CallCost(1, bytes_sent=1500, bytes_received=250)))
     tally.add(outcome(degraded="timeout: late"))
     tally.add(Outcome("x", None, 0.0, 1, "cannot be read"))
     assert tally.kept_share == pytest.approx(1 / 4)

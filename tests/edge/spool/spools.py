@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from coe.cascade import Decision
+from coe.cascade import CallCost, Decision
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 from edge.spool import SpoolConfig
@@ -30,7 +30,7 @@ def example(name: str, size: int = 400) -> Example:
 
 
 def local(name: str, why: str = "unavailable: gone") -> Outcome:
-    decision = Decision(name, 1, 1, 2 / 3, 0.5, 3, 3, (2 / 3,), (0.001,), degraded=why, call={"call_s": 1.0})
+    decision = Decision(name, 1, 1, 2 / 3, 0.5, 3, 3, (2 / 3,), (0.001,), degraded=why, call=CallCost(1, call_s=1.0))
     return Outcome(name, decision, 0.002, 1, deferred=True, trace="ab")
 
 
