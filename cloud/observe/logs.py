@@ -39,11 +39,7 @@ def configure(settings: ObserveConfig, stream: TextIO | None = None) -> logging.
     """Everything the process logs goes to `stream` (None: stderr) in this form, and nowhere else."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LineFormatter(settings.log_format))
-    root = logging.getLogger()
-    for other in tuple(root.handlers):
-        root.removeHandler(other)
-    root.addHandler(handler)
-    root.setLevel(settings.log_level.upper())
+    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     return handler
 
 
@@ -64,8 +60,7 @@ class LineFormatter(logging.Formatter):
         fields |= getattr(record, "fields", {})
         if error is not None:
             fields["error"] = {"kind": kind_of(error), "reason": safe_text(error), "trace": trace_of(error)}
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        moment = f"{moment}.{int(record.msecs):03}Z"
+        moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
         level = record.levelname.lower()
         if self.form == "json":
             return json.dumps({"time": moment, "level": level} | fields, default=str)  # ASCII: no odd line ends
@@ -101,9 +96,9 @@ class RequestLog:
         fields["seconds"] = round(seconds, 6)
         if is_bug:
             log.error("failed", exc_info=error, extra={"fields": fields})
-            return
-        fields |= {"kind": kind_of(error), "reason": safe_text(error)}
-        log.warning("failed", extra={"fields": fields})
+        else:
+            fields |= {"kind": kind_of(error), "reason": safe_text(error)}
+            log.warning("failed", extra={"fields": fields})
 
     def _has_room(self, code: str) -> bool:
         """True if a failure of that code may still be logged this second; logs how many were left out before."""
@@ -142,17 +137,14 @@ def safe_text(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Kinds and places of an error and of those that led to it, the first cause last. No messages, no values."""
-    parts: list[str] = []
-    seen: set[int] = set()
+    parts: dict[int, str] = {}
     following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
+    while following is not None and id(following) not in parts:
         frames = traceback.extract_tb(following.__traceback__)[-MOST_FRAMES:]
         places = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
-        parts.append(clean(f"{type(following).__name__} at {places or 'an unknown place'}", 10_000))
-        hidden = following.__suppress_context__
-        following = following.__cause__ or (None if hidden else following.__context__)
-    return " | caused by ".join(parts)
+        parts[id(following)] = clean(f"{type(following).__name__} at {places or 'an unknown place'}", 10_000)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return " | caused by ".join(parts.values())
 
 
 def _message(record: logging.LogRecord, error: BaseException | None) -> str:
@@ -165,8 +157,8 @@ def _message(record: logging.LogRecord, error: BaseException | None) -> str:
     errors = [one for one in (error, *given) if isinstance(one, BaseException)]
     if errors:
         text = text.partition("\n")[0]  # asyncio adds a line with the whole exception
-    for words in (words for one in errors for words in (repr(one), str(one), *map(str, one.args))):
-        text = text.replace(words, WITHHELD) if words else text
+    for words in filter(None, (words for one in errors for words in (repr(one), str(one), *map(str, one.args)))):
+        text = text.replace(words, WITHHELD)
     return clean(text, MOST_MESSAGE)
 
 

@@ -80,9 +80,7 @@ class Metrics:
         everybody = self.tally.everybody
         requests = []
         for name, model in everybody:
-            codes = {OK: model.requests}
-            for (code, _), n in model.failed.items():
-                codes[code] = codes.get(code, 0) + n
+            codes = {OK: model.requests} | model.failed_by_code
             requests += [((name, code), n) for code, n in codes.items() if n or name in self.tally.models]
         yield self._counter("requests", "Requests, by what came of them.", ("model", "code"), requests)
         yield self._counter(

@@ -78,50 +78,39 @@ def describe(cascade: CascadeConfig, model: str, runs_on: Mapping[str, str] | No
     Args:
         runs_on: what runs a member, by its name, as LoadedMember says; where it is not known, its tier's options.
     """
-    runs_on = runs_on or {}
-    tiers = tuple(_tier_facts(tier, runs_on, is_last=tier is cascade.tiers[-1]) for tier in cascade.tiers)
-    alone = [
-        ModelFacts(f"{model}-{facts.name}", cascade.task.fingerprint, (facts,)) for facts in tiers if not facts.address
-    ]
-    return (ModelFacts(model, cascade.task.fingerprint, tiers), *alone)
+    tiers = tuple(_tier_facts(tier, runs_on or {}, is_last=tier is cascade.tiers[-1]) for tier in cascade.tiers)
+    version = cascade.task.fingerprint
+    alone = [ModelFacts(f"{model}-{facts.name}", version, (facts,)) for facts in tiers if not facts.address]
+    return (ModelFacts(model, version, tiers), *alone)
 
 
 def _tier_facts(tier: TierConfig, runs_on: Mapping[str, str], is_last: bool) -> TierFacts:
     rule = _rule_in_words(tier, is_last)
     if isinstance(tier, RemoteTierConfig):
         return TierFacts(tier.name, rule, f"{tier.model} at {tier.address}")
-    members = tuple(
-        MemberFacts(
-            spec.name,
-            spec.format,
-            spec.sha256 or _checksum(spec),
-            runs_on.get(spec.name) or _options(tier, spec),
-            spec.calibration_accuracy,
-        )
-        for spec in tier.members
-    )
-    return TierFacts(tier.name, rule, "", members)
+    members = []
+    for spec in tier.members:
+        where = tier.options.device if spec.format.startswith("torch") else ", ".join(tier.options.providers)
+        threads = f"{tier.options.threads} thread{'s' * (tier.options.threads != 1)}"
+        on = runs_on.get(spec.name) or f"{spec.format}, {where}, {threads}"
+        sha256 = spec.sha256 or _checksum(spec)
+        members.append(MemberFacts(spec.name, spec.format, sha256, on, spec.calibration_accuracy))
+    return TierFacts(tier.name, rule, "", tuple(members))
 
 
 def _rule_in_words(tier: TierConfig, is_last: bool) -> str:
     if is_last:
         return "always answers"
     if isinstance(tier.rule, Agreement):
-        theta = tier.rule.theta
-        if theta == 1:
-            return "answers when all members agree"
-        if isinstance(tier, LocalTierConfig):
-            return f"answers when {tier.rule.needed(len(tier.members))} of {len(tier.members)} members agree"
-        return f"answers when {theta} of the members agree"
+        share = f"{tier.rule.theta} of the"
+        if tier.rule.theta == 1:
+            share = "all"
+        elif isinstance(tier, LocalTierConfig):
+            share = f"{tier.rule.needed(len(tier.members))} of {len(tier.members)}"
+        return f"answers when {share} members agree"
     if isinstance(tier.rule, Confidence):
         return f"answers when its confidence is at least {tier.rule.threshold:g}"
     return "always answers"
-
-
-def _options(tier: LocalTierConfig, spec: ModelSpec) -> str:
-    where = tier.options.device if spec.format.startswith("torch") else ", ".join(tier.options.providers)
-    threads = tier.options.threads
-    return f"{spec.format}, {where}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _checksum(spec: ModelSpec) -> str:
@@ -195,7 +184,8 @@ def _summary(ready: bool, now: Slot, facts: Sequence[ModelFacts]) -> str:
     if not now.requests:
         return "Ready. No requests at the moment."
     rate = now.requests / max(now.seconds, 1e-9)
-    text = f"Answering {_rounded(rate)} requests a second: half of them within {_seconds(now.p50_s)}, "
+    rounded = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1g}"
+    text = f"Answering {rounded} requests a second: half of them within {_seconds(now.p50_s)}, "
     text += f"99% within {_seconds(now.p99_s)}."
     for model in facts:
         exits = now.exits.get(model.name, [])
@@ -229,8 +219,8 @@ def _notices(server: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: C
 
 
 def _model(facts: ModelFacts, tally: ModelTally, server: ServerView) -> dict[str, Any]:
-    queued = server.queued()
-    tiers = tally.tiers_up_to(len(facts.tiers))
+    queued, known = server.queued(), len(facts.tiers)
+    tiers = enumerate(tally.tiers_up_to(known), start=1)
     return {
         "name": facts.name,
         "version": facts.version,
@@ -239,36 +229,27 @@ def _model(facts: ModelFacts, tally: ModelTally, server: ServerView) -> dict[str
         "rows": tally.rows,
         "failed": tally.failed.total(),
         **_percentiles(tally.seconds),
-        "tiers": [
-            _tier(number, facts.tiers[number - 1] if number <= len(facts.tiers) else None, tier, queued)
-            for number, tier in enumerate(tiers, start=1)
-        ],
+        "tiers": [_tier(n, facts.tiers[n - 1] if n <= known else None, tier, queued) for n, tier in tiers],
     }
 
 
 def _tier(number: int, facts: TierFacts | None, tally: TierTally, queued: Any) -> dict[str, Any]:
     """One tier; `facts` None: it is behind another server, which alone knows more."""
-    name = str(number) if facts is None else facts.name
+    described = asdict(facts or TierFacts(str(number), "held by another server"))
     return {
         "number": number,
-        "name": name,
-        "rule": "held by another server" if facts is None else facts.rule,
-        "address": "" if facts is None else facts.address,
+        **described,
         "rows": tally.rows,
         "exits": tally.exits,
         "agreement": _digits(tally.shares.total / tally.rows) if tally.rows else None,
         **_percentiles(tally.seconds),
-        "queued": queued.get(name, 0),
-        "members": [] if facts is None else [asdict(member) for member in facts.members],
+        "queued": queued.get(described["name"], 0),
     }
 
 
 def _errors(tally: Tally, now: Slot, hour: Counter[str]) -> list[dict[str, Any]]:
     """By code, the most frequent first."""
-    totals: Counter[str] = Counter()
-    for _, model in tally.everybody:
-        for (code, _kind), n in model.failed.items():
-            totals[code] += n
+    totals = sum((model.failed_by_code for _, model in tally.everybody), Counter[str]())
     return [
         {"code": code, "meaning": MEANINGS.get(code, ""), "now": now.errors[code], "hour": hour[code], "total": n}
         for code, n in totals.most_common()
@@ -278,12 +259,8 @@ def _errors(tally: Tally, now: Slot, hour: Counter[str]) -> list[dict[str, Any]]
 def _of_slot(slot: Slot) -> dict[str, Any]:
     seconds = max(slot.seconds, 1e-9)
     return {
-        "seconds": _digits(slot.seconds),
-        "requests_per_s": _digits(slot.requests / seconds),
-        "rows_per_s": _digits(slot.rows / seconds),
-        "failed_per_s": _digits(slot.failed / seconds),
-        "p50_s": _digits(slot.p50_s),
-        "p99_s": _digits(slot.p99_s),
+        **{name: _digits(getattr(slot, name)) for name in ("seconds", "p50_s", "p99_s")},
+        **{f"{name}_per_s": _digits(getattr(slot, name) / seconds) for name in ("requests", "rows", "failed")},
         "queued": slot.queued,
         "open_calls": slot.open_calls,
     }
@@ -293,11 +270,8 @@ def _history(slots: Sequence[Slot], facts: Sequence[ModelFacts]) -> dict[str, An
     return {
         "ends_at": [round(slot.ends_at, 1) for slot in slots],
         "seconds": [round(slot.seconds, 2) for slot in slots],
-        "requests": [slot.requests for slot in slots],
-        "failed": [slot.failed for slot in slots],
-        "p50_s": [_digits(slot.p50_s) for slot in slots],
-        "p99_s": [_digits(slot.p99_s) for slot in slots],
-        "queued": [slot.queued for slot in slots],
+        **{name: [getattr(slot, name) for slot in slots] for name in ("requests", "failed", "queued")},
+        **{name: [_digits(getattr(slot, name)) for slot in slots] for name in ("p50_s", "p99_s")},
         "exits": {model.name: [slot.exits.get(model.name, []) for slot in slots] for model in facts},
     }
 
@@ -313,10 +287,6 @@ def _digits(value: float | None) -> float | None:
 
 def _seconds(value: float | None) -> str:
     return "no time" if value is None else format_seconds(value, 2)
-
-
-def _rounded(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1g}"
 
 
 def page() -> tuple[bytes, dict[str, str]]:

@@ -132,6 +132,13 @@ class ModelTally:
     failed: Counter[tuple[str, str]] = field(default_factory=Counter)
     degraded: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def failed_by_code(self) -> Counter[str]:
+        codes: Counter[str] = Counter()
+        for (code, _), n in self.failed.items():
+            codes[code] += n
+        return codes
+
     def tiers_up_to(self, number: int) -> list[TierTally]:
         while len(self.tiers) < min(number, MOST_TIERS):
             self.tiers.append(TierTally())
@@ -185,8 +192,10 @@ class Tally:
                 if vote.degraded is not None:
                     is_degraded = True
         model.queue.add(queue_s)
-        if is_degraded:
-            _count_degraded(model, decided.column("degraded", served))
+        if is_degraded:  # (b,) of bytes, empty where a row was not; by the first word of the reason
+            for text in filter(None, decided.column("degraded", served).tolist()):
+                reason = text.decode("utf-8", "replace").partition(":")[0]
+                model.degraded[reason if reason in REASONS else "other"] += 1
 
     def failed(self, request: Request, error: BaseException, seconds: float) -> None:
         model = self.models.get(request.model, self.strangers)
@@ -237,14 +246,6 @@ def _count_rows(tiers: list[TierTally], exits: Array, votes: Array) -> Sequence[
             tier.rows += len(shares)
             tier.shares.add_all(shares)
     return reached
-
-
-def _count_degraded(model: ModelTally, reasons: Array) -> None:
-    """Rows by the first word of why an earlier tier answered; `reasons` (b,) of bytes, empty where none did."""
-    for text in reasons.tolist():
-        if text:
-            reason = text.decode("utf-8", "replace").partition(":")[0]
-            model.degraded[reason if reason in REASONS else "other"] += 1
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:
@@ -379,10 +380,6 @@ class History:
     def _totals(self) -> Slot:
         """The tally's running totals now; `seconds` is the clock's."""
         everybody = [model for _, model in self.tally.everybody]
-        errors: Counter[str] = Counter()
-        for model in everybody:
-            for (code, _), n in model.failed.items():
-                errors[code] += n
         return Slot(
             self._wall(),
             self._clock(),
@@ -392,7 +389,7 @@ class History:
             queued=self._queued,
             open_calls=self._open,
             times=array("Q", map(sum, zip(_NONE, *(model.seconds.counts for model in everybody), strict=True))),
-            errors=errors,
+            errors=sum((model.failed_by_code for model in everybody), Counter()),
             exits={name: [tier.exits for tier in model.tiers] for name, model in self.tally.models.items()},
         )
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from cloud.config import ObserveConfig
-from coe.cascade.cascade import Visit
 from coe.models.loading import import_runtime
 from coe.protocol import trace_context
 from coe.protocol.core import Decided, Request, ServedModel
@@ -62,12 +61,10 @@ class Tracer:
         """Nothing: the outcome, which comes next, ends the span."""
 
     def answered(self, request: Request, served: ServedModel, decided: Decided, seconds: float) -> None:
-        traced = trace_context.end()
-        if traced is None or not traced.is_sampled:
-            return
-        span = self._span_of(traced, request, served.name, "OK")
-        self._visits(traced, span, decided)
-        span.end(time.time_ns())
+        if (traced := trace_context.end()) is not None and traced.is_sampled:
+            span = self._span_of(traced, request, served.name, "OK")
+            self._visits(traced, span, decided)
+            span.end(time.time_ns())
 
     def failed(self, request: Request, error: BaseException, seconds: float) -> None:
         traced = trace_context.end()
@@ -97,20 +94,14 @@ class Tracer:
             "coe.code": code,
             "coe.bytes": request.n_bytes,
         }
-        kind = self._api.SpanKind.SERVER
+        api, parent = self._api, self._api.INVALID_SPAN  # where the trace begins here
+        if traced.parent_id:
+            flags, state = api.TraceFlags(1), api.TraceState.from_header([traced.state] if traced.state else [])
+            caller = api.SpanContext(int(traced.trace_id, 16), int(traced.parent_id, 16), True, flags, state)
+            parent = api.NonRecordingSpan(caller)
         self._ids.give(traced.trace_id, traced.span_id)
-        return self._tracer.start_span(
-            f"infer {model}".rstrip(), self._parent(traced), kind, attributes, start_time=traced.started_ns
-        )
-
-    def _parent(self, traced: TraceSpan) -> Any:
-        """The context of the caller's span; an empty one where the trace begins here."""
-        api = self._api
-        if not traced.parent_id:
-            return api.set_span_in_context(api.INVALID_SPAN)
-        flags, state = api.TraceFlags(1), api.TraceState.from_header([traced.state] if traced.state else [])
-        context = api.SpanContext(int(traced.trace_id, 16), int(traced.parent_id, 16), True, flags, state)
-        return api.set_span_in_context(api.NonRecordingSpan(context))
+        context, name = api.set_span_in_context(parent), f"infer {model}".rstrip()
+        return self._tracer.start_span(name, context, api.SpanKind.SERVER, attributes, start_time=traced.started_ns)
 
     def _visits(self, traced: TraceSpan, span: Any, decided: Decided) -> None:
         """A span for each visit, one after another up to now: what comes before them is reading and waiting."""
@@ -119,8 +110,11 @@ class Tracer:
         start = max(now - round(sum(visit.time_s for visit in decisions.visits) * 1e9), traced.started_ns)
         for visit in decisions.visits:
             end = min(start + round(visit.time_s * 1e9), now)
+            cost = visit.vote.call.to_dict()
             call = calls.pop(0) if calls and visit.vote.call.n_calls else None
-            self._below(traced, span, f"tier {visit.first_tier}", call, start, end, _of_visit(visit))
+            facts: dict[str, Any] = {"coe.tier": visit.first_tier, "coe.batch_rows": len(visit.vote)}
+            facts |= {f"coe.{key}": cost[key] for key in ("queue_s", "call_s", "server_s") if key in cost}
+            self._below(traced, span, f"tier {visit.first_tier}", call, start, end, facts)
             start = end
         for call in calls:  # without an answer: the tier before had the last word
             self._below(traced, span, "call", call, start, now, {"coe.degraded": True}, is_error=True)
@@ -144,12 +138,6 @@ class Tracer:
         if is_error:
             span.set_status(self._error)
         span.end(end)
-
-
-def _of_visit(visit: Visit) -> dict[str, Any]:
-    call = visit.vote.call.to_dict()
-    facts: dict[str, Any] = {"coe.tier": visit.first_tier, "coe.batch_rows": len(visit.vote)}
-    return facts | {f"coe.{key}": call[key] for key in ("queue_s", "call_s", "server_s") if key in call}
 
 
 def _given_ids(sdk: Any) -> Any:

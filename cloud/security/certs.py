@@ -71,58 +71,39 @@ def run(options: argparse.Namespace) -> int:
         print(f"{options.name}: {note}", file=sys.stderr)
         return 0
     import_runtime("cryptography", "certificates", CLOUD)
+    from . import authority
+
+    if options.action == "device":
+        name: str = options.name
+        device = authority.make_device(authority.read_authority(folder), name, options.days)
+        device.write(folder, name, force=options.force)
+        print(f"{folder}/{name}.pem, {name}.key: device {name}, until {device.certificate.not_valid_after_utc:%F}")
+        print("on the device, with ca.pem beside them (in its remote tier):")
+        print(f"  tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}")
+        return 0
     if options.action == "init":
-        _init(folder, options)
-    elif options.action == "server":
-        _server(folder, options)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for taken in ("ca.key", "server.key"):
+            if (folder / taken).exists() and not options.force:
+                fix = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
+                raise ConfigError([f"expected no key yet, got {folder / taken} ({fix})"])
+        ca = authority.make_authority(days=max(authority.CA_DAYS, options.days))
     else:
-        _device(folder, options)
-    return 0
-
-
-def _init(folder: Path, options: argparse.Namespace) -> None:
-    from . import authority
-
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("ca.key", "server.key"):
-        if (folder / name).exists() and not options.force:
-            fix = "--force makes a new CA, of which every device needs a new certificate; `certs server` renews"
-            raise ConfigError([f"expected no key yet, got {folder / name} ({fix})"])
-    ca = authority.make_authority(days=max(authority.CA_DAYS, options.days))
-    server = authority.make_server(ca, _hosts(options), options.days)
-    ca.write(folder, "ca", force=options.force)
+        ca = authority.read_authority(folder)
+    hosts = list(dict.fromkeys([*options.host, *LOOPBACK]))
+    server = authority.make_server(ca, hosts, options.days)
+    if options.action == "init":
+        ca.write(folder, "ca", force=options.force)
+        until = ca.certificate.not_valid_after_utc
+        print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
     server.write(folder, "server", force=options.force)
-    until = ca.certificate.not_valid_after_utc
-    print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
-    _print_server(folder, options, server)
-
-
-def _server(folder: Path, options: argparse.Namespace) -> None:
-    from . import authority
-
-    server = authority.make_server(authority.read_authority(folder), _hosts(options), options.days)
-    server.write(folder, "server", force=options.force)
-    _print_server(folder, options, server)
-
-
-def _print_server(folder: Path, options: argparse.Namespace, server: Any) -> None:
     until = server.certificate.not_valid_after_utc
-    print(f"{folder}/server.pem, server.key: for {', '.join(_hosts(options))}, until {until:%F}")
+    print(f"{folder}/server.pem, server.key: for {', '.join(hosts)}, until {until:%F}")
     print("in the server's config (client_ca: devices must show a certificate, too):")
     print("  security:")
     files = (("certificate", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem"))
     print(f"    tls: {{{', '.join(f'{key}: {folder.resolve() / name}' for key, name in files)}}}")
-
-
-def _device(folder: Path, options: argparse.Namespace) -> None:
-    from . import authority
-
-    name: str = options.name
-    device = authority.make_device(authority.read_authority(folder), name, options.days)
-    device.write(folder, name, force=options.force)
-    print(f"{folder}/{name}.pem, {name}.key: device {name}, until {device.certificate.not_valid_after_utc:%F}")
-    print("on the device, with ca.pem beside them (in its remote tier):")
-    print(f"  tls: {{ca: ca.pem, certificate: {name}.pem, key: {name}.key}}")
+    return 0
 
 
 def add_token(path: Path, name: str, *, force: bool = False) -> str:
@@ -191,8 +172,3 @@ def _days(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 36_500:
         raise argparse.ArgumentTypeError(f"expected 1 to 36500 days, got {text}")
     return int(text)
-
-
-def _hosts(options: argparse.Namespace) -> list[str]:
-    """The server's names: those of --host and loopback, each once."""
-    return list(dict.fromkeys([*options.host, *LOOPBACK]))

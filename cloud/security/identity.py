@@ -117,16 +117,27 @@ class Authenticator:
             Unauthenticated: it shows nothing, or an unknown token, or certificate and token of two devices.
             NotAllowed: it is not on the allow-list.
         """
-        by_token = None if token is None or self._tokens is None else self._owner(token, self._tokens.current())
+        by_token: str | None = None
+        if token is not None and self._tokens is not None:
+            # Found by hash: the time it takes reveals the hash at most, which is useless without the token.
+            by_token = self._tokens.current().by_hash.get(hash_of(token))
+            if by_token is None:
+                fix = "`coe-cloud certs token` makes one"
+                raise Unauthenticated(f"expected a token of a known device, got another ({fix})")
         if certificate_names and self.security.client_ca is not None:
-            name = _checked(certificate_names[0])
+            name = certificate_names[0]
+            if not name or len(name) > MOST_NAME or not name.isprintable():
+                raise Unauthenticated(f"expected a certificate with a printable name of at most {MOST_NAME} characters")
             if by_token is not None and by_token != name:
                 raise Unauthenticated("expected a certificate and a token of one device, got those of two")
             identity = Identity(name, "certificate")
         elif by_token is not None:
             identity = Identity(by_token, "token")
         elif self.security.asks_who:
-            raise Unauthenticated(f"expected {self._expected()}, got none")
+            given = self.security
+            ways = {"a client certificate": given.client_ca, "`authorization: Bearer ...`": given.tokens}
+            expected = " or ".join(way for way, setting in ways.items() if setting is not None)
+            raise Unauthenticated(f"expected {expected or 'a way to tell devices apart'}, got none")
         else:
             return ANONYMOUS
         if self.security.allow and not self._allowed.match(identity.name):
@@ -143,20 +154,6 @@ class Authenticator:
         """The device's own quota, where the file of tokens gives it one."""
         return None if self._tokens is None else self._tokens.current().quotas.get(name)
 
-    def _owner(self, token: str, tokens: Tokens) -> str:
-        """The token's device, found by hash: the time it takes reveals the hash at most, useless without the token."""
-        owner = tokens.by_hash.get(hash_of(token))
-        if owner is None:
-            raise Unauthenticated("expected a token of a known device, got another (`coe-cloud certs token` makes one)")
-        return owner
-
-    def _expected(self) -> str:
-        ways = [
-            ("a client certificate", self.security.client_ca),
-            ("`authorization: Bearer ...`", self.security.tokens),
-        ]
-        return " or ".join(way for way, setting in ways if setting is not None) or "a way to tell devices apart"
-
 
 def identity_of_call(context: Any, *, certificate: bool = True) -> tuple[tuple[str, ...], str | None]:
     """What a gRPC call, sync or asyncio, shows: the names in its certificate, and its token.
@@ -169,9 +166,8 @@ def identity_of_call(context: Any, *, certificate: bool = True) -> tuple[tuple[s
         shown = context.auth_context()
         found = [*shown.get("peer_dns", ()), *shown.get("peer_uri", ())] or [*shown.get("x509_common_name", ())]
         names = tuple(name.decode("utf-8", "replace") for name in found)
-    return names, bearer(
-        one_header([value for key, value in context.invocation_metadata() or () if key == "authorization"])
-    )
+    headers = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    return names, bearer(one_header(headers))
 
 
 def one_header(headers: Sequence[str]) -> str | None:
@@ -194,9 +190,3 @@ def bearer(header: str | None) -> str | None:
     if header is None or header[: len(BEARER)].lower() != BEARER:
         return None
     return header[len(BEARER) :].strip()
-
-
-def _checked(name: str) -> str:
-    if not name or len(name) > MOST_NAME or not name.isprintable():
-        raise Unauthenticated(f"expected a certificate with a printable name of at most {MOST_NAME} characters")
-    return name

@@ -25,7 +25,7 @@ class ReloadedFiles(Generic[T]):
         files: it is read from these.
         read: makes the value; its CascadeError or OSError is why a version cannot be used. The first is raised here.
         every_s: the files are checked no more often.
-        in_background: a new version is read on a thread of its own, and the caller gets the old one.
+        in_background: they are checked and read on a thread of its own, and the caller gets the old one.
     """
 
     def __init__(
@@ -52,36 +52,26 @@ class ReloadedFiles(Generic[T]):
     def current(self) -> T:
         """The newest usable version. Any thread may call: one checks the files, the others do not wait for it."""
         if self._clock() >= self._next_check and self._checking.acquire(blocking=False):
-            try:
-                self._next_check = self._clock() + self.every_s
-                stamps = self._stamps()
-                changed = stamps != self._last
-                if changed and self._in_background:
-                    thread = threading.Thread(target=self._background, args=(stamps,), name="coe-reload", daemon=True)
-                    thread.start()
-                    return self._value  # the thread releases the lock
-                if changed:
-                    self._read_again(stamps)
-            except BaseException:
-                self._checking.release()
-                raise
-            self._checking.release()
+            self._next_check = self._clock() + self.every_s
+            if self._in_background:
+                threading.Thread(target=self._check, name="coe-reload", daemon=True).start()
+            else:
+                self._check()
         return self._value
 
-    def _background(self, stamps: tuple[Stamp, ...]) -> None:
+    def _check(self) -> None:
+        """Read the files again where they have changed, then release the lock."""
         try:
-            self._read_again(stamps)
-        finally:
-            self._checking.release()
-
-    def _read_again(self, stamps: tuple[Stamp, ...]) -> None:
-        self._last = stamps  # a bad version is logged once
-        try:
-            self._value = self._read()
-            log.info("%s: read again, in use from now on", self.what)
+            stamps = self._stamps()
+            if stamps != self._last:
+                self._last = stamps  # a bad version is logged once
+                self._value = self._read()
+                log.info("%s: read again, in use from now on", self.what)
         except (CascadeError, OSError) as error:
             reason = "; ".join(str(error).splitlines())
             log.warning("%s: changed, but cannot be used, so the one before stays in use: %s", self.what, reason)
+        finally:
+            self._checking.release()
 
     def _stamps(self) -> tuple[Stamp, ...]:
         return tuple(stamp(path) for path in self.files)

@@ -36,6 +36,9 @@ class Findings:
     fatal: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
+    def expected(self, setting: str, what: str, got: str, fix: str = MAKE) -> None:
+        self.fatal.append((setting, f"expected {what}, got {got} ({fix})"))
+
 
 @dataclass(frozen=True)
 class TlsFiles:
@@ -86,7 +89,7 @@ def _read(path: Path, setting: str, found: Findings) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        found.fatal.append((setting, f"expected a readable file, got {path}: {error.strerror} ({MAKE})"))
+        found.expected(setting, "a readable file", f"{path}: {error.strerror}")
         return b""
 
 
@@ -95,7 +98,7 @@ def _certificates(pem: bytes, path: Path, setting: str, found: Findings) -> list
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
         if pem or not _is_found(setting, found):  # else it cannot be read, which is a finding already
-            found.fatal.append((setting, f"expected certificates in PEM, got {path} which holds none ({MAKE})"))
+            found.expected(setting, "certificates in PEM", f"{path} which holds none")
         return []
 
 
@@ -103,12 +106,10 @@ def _check_dates(certificate: x509.Certificate, path: Path, setting: str, found:
     now = datetime.now(UTC)
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if last <= now:
-        message = f"expected one that is valid today, got {path} which expired {last:%F} (renew it)"
-        found.fatal.append((setting, message))
+        found.expected(setting, "one that is valid today", f"{path} which expired {last:%F}", "renew it")
     elif first > now:
         fix = "check this machine's clock"
-        message = f"expected one that is valid today, got {path} which is valid from {first:%F} ({fix})"
-        found.fatal.append((setting, message))
+        found.expected(setting, "one that is valid today", f"{path} which is valid from {first:%F}", fix)
     elif last <= now + SOON:
         found.warnings.append((setting, f"{path} expires {last:%F} (renew it; no restart is needed)"))
 
@@ -120,27 +121,23 @@ def _check_names(certificate: x509.Certificate, path: Path, found: Findings) -> 
         message = f"{path} has no subject alternative names, so clients will not trust it ({MAKE} with --host)"
         found.warnings.append(("certificate", message))
     except ValueError:
-        found.fatal.append(("certificate", f"expected extensions that can be read, got {path} ({MAKE})"))
+        found.expected("certificate", "extensions that can be read", str(path))
 
 
 def _check_key(pem: bytes, path: Path, certificate: x509.Certificate | None, found: Findings) -> None:
-    message = ""
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
         fix = "openssl pkey -in KEY -out NEW takes the password off"
-        message = f"expected a key without a password, got {path} which has one ({fix})"
+        found.expected("key", "a key without a password", f"{path} which has one", fix)
+        return
     except (ValueError, UnsupportedAlgorithm):
-        message = f"expected a private key in PEM, got {path} which holds none ({MAKE})"
-    if message:
-        found.fatal.append(("key", message))
+        found.expected("key", "a private key in PEM", f"{path} which holds none")
         return
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        message = f"expected an EC or RSA key, got {path} of another kind, which gRPC cannot serve with ({MAKE})"
-        found.fatal.append(("key", message))
+        found.expected("key", "an EC or RSA key", f"{path} of another kind, which gRPC cannot serve with")
     elif certificate is not None and _public(key) != _public(certificate):
-        message = f"expected the key of `certificate`, got {path} which is of another one (give the two of a pair)"
-        found.fatal.append(("key", message))
+        found.expected("key", "the key of `certificate`", f"{path} which is of another one", "give the two of a pair")
     if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         message = f"{path} can be read or written by others on this machine (chmod o=,g-w {path})"
         found.warnings.append(("key", message))
@@ -156,9 +153,8 @@ def _check_authority(certificate: x509.Certificate, path: Path, found: Findings)
     except (x509.ExtensionNotFound, ValueError):
         is_authority = False
     if not is_authority:
-        name = certificate.subject.rfc4514_string()
-        message = f'expected certificates of a CA (ca:true), got {path} with "{name}" which is none (give ca.pem)'
-        found.fatal.append(("client_ca", message))
+        got = f'{path} with "{certificate.subject.rfc4514_string()}" which is none'
+        found.expected("client_ca", "certificates of a CA (ca:true)", got, "give ca.pem")
     _check_dates(certificate, path, "client_ca", found)
 
 
@@ -172,17 +168,18 @@ def grpc_credentials(security: Security, clock: Clock = time.monotonic) -> grpc.
     Raises:
         ConfigError: there is no TLS in `security`, or its files cannot be served with.
     """
-    files = _reloaded(security, "TLS of gRPC", _grpc_configuration, clock)
+
+    def make(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.client_ca)
+
+    files = _reloaded(security, "TLS of gRPC", make, clock)
     used = files.current()
 
     def fetch() -> Any:
         """Called before each handshake; None: as before."""
         nonlocal used
-        newest = files.current()
-        if newest is used:
-            return None
-        used = newest
-        return newest
+        before, used = used, files.current()
+        return None if used is before else used
 
     return grpc.dynamic_ssl_server_credentials(used, fetch, security.client_ca is not None)
 
@@ -216,10 +213,6 @@ def _files(security: Security) -> tuple[Path, Path, Path | None]:
     if security.certificate is None or security.key is None:
         raise ConfigError(["security.tls: expected certificate and key, got none (`coe-cloud certs init DIR`)"])
     return security.certificate, security.key, security.client_ca
-
-
-def _grpc_configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(files.key, files.certificate)], files.client_ca)
 
 
 def _http_context(security: Security, files: TlsFiles) -> ssl.SSLContext:
