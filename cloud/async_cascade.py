@@ -55,11 +55,6 @@ class AsyncCascade:
         self.batchers = batchers
         self.threads = threads
 
-    @property
-    def is_local(self) -> bool:
-        """True if every tier runs here."""
-        return all(tier.name in self.batchers for tier in self.cascade.tiers)
-
     async def decide(self, batch: Batch, on_step: OnStep | None = None) -> Decisions:
         """Every row's answer, in order. `on_step` is called with the run after each tier but the last one it needs.
 

@@ -193,16 +193,12 @@ class Quota:
     def _bucket(self, caller: str, rate: Rate, now: float, tier: str) -> Bucket:
         bucket = self._buckets.get(caller)
         if bucket is None:
-            if len(self._buckets) >= self.n_devices:
-                self._sweep(now)
+            if len(self._buckets) >= self.n_devices and now >= self._next_sweep:
+                self._next_sweep = now + SWEEP_EVERY_S
+                self._buckets = {name: one for name, one in self._buckets.items() if not one.is_full(now)}
             if len(self._buckets) >= self.n_devices:
                 message = f"{self.n_devices} devices are busy already: try again in {SWEEP_EVERY_S:g} s"
                 raise OverQuota(tier, message, retry_after_s=SWEEP_EVERY_S)
             bucket = self._buckets[caller] = Bucket(rate, float(rate.burst), now)
         bucket.refill(rate, now)
         return bucket
-
-    def _sweep(self, now: float) -> None:
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_EVERY_S
-            self._buckets = {caller: bucket for caller, bucket in self._buckets.items() if not bucket.is_full(now)}

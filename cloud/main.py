@@ -37,12 +37,8 @@ def _run(arguments: Sequence[str]) -> int:
         return certs.run(options)
     path = options.config or default_config()
     config = read_config(path)
-    changes = {
-        key: getattr(options, key)
-        for key in ("host", "grpc_port", "http_port")
-        if getattr(options, key, None) is not None
-    }
-    config = replace(config, **changes)
+    given = {key: getattr(options, key, None) for key in ("host", "grpc_port", "http_port")}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
     for warning in config.warnings:
         print(f"coe-cloud: {path}: warning: {warning}", file=sys.stderr)
     if options.command == "models":

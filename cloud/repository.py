@@ -24,7 +24,6 @@ from .engines.embedded import EmbeddedEngine
 from .security.reload import Stamp, stamp
 
 log = logging.getLogger(__name__)
-Signature = dict[Path, Stamp]
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ class ModelRepository:
         self._unloaded: dict[str, ServedModel] = {}
         self._change = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
-
-    def queued(self) -> dict[str, int]:
-        """Rows that wait for each tier."""
-        return self.engine.queued()
 
     def index(self) -> list[IndexEntry]:
         """Every model, loaded or not."""
@@ -127,7 +122,9 @@ class ModelRepository:
             old, self._signature = self._signature, signature
             try:
                 config = await asyncio.to_thread(self._read)
-                if not force and config.cascade == self.config.cascade and not _models_changed(config, old, signature):
+                # a model file may have changed, whatever its manifest says
+                is_same = all(old.get(path) == signature.get(path) for path in _model_files(config))
+                if is_same and config.cascade == self.config.cascade and not force:
                     return False
                 engine = await asyncio.to_thread(self.make, config)
             except CascadeError as error:
@@ -175,19 +172,13 @@ async def _retire(engine: EmbeddedEngine) -> None:
     await asyncio.to_thread(engine.close)
 
 
-def _signature(config: ServerConfig) -> Signature:
+def _signature(config: ServerConfig) -> dict[Path, Stamp]:
     """A stamp of each file that the models come from."""
-    files = set() if config.source is None else {config.source}
-    for path in _model_files(config):
-        files |= {path, path.parent / NAME}
-    return {path: stamp(path) for path in files}
+    models = _model_files(config)
+    files = (config.source, *models, *(path.parent / NAME for path in models))
+    return {path: stamp(path) for path in files if path is not None}
 
 
 def _model_files(config: ServerConfig) -> list[Path]:
     tiers = [tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
     return [spec.path for tier in tiers for spec in tier.members]
-
-
-def _models_changed(config: ServerConfig, old: Signature, new: Signature) -> bool:
-    """True if a model file itself changed, whatever its manifest says."""
-    return any(old.get(path) != new.get(path) for path in _model_files(config))

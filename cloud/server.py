@@ -51,7 +51,9 @@ class Server:
         self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
         self.observer = Observer(
             observe,
-            ServerView(lambda name: self.core.is_ready(name), lambda: self._facts, lambda: self.repository.queued()),
+            ServerView(
+                lambda name: self.core.is_ready(name), lambda: self._facts, lambda: self.repository.engine.queued()
+            ),
         )
         self.core = InferenceCore(
             self.engine.models,

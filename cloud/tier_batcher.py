@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import math
 import time
+import timeit
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -161,7 +163,8 @@ class TierBatcher:
     def measure(self, batch: Batch, rule: DeferralRule) -> None:
         """Find out how many rows the tier answers within QUICK_S. `batch` has `max_batch` rows, which also warm it."""
         one = batch.take(np.arange(1))
-        one_s, all_s = (min(_timed(self.tier, rows, rule) for _ in range(3)) for rows in (one, batch))
+        calls = (partial(self.tier.vote, rows, rule) for rows in (one, batch))
+        one_s, all_s = (min(timeit.repeat(call, repeat=3, number=1)) for call in calls)
         self._call_s = all_s
         if all_s <= QUICK_S:
             self.quick_rows = self.max_batch
@@ -325,9 +328,3 @@ def _joined_votes(votes: Sequence[Vote]) -> Vote:
         score=np.concatenate([vote.score for vote in votes]),
         call=sum((vote.call for vote in votes), NO_CALL),
     )
-
-
-def _timed(tier: Tier, batch: Batch, rule: DeferralRule) -> float:
-    started = time.perf_counter()
-    tier.vote(batch, rule)
-    return time.perf_counter() - started

@@ -48,7 +48,12 @@ class EmbeddedEngine:
         try:
             for tier in config.cascade.tiers:
                 self.tiers.append(self._open(tier, notify))
-            self._check_servers(notify)
+            for opened in self.tiers:
+                if remote := remote_of(opened):
+                    try:
+                        remote.metadata()  # fails where the next server is of another task
+                    except TierError as error:
+                        notify(f"warning: {error}; the tier before it answers until it can be reached")
             for opened in self.tiers:
                 if not opened.waits:
                     self.batchers[opened.name] = self._batcher(opened)
@@ -80,15 +85,6 @@ class EmbeddedEngine:
         for tier in self.tiers:
             tier.close()
 
-    def _check_servers(self, notify: Notify) -> None:
-        """Fail where the next server is of another task; warn where it cannot be reached yet."""
-        for tier in self.tiers:
-            if remote := remote_of(tier):
-                try:
-                    remote.metadata()
-                except TierError as error:
-                    notify(f"warning: {error}; the tier before it answers until it can be reached")
-
     def _open(self, tier: TierConfig, notify: Notify) -> Tier:
         return open_tier(tier, self.config.cascade, notify)
 
@@ -96,12 +92,9 @@ class EmbeddedEngine:
         return warm_tier_batcher(tier, self.config.cascade.task.input_spec, self.config.limits)
 
     def _served(self) -> dict[str, ServedModel]:
-        config = self.config
-        cascades = {config.model: self._cascade(self.tiers)}
-        for tier in self.tiers:
-            if tier.name in self.batchers:
-                cascades[f"{config.model}-{tier.name}"] = self._cascade([tier])
-        task = config.cascade.task
+        config, task = self.config, self.config.cascade.task
+        alone = {f"{config.model}-{tier.name}": [tier] for tier in self.tiers if tier.name in self.batchers}
+        cascades = {name: self._cascade(tiers) for name, tiers in ({config.model: self.tiers} | alone).items()}
         decoder = InputDecoder(task.input_spec, config.limits.max_pixels, config.limits.max_text_bytes)
         decoder.warm_up()
         is_tensor = task.input_spec.kind == "tensor"
@@ -121,7 +114,8 @@ class EmbeddedEngine:
     def _decide(self, cascade: Cascade) -> Callable[[Batch], Awaitable[Decided]]:
         """Requests are merged where all tiers are here; where one is remote, each keeps its own deadline."""
         alone = AsyncCascade(cascade, self.batchers, self._threads)
-        merging = CascadeBatcher(alone, max_batch=self.config.limits.max_batch) if alone.is_local else None
+        is_local = all(tier.name in self.batchers for tier in cascade.tiers)
+        merging = CascadeBatcher(alone, max_batch=self.config.limits.max_batch) if is_local else None
 
         async def decide(batch: Batch) -> Decided:
             self._n_inside += 1

@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,25 +74,25 @@ class TierReplica:
 
     async def vote(self, ids: tuple[str, ...], x: Array, left_s: float, rule: DeferralRule) -> Vote | Failure:
         """As `TierBatcher.vote`; `left_s`: until the deadline, since clocks of two hosts differ."""
-        try:
-            vote = await self.batcher.vote(_batch(ids, x, left_s), rule)
-        except CascadeError as error:
-            return Failure.of(error)
-        return replace(vote, probabilities=(), member_indices=None)  # large, and not needed again but for `complete`
+        return await _sent(self.batcher.vote(_batch(ids, x, left_s), rule))
 
     async def complete(self, ids: tuple[str, ...], x: Array, left_s: float, vote: Vote) -> Vote | Failure:
         """As `Tier.complete`."""
-        try:
-            whole: Vote = await self.batcher.alone(lambda: self.tier.complete(_batch(ids, x, left_s), vote))
-        except CascadeError as error:
-            return Failure.of(error)
-        return replace(whole, probabilities=(), member_indices=None)
+        return await _sent(self.batcher.alone(lambda: self.tier.complete(_batch(ids, x, left_s), vote)))
 
     def __del__(self) -> None:
         """Ray calls it once the replica's last call has ended."""
         if hasattr(self, "batcher"):
             self.batcher.close()
             self.tier.close()
+
+
+async def _sent(pending: Awaitable[Vote]) -> Vote | Failure:
+    """The vote without what is large and not needed again but for `complete`, or why there is none."""
+    try:
+        return replace(await pending, probabilities=(), member_indices=None)
+    except CascadeError as error:
+        return Failure.of(error)
 
 
 def _batch(ids: tuple[str, ...], x: Array, left_s: float) -> Batch:

@@ -7,6 +7,7 @@ no name that a caller made up. docs/operate.md lists them all; docs/grafana.json
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -39,6 +40,8 @@ class Metrics:
             import_runtime(f"prometheus_client{part}", "Prometheus client", "pip install 'coe-cascade[cloud]'")
             for part in ("", ".core", ".exposition")
         )
+        self._gauge = partial(_filled, self._core.GaugeMetricFamily)
+        self._counter = partial(_filled, self._core.CounterMetricFamily)
         self.registry = self._core.CollectorRegistry()
         self.registry.register(self)
         client.ProcessCollector(registry=self.registry)
@@ -120,12 +123,6 @@ class Metrics:
         about = "Time a request waited for the tier's votes, with its queue."
         yield self._histogram("tier_seconds", about, TIER, [(key, t.seconds) for key, t in tiers], BY_TIME)
 
-    def _gauge(self, name: str, about: str, labels: Sequence[str], values: Sequence[Any]) -> Any:
-        return _filled(self._core.GaugeMetricFamily(PREFIX + name, about, labels=labels), values)
-
-    def _counter(self, name: str, about: str, labels: Sequence[str], values: Sequence[Any]) -> Any:
-        return _filled(self._core.CounterMetricFamily(PREFIX + name, about, labels=labels), values)
-
     def _histogram(self, name: str, about: str, labels: Sequence[str], values: Sequence[Any], shown: Shown) -> Any:
         family = self._core.HistogramMetricFamily(PREFIX + name, about, labels=labels)
         for key, histogram in values:
@@ -154,7 +151,8 @@ def _members(facts: Sequence[ModelFacts]) -> list[tuple[tuple[str, ...], int]]:
     return rows
 
 
-def _filled(family: Any, values: Sequence[Any]) -> Any:
+def _filled(kind: Any, name: str, about: str, labels: Sequence[str], values: Sequence[Any]) -> Any:
+    family = kind(PREFIX + name, about, labels=labels)
     for key, value in values:
         family.add_metric(key, value)
     return family

@@ -17,11 +17,12 @@ from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig,
 from coe.config.manifest import Task
 from coe.config.settings import read_settings, setting
 from coe.models.input_spec import InputSpec
-from coe.models.loading import ModelSpec, read_verified
+from coe.models.loading import read_verified
 
 from .rest_server import Page
 
 PATH = "/device"
+FOREVER = "private, max-age=31536000, immutable"
 DTYPES = ("float32", "uint8")  # that the page can prepare
 FALLBACKS = ("answer-local", "spool", "fail")  # of an edge config; the page queues in any case
 NOT_BUILT_PAGE = """<!doctype html>
@@ -78,16 +79,15 @@ def read_device_page(
     settings = read_settings(DeviceSettings, fields, folder)
     if not settings.enabled:
         return None
-    config, page = settings.config, settings.page
     cascade: CascadeConfig | None = None
-    if config is not None:
-        cascade, findings = _read_edge(config, task, models)
+    if settings.config is not None:
+        cascade, findings = _read_edge(settings.config, task, models)
         for finding in findings:
             fields.wrong("config", finding)
     elif (bundled := _bundled(reference)) is not None:
         cascade, _ = _read_edge(bundled, task, ())  # a page cannot run one of texts
         cascade = _of_this_server(cascade, models)
-    return DevicePage(cascade, _find_page(fields, page))
+    return DevicePage(cascade, _find_page(fields, settings.page))
 
 
 class DeviceFiles:
@@ -101,9 +101,8 @@ class DeviceFiles:
 
     def __init__(self, device: DevicePage) -> None:
         files = {} if device.cascade is None else _files(device.cascade)
-        self.files: dict[str, Page] = {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
-        if device.cascade is None:
-            self.files[f"{PATH}/cascade.json"] = lambda accept: None
+        self.files: dict[str, Page] = {f"{PATH}/cascade.json": lambda accept: None}
+        self.files |= {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
         self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
         self.pages: dict[str, Page] = {}
         if device.page is None:
@@ -127,9 +126,11 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
         members = []
         for spec in tier.members:
             data = read_verified(spec)
-            member = _member(spec, data)
-            files[member["file"]] = (data, "application/octet-stream", "private, max-age=31536000, immutable")
-            members.append(member)
+            digest = hashlib.sha256(data).hexdigest()
+            file = {"file": f"models/{digest}.onnx", "sha256": digest, "n_bytes": len(data)}
+            known = {name: getattr(spec, name) for name in ("name", "output", "flops", "calibration_accuracy")}
+            files[f"models/{digest}.onnx"] = (data, "application/octet-stream", FOREVER)
+            members.append(known | file | {"input": _input_spec(spec.input_spec)})
         tiers.append({"name": tier.name, **_rule(tier.rule), "early": tier.early, "members": members})
     described = {
         "version": __version__,
@@ -215,20 +216,6 @@ def _find_page(fields: Fields, page: Path | None) -> Path | None:
         fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
         return None
     return page
-
-
-def _member(spec: ModelSpec, data: bytes) -> dict[str, Any]:
-    digest = hashlib.sha256(data).hexdigest()
-    return {
-        "name": spec.name,
-        "file": f"models/{digest}.onnx",
-        "sha256": digest,
-        "n_bytes": len(data),
-        "input": _input_spec(spec.input_spec),
-        "output": spec.output,
-        "flops": spec.flops,
-        "calibration_accuracy": spec.calibration_accuracy,
-    }
 
 
 def _input_spec(spec: InputSpec) -> dict[str, Any]:

@@ -81,15 +81,12 @@ class GrpcServer:
         """
         bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host  # an IPv6 address
         address = f"{bracketed}:{port}"
-        bound = 0
         with contextlib.suppress(RuntimeError):
-            if credentials is None:
-                bound = self._server.add_insecure_port(address)
-            else:
-                bound = self._server.add_secure_port(address, credentials)
-        if bound == 0:
-            raise ConfigError([f"expected a free port, got {address} which cannot be bound (set --grpc-port)"])
-        return bound
+            server = self._server
+            bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+            if bound:
+                return int(bound)
+        raise ConfigError([f"expected a free port, got {address} which cannot be bound (set --grpc-port)"])
 
     async def start(self) -> None:
         await self._server.start()

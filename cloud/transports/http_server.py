@@ -15,6 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -60,7 +61,10 @@ class BodyReader:
                 async with asyncio.timeout(self.body_s):
                     more = True
                     while more:
-                        part, more = await _next(receive)
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            raise HttpError(400, "body: expected as many bytes as its Content-Length says, got fewer")
+                        part, more = message.get("body", b""), message.get("more_body", False)
                         held += len(part)
                         self.n_held_bytes += len(part)
                         if held > most:
@@ -69,18 +73,11 @@ class BodyReader:
                             raise TierOverloaded("http", "too many bodies at once", retry_after_s=BODY_RETRY_S)
                         parts.append(part)
             except TimeoutError:
-                message = f"body: expected all of it within {self.body_s:g} s, got {held} bytes"
-                raise HttpError(408, message, {"connection": "close"}) from None
+                late = f"body: expected all of it within {self.body_s:g} s, got {held} bytes"
+                raise HttpError(408, late, {"connection": "close"}) from None
             yield parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
             self.n_held_bytes -= held
-
-
-async def _next(receive: Receive) -> tuple[bytes, bool]:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise HttpError(400, "body: expected as many bytes as its Content-Length says, got fewer")
-    return message.get("body", b""), message.get("more_body", False)
 
 
 def _too_large(most: int, got: str) -> HttpError:
@@ -103,6 +100,7 @@ class ConnectionLimits:
     max_dropped_bytes: int = 64 * 2**20
 
 
+@dataclass(eq=False, slots=True)
 class ConnectionPeer:
     """The other end of a connection.
 
@@ -111,17 +109,8 @@ class ConnectionPeer:
         task: answers a request of its now, where that is to end when the connection does.
     """
 
-    __slots__ = ("is_gone", "names", "task")
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.task: asyncio.Task[Any] | None = None
-        self.is_gone = False
-
-    def leave(self) -> None:
-        self.is_gone = True
-        if self.task is not None:
-            self.task.cancel()
+    names: tuple[str, ...]
+    task: asyncio.Task[Any] | None = None
 
 
 class Connection(HttpToolsProtocol):
@@ -145,7 +134,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
         super().connection_lost(exc)
-        self._peer.leave()
+        if self._peer.task is not None:
+            self._peer.task.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -187,10 +177,9 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, text: str) -> None:
         """Answer what never became a request, and close."""
         body = json.dumps({"error": text}).encode()
-        phrase = {400: "Bad Request", 431: "Request Header Fields Too Large"}[status]
         head = (
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
@@ -260,38 +249,29 @@ def listen(host: str, port: int) -> list[socket.socket]:
     """
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     sockets: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        missing: OSError | None = None
-        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-            try:
-                sockets.append(_listening(family, (address[0], port, *address[2:])))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                missing = error  # such as IPv6's loopback, on a machine without IPv6
-                continue
-            port = sockets[0].getsockname()[1]
-        if not sockets and missing is not None:
-            raise missing
-    except OSError as error:
-        for one in sockets:
-            one.close()
-        what = "an address of this machine" if isinstance(error, socket.gaierror) else "a free port"
-        raise ConfigError(
-            [f"expected {what}, got {host}:{port} which cannot be bound: {error.strerror} (set --http-port)"]
-        ) from None
+    with contextlib.ExitStack() as opened:
+        try:
+            found = socket.getaddrinfo(bare or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            missing: OSError | None = None
+            for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+                try:
+                    one = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # free once its last owner has gone
+                    one.bind((address[0], port, *address[2:]))
+                except OSError as error:
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+                    missing = error  # such as IPv6's loopback, on a machine without IPv6
+                    continue
+                one.listen(BACKLOG)
+                one.setblocking(False)
+                sockets.append(one)
+                port = sockets[0].getsockname()[1]
+            if not sockets and missing is not None:
+                raise missing
+        except OSError as error:
+            what = "an address of this machine" if isinstance(error, socket.gaierror) else "a free port"
+            reason = f"{host}:{port} which cannot be bound: {error.strerror} (set --http-port)"
+            raise ConfigError([f"expected {what}, got {reason}"]) from None
+        opened.pop_all()
     return sockets
-
-
-def _listening(family: int, address: tuple[Any, ...]) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose last owner has just gone is free
-        one.bind(address)
-        one.listen(BACKLOG)
-        one.setblocking(False)
-    except OSError:
-        one.close()
-        raise
-    return one

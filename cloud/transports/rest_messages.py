@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -27,20 +26,18 @@ from coe.protocol.service import INPUT, PLATFORM
 from coe.protocol.status import to_status
 
 # HTTP's status for each code of `coe.protocol.status.TABLE`, and for bugs.
-HTTP: Mapping[grpc.StatusCode, int] = MappingProxyType(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT: 400,
-        grpc.StatusCode.UNAUTHENTICATED: 401,
-        grpc.StatusCode.PERMISSION_DENIED: 403,
-        grpc.StatusCode.NOT_FOUND: 404,
-        grpc.StatusCode.FAILED_PRECONDITION: 409,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-        grpc.StatusCode.INTERNAL: 500,
-        grpc.StatusCode.UNIMPLEMENTED: 501,
-        grpc.StatusCode.UNAVAILABLE: 503,
-        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    }
-)
+HTTP: Mapping[grpc.StatusCode, int] = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.FAILED_PRECONDITION: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
 RETRY_S = 1  # where the error gives none; the header has whole seconds
 ASK_TOKEN = 'Bearer realm="coe-cloud"'
 
@@ -106,7 +103,12 @@ def read_values(where: str, datatype: str, shape: tuple[int, ...], data: Any, *,
     elif dtype.kind == "f":
         array = _floats(where, datatype, elements)
     else:
-        array = _whole(where, datatype, elements)
+        if dtype.kind != "b" and elements:
+            limits = np.iinfo(dtype)
+            if min(elements) < limits.min or max(elements) > limits.max:
+                allowed = f"{datatype} values, {limits.min} to {limits.max}"
+                raise WireError(where, allowed, "one outside", "send a wider datatype")
+        array = np.array(elements, dtype)
     array = array.reshape(shape)
     array.flags.writeable = False
     return array
@@ -150,16 +152,6 @@ def _floats(where: str, datatype: str, elements: list[Any]) -> Array:
     if not np.isfinite(array).all():
         raise WireError(where, f"numbers within {datatype}", "one that is too large", "send it as binary data")
     return array
-
-
-def _whole(where: str, datatype: str, elements: list[Any]) -> Array:
-    dtype = DATATYPES[datatype]
-    if dtype.kind != "b" and elements:
-        limits, low, high = np.iinfo(dtype), min(elements), max(elements)
-        if low < limits.min or high > limits.max:
-            expected = f"{datatype} values, {limits.min} to {limits.max}"
-            raise WireError(where, expected, "one outside", "send a wider datatype")
-    return np.array(elements, dtype)
 
 
 def _texts(where: str, elements: list[str], is_base64: bool) -> Array:
@@ -213,21 +205,36 @@ def read_request(
         HttpError: it is not JSON, or too much of it.
         WireError: it contradicts itself, or goes over a limit.
     """
-    size = len(body) if header_length is None else _read_header_length(header_length, len(body))
+    size = most = len(body)
+    if header_length is not None:
+        is_number = header_length.isascii() and header_length.isdecimal() and len(header_length) <= 12
+        if not is_number or int(header_length) > most:
+            expected = f"a number of 0 to {most}, the body's bytes"
+            raise HttpError(400, f"{LENGTH}: expected {expected}, got {header_length[:64]!r}")
+        size = int(header_length)
     if size > limits.max_json_bytes:
         fix = "send tensors as binary data"
         raise HttpError(413, f"body: expected at most {limits.max_json_bytes} bytes of JSON, got {size} ({fix})")
     message = parse(body[:size])
     parameters = _part(message, "parameters", dict, "request")
-    outputs = [_object(output, f"outputs[{n}]") for n, output in enumerate(_part(message, "outputs", list, "request"))]
-    asked = {_name(output, f"outputs[{n}]"): _binary(output, f"outputs[{n}]") for n, output in enumerate(outputs)}
+    timeout = parameters.get("timeout", 0)  # Triton's parameter, in microseconds; 0 means none
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise WireError("parameter 'timeout'", "microseconds", _shown(timeout), "send a whole number, or none")
+    asked: dict[str, bool | None] = {}
+    for number, given in enumerate(_part(message, "outputs", list, "request")):
+        where = f"outputs[{number}]"
+        output = _object(given, where)
+        name, wishes = _name(output, where), _part(output, "parameters", dict, where)
+        if MEMORY in wishes:
+            raise WireError(where, "an answer in the message", "a shared memory region", "leave it out")
+        asked[name] = _flag(wishes, "binary_data", where)
     request = Request(
         model=model,
         version=version,
         id=_text(message.get("id", ""), "id"),
         inputs=_inputs(_part(message, "inputs", list, "request"), body, size, limits),
         outputs=tuple(asked),
-        remaining_s=_read_timeout(parameters),
+        remaining_s=timeout / 1e6 if timeout else None,
         n_bytes=len(body),
     )
     binary = {name: chosen for name, chosen in asked.items() if chosen is not None}
@@ -307,8 +314,13 @@ def _inputs(inputs: list[Any], body: bytes, at: int, limits: RequestLimits) -> d
             raw = body[at : at + size]
             array = read_raw(where, datatype, dims, raw, max_rows=limits.max_rows, max_bytes=left)
             at += size
-        arrays[name] = _one_element_a_row(where, array)
-        left -= _n_bytes(array)
+        left -= sum(4 + len(element) for element in array.ravel()) if array.dtype.hasobject else array.nbytes
+        if array.dtype.hasobject and array.ndim > 1:  # BYTES of [B, 1] become (B,), as `read_inputs` gives them
+            if array.size != len(array):
+                fix = "join them, or send one tensor each"
+                raise WireError(where, "one BYTES element for each row", f"shape {array.shape}", fix)
+            array = array.reshape(len(array))
+        arrays[name] = array
         if left < 0:
             raise WireError(where, "all tensors within the size limit", f"{-left} bytes over it", "send fewer rows")
     if at != len(body):
@@ -341,41 +353,6 @@ def _binary_size(tensor: Object, where: str, left: int) -> int | None:
     if "data" in tensor:
         raise WireError(where, "data or binary_data_size", "both", "send one of them")
     return size
-
-
-def _one_element_a_row(where: str, array: Array) -> Array:
-    """As `read_inputs` gives it: BYTES of [B, 1] become (B,)."""
-    if not array.dtype.hasobject or array.ndim == 1:
-        return array
-    if array.size != len(array):
-        expected, fix = "one BYTES element for each row", "join them, or send one tensor each"
-        raise WireError(where, expected, f"shape {array.shape}", fix)
-    return array.reshape(len(array))
-
-
-def _n_bytes(array: Array) -> int:
-    return sum(4 + len(element) for element in array.ravel()) if array.dtype.hasobject else array.nbytes
-
-
-def _read_header_length(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal()) or len(text) > 12 or int(text) > most:
-        raise HttpError(400, f"{LENGTH}: expected a number of 0 to {most}, the body's bytes, got {text[:64]!r}")
-    return int(text)
-
-
-def _read_timeout(parameters: Object) -> float | None:
-    """Triton's parameter, in microseconds; 0 means none."""
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise WireError("parameter 'timeout'", "microseconds", _shown(timeout), "send a whole number, or none")
-    return timeout / 1e6 if timeout else None
-
-
-def _binary(output: Object, where: str) -> bool | None:
-    parameters = _part(output, "parameters", dict, where)
-    if MEMORY in parameters:
-        raise WireError(where, "an answer in the message", "a shared memory region", "leave it out")
-    return _flag(parameters, "binary_data", where)
 
 
 def _flag(parameters: Object, key: str, where: str) -> bool | None:

@@ -193,13 +193,13 @@ class Routes:
             )
             request.caller = caller
             request.trace = {name: headers[name] for name in TRACE if name in headers}
-            request.remaining_s = _remaining(request.remaining_s, timeout_s, started)
+            timeouts = [timeout for timeout in (request.remaining_s, timeout_s) if timeout is not None]
+            if timeouts:
+                request.remaining_s = max(0.0, min(timeouts) - (time.monotonic() - started))
             answer = await self._infer(request, http.scope["state"][PEER])
         content, length = write_answer(answer, formats)
         self.options.sent(len(content))
-        if length is None:
-            return response(content)
-        return response(content, {"content-type": BINARY, LENGTH: str(length)})
+        return response(content, {} if length is None else {"content-type": BINARY, LENGTH: str(length)})
 
     async def _infer(self, request: Request, peer: ConnectionPeer) -> Answer:
         """The core's answer, unless the request's time is over, or its caller gone, before it is ready."""
@@ -318,12 +318,6 @@ def _timeout(header: str | None) -> float | None:
     if not 0 < seconds < math.inf:
         raise HttpError(400, f"request-timeout: expected seconds, over 0, got {header[:64]!r}")
     return seconds
-
-
-def _remaining(first: float | None, second: float | None, started: float) -> float | None:
-    """What is left of the shorter timeout, in seconds."""
-    given = [timeout for timeout in (first, second) if timeout is not None]
-    return max(0.0, min(given) - (time.monotonic() - started)) if given else None
 
 
 def _password(header: str) -> str | None:
