@@ -80,12 +80,30 @@ class Server:
             ConfigError: a port cannot be bound.
         """
         config, security = self.config, self.config.security
-        self._grpc = self._grpc_server()
-        self.port = self._grpc.bind(
-            config.host, config.grpc_port, grpc_credentials(security) if security.has_tls else None
+        who, sent = self._authenticator, self.observer.tally.sent
+        servicer = InferenceServicer(
+            self.core,
+            identify=(lambda context: who.of_grpc(context).name) if security.asks_who else None,
+            repository=self.repository,
+            sent=sent,
         )
+        self._grpc = GrpcServer(servicer, limits=config.limits, reflection=config.reflection)
+        credentials = grpc_credentials(security) if security.has_tls else None
+        self.port = self._grpc.bind(config.host, config.grpc_port, credentials)
         if config.http_port is not None:
-            self._http = self._rest_server()
+            device = self._device
+            options = RestOptions(
+                identify=(lambda names, token: who.identify(names, token).name) if security.asks_who else None,
+                repository=self.repository,
+                pages=self.observer.pages | (device.pages if device else {}),
+                folders=device.folders if device else {},
+                files=device.files if device else {},
+                pages_need_identity=not is_loopback(config.host),
+                cors=config.cors,
+                sent=sent,
+                max_message_bytes=config.limits.max_message_bytes,
+            )
+            self._http = RestServer(self.core, options)
             tls = http_context(security) if security.has_tls else None
             self.http_port = self._http.bind(config.host, config.http_port, tls)
         await self._grpc.start()
@@ -118,31 +136,6 @@ class Server:
         await asyncio.gather(*(transport.stop(self.config.grace_s) for transport in transports))
         await self.repository.close()  # a call that was cut off may still be computing
         await asyncio.to_thread(self.observer.close)
-
-    def _grpc_server(self) -> GrpcServer:
-        who = self._authenticator
-        servicer = InferenceServicer(
-            self.core,
-            identify=(lambda context: who.of_grpc(context).name) if self.config.security.asks_who else None,
-            repository=self.repository,
-            sent=self.observer.tally.sent,
-        )
-        return GrpcServer(servicer, limits=self.config.limits, reflection=self.config.reflection)
-
-    def _rest_server(self) -> RestServer:
-        config, device, who = self.config, self._device, self._authenticator
-        options = RestOptions(
-            identify=(lambda names, token: who.identify(names, token).name) if config.security.asks_who else None,
-            repository=self.repository,
-            pages=self.observer.pages | (device.pages if device else {}),
-            folders=device.folders if device else {},
-            files=device.files if device else {},
-            pages_need_identity=not is_loopback(config.host),
-            cors=config.cors,
-            sent=self.observer.tally.sent,
-            max_message_bytes=config.limits.max_message_bytes,
-        )
-        return RestServer(self.core, options)
 
     def _load(self, config: ServerConfig) -> EmbeddedEngine:
         """The next generation of models; called on a thread."""

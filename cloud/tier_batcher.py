@@ -298,19 +298,14 @@ class TierBatcher:
             for entry, part in zip(group, votes_of(group, vote), strict=True)
         ]
 
-    def _measure_again(self) -> None:
-        """Raise `quick_rows` where a tier that was slow when it was measured, or for a while, has become quick."""
-        self._n_unmeasured += 1
-        if self._n_unmeasured < MEASURE_EVERY:
-            return
-        seconds, n_rows = self._best
-        if seconds <= QUICK_S and n_rows > self.quick_rows:
-            self.quick_rows = n_rows
-        self._n_unmeasured, self._best = 0, (math.inf, 0)
-
     def _finish(self, group: Sequence[QueuedRows], call: asyncio.Future[list[Any]]) -> None:
         self._is_busy = False
-        self._measure_again()
+        self._n_unmeasured += 1
+        if self._n_unmeasured == MEASURE_EVERY:
+            seconds, n_rows = self._best
+            if seconds <= QUICK_S:  # though the tier was slow when it was measured, or for a while
+                self.quick_rows = max(self.quick_rows, n_rows)
+            self._n_unmeasured, self._best = 0, (math.inf, 0)
         answers = [call.exception()] * len(group) if call.cancelled() or call.exception() else call.result()
         for entry, answer in zip(group, answers, strict=True):
             entry.settle(answer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -30,7 +31,6 @@ from coe.protocol import inference_pb2 as pb
 from coe.protocol.channel import is_address, reachable
 from coe.protocol.service import path
 
-from .embedded import Notify
 from .ray_ingress import RayIngress
 from .ray_proxy import ADDED_BY, APPLICATION
 from .ray_tier import CANNOT_OPEN, INSTALL, TierReplica
@@ -57,10 +57,10 @@ class Cluster:
         is_ours: the cluster was started here, for this alone.
     """
 
-    def __init__(self, config: ServerConfig, port: int, notify: Notify, *, is_ours: bool) -> None:
+    def __init__(self, config: ServerConfig, port: int, *, is_ours: bool) -> None:
         self.config = config
         self.port = port
-        self._notify = notify
+
         self.host = ALL_INTERFACES
         self.models: list[str] = []
         self._is_ours = is_ours
@@ -87,8 +87,10 @@ class Cluster:
                 replica = self._deployment(TierReplica, tier.name, placement)
                 handles[tier.name] = self._run(replica.bind(tier, config.cascade, config.limits), tier.name)
                 for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
-                    self._notify(line)
-                self._notify(f"tier {tier.name}: {_describe_placement(placement)}")
+                    print_line(line)
+                scale = placement.autoscaling
+                count = f"{placement.replicas} replica(s)" if scale is None else f"{scale.min} to {scale.max} replicas"
+                print_line(f"tier {tier.name}: {count}, each with {_books(placement)}")
         ingress = self._deployment(RayIngress, INGRESS, config.engine.ingress)
         handle = self._run(ingress.bind(config, handles), "")
         self.models = handle.describe.remote().result(timeout_s=config.engine.start_s)
@@ -133,7 +135,9 @@ class Cluster:
                 raise ConfigError([f"--address: Ray Serve runs there already, without this project's service ({fix})"])
             self.port = running.port
         if not self._is_ours:
-            self.host = next((node["NodeManagerAddress"] for node in self._ray.nodes() if _is_head(node)), self.host)
+            nodes = [node for node in self._ray.nodes() if node.get("Alive")]
+            heads = [node for node in nodes if "node:__internal_head__" in node.get("Resources", {})]
+            self.host = heads[0]["NodeManagerAddress"] if heads else self.host
 
     def _deployment(self, kind: type, name: str, placement: Placement) -> Any:
         limits, scale = self.config.limits, placement.autoscaling
@@ -173,9 +177,8 @@ class Cluster:
             time.sleep(0.1)
         free = {key: value for key, value in self._ray.available_resources().items() if key in ("CPU", "GPU")}
         placement = self.config.engine.of(tier) if tier else self.config.engine.ingress
-        wants = f"num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g} for each of {placement.at_first}"
-        seconds = self.config.engine.start_s
-        raise TierUnavailable(tier or INGRESS, f"not there after {seconds:g} s: it wants {wants}; free: {free}")
+        wants = f"{_books(placement)} for each of {placement.at_first}; free: {free}"
+        raise TierUnavailable(tier or INGRESS, f"not there after {self.config.engine.start_s:g} s: it wants {wants}")
 
     def _wait_for_port(self) -> None:
         request, ask = pb.ServerReadyRequest().SerializeToString(), path("ServerReady")
@@ -202,14 +205,8 @@ def _failure(tier: str, words: str) -> Exception:
     return TierUnavailable(tier or INGRESS, "Ray Serve could not deploy it (its own message is above)")
 
 
-def _describe_placement(placement: Placement) -> str:
-    scale = placement.autoscaling
-    count = f"{placement.replicas} replica(s)" if scale is None else f"{scale.min} to {scale.max} replicas"
-    return f"{count}, each with num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g}"
-
-
-def _is_head(node: dict[str, Any]) -> bool:
-    return bool(node.get("Alive")) and "node:__internal_head__" in node.get("Resources", {})
+def _books(placement: Placement) -> str:
+    return f"num_cpus {placement.num_cpus:g}, num_gpus {placement.num_gpus:g}"
 
 
 def dial(address: str) -> None:
@@ -218,10 +215,13 @@ def dial(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=CHECK_S).close()
 
 
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("", 0))
-        return int(trial.getsockname()[1])
+def free_port(port: int = 0) -> int:
+    """`port`, or a free one where it is 0; ConfigError where it is taken."""
+    try:
+        with socket.create_server(("", port)) as trial:
+            return int(trial.getsockname()[1])
+    except OSError:
+        raise ConfigError([f"expected a free port, got {port} which cannot be bound (set --grpc-port)"]) from None
 
 
 OBJECT_STORE_BYTES = 200 * 2**20  # of a cluster started here; batches go through it only where they are large
@@ -296,8 +296,10 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "coe-cascade"}
     port = config.grpc_port or free_port()
     if address is None:
-        _check_port(port)
-        here = {"num_cpus": max(len(os.sched_getaffinity(0)), _cpus(config)), "include_dashboard": False}
+        free_port(port)
+        placed = [config.engine.of(tier.name) for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
+        booked = sum(one.at_first * one.num_cpus for one in (*placed, config.engine.ingress))  # by all, at first
+        here = {"num_cpus": max(len(os.sched_getaffinity(0)), math.ceil(booked)), "include_dashboard": False}
         ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **here, **quiet)
     else:
         try:
@@ -310,21 +312,6 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
             raise ConfigError([f"--address: expected a Ray cluster, got {address} ({line}; {fix})"]) from None
     try:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        yield Cluster(config, port, print_line, is_ours=address is None)
+        yield Cluster(config, port, is_ours=address is None)
     finally:
         ray.shutdown()
-
-
-def _cpus(config: ServerConfig) -> int:
-    """CPUs that all replicas book at first, so that a cluster started here has room for them."""
-    tiers = [config.engine.of(tier.name) for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
-    return int(sum(one.at_first * one.num_cpus for one in (*tiers, config.engine.ingress)) + 0.999)
-
-
-def _check_port(port: int) -> None:
-    try:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("", port))
-    except OSError:
-        raise ConfigError([f"expected a free port, got {port} which cannot be bound (set --grpc-port)"]) from None

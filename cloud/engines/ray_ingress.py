@@ -7,6 +7,7 @@ with what `ray_proxy.ServiceHandlers` made of the request.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -41,11 +42,9 @@ class ClusterEngine(EmbeddedEngine):
 
     def _open(self, tier: TierConfig, notify: Notify) -> Tier:
         if isinstance(tier, LocalTierConfig):
-            placement, max_batch = self.config.engine.of(tier.name), self.config.limits.max_batch
-            batcher = ClusterTierClient(
-                tier.name, self._handles[tier.name], at_once=placement.calls_at_once, max_batch=max_batch
-            )
-            return ClusterTier(tier.name, tier.rule, batcher)
+            at_once, max_batch = self.config.engine.of(tier.name).calls_at_once, self.config.limits.max_batch
+            client = ClusterTierClient(tier.name, self._handles[tier.name], at_once=at_once, max_batch=max_batch)
+            return ClusterTier(tier.name, tier.rule, client)
         return super()._open(tier, notify)
 
     def _batcher(self, tier: Tier) -> AsyncTier:
@@ -53,12 +52,13 @@ class ClusterEngine(EmbeddedEngine):
         return tier.batcher
 
 
+@dataclass(eq=False)
 class CallRefused(Exception):
     """A call that ends with a status."""
 
-    def __init__(self, code: grpc.StatusCode, text: str, trailing: tuple[tuple[str, str], ...]) -> None:
-        super().__init__(text)
-        self.code, self.text, self.trailing = code, text, trailing
+    code: grpc.StatusCode
+    text: str
+    trailing: tuple[tuple[str, str], ...] = ()
 
 
 class CarriedContext:
@@ -99,13 +99,9 @@ class RayIngress:
     def __init__(self, config: ServerConfig, handles: Mapping[str, Any]) -> None:
         limits = config.limits
         self.engine = ClusterEngine(config, handles)
-        self.core = InferenceCore(
-            self.engine.models,
-            max_rows=limits.max_rows,
-            max_bytes=limits.max_message_bytes,
-            gates=(CallGate(limits),),
-        )
         self._max_bytes = limits.max_message_bytes
+        gates = (CallGate(limits),)
+        self.core = InferenceCore(self.engine.models, max_rows=limits.max_rows, max_bytes=self._max_bytes, gates=gates)
         service: Any = InferenceServicer(self.core).handler()
         self._handlers: dict[str, Any] = {name: service.service(SimpleNamespace(method=path(name))) for name in METHODS}
         self.core.accepts = True
@@ -130,7 +126,7 @@ class RayIngress:
         try:
             if len(data) > self._max_bytes:
                 text = f"Received message larger than max ({len(data)} vs. {self._max_bytes})"  # as gRPC itself puts it
-                raise CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, text, ())
+                raise CallRefused(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
             answer = await handler.unary_unary(data, CarriedContext(grpc_context, left_s))
         except CallRefused as refused:
             grpc_context.set_code(refused.code)

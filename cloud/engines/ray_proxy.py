@@ -71,9 +71,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         handler = self._method_handlers.get(details.method)
-        if handler is None:
-            return None
-        return grpc.unary_unary_rpc_method_handler(_with_retries(handler.unary_unary))
+        return handler and grpc.unary_unary_rpc_method_handler(_with_retries(handler.unary_unary))
 
 
 def add_service(servicer: Any, server: Any) -> None:

@@ -254,12 +254,9 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
     if not total:
         return None
     wanted, below = share * total, 0
-    for place, n in enumerate(counts):
+    for low, high, n in zip((0.0, *SECONDS), SECONDS, counts, strict=False):
         if n and below + n >= wanted:
-            if place == len(SECONDS):
-                break
-            low = SECONDS[place - 1] if place else 0.0
-            return low + (SECONDS[place] - low) * (wanted - below) / n
+            return low + (high - low) * (wanted - below) / n
         below += n
     return SECONDS[-1]
 

@@ -101,7 +101,7 @@ class DeviceFiles:
 
     def __init__(self, device: DevicePage) -> None:
         files = {} if device.cascade is None else _files(device.cascade)
-        self.files: dict[str, Page] = {f"{PATH}/cascade.json": lambda accept: None}
+        self.files: dict[str, Page] = {f"{PATH}/cascade.json": lambda accept: None}  # where it is not known
         self.files |= {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
         self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
         self.pages: dict[str, Page] = {}
