@@ -120,15 +120,8 @@ class Bucket:
     level: float
     at: float
 
-    def refill(self, rate: Rate, now: float) -> None:
-        if now > self.at:
-            self.level += (now - self.at) * rate.examples_per_s
-            self.at = now
-        self.level = min(self.level, float(rate.burst))
-        self.rate = rate
-
-    def is_full(self, now: float) -> bool:
-        return self.level + (now - self.at) * self.rate.examples_per_s >= self.rate.burst
+    def level_at(self, rate: Rate, now: float) -> float:
+        return min(self.level + max(now - self.at, 0.0) * rate.examples_per_s, float(rate.burst))
 
 
 class Quota:
@@ -195,10 +188,12 @@ class Quota:
         if bucket is None:
             if len(self._buckets) >= self.n_devices and now >= self._next_sweep:
                 self._next_sweep = now + SWEEP_EVERY_S
-                self._buckets = {name: one for name, one in self._buckets.items() if not one.is_full(now)}
+                self._buckets = {
+                    name: one for name, one in self._buckets.items() if one.level_at(one.rate, now) < one.rate.burst
+                }
             if len(self._buckets) >= self.n_devices:
                 message = f"{self.n_devices} devices are busy already: try again in {SWEEP_EVERY_S:g} s"
                 raise OverQuota(tier, message, retry_after_s=SWEEP_EVERY_S)
             bucket = self._buckets[caller] = Bucket(rate, float(rate.burst), now)
-        bucket.refill(rate, now)
+        bucket.level, bucket.at, bucket.rate = bucket.level_at(rate, now), max(now, bucket.at), rate
         return bucket

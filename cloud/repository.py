@@ -155,7 +155,7 @@ class ModelRepository:
         self.last_error = ""
         self.generation += 1
         log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.core.models))
-        leaving = asyncio.get_running_loop().create_task(_retire(before))
+        leaving = asyncio.get_running_loop().create_task(before.retire())
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
@@ -165,11 +165,6 @@ class ModelRepository:
         if name not in self.core.models and name not in self._unloaded:
             known = ", ".join((*self.core.models, *self._unloaded))
             raise UnknownModel(f"model: expected one of {known}, got {name[:64]!r}")
-
-
-async def _retire(engine: EmbeddedEngine) -> None:
-    await engine.drained()
-    await asyncio.to_thread(engine.close)
 
 
 def _signature(config: ServerConfig) -> dict[Path, Stamp]:

@@ -211,7 +211,9 @@ class TierBatcher:
             votes.append(await self.vote(batch.take(np.arange(start, min(start + self.max_batch, len(batch)))), rule))
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-        return _joined_votes(votes)
+        names = ("labels", "count", "asked", "score")
+        columns: dict[str, Any] = {name: np.concatenate([getattr(vote, name) for vote in votes]) for name in names}
+        return Vote(n_members=votes[0].n_members, call=sum((vote.call for vote in votes), NO_CALL), **columns)
 
     def _vote_inline(self, batch: Batch, rule: DeferralRule) -> Vote:
         started = time.perf_counter()
@@ -310,16 +312,3 @@ class TierBatcher:
         for entry, answer in zip(group, answers, strict=True):
             entry.settle(answer)
         self._advance()
-
-
-def _joined_votes(votes: Sequence[Vote]) -> Vote:
-    """The votes on consecutive pieces as one; a caller's pieces all come from the same tier."""
-    first = votes[0]
-    return Vote(
-        labels=np.concatenate([vote.labels for vote in votes]),
-        count=np.concatenate([vote.count for vote in votes]),
-        asked=np.concatenate([vote.asked for vote in votes]),
-        n_members=first.n_members,
-        score=np.concatenate([vote.score for vote in votes]),
-        call=sum((vote.call for vote in votes), NO_CALL),
-    )

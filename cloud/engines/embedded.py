@@ -72,10 +72,11 @@ class EmbeddedEngine:
         members = [member for tier in self.tiers for member in getattr(tier, "members", ())]
         return {member.name: getattr(member, "runs_on", "") for member in members}
 
-    async def drained(self) -> None:
-        """Returns when no call is under way."""
+    async def retire(self) -> None:
+        """Close it once no call is under way."""
         while self._n_inside:
             await asyncio.sleep(0.05)
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """After the last call has ended."""

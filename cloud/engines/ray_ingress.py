@@ -77,14 +77,14 @@ class CarriedContext:
         raise CallRefused(code, text, tuple(trailing))
 
 
+@dataclass(frozen=True)
 class RawMessage:
     """Bytes that are encoded already, as Ray wants a message."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    data: bytes
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-        return self._data
+        return self.data
 
 
 class RayIngress:

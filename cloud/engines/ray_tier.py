@@ -99,16 +99,15 @@ def _batch(ids: tuple[str, ...], x: Array, left_s: float) -> Batch:
     return Batch(ids, x, deadline=time.monotonic() + left_s)
 
 
+@dataclass(eq=False)
 class ClusterTier:
     """A tier on the cluster, as the cascade takes it. Its votes go through its client alone."""
 
-    n_tiers = 1
-    waits = False
-
-    def __init__(self, name: str, rule: DeferralRule, batcher: ClusterTierClient) -> None:
-        self.name = name
-        self.rule = rule
-        self.batcher = batcher
+    name: str
+    rule: DeferralRule
+    batcher: ClusterTierClient
+    n_tiers: int = 1
+    waits: bool = False
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
         raise NotImplementedError("the votes of a tier on the cluster go through its client")

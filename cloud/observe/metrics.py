@@ -70,7 +70,14 @@ class Metrics:
         ready = [((model.name,), int(is_ready(model.name))) for model in facts]
         yield self._gauge("model_ready", "1 while the model takes requests.", ("model",), ready)
         labels = ("model", "version", "tier", "tier_name", "member", "format", "sha256", "runs_on")
-        yield self._gauge("model_info", "What each model is made of.", labels, _members(facts))
+        members = [  # a row for each member; one for a tier on another server
+            ((model.name, model.version, str(number), tier.name, *member), 1)
+            for model in facts
+            for number, tier in enumerate(model.tiers, start=1)
+            for member in [(one.name, one.format, one.sha256, one.runs_on) for one in tier.members]
+            or [("", "remote", "", tier.address)]
+        ]
+        yield self._gauge("model_info", "What each model is made of.", labels, members)
         yield self._gauge("open_calls", "Requests under way.", (), [((), tally.n_open)])
         queued = [((name,), n) for name, n in self.server.queued().items()]
         yield self._gauge("queued_rows", "Rows waiting, by queue.", ("queue",), queued)
@@ -137,18 +144,6 @@ _OF_MODELS: tuple[tuple[str, str, Shown, Callable[[ModelTally], Histogram]], ...
     ("queue_seconds", "Time a request's rows waited in queues.", BY_TIME, lambda model: model.queue),
     ("batch_rows", "Rows decided together with a request's, its own included.", BY_ROWS, lambda model: model.batches),
 )
-
-
-def _members(facts: Sequence[ModelFacts]) -> list[tuple[tuple[str, ...], int]]:
-    """A row for each member; one for a tier on another server."""
-    rows: list[tuple[tuple[str, ...], int]] = []
-    for model in facts:
-        for number, tier in enumerate(model.tiers, start=1):
-            head = (model.name, model.version, str(number), tier.name)
-            rows += [((*head, one.name, one.format, one.sha256, one.runs_on), 1) for one in tier.members]
-            if not tier.members:
-                rows.append(((*head, "", "remote", "", tier.address), 1))
-    return rows
 
 
 def _filled(kind: Any, name: str, about: str, labels: Sequence[str], values: Sequence[Any]) -> Any:

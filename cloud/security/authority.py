@@ -22,7 +22,6 @@ from .certs import write_private
 CA_DAYS = 3650
 SKEW = timedelta(hours=1)  # a device's clock may be behind
 HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*", re.I)
-Extension = tuple[x509.ExtensionType, bool]  # and whether it is critical
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ def read_authority(folder: Path) -> KeyPair:
 
 def make_authority(name: str = "coe development CA", days: int = CA_DAYS, now: datetime | None = None) -> KeyPair:
     """A CA that signs certificates, but no other CA."""
-    extensions: list[Extension] = [(x509.BasicConstraints(ca=True, path_length=0), True), (_usage(signs=True), True)]
-    return _make(None, name, extensions, days, now)
+    return _make(None, name, [], days, now)
 
 
 def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: datetime | None = None) -> KeyPair:
@@ -77,29 +75,31 @@ def make_server(authority: KeyPair, hosts: Sequence[str], days: int, now: dateti
     Raises:
         ConfigError: one of the hosts is neither.
     """
-    names = [_general_name(host) for host in hosts]
-    return _make(authority, hosts[0], _of_leaf(ExtendedKeyUsageOID.SERVER_AUTH, names), days, now)
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+    return _make(authority, hosts[0], [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), names], days, now)
 
 
 def make_device(authority: KeyPair, name: str, days: int, now: datetime | None = None) -> KeyPair:
     """A device's certificate; it names the device, and is not valid for a server."""
-    return _make(authority, name, _of_leaf(ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName(name)]), days, now)
+    names = x509.SubjectAlternativeName([x509.DNSName(name)])
+    return _make(authority, name, [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), names], days, now)
 
 
 def _make(
-    authority: KeyPair | None, name: str, extensions: Sequence[Extension], days: int, now: datetime | None
+    authority: KeyPair | None, name: str, extensions: list[x509.ExtensionType], days: int, now: datetime | None
 ) -> KeyPair:
-    """A key and its certificate, signed by `authority`, or by itself where that is None."""
+    """A key and its certificate, signed by `authority`; where that is None, a CA's, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     start = datetime.now(UTC) if now is None else now
-    end, issuer, signer = start + timedelta(days=days), subject, key
-    by: list[Extension] = []
+    end, issuer, signer, is_ca = start + timedelta(days=days), subject, key, authority is None
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    no = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
     if authority is not None:
         issuer, signer = authority.certificate.subject, authority.key
         end = min(end, authority.certificate.not_valid_after_utc)
         identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        by = [(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False)]
+        extensions = [*extensions, x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)]
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -109,25 +109,14 @@ def _make(
         .not_valid_before(start - SKEW)
         .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(
+            x509.KeyUsage(digital_signature=not is_ca, key_cert_sign=is_ca, crl_sign=is_ca, **no), critical=True
+        )
     )
-    for extension, critical in (*extensions, *by):
-        builder = builder.add_extension(extension, critical)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
     return KeyPair(builder.sign(signer, hashes.SHA256()), key)
-
-
-def _of_leaf(purpose: x509.ObjectIdentifier, names: Sequence[x509.GeneralName]) -> list[Extension]:
-    return [
-        (x509.BasicConstraints(ca=False, path_length=None), True),
-        (_usage(signs=False), True),
-        (x509.ExtendedKeyUsage([purpose]), False),
-        (x509.SubjectAlternativeName(names), False),
-    ]
-
-
-def _usage(*, signs: bool) -> x509.KeyUsage:
-    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    no = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
-    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, crl_sign=signs, **no)
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -9,8 +9,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,10 @@ def add_token(path: Path, name: str, *, force: bool = False) -> str:
     Raises:
         ConfigError: it has one already, or the file has findings.
     """
-    with _locked(path.parent):
+    with ExitStack() as locked:  # one program at a time changes the folder's tokens
+        opened = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        locked.callback(os.close, opened)
+        fcntl.flock(opened, fcntl.LOCK_EX)
         devices: dict[str, Any] = {}
         if path.exists():
             read_tokens(path)
@@ -148,17 +151,6 @@ def write_private(path: Path, content: bytes, *, force: bool) -> None:
         if force and not isinstance(error, FileExistsError):
             target.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One program at a time changes the folder's tokens."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
 
 
 def _device_name(text: str) -> str:

@@ -87,7 +87,13 @@ def read_device_page(
     elif (bundled := _bundled(reference)) is not None:
         cascade, _ = _read_edge(bundled, task, ())  # a page cannot run one of texts
         cascade = _of_this_server(cascade, models)
-    return DevicePage(cascade, _find_page(fields, settings.page))
+    page = settings.page
+    if page is None:
+        page = next((place for place in PLACES if (place / "index.html").is_file()), None)
+    elif not (page / "index.html").is_file():
+        fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
+        page = None
+    return DevicePage(cascade, page)
 
 
 class DeviceFiles:
@@ -207,15 +213,6 @@ def _of_this_server(cascade: CascadeConfig | None, models: Collection[str]) -> C
     whole = next(iter(models))
     tiers = (replace(tier, model=whole) if isinstance(tier, RemoteTierConfig) else tier for tier in cascade.tiers)
     return replace(cascade, tiers=tuple(tiers))
-
-
-def _find_page(fields: Fields, page: Path | None) -> Path | None:
-    if page is None:
-        return next((place for place in PLACES if (place / "index.html").is_file()), None)
-    if not (page / "index.html").is_file():
-        fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
-        return None
-    return page
 
 
 def _input_spec(spec: InputSpec) -> dict[str, Any]:

@@ -71,7 +71,15 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((servicer.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         if reflection:
-            _add_reflection(self._server)
+            from google.protobuf import descriptor_pool
+            from grpc_reflection.v1alpha import reflection as service
+
+            from coe.protocol import inference_pb2
+
+            pool = descriptor_pool.DescriptorPool()  # ours and health's together: neither's own pool has both
+            for module in (inference_pb2, health_pb2):
+                pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+            service.enable_server_reflection((SERVICE, health.SERVICE_NAME), self._server, pool=pool)
 
     def bind(self, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
         """The port it listens on.
@@ -96,16 +104,3 @@ class GrpcServer:
         await self.health.end_watches()
         self.servicer.end_streams()
         await self._server.stop(grace_s)
-
-
-def _add_reflection(server: grpc.aio.Server) -> None:
-    from google.protobuf import descriptor_pool
-    from grpc_reflection.v1alpha import reflection
-
-    from coe.protocol import inference_pb2
-
-    pool = descriptor_pool.DescriptorPool()  # ours and health's together: neither's own pool has both
-    for module in (inference_pb2, health_pb2):
-        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-    names = (SERVICE, health.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server, pool=pool)

@@ -232,32 +232,27 @@ class Routes:
         return of_json(metadata(self.core.find(http.path_params["name"], http.path_params.get("version", ""))))
 
     async def repository_index(self, http: HttpRequest, caller: str) -> Response:
-        repository, message = self._repository(), await self._small_body(http)
-        models = [
-            {"name": model.name, "version": model.version, "state": model.state, "reason": model.reason}
-            for model in repository.index()
-            if model.state == "READY" or message.get("ready") is not True
-        ]
-        return of_json(models)
+        repository, message = await self._repository(http)
+        is_all, keys = message.get("ready") is not True, ("name", "version", "state", "reason")
+        models = [model for model in repository.index() if is_all or model.state == "READY"]
+        return of_json([{key: getattr(model, key) for key in keys} for model in models])
 
     async def repository_load(self, http: HttpRequest, caller: str) -> Response:
-        repository, _ = self._repository(), await self._small_body(http)
+        repository, _ = await self._repository(http)
         await repository.load(http.path_params["name"])
         return of_json({})
 
     async def repository_unload(self, http: HttpRequest, caller: str) -> Response:
-        repository, _ = self._repository(), await self._small_body(http)
+        repository, _ = await self._repository(http)
         await repository.unload(http.path_params["name"])
         return of_json({})
 
-    def _repository(self) -> RepositoryExtension:
+    async def _repository(self, http: HttpRequest) -> tuple[RepositoryExtension, dict[str, Any]]:
+        """The extension, and what the request's body asks of it."""
         if self.options.repository is None:
             raise NotOffered("the model repository extension is not offered by this server")
-        return self.options.repository
-
-    async def _small_body(self, http: HttpRequest) -> dict[str, Any]:
         async with self.bodies.body(http.receive, http.headers, SMALL_BODY) as body:
-            return parse(body) if body.strip() else {}
+            return self.options.repository, parse(body) if body.strip() else {}
 
     def _route(
         self, path: str, method: Method, verb: str = "GET", *, is_open: bool = False, is_page: bool = False
