@@ -182,7 +182,6 @@ class RemoteTierConfig(_TierSettings):
     n_tiers: int = setting(
         1, "Number of tiers behind the address; it matters before the last.", key="tiers", low=1, high=64
     )
-    foreign: bool = setting(False, "The server is not coe-cloud (Triton, MLServer).")
     security: ClientSecurity = setting(
         PLAINTEXT,
         "TLS: `true` (public CAs) or PEM files, `{ca, certificate, key, server_name}`.",
@@ -390,8 +389,6 @@ def _read_payload(entry: Fields, task: Task) -> Payload:
         own.finish()
     else:
         payload = Payload(entry.choice("send", KINDS, "captured"))
-    if entry.has("send") and entry.content.get("foreign") is True:
-        entry.warn("send", "a foreign server is sent what its metadata asks for, so this has no effect (leave it out)")
     fits = {"image": KINDS, "tensor": ("captured", "pixels")}.get(task.input_spec.kind, ("captured",))
     if payload.kind not in fits and task is not UNKNOWN:
         kind = task.input_spec.kind

@@ -222,6 +222,9 @@ MOST_WAIT_S = 0.5  # in all, that a call waits where an overloaded server says w
 class RemoteTier:
     """Asks `model` at `address`. Needs no server to be there until its first vote.
 
+    Whether the server is a coe-cloud, its metadata says, which is asked for before the first vote if nobody asked
+    before (`metadata`): another one is sent the tensor that it asks for there, and no fingerprint.
+
     Args:
         address: "host:port", or several. Calls go to each host in turn (a name may stand for several, too), to none
             that is gone or, where the server is ours, draining.
@@ -229,11 +232,10 @@ class RemoteTier:
         n_labels: of the task; a label outside it is refused.
         fingerprint: of the task, sent as the model version, so that a server with other labels refuses; ""
             asks for any version.
-        is_foreign: the server is not ours: it is sent what its metadata asks for.
         deadline_s: of one call; less where the batch's own deadline is nearer.
         send_captured: send examples as captured where they have such a form, else as tensors (ours takes either).
         encode: makes what is sent to a server of ours from a batch, in place of that: (B,) `bytes`, or a tensor.
-        prepare: makes a foreign server's floats from a batch's x.
+        prepare: makes another server's floats from a batch's x.
         n_tiers: how many tiers the server holds; learnt from its answers where it says.
         dial: opens a channel to a target, with options; by itself in plaintext.
         headers: asked once for each vote's headers, such as those of a trace; those of `headers.OUTGOING` go along.
@@ -256,7 +258,6 @@ class RemoteTier:
         deadline_s: float = 2.0,
         send_captured: bool = True,
         encode: Encode | None = None,
-        is_foreign: bool = False,
         prepare: Prepare | None = None,
         n_tiers: int = 1,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
@@ -275,8 +276,7 @@ class RemoteTier:
         self._fingerprint = fingerprint
         self._encode = encode or (_as_captured if send_captured else _as_tensor)
         self._prepare = prepare
-        self._is_foreign = is_foreign
-        self._offer: RemoteInput | None = None if is_foreign else OUR_INPUT  # None: not asked yet
+        self._input: RemoteInput | None = None  # what the server takes; None: not asked yet
         self._headers = headers
         self._addresses = addresses
         self._target: Target | None = None  # where they were found last
@@ -295,7 +295,10 @@ class RemoteTier:
         end = min(now + self.deadline_s, batch.deadline)
         if end <= now:
             raise TierTimeout(self.name, "the example's deadline has passed before the call")
-        request = self._request(batch, end - now)
+        request = self._request(batch)
+        if self._input is None:
+            self._learn_input(end - now)
+            request = self._request(batch)
         headers = headers_of(self._headers)
         started = time.perf_counter()
         try:
@@ -316,12 +319,14 @@ class RemoteTier:
         return vote
 
     def bytes_of(self, batch: Batch) -> int:
-        """What one call for this batch sends, as `bytes_sent` counts it. A foreign server may be asked what it takes.
+        """What one call for this batch sends, as `bytes_sent` counts it.
+
+        A server that was not asked yet counts as a coe-cloud.
 
         Raises:
             TierRejected: the batch has no form to be sent in.
         """
-        return self._request(batch, self.deadline_s).ByteSize() + FRAME_BYTES
+        return self._request(batch).ByteSize() + FRAME_BYTES
 
     def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
         """What the server says of the model.
@@ -341,6 +346,10 @@ class RemoteTier:
         for output in told.outputs:
             if output.name == "tier_votes" and output.shape[-1:] and output.shape[-1] > 0:
                 self.n_tiers = output.shape[-1]
+        try:
+            before, self._input = self._input, read_remote_input(told)
+        except WireError as error:
+            raise ConfigError([f"tier {self.name}: {self.address}, model {self.model}: {error}"]) from None
         if told.platform == PLATFORM and self._fingerprint and self._fingerprint not in told.versions:
             raise ConfigError(
                 [
@@ -348,15 +357,8 @@ class RemoteTier:
                     f"{self._fingerprint}, got {', '.join(told.versions)} (labels and input of both ends must match)"
                 ]
             )
-        if self._is_foreign:
-            try:
-                self._offer = read_remote_input(told)
-            except WireError as error:
-                raise ConfigError([f"tier {self.name}: {self.address}, model {self.model}: {error}"]) from None
-        elif told.platform != PLATFORM:
-            raise ConfigError(
-                [f"tier {self.name}: {self.address} is no coe-cloud but {told.platform!r} (set `foreign: true`)"]
-            )
+        if before is not self._input is OUR_INPUT and self._target is not None and self._target.is_balanced:
+            self.redial()  # from here on with the hosts' health watched
         return told
 
     def is_ready(self, timeout_s: float = 2.0) -> bool:
@@ -365,11 +367,11 @@ class RemoteTier:
         Raises:
             TierError: it cannot be asked, or will not say.
         """
-        request = pb.ModelReadyRequest(name=self.model, version=self._fingerprint)
+        request = pb.ModelReadyRequest(name=self.model, version=self._version)
         try:
             told: pb.ModelReadyResponse = self._told("ModelReady", request, timeout_s)
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # by a foreign server that is there
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # by a server of others that is there
                 return True
             raise from_rpc_error(self.name, error) from None
         return told.ready
@@ -387,6 +389,11 @@ class RemoteTier:
     def close(self) -> None:
         self._channels.close()
 
+    @property
+    def _version(self) -> str:
+        """The task's fingerprint, but for a server that is known to be another's, which has versions of its own."""
+        return self._fingerprint if self._input in (None, OUR_INPUT) else ""
+
     def _dial(self) -> TierChannel:
         try:
             self._target = target_of(self._addresses)
@@ -394,9 +401,8 @@ class RemoteTier:
             if self._target is None:
                 raise ConfigError([f"tier {self.name}: {error}"]) from None
         target = self._target
-        options = client_options(
-            self._max_message_bytes, is_balanced=target.is_balanced, checks_health=not self._is_foreign
-        )
+        is_ours = self._input is OUR_INPUT  # others may call their service otherwise, or have no health at all
+        options = client_options(self._max_message_bytes, is_balanced=target.is_balanced, checks_health=is_ours)
         return TierChannel(self.name, self._open_channel(target.uri, options), stream=self._streams)
 
     def _told(self, method: str, request: Any, timeout_s: float) -> Any:
@@ -414,18 +420,30 @@ class RemoteTier:
             )
             return ask(request, timeout=timeout_s)
 
-    def _request(self, batch: Batch, timeout: float) -> pb.ModelInferRequest:
-        request = pb.ModelInferRequest(model_name=self.model, model_version=self._fingerprint)
+    def _learn_input(self, timeout_s: float) -> None:
+        """Ask what the server takes. One that does not say is taken for a coe-cloud; its refusal then says why.
+
+        Raises:
+            TierError: it cannot be asked, or takes no example of ours.
+        """
         try:
-            if self._offer is None:
-                self.metadata(timeout)
-            offer = self._offer or OUR_INPUT
-            if offer is OUR_INPUT:
+            self.metadata(timeout_s)
+        except TierRejected:
+            self._input = OUR_INPUT
+        except ConfigError as error:
+            if self._input is None:
+                raise TierRejected(self.name, str(error)) from None
+
+    def _request(self, batch: Batch) -> pb.ModelInferRequest:
+        try:
+            asked_for = self._input or OUR_INPUT
+            request = pb.ModelInferRequest(model_name=self.model, model_version=self._version)
+            if asked_for is OUR_INPUT:
                 sent = self._encode(batch)
                 add_input(request, INPUT, _as_tensor(batch) if sent is batch.x else sent)
             else:
-                add_input(request, offer.name, offer.tensor(batch, self._prepare))
-        except (WireError, ConfigError) as error:
+                add_input(request, asked_for.name, asked_for.tensor(batch, self._prepare))
+        except WireError as error:
             raise TierRejected(self.name, str(error)) from None
         return request
 

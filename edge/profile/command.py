@@ -322,7 +322,7 @@ def _order(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExampl
 def _payloads(config: CascadeConfig, examples: ProfileExamples, asks_cloud: bool) -> tuple[list[PayloadCost], str]:
     """The payloads for the first remote tier, if there is one and examples are images, and why it was not asked."""
     remote, local = next(iter(config.remote_tiers), None), next(iter(config.local_tiers), None)
-    if remote is None or remote.foreign or examples.are_blank or config.task.input_spec.kind != "image":
+    if remote is None or examples.are_blank or config.task.input_spec.kind != "image":
         return [], ""
     return compare_payloads(
         remote,

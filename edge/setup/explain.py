@@ -73,6 +73,8 @@ def _sent_to(
     config: AgentConfig, tier: RemoteTierConfig, before: LocalTierConfig | RemoteTierConfig | None, about: str
 ) -> Statement:
     text = f"{_when(before)} It goes to {tier.address}, {_over(tier)}, {_form(config, tier)}."
+    if config.cascade.task.input_spec.kind != "text":
+        text += " If its metadata say that it is no coe-cloud, it is sent the numbers that they ask for."
     if len(tier.addresses) > 1:
         text += " Each goes to one of these hosts; to another one, too, where the first does not answer."
     if config.spool is not None:
@@ -105,8 +107,6 @@ def _over(tier: RemoteTierConfig) -> str:
 
 def _form(config: AgentConfig, tier: RemoteTierConfig) -> str:
     input_spec = config.cascade.task.input_spec
-    if tier.foreign:
-        return "as the numbers that the server's metadata asks for, made from its pixels or values"
     if input_spec.kind == "text":
         return "as its text, word for word"
     if input_spec.kind != "image" and tier.send.kind in ("captured", "pixels"):
@@ -145,7 +145,7 @@ def metadata_sent(config: AgentConfig) -> Iterator[Statement]:
         about = f"tier {tier.name}"
         text = (
             f"With each request to {tier.address}: the model's name ({tier.model}), "
-            f"{'' if tier.foreign else 'a fingerprint of labels and input format, '}"
+            f"to a coe-cloud a fingerprint of labels and input format, "
             f"the milliseconds left for the answer, and a random trace id of the example's own (traceparent), which "
             f"this device's record of the decision holds, too. The server sees this device's network address."
         )

@@ -244,4 +244,4 @@ def _error_finding(what: str, error: CascadeError) -> Finding:
     if "UNAUTHENTICATED" in str(error):
         fix = "set `token_file:`, or `tls: {certificate: ..., key: ...}`, to what that server knows"
         return fail(what, str(error).removeprefix(f"{what}: "), fix)
-    return from_error(what, error, "is it a coe-cloud (or `foreign: true`) on that port? its log says more")
+    return from_error(what, error, "is it a server of the Open Inference Protocol on that port? its log says more")

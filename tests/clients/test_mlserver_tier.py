@@ -31,7 +31,7 @@ def mlserver(tmp_path_factory) -> Iterator[MLServer]:
 @contextmanager
 def tier_at(mlserver: MLServer, model: str, door: InputDecoder, *, prepares: bool = True) -> Iterator[RemoteTier]:
     prepare = door.input_spec.prepare if prepares else None
-    options: dict[str, Any] = {"n_labels": 10, "is_foreign": True, "deadline_s": 20.0, "prepare": prepare}
+    options: dict[str, Any] = {"n_labels": 10, "deadline_s": 20.0, "prepare": prepare}
     tier = RemoteTier("cloud", mlserver.address, model, Always(), **options)
     try:
         yield tier
@@ -120,7 +120,7 @@ def test_a_cascade_with_a_tier_there_decides_as_one_that_is_all_here_until_it_is
     assert set(wanted.exit_tier.tolist()) == {1, 2}
     deferred = wanted.exit_tier == 2
     with MLServer(tmp_path) as process:
-        there = {"name": "best", "address": process.address, "model": "digits", "foreign": True, "deadline_ms": 20000}
+        there = {"name": "best", "address": process.address, "model": "digits", "deadline_ms": 20000}
         with cascade_of(DEVICE, there) as cascade:
             decisions = cascade.decide(hundred)
             process.kill()

@@ -56,9 +56,7 @@ class Replay:
 def tier_at(replay: Replay, door: InputDecoder) -> Iterator[RemoteTier]:
     with serving(replay.handler()) as address:
         prepare = door.input_spec.prepare
-        tier = RemoteTier(
-            "triton", address, "digits", Always(), n_labels=3, is_foreign=True, deadline_s=10.0, prepare=prepare
-        )
+        tier = RemoteTier("triton", address, "digits", Always(), n_labels=3, deadline_s=10.0, prepare=prepare)
         try:
             yield tier
         finally:

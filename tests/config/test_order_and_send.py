@@ -79,12 +79,6 @@ def test_a_text_is_sent_as_it_came():
         assert finding.startswith("tiers[0].send: expected captured for a task whose examples are of kind text")
 
 
-def test_a_foreign_server_is_sent_what_it_asks_for_and_a_word_on_it_is_a_warning():
-    assert read(CLOUD | {"foreign": True})[1].warnings == []
-    (warning,) = read(CLOUD | {"foreign": True, "send": "png"})[1].warnings
-    assert warning.startswith("tiers[0].send: a foreign server is sent what its metadata asks for")
-
-
 MEMBERS = {"members": ["a.onnx", "b.onnx", "c.onnx"]}
 
 

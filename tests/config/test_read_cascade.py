@@ -109,7 +109,6 @@ def test_every_setting_of_a_tier_is_read(folder):
         "model": "digits-best",
         "deadline_ms": 300,
         "send": "pixels",
-        "foreign": True,
         "tiers": 2,
         "delay_ms": 100,
         "delay_one_way": True,
@@ -121,7 +120,7 @@ def test_every_setting_of_a_tier_is_read(folder):
     assert (local.parallel, local.early) == (True, False)
     assert (local.threads, local.options) == (4, RunOptions(providers=("cuda", "cpu"), device="cuda:1"))
     assert (remote.model, remote.deadline_s, remote.send) == ("digits-best", 0.3, Payload("pixels"))
-    assert (remote.foreign, remote.n_tiers, remote.delay) == (True, 2, Delay(0.1, one_way=True))
+    assert (remote.n_tiers, remote.delay) == (2, Delay(0.1, one_way=True))
 
 
 def test_a_tiers_own_word_on_parallel_comes_before_the_programs(folder):
@@ -432,7 +431,7 @@ def test_tiers_of_one_name_are_refused(folder):
 
 
 LOCAL = ["name", "members", "agreement", "confidence", "threads", "providers", "device", "parallel", "early"]
-REMOTE = ["address", "model", "deadline_ms", "send", "tiers", "foreign", "delay_ms", "delay_one_way"]
+REMOTE = ["address", "model", "deadline_ms", "send", "tiers", "delay_ms", "delay_one_way"]
 SETTINGS = st.sampled_from([*LOCAL, *REMOTE, "file", "sha256", "input", "odd"])
 VALUES = st.recursive(
     st.none()

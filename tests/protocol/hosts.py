@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_output
-from coe.protocol.service import SERVICE, server_options
+from coe.protocol.service import PLATFORM, SERVICE, server_options
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 N_LABELS = 4
@@ -37,8 +38,11 @@ def label_answer(label: int) -> bytes:
 class Host:
     """Answers with `number` until it is closed. `refuse` may abort a call; `n_calls` counts them."""
 
-    def __init__(self, number: int, address: str = "127.0.0.1:0", *, has_health: bool = True) -> None:
+    def __init__(
+        self, number: int, address: str = "127.0.0.1:0", *, has_health: bool = True, platform: str = PLATFORM
+    ) -> None:
         self.number = number
+        self.platform = platform
         self.n_calls = 0
         self.n_watched = 0
         self.refuse: Callable[[grpc.ServicerContext], None] = lambda context: None
@@ -70,7 +74,7 @@ class Host:
         return label_answer(self.number)
 
     def _told(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        told = pb.ModelMetadataResponse(name="model", platform="somebody else's")
+        told = pb.ModelMetadataResponse(name="model", platform=self.platform)
         told.inputs.add(name="x", datatype="FP32", shape=[-1, 1])
         return told.SerializeToString()
 
@@ -87,7 +91,7 @@ class _Watches(grpc.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def hosts(n: int, **options: bool) -> Iterator[list[Host]]:
+def hosts(n: int, **options: Any) -> Iterator[list[Host]]:
     opened = [Host(number, **options) for number in range(n)]
     try:
         yield opened

@@ -18,7 +18,7 @@ from coe.models.inputs import InputDecoder
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input
 from coe.protocol.core import Decided, InferenceCore, ServedModel
-from coe.protocol.service import MAX_MESSAGE_BYTES, SERVICE, server_options
+from coe.protocol.service import MAX_MESSAGE_BYTES, PLATFORM, SERVICE, server_options
 from coe.protocol.servicer import InferenceServicer
 
 VERSION = "fingerprint1"
@@ -79,9 +79,10 @@ def served(
     )
 
 
-def foreign(infer: Infer, metadata: pb.ModelMetadataResponse | None = None) -> grpc.GenericRpcHandler:
-    """Somebody else's server: `infer` makes the answer's bytes from the request's."""
-    told = (metadata or pb.ModelMetadataResponse(name="model", platform="somebody else's")).SerializeToString()
+def scripted(infer: Infer, metadata: pb.ModelMetadataResponse | None = None) -> grpc.GenericRpcHandler:
+    """A server whose `infer` makes the answer's bytes from the request's; ours where no other metadata are given."""
+    ours = pb.ModelMetadataResponse(name="model", platform=PLATFORM, versions=[VERSION])
+    told = (metadata or ours).SerializeToString()
     methods = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
         "ModelMetadata": grpc.unary_unary_rpc_method_handler(lambda request, context: told),

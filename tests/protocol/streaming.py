@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
-from loopback import foreign
+from loopback import scripted
 
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.channel import RETRY_AFTER, STATUS
@@ -35,7 +35,7 @@ class Streaming(grpc.GenericRpcHandler):
     def __init__(self, answers: Answers, infer: Infer = lambda request, context: b"") -> None:
         self.answers = answers
         self.opened: list[dict[str, str]] = []
-        self._unary = foreign(infer)
+        self._unary = scripted(infer)
         self._stream = grpc.stream_stream_rpc_method_handler(self._serve)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:

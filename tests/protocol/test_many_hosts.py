@@ -139,9 +139,10 @@ def test_health_is_asked_of_our_own_servers_behind_a_list_and_of_nobody_else():
         assert (a.n_watched, b.n_watched) == (1, 1)
         with remote(a.address) as tier:  # one host: there is no other to go to
             who(tier)
-        with remote([a.address, b.address], is_foreign=True, prepare=lambda x: x.astype("f4")) as tier:
+    with hosts(2, platform="somebody else's") as (a, b):
+        with remote([a.address, b.address], prepare=lambda x: x.astype("f4")) as tier:
             answers_from(tier, {0, 1})
-        assert (a.n_watched, b.n_watched) == (1, 1)
+        assert (a.n_watched, b.n_watched) == (0, 0)
 
 
 # Losses

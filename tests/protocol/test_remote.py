@@ -18,7 +18,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import VERSION, bytes_column, foreign, served, servicer, serving
+from loopback import VERSION, bytes_column, scripted, served, servicer, serving
 from strategies import one_hot, rows, table_tier
 
 from coe.cascade import (
@@ -44,7 +44,7 @@ from coe.protocol import inference_pb2 as pb
 from coe.protocol import trace_context
 from coe.protocol.codec import add_output, read_inputs, set_parameter
 from coe.protocol.remote import RemoteTier, read_answer
-from coe.protocol.service import PUSHBACK
+from coe.protocol.service import PUSHBACK, SERVICE
 from coe.protocol.trace_context import OUTGOING
 from coe.zoo import digits
 
@@ -70,7 +70,7 @@ def answer(**columns: Array) -> bytes:
 
 def asked(infer: Callable[[bytes, grpc.ServicerContext], bytes], n_rows: int = 2, **options: object) -> Vote:
     """What a RemoteTier makes of a foreign server's answer to `n_rows` rows."""
-    with serving(foreign(infer)) as address, remote(address, **options) as tier:
+    with serving(scripted(infer)) as address, remote(address, **options) as tier:
         return tier.vote(rows(n_rows), RULE)
 
 
@@ -94,7 +94,7 @@ def test_a_slow_server_is_a_timeout_at_the_deadline():
         ended.wait(20)
         return b""
 
-    with serving(foreign(slow)) as address, remote(address, deadline_s=0.2) as tier:
+    with serving(scripted(slow)) as address, remote(address, deadline_s=0.2) as tier:
         started = time.perf_counter()
         with pytest.raises(TierTimeout, match="DEADLINE_EXCEEDED"):
             tier.vote(rows(1), RULE)
@@ -111,7 +111,7 @@ def test_a_slow_server_is_a_timeout_at_the_deadline():
 def test_a_deadline_already_passed_is_a_timeout_without_a_call():
     calls = []
     late = Batch(("x0",), rows(1).x, deadline=time.monotonic() - 0.001)
-    handler = foreign(lambda request, context: calls.append(request) or b"")
+    handler = scripted(lambda request, context: calls.append(request) or b"")
     with serving(handler) as address, remote(address) as tier, pytest.raises(TierTimeout, match="before the call"):
         tier.vote(late, RULE)
     assert not calls
@@ -124,7 +124,7 @@ def test_the_server_sees_how_much_time_is_left():
         seen.append(context.time_remaining())
         return answer(probabilities=one_hot([0]))
 
-    with serving(foreign(look)) as address, remote(address, deadline_s=9.0) as tier:
+    with serving(scripted(look)) as address, remote(address, deadline_s=9.0) as tier:
         tier.vote(rows(1), RULE)
         tier.vote(Batch(("x0",), rows(1).x, deadline=time.monotonic() + 3.0), RULE)
     assert 5 < seen[0] <= 9.01
@@ -216,16 +216,16 @@ def test_a_calls_headers_are_the_callers_own_and_those_of_its_context():
 
     turns = iter(range(9))
     own = lambda: [("x-turn", str(next(turns))), ("traceparent", "own")]  # noqa: E731
-    with serving(foreign(look)) as address, remote(address, headers=own) as tier:
+    with serving(scripted(look)) as address, remote(address, headers=own) as tier:
         tier.vote(rows(1), RULE)
         context = contextvars.copy_context()
         context.run(OUTGOING.set, (("traceparent", "00-a-b-01"), ("tracestate", "x=y")))
         thread = threading.Thread(target=context.run, args=(tier.vote, rows(1), RULE))
         thread.start()
         thread.join(20)
-    with serving(foreign(look)) as address, remote(address) as tier:
+    with serving(scripted(look)) as address, remote(address) as tier:
         tier.vote(rows(1), RULE)
-    with serving(foreign(look)) as address, remote(address) as tier:
+    with serving(scripted(look)) as address, remote(address) as tier:
         context.run(tier.vote, rows(1), RULE)
     names = ("x-turn", "traceparent", "tracestate")
     assert [tuple(headers.get(name) for name in names) for headers in seen] == [
@@ -244,7 +244,7 @@ def test_a_tier_from_a_config_goes_on_with_the_trace_it_is_asked_in():
         return answer(label=np.array([1], "<i4"), vote=np.ones(1, "<f4"), score=np.ones(1, "<f4"))
 
     task = {"task": "numbers", "labels": ["a", "b", "c"], "input": {"kind": "tensor", "shape": [1]}}
-    with serving(foreign(look)) as address:
+    with serving(scripted(look)) as address:
         report = Report("test")
         config = read_cascade(Fields(task | {"tiers": [{"name": "cloud", "address": address}]}, report), pathlib.Path())
         report.check()
@@ -264,10 +264,10 @@ def test_a_channel_is_dialled_as_the_caller_says():
         dialled.append(target)
         return grpc.insecure_channel(where, options)
 
-    with serving(foreign(lambda request, context: answer(probabilities=one_hot([1])))) as where:
+    with serving(scripted(lambda request, context: answer(probabilities=one_hot([1])))) as where:
         with remote("cloud.test:8001", dial=dial) as tier:
             assert tier.vote(rows(1), RULE).labels.tolist() == [1]
-    assert dialled == ["cloud.test:8001"]
+    assert set(dialled) == {"cloud.test:8001"}  # again, with its hosts' health watched, once it is known to be ours
 
 
 # Calls that fail, in other ways
@@ -299,7 +299,7 @@ def test_a_message_over_our_limit_is_a_rejection(side):
 
     x = np.zeros((1, 5000 if side == "request" else 1), np.int64)
     too_large = pytest.raises(TierRejected, match="larger than max")
-    with serving(foreign(infer)) as address, remote(address, max_message_bytes=4096) as tier, too_large:
+    with serving(scripted(infer)) as address, remote(address, max_message_bytes=4096) as tier, too_large:
         tier.vote(Batch(("x0",), x), RULE)
 
 
@@ -319,12 +319,12 @@ def test_images_of_several_sizes_cannot_go_as_one_tensor():
 
 def test_a_server_that_comes_back_is_found_again():
     infer = lambda request, context: answer(probabilities=one_hot([1]))  # noqa: E731
-    with serving(foreign(infer)) as address, remote(address) as tier:
+    with serving(scripted(infer)) as address, remote(address) as tier:
         tier.vote(rows(1), RULE)
     with remote(address) as tier:
         with pytest.raises(TierUnavailable):
             tier.vote(rows(1), RULE)
-        with serving(foreign(infer), address=address):
+        with serving(scripted(infer), address=address):
             end = time.monotonic() + 10
             label = None
             while label is None and time.monotonic() < end:
@@ -358,13 +358,28 @@ def offering(datatype: str, shape: list[int], name: str = "pixels") -> pb.ModelM
     return told
 
 
-def test_a_foreign_server_is_only_asked_where_the_config_says_it_is_one():
-    told = offering("FP32", [-1, 1, 28, 28])
-    with serving(foreign(lambda request, context: b"", told)) as address:
-        with remote(address, is_foreign=True) as tier:
-            assert tier.metadata().platform == "onnxruntime_onnx"
-        with remote(address, fingerprint="ours") as tier, pytest.raises(ConfigError, match="set `foreign: true`"):
-            tier.metadata()
+def test_its_metadata_say_whose_server_it_is():
+    """Ours gets the task's fingerprint and the example as captured; another no fingerprint, and what it asks for."""
+    seen: list[pb.ModelInferRequest] = []
+
+    def infer(request: bytes, context: object) -> bytes:
+        seen.append(pb.ModelInferRequest.FromString(request))
+        return answer(probabilities=np.eye(3, dtype=np.float32)[:1])
+
+    batch = DIGITS.batch(["a"], [digits.test_examples(1)[0][1]])
+    for told in (None, offering("UINT8", [-1, 28, 28, 1])):
+        with serving(scripted(infer, told)) as address, remote(address, fingerprint=VERSION) as tier:
+            tier.vote(batch, RULE)
+            tier.vote(batch, RULE)
+    ours, others = seen[::2]
+    assert (ours.model_version, ours.inputs[0].datatype) == (VERSION, "BYTES")
+    assert (others.model_version, others.inputs[0].name, others.inputs[0].datatype) == ("", "pixels", "UINT8")
+
+
+def test_a_server_that_says_nothing_of_itself_is_taken_for_ours():
+    handlers = {"ModelInfer": grpc.unary_unary_rpc_method_handler(lambda *_: answer(probabilities=one_hot([1])))}
+    with serving(grpc.method_handlers_generic_handler(SERVICE, handlers)) as address, remote(address) as tier:
+        assert tier.vote(rows(1), RULE).labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -381,8 +396,8 @@ def test_a_foreign_server_gets_the_tensor_that_its_metadata_asks_for(datatype, s
     images = [png for _, png, _ in digits.test_examples(2)]
     batch = DIGITS.batch(["a", "b"], images)
     prepare = DIGITS.input_spec.prepare
-    with serving(foreign(infer, offering(datatype, shape))) as address:
-        with remote(address, is_foreign=True, prepare=prepare) as tier:
+    with serving(scripted(infer, offering(datatype, shape))) as address:
+        with remote(address, prepare=prepare) as tier:
             assert tier.vote(batch, RULE).labels.tolist() == [0, 1]
     (values,) = seen[0].values()
     assert list(seen[0]) == ["pixels"]
@@ -399,7 +414,7 @@ def test_a_foreign_server_that_takes_files_gets_them_as_captured():
         return answer(probabilities=np.eye(3, dtype=np.float32)[:1])
 
     png = digits.test_examples(1)[0][1]
-    with serving(foreign(infer, offering("BYTES", [-1]))) as address, remote(address, is_foreign=True) as tier:
+    with serving(scripted(infer, offering("BYTES", [-1]))) as address, remote(address) as tier:
         tier.vote(DIGITS.batch(["a"], [png]), RULE)
     assert seen[0].tolist() == [png]
 
@@ -412,7 +427,7 @@ def test_a_foreign_server_that_takes_files_gets_them_as_captured():
     ],
 )
 def test_a_foreign_server_that_takes_no_example_of_ours_is_a_clear_error_at_start(told, words):
-    with serving(foreign(lambda request, context: b"", told)) as address, remote(address, is_foreign=True) as tier:
+    with serving(scripted(lambda request, context: b"", told)) as address, remote(address) as tier:
         with pytest.raises(ConfigError, match=words):
             tier.metadata()
         with pytest.raises(TierRejected, match=words):
@@ -421,8 +436,8 @@ def test_a_foreign_server_that_takes_no_example_of_ours_is_a_clear_error_at_star
 
 def test_a_foreign_server_of_another_input_size_is_a_rejection_that_says_both():
     told = offering("FP32", [-1, 3, 224, 224])
-    with serving(foreign(lambda request, context: b"", told)) as address:
-        with remote(address, is_foreign=True, prepare=DIGITS.input_spec.prepare) as tier:
+    with serving(scripted(lambda request, context: b"", told)) as address:
+        with remote(address, prepare=DIGITS.input_spec.prepare) as tier:
             with pytest.raises(TierRejected, match=r"expected rows of \[3, 224, 224\], got \[1, 28, 28\]"):
                 tier.vote(DIGITS.batch(["a"], [digits.test_examples(1)[0][1]]), RULE)
 
@@ -432,7 +447,7 @@ def test_a_call_that_timed_out_is_counted_with_what_it_sent():
         time.sleep(0.4)
         return b""
 
-    with serving(foreign(slow)) as address, remote(address, deadline_s=0.1) as tier:
+    with serving(scripted(slow)) as address, remote(address, deadline_s=0.1) as tier:
         with pytest.raises(TierTimeout) as caught:
             tier.vote(rows(1), RULE)
     assert caught.value.call.bytes_sent > 10
@@ -578,7 +593,7 @@ def test_the_answer_that_the_absurd_ones_are_made_from_is_good():
 
 def test_an_absurd_answer_is_a_rejection_that_says_what_was_wrong():
     got_through = []
-    with serving(foreign(lambda request, context: now)) as address, remote(address) as tier:
+    with serving(scripted(lambda request, context: now)) as address, remote(address) as tier:
         for name, now in ABSURD.items():  # noqa: B007 - the server's lambda reads `now`
             try:
                 tier.vote(rows(2), RULE)
@@ -634,7 +649,7 @@ class _Told:
 
 def test_a_garbage_answer_degrades_the_example_and_does_not_stop_the_cascade():
     disagree = table_tier([one_hot([0]), one_hot([1])], Fraction(1), "device")
-    with serving(foreign(lambda request, context: b"\xff garbage")) as address, remote(address) as tier:
+    with serving(scripted(lambda request, context: b"\xff garbage")) as address, remote(address) as tier:
         (decision,) = Cascade([disagree, tier]).decide(rows(1))
     assert decision.label == 0
     assert decision.degraded.startswith("rejected: tier cloud: its answer cannot be read")
@@ -661,7 +676,7 @@ def digit_request(tier: RemoteTier, n_rows: int) -> tuple[int, int]:
     """Bytes of the payload, and of the request that carries it."""
     examples = digits.test_examples(n_rows)
     batch = DIGITS.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
-    return sum(len(png) for _, png, _ in examples), tier._request(batch, timeout=1.0).ByteSize()
+    return sum(len(png) for _, png, _ in examples), tier._request(batch).ByteSize()
 
 
 @pytest.mark.parametrize("n_rows", [1, 100])
@@ -681,7 +696,7 @@ def test_what_was_captured_is_sent_and_pixels_where_asked():
         return answer(probabilities=one_hot([0]))
 
     for captured in (True, False):
-        with serving(foreign(infer)) as address, remote(address, send_captured=captured) as tier:
+        with serving(scripted(infer)) as address, remote(address, send_captured=captured) as tier:
             tier.vote(batch, RULE)
     as_captured, as_pixels = seen
     assert as_captured.inputs[0].datatype == "BYTES"

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from hosts import N_LABELS, Host, hosts, label_answer
-from loopback import VERSION, foreign, served, servicer, serving
+from loopback import VERSION, scripted, served, servicer, serving
 from strategies import one_hot, rows, table_tier
 from streaming import Streaming
 
@@ -146,7 +146,9 @@ def test_the_names_of_a_list_are_looked_up_anew(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", known)
     try:
-        with remote([f"cloud.test:{a.port}", "127.0.0.1:1"], is_foreign=False) as tier:
+        with remote(
+            [f"cloud.test:{a.port}", "127.0.0.1:1"],
+        ) as tier:
             assert who(tier) == 0
             a.close()
             found["cloud.test"] = "127.0.0.2"
@@ -229,7 +231,7 @@ def test_a_server_of_ours_says_whether_it_takes_calls_for_the_model():
 
 
 def test_a_server_without_the_question_is_ready_when_it_is_there():
-    with serving(foreign(lambda request, context: label_answer(0))) as address, remote(address) as tier:
+    with serving(scripted(lambda request, context: label_answer(0))) as address, remote(address) as tier:
         assert tier.is_ready()
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import grpc
 import numpy as np
 import pytest
-from loopback import foreign, serving
+from loopback import scripted, serving
 from strategies import one_hot, rows
 from streaming import Answers, Infer, Refused, Streaming
 
@@ -246,7 +246,7 @@ def test_a_server_without_streams_is_asked_by_itself_from_then_on():
         calls.append(request)
         return label_of(1, 2).SerializeToString()
 
-    with serving(foreign(infer)) as address, remote(address) as tier:
+    with serving(scripted(infer)) as address, remote(address) as tier:
         assert [ask(tier, number) for number in range(3)] == [1, 1, 1]
         with tier._channels.use() as channel:
             assert channel.stream is not None

@@ -13,7 +13,9 @@ import pytest
 from pki import Pki
 
 from coe import zoo
+from coe.config.manifest import read_manifest
 from coe.protocol import inference_pb2 as pb
+from coe.protocol.service import PLATFORM
 from edge.config import read_config
 from edge.main import main
 from edge.setup.explain import statements_of
@@ -112,10 +114,9 @@ def test_a_text_goes_word_for_word(tmp_path):
     assert "EXIF" not in all_of(found)
 
 
-def test_a_foreign_server_and_several_hosts_and_a_stream_are_said(tmp_path):
-    foreign = read(tmp_path, BASE.replace("model: digits", "model: digits, foreign: true"))
-    assert "as the numbers that the server's metadata asks for" in foreign["leaves"][0]
-    assert "fingerprint" not in foreign["beside"][0]
+def test_several_hosts_and_a_stream_are_said(tmp_path):
+    assert "If its metadata say that it is no coe-cloud, it is sent the numbers" in read(tmp_path)["leaves"][0]
+    assert "to a coe-cloud a fingerprint of labels and input format" in read(tmp_path)["beside"][0]
     several = read(tmp_path, BASE.replace('"gpu-host:8001"', '["a:1", "b:2"]'))
     assert "It goes to a:1, b:2" in several["leaves"][0]
     assert "Each goes to one of these hosts" in several["leaves"][0]
@@ -199,6 +200,7 @@ def test_who_can_look_in_is_said(tmp_path):
 
 def test_what_is_sent_is_what_is_said(tmp_path):
     """A server that writes down every request and header of a real agent, which is then held against the sentences."""
+    task = read_manifest(zoo.find("digits/manifest.yaml")).task
     requests: list[pb.ModelInferRequest] = []
     headers: list[dict[str, Any]] = []
 
@@ -208,7 +210,9 @@ def test_what_is_sent_is_what_is_said(tmp_path):
                 if call.method.endswith("/ModelInfer"):
                     requests.append(pb.ModelInferRequest.FromString(request))
                     headers.append(dict(context.invocation_metadata()))
-                context.abort(grpc.StatusCode.UNAVAILABLE, "writes, and answers nothing")
+                if not call.method.endswith("/ModelMetadata"):
+                    context.abort(grpc.StatusCode.UNAVAILABLE, "writes, and answers nothing")
+                return pb.ModelMetadataResponse(platform=PLATFORM, versions=[task.fingerprint]).SerializeToString()
 
             return grpc.unary_unary_rpc_method_handler(answer)
 
