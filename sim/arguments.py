@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from coe.cascade import Accounting, ConfigError
 from coe.config import parse_seconds
@@ -13,10 +12,11 @@ from coe.config import parse_seconds
 from .traces import Trace, read_trace
 
 TRACES = "a table of predictions: .parquet, .tsv or .csv; or a bundled one: cifar10, zoo:cifar10/calibration.parquet"
-Studies = Any  # argparse gives its type no public name
 
 
 def add_output(parser: argparse.ArgumentParser, what: str = "PNG, CSV and a chapter of report.html") -> None:
+    """Where the results go; a study whose files are pictures too checks for matplotlib before its work."""
+    parser.set_defaults(pictures="PNG" in what)
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {what} there")
     parser.add_argument("--json", action="store_true", help="only JSON on standard output")
 

@@ -38,25 +38,34 @@ STYLE: dict[Any, Any] = {
 }
 
 
+WIDTH = 8.2
+GREY = "#8a8a8a"
+INK = "#333333"
+
+
+@contextmanager
+def canvas(height: float, **style: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, in the project's style."""
+    settings: Any = {**STYLE, **style}
+    with plt.rc_context(settings):
+        figure, axes = plt.subplots(figsize=(WIDTH, height))
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
+
+
 def latency_against_delay(rows: Sequence[DelayRow]) -> str:
     """Mean end-to-end latency of each system over the injected delay; rings are the virtual clock's prediction."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 4.4))
+    with canvas(4.4) as (figure, axes):
         for system, colour in COLOURS.items():
             own = sorted((row for row in rows if row.system == system), key=lambda row: row.delay_s)
             delays = [row.delay_s for row in own]
             means = [row.latency_mean_s for row in own]
             axes.plot(delays, means, color=colour, marker=MARKERS[system], markersize=5, linewidth=2)
             axes.plot(delays, [row.predicted_mean_s for row in own], "o", color=colour, markersize=11, fillstyle="none")
-            axes.annotate(
-                TITLES[system],
-                (delays[-1], means[-1]),
-                xytext=(12, 0),
-                textcoords="offset points",
-                color=colour,
-                va="center",
-                fontweight="bold",
-            )
+            place = {"xytext": (12, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(TITLES[system], (delays[-1], means[-1]), color=colour, fontweight="bold", **place)
         _seconds_axis(axes, "x", [row.delay_s for row in rows])
         _seconds_axis(axes, "y", [row.latency_mean_s for row in rows])
         axes.set_xlabel("delay injected between device and cloud, per round trip")
@@ -66,26 +75,18 @@ def latency_against_delay(rows: Sequence[DelayRow]) -> str:
 
 def exits(shares: Sequence[float], names: Sequence[str]) -> str:
     """Where examples exit, as one bar."""
-    with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(8.2, 1.5))
+    with canvas(1.5, **{"axes.grid": False}) as (figure, axes):
         left = 0.0
         for number, (share, name) in enumerate(zip(shares, names, strict=True)):
-            axes.barh(0, share, left=left, color=TIER_COLOURS[number % len(TIER_COLOURS)], edgecolor="white")
+            colour = TIER_COLOURS[number % len(TIER_COLOURS)]
+            axes.barh(0, share, left=left, color=colour, edgecolor="white")
             middle = left + share / 2
-            text = f"{name}\n{share:.1%}"
+            style: dict[str, Any] = {"va": "center", "fontweight": "bold"}
             if share > 0.12:
-                axes.text(middle, 0, text, ha="center", va="center", color="white", fontweight="bold")
+                axes.text(middle, 0, f"{name}\n{share:.1%}", ha="center", color="white", **style)
             else:  # beside the bar, one above the other
-                colour = TIER_COLOURS[number % len(TIER_COLOURS)]
-                axes.annotate(
-                    text.replace("\n", " "),
-                    (middle, 0.4),
-                    xytext=(1.01, 0.75 - 0.3 * (number - 1)),
-                    textcoords="axes fraction",
-                    color=colour,
-                    va="center",
-                    fontweight="bold",
-                )
+                style |= {"xytext": (1.01, 0.75 - 0.3 * (number - 1)), "textcoords": "axes fraction"}
+                axes.annotate(f"{name} {share:.1%}", (middle, 0.4), color=colour, **style)
             left += share
         axes.set_xlim(0, 1)
         axes.set_yticks([])
@@ -97,20 +98,13 @@ def exits(shares: Sequence[float], names: Sequence[str]) -> str:
 
 def distribution(latencies: Mapping[tuple[str, float], Sequence[float]], delay_s: float) -> str:
     """Share of examples answered within a time, for each system at one delay."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 3.8))
+    with canvas(3.8) as (figure, axes):
         for place, (system, colour) in enumerate(COLOURS.items()):
             values = np.sort(latencies[system, delay_s])
             share = np.arange(1, len(values) + 1) / len(values)
             axes.step(values, share, where="post", color=colour, linewidth=2, zorder=4 - place)  # the cascade on top
-            axes.annotate(
-                TITLES[system],
-                (1.01, 0.92 - 0.14 * place),
-                xycoords="axes fraction",
-                color=colour,
-                fontweight="bold",
-                va="center",
-            )
+            at = (1.01, 0.92 - 0.14 * place)
+            axes.annotate(TITLES[system], at, xycoords="axes fraction", color=colour, fontweight="bold", va="center")
         _seconds_axis(axes, "x", [value for (_, at), own in latencies.items() if at == delay_s for value in own])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(f"end-to-end latency, with a delay of {format_seconds(delay_s)} a round trip")
@@ -137,23 +131,6 @@ def as_svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-WIDTH = 8.2
-GREY = "#8a8a8a"
-INK = "#333333"
-
-
-@contextmanager
-def canvas(height: float, **style: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, in the project's style."""
-    settings: Any = {**STYLE, **style}
-    with plt.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(WIDTH, height))
-        try:
-            yield figure, axes
-        finally:
-            plt.close(figure)
-
-
 def to_figure(figure: Any, name: str, title: str, caption: str = "") -> Figure:
     """The picture as SVG text and PNG bytes."""
     buffer = io.BytesIO()
@@ -167,7 +144,7 @@ def spread_labels(values: Sequence[float], least: float) -> list[float]:
     groups: list[tuple[float, list[int]]] = []  # (centre, members), bottom up
     for at in order:
         groups.append((values[at], [at]))
-        while len(groups) > 1 and _bottom(groups[-1], least) - _top(groups[-2], least) < least:
+        while len(groups) > 1 and _edge(groups[-1], -least) - _edge(groups[-2], least) < least:
             (upper, own), (lower, others) = groups.pop(), groups.pop()
             centre = (upper * len(own) + lower * len(others)) / (len(own) + len(others))
             groups.append((centre, others + own))
@@ -178,11 +155,8 @@ def spread_labels(values: Sequence[float], least: float) -> list[float]:
     return places
 
 
-def _bottom(group: tuple[float, list[int]], least: float) -> float:
-    return group[0] - (len(group[1]) - 1) / 2 * least
-
-
-def _top(group: tuple[float, list[int]], least: float) -> float:
+def _edge(group: tuple[float, list[int]], least: float) -> float:
+    """The place of a group's uppermost label; of its lowest where `least` is negative."""
     return group[0] + (len(group[1]) - 1) / 2 * least
 
 
@@ -214,9 +188,8 @@ def stacked_bars(
                 colour = colours[number % len(colours)]
                 axes.barh(place, value, left=left, height=0.7, color=colour, edgecolor="white")
                 if value > 0.07 * longest:
-                    axes.text(
-                        left + value / 2, place, write(value), ha="center", va="center", color="white", fontsize=9
-                    )
+                    middle = left + value / 2
+                    axes.text(middle, place, write(value), ha="center", va="center", color="white", fontsize=9)
                 left += value
             if ends:
                 axes.text(left + 0.012 * longest, place, ends[place], va="center", fontsize=9.5, color=INK)
@@ -356,9 +329,8 @@ def frontier(
     shown = [one for one in series if len(one.costs)]
     with canvas(5.0) as (figure, axes):
         if cloud is not None:
-            axes.plot(
-                *cloud, ".", color="#8fb0c9", markersize=4, markeredgewidth=0, alpha=0.55, zorder=1, rasterized=True
-            )
+            dots = {"markersize": 4, "markeredgewidth": 0, "alpha": 0.55}
+            axes.plot(*cloud, ".", color="#8fb0c9", zorder=1, rasterized=True, **dots)
         for one in shown:
             look = LINE_STYLES.get(one.method, OTHER)
             axes.plot(
@@ -410,9 +382,8 @@ def _point_names(axes: Any, series: Sequence[Series]) -> None:
             if accuracy >= floor
         ]
         for name, cost, accuracy in _gathered(axes, points):
-            share = (
-                (np.log(cost / low) / np.log(high / low)) if axes.get_xscale() == "log" else (cost - low) / (high - low)
-            )
+            is_log = axes.get_xscale() == "log"
+            share = (np.log(cost / low) / np.log(high / low)) if is_log else (cost - low) / (high - low)
             left, low_down = share > 0.75, accuracy < floor + 0.06 * (top - floor)
             beside = (-5, 5) if left else (7, 1 if low_down else -9)
             axes.annotate(

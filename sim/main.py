@@ -12,6 +12,7 @@ from coe.cascade import ConfigError
 from coe.config.program import run_program
 
 from . import arguments
+from .output import Part, finish_parts, require_matplotlib
 from .studies import (
     delays,
     digits,
@@ -40,8 +41,10 @@ def _run(given: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(given)
     if options.study is not None:
-        code: int = options.run(options)
-        return code
+        if options.pictures:
+            require_matplotlib(options)
+        result: Part | int = options.run(options)
+        return result if isinstance(result, int) else finish_parts(options, [result], result.content)
     if options.delays is None:
         parser.print_help(sys.stderr)
         raise ConfigError(["expected a study, got none (write coe-sim --delays, or coe-sim digits)"])
@@ -57,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_output(parser, "results.json and report.html")
     studies = parser.add_subparsers(dest="study", metavar="study")
     for study in STUDIES:
-        study.add(studies)
+        own = studies.add_parser(study.NAME, help=study.HELP, description=study.DESCRIPTION)
+        own.set_defaults(run=study.run_command, pictures=False)
+        study.add_arguments(own)
     return parser
 
 

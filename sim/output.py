@@ -104,63 +104,38 @@ def aligned(header: Sequence[str], lines: Sequence[Sequence[str]], text_columns:
     return "\n".join([padded[0], "  ".join("-" * width for width in widths), *padded[1:]])
 
 
-DELAY_HEADER = (
-    "delay",
-    "system",
-    "mean",
-    "p50",
-    "p95",
-    "p99",
-    "virtual",
-    "diff",
-    "comm",
-    "sent/ex",
-    "deferred",
-    "accuracy",
-)
+def _time(name: str) -> Callable[[DelayRow], str]:
+    return lambda row: format_seconds(getattr(row, name), 4)
 
 
-def delay_table(rows: Sequence[DelayRow]) -> str:
-    """The delay study's rows. `virtual` is the prediction, `diff` how far the measured mean is from it."""
-    return aligned(DELAY_HEADER, [cells(row) for row in rows], text_columns=2)
+DELAY_COLUMNS: Mapping[str, Callable[[DelayRow], str]] = {  # header -> cell; `diff`: the measured mean from `virtual`
+    "delay": lambda row: format_seconds(row.delay_s),
+    "system": lambda row: row.system,
+    "mean": _time("latency_mean_s"),
+    "p50": _time("latency_p50_s"),
+    "p95": _time("latency_p95_s"),
+    "p99": _time("latency_p99_s"),
+    "virtual": _time("predicted_mean_s"),
+    "diff": lambda row: f"{(row.latency_mean_s - row.predicted_mean_s) / row.predicted_mean_s:+.1%}",
+    "comm": lambda row: format_seconds(row.communication_mean_s, 4) if row.communication_mean_s else "-",
+    "sent/ex": lambda row: f"{row.bytes_sent_per_example:.0f} B",
+    "deferred": lambda row: f"{row.deferral_rate:.1%}",
+    "accuracy": lambda row: f"{row.accuracy:.1%}",
+}
 
 
-def cells(row: DelayRow) -> list[str]:
-    """One row under HEADER."""
-    difference = row.latency_mean_s - row.predicted_mean_s
-    return [
-        format_seconds(row.delay_s),
-        row.system,
-        format_seconds(row.latency_mean_s, 4),
-        format_seconds(row.latency_p50_s, 4),
-        format_seconds(row.latency_p95_s, 4),
-        format_seconds(row.latency_p99_s, 4),
-        format_seconds(row.predicted_mean_s, 4),
-        f"{difference / row.predicted_mean_s:+.1%}",
-        format_seconds(row.communication_mean_s, 4) if row.communication_mean_s else "-",
-        f"{row.bytes_sent_per_example:.0f} B",
-        f"{row.deferral_rate:.1%}",
-        f"{row.accuracy:.1%}",
-    ]
+def delay_cells(row: DelayRow) -> list[str]:
+    """One row under DELAY_COLUMNS."""
+    return [cell(row) for cell in DELAY_COLUMNS.values()]
 
 
-def achieved_table(rows: Sequence[DelayRow]) -> str:
-    """The injected delay, checked: target and achieved, for the systems that ask the cloud."""
-    return aligned(("target delay", "system", "achieved mean", "achieved p99"), achieved_cells(rows), text_columns=2)
+ACHIEVED_HEADER = ("target delay", "system", "achieved mean", "achieved p99")
 
 
 def achieved_cells(rows: Sequence[DelayRow]) -> list[list[str]]:
-    """A line of each system that asks the cloud: target, system, achieved mean and p99."""
-    return [
-        [
-            format_seconds(row.delay_s),
-            row.system,
-            format_seconds(row.achieved_delay_s, 4),
-            format_seconds(row.achieved_delay_p99_s, 4),
-        ]
-        for row in rows
-        if row.deferral_rate > 0
-    ]
+    """The injected delay, checked: a line under ACHIEVED_HEADER of each system that asks the cloud."""
+    cells = (DELAY_COLUMNS["delay"], DELAY_COLUMNS["system"], _time("achieved_delay_s"), _time("achieved_delay_p99_s"))
+    return [[cell(row) for cell in cells] for row in rows if row.deferral_rate > 0]
 
 
 TITLE = "Studies of cascades"
@@ -306,12 +281,8 @@ def require_matplotlib(options: argparse.Namespace) -> None:
         import_runtime("matplotlib", "report", INSTALL)
 
 
-def finish_part(options: argparse.Namespace, part: Part) -> int:
-    """The study on standard output, and its files in the folder asked for."""
-    return finish_parts(options, [part], part.content)
-
-
 def finish_parts(options: argparse.Namespace, parts: Sequence[Part], content: Mapping[str, Any]) -> int:
+    """The studies on standard output, and their files in the folder asked for."""
     if options.out:
         for part in parts:
             written = save(part, options.out)

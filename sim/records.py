@@ -70,6 +70,9 @@ class Record:
         return self.latency_s - self.call_s - self.delay_s
 
 
+CALL = ("call_s", "server_s", "delay_s", "hops_s", "bytes_sent", "bytes_received")  # of a decision's call
+
+
 def read_records(path: Path) -> list[Record]:
     """The records in an agent's JSON lines.
 
@@ -81,25 +84,9 @@ def read_records(path: Path) -> list[Record]:
         content = json.loads(line)
         if "error" in content or "truth" not in content:
             raise ConfigError([f"{path}: example {content['id']}: {content.get('error', 'its label is not known')}"])
-        call: Mapping[str, float] = content.get("call", {})
-        records.append(
-            Record(
-                id=content["id"],
-                label=content["label"],
-                truth=content["truth"],
-                exit_tier=content["exit_tier"],
-                latency_s=content["latency_s"],
-                call_s=call.get("call_s", 0.0),
-                server_s=call.get("server_s", 0.0),
-                delay_s=call.get("delay_s", 0.0),
-                hops_s=call.get("hops_s", 0.0),
-                bytes_sent=int(call.get("bytes_sent", 0)),
-                bytes_received=int(call.get("bytes_received", 0)),
-                asked=content["asked"],
-                votes=tuple(content["tier_votes"]),
-                degraded=content["degraded"],
-            )
-        )
+        names = ("id", "label", "truth", "exit_tier", "latency_s", "asked", "degraded")
+        call = {name: value for name, value in content.get("call", {}).items() if name in CALL}
+        records.append(Record(**{name: content[name] for name in names}, **call, votes=tuple(content["tier_votes"])))
     return records
 
 
@@ -255,18 +242,10 @@ def _check(tiers: Sequence[LocalTierConfig], trace: Trace) -> None:
 
 def _times(tier: LocalTierConfig, vote: Vote, trace: Trace, rows: NDArray[np.intp]) -> Seconds:
     """(A,) seconds that a tier takes: its slowest member side by side, else the members asked, in turn."""
-    each = np.stack([_latency(trace, spec.name)[rows] for spec in tier.members])  # (M, A)
-    if tier.parallel:
-        slowest: Seconds = each.max(axis=0)
-        return slowest
-    in_turn: Seconds = each.cumsum(axis=0)[vote.asked - 1, np.arange(len(rows))]
-    return in_turn
-
-
-def _latency(trace: Trace, model: str) -> Seconds:
-    seconds = trace.models[model].latency_s
-    assert seconds is not None
-    return seconds.astype(np.float64)
+    seconds = [trace.models[spec.name].latency_s for spec in tier.members]
+    each = np.stack([own[rows].astype(np.float64) for own in seconds if own is not None])  # (M, A)
+    taken: Seconds = each.max(axis=0) if tier.parallel else each.cumsum(axis=0)[vote.asked - 1, np.arange(len(rows))]
+    return taken
 
 
 @cache

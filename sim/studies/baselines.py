@@ -5,7 +5,7 @@ Confidence cascades are swept as widely as ours; all their thresholds come from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -19,8 +19,6 @@ from .candidates import MOST_TIERS, Candidate, Ensemble, Shape, by_cost, ensembl
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # one t for all tiers
 LEVELS = tuple(np.round(np.arange(0.05, 1.0, 0.1), 2).tolist())  # shares of a tier's examples that stay
 MOST_SEARCHED = 3  # tiers whose thresholds are searched one by one; longer cascades share a level
-
-Build = Callable[[EnsembleVotes], list[SweptTier]]
 
 
 def singles(trace: Trace) -> list[Candidate]:
@@ -49,95 +47,93 @@ def model_sequences(cost: dict[str, float]) -> Iterator[tuple[str, ...]]:
 def confidence(trace: Trace, cost: dict[str, float]) -> list[Candidate]:
     """One single model per tier, its maximum probability against one threshold t. As the paper ran "WoC"."""
     return [
-        _by_confidence("confidence cascade", model_sequence, [t] * (len(model_sequence) - 1))
-        for model_sequence in model_sequences(cost)
+        _by_confidence("confidence cascade", _singly(models), [t] * (len(models) - 1))
+        for models in model_sequences(cost)
         for t in GRID
     ]
 
 
 def idk(ensemble_votes: EnsembleVotes, cost: dict[str, float]) -> list[Candidate]:
     """The same with a threshold for each tier, at shares of the calibration scores. Wang et al., IDK cascades, 2018."""
-    marks = {name: _quantiles(_scores(ensemble_votes, (name,))) for name in ensemble_votes.trace.models}
+    marks = {name: _score_quantiles(ensemble_votes, (name,), pools=False) for name in ensemble_votes.trace.models}
     return [
-        _by_confidence(
-            "IDK, max probability",
-            model_sequence,
-            [marks[name][at] for name, at in zip(model_sequence, levels, strict=False)],
-        )
-        for model_sequence in model_sequences(cost)
-        for levels in _levels(len(model_sequence))
+        _by_confidence("IDK, max probability", _singly(models), _at(marks, models, levels))
+        for models in model_sequences(cost)
+        for levels in _levels(len(models))
     ]
 
 
 def idk_entropy(ensemble_votes: EnsembleVotes, cost: dict[str, float]) -> list[Candidate]:
     """The same by the entropy of the output; needs probabilities."""
     marks = {name: _quantiles(-ensemble_votes.entropies(name)) for name in ensemble_votes.trace.models}
-    found = []
-    for model_sequence in model_sequences(cost):
-        for levels in _levels(len(model_sequence)):
-            limits = [-marks[name][at] for name, at in zip(model_sequence, levels, strict=False)]
-            found.append(_by_entropy(model_sequence, limits))
-    return found
+    return [
+        _by_entropy(models, [-mark for mark in _at(marks, models, levels)])
+        for models in model_sequences(cost)
+        for levels in _levels(len(models))
+    ]
 
 
-def _by_confidence(method: str, model_sequence: tuple[str, ...], thresholds: Sequence[float]) -> Candidate:
-    tiers = tuple((name,) for name in model_sequence)
+def _at(marks: Mapping[str, Sequence[float]], models: Sequence[str], levels: Sequence[int]) -> list[float]:
+    """Each tier's threshold: the mark of its model at the tier's level."""
+    return [marks[name][level] for name, level in zip(models, levels, strict=False)]
+
+
+def _singly(models: Sequence[str]) -> tuple[Ensemble, ...]:
+    return tuple((name,) for name in models)
+
+
+def _deferring(
+    method: str, tiers: tuple[Ensemble, ...], decide: Callable[[EnsembleVotes, int], SweptTier], rules: Sequence[str]
+) -> Candidate:
+    """A candidate whose tiers answer as `decide(ensemble_votes, place)` says; the last answers always."""
 
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        before = [ensemble_votes.confidence(tier, t, pools=False) for tier, t in zip(tiers, thresholds, strict=False)]
-        return [*before, ensemble_votes.always(tiers[-1])]
+        return [*(decide(ensemble_votes, place) for place in range(len(tiers) - 1)), ensemble_votes.always(tiers[-1])]
 
-    return Candidate(method, tiers, make, (*(f"confidence>={t:.4g}" for t in thresholds), ""))
+    return Candidate(method, tiers, make, (*rules, ""))
 
 
-def _by_entropy(model_sequence: tuple[str, ...], limits: Sequence[float]) -> Candidate:
-    tiers = tuple((name,) for name in model_sequence)
+def _by_confidence(
+    method: str, tiers: tuple[Ensemble, ...], thresholds: Sequence[float], pools: bool = False
+) -> Candidate:
+    def decide(ensemble_votes: EnsembleVotes, place: int) -> SweptTier:
+        return ensemble_votes.confidence(tiers[place], thresholds[place], pools=pools)
 
-    def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        before = [ensemble_votes.entropy(name, most) for name, most in zip(model_sequence, limits, strict=False)]
-        return [*before, ensemble_votes.always(tiers[-1])]
+    return _deferring(method, tiers, decide, [f"confidence>={t:.4g}" for t in thresholds])
 
-    return Candidate("IDK, entropy", tiers, make, (*(f"entropy<={most:.3g}" for most in limits), ""))
+
+def _by_entropy(models: Sequence[str], limits: Sequence[float]) -> Candidate:
+    def decide(ensemble_votes: EnsembleVotes, place: int) -> SweptTier:
+        return ensemble_votes.entropy(models[place], limits[place])
+
+    return _deferring("IDK, entropy", _singly(models), decide, [f"entropy<={most:.3g}" for most in limits])
 
 
 def committees(cost: dict[str, float]) -> list[Candidate]:
     """Tier k answers with the mean output of models 1..k, of which k alone is new. Wang et al., 2021."""
-    found = []
-    for model_sequence in model_sequences(cost):
-        for t in GRID:
-            found.append(_committee(model_sequence, t))
-    return found
+    return [_committee(models, t) for models in model_sequences(cost) for t in GRID]
 
 
-def _committee(model_sequence: tuple[str, ...], t: float) -> Candidate:
+def _committee(models: tuple[str, ...], t: float) -> Candidate:
+    thresholds = [t] * (len(models) - 1) + [-1.0]
+
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        return [
-            ensemble_votes.confidence(model_sequence[: k + 1], t if k + 1 < len(model_sequence) else -1.0, pools=True)
-            for k in range(len(model_sequence))
-        ]
+        return [ensemble_votes.confidence(models[:k], at, pools=True) for k, at in enumerate(thresholds, start=1)]
 
-    charged = tuple((name,) for name in model_sequence)  # the outputs of those before are there already
-    return Candidate("committee cascade", charged, make, (*[f"mean confidence>={t:g}"] * (len(model_sequence) - 1), ""))
+    rules = (*[f"mean confidence>={t:g}"] * (len(models) - 1), "")
+    return Candidate("committee cascade", _singly(models), make, rules)  # outputs of those before are there already
 
 
 def same_members(ensemble_votes: EnsembleVotes, chosen: Sequence[Shape]) -> list[Candidate]:
     """The chosen cascades' own tiers, deferring by the score of their label instead of by agreement."""
     pools = ensemble_votes.trace.has_probabilities
     found = []
-    for shape in dict.fromkeys(tuple(members for members, _ in shape) for shape in chosen):
-        marks = [_quantiles(ensemble_votes.scored(members, pools)[1].astype(np.float64)) for members in shape[:-1]]
+    for tiers in dict.fromkeys(tuple(members for members, _ in shape) for shape in chosen):
+        marks = [_score_quantiles(ensemble_votes, members, pools) for members in tiers[:-1]]
         for level in range(len(LEVELS)):
-            found.append(_scored(shape, [own[level] for own in marks], pools))
+            thresholds = [own[level] for own in marks]
+            found.append(_by_confidence("confidence, same members", tiers, thresholds, pools))
     return found
-
-
-def _scored(tiers: tuple[Ensemble, ...], thresholds: Sequence[float], pools: bool) -> Candidate:
-    def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        before = [ensemble_votes.confidence(tier, t, pools=pools) for tier, t in zip(tiers, thresholds, strict=False)]
-        return [*before, ensemble_votes.always(tiers[-1])]
-
-    rules = (*(f"confidence>={t:.4g}" for t in thresholds), "")
-    return Candidate("confidence, same members", tiers, make, rules)
 
 
 def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidate:
@@ -146,7 +142,7 @@ def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidat
 
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
         rng = np.random.default_rng(seed)
-        before = [ensemble_votes.random(members, rate, rng) for members, rate in zip(tiers, stays, strict=False)]
+        before = [ensemble_votes.random(members, rate, rng) for members, rate in zip(tiers[:-1], stays, strict=False)]
         return [*before, ensemble_votes.always(tiers[-1])]
 
     return Candidate("random deferral", tiers, make, (*(f"random {rate:.0%}" for rate in stays[: len(tiers) - 1]), ""))
@@ -155,15 +151,12 @@ def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidat
 def ideal(shape: Shape) -> Candidate:
     """The same tiers, each keeping exactly what it gets right. Paper: Proposition 1, as headroom."""
     tiers = tuple(members for members, _ in shape)
-
-    def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        return [*(ensemble_votes.ideal(members) for members in tiers[:-1]), ensemble_votes.always(tiers[-1])]
-
-    return Candidate("ideal rule", tiers, make, (*["where right"] * (len(tiers) - 1), ""))
+    rules = ["where right"] * (len(tiers) - 1)
+    return _deferring("ideal rule", tiers, lambda ensemble_votes, place: ensemble_votes.ideal(tiers[place]), rules)
 
 
-def _scores(ensemble_votes: EnsembleVotes, members: Ensemble) -> NDArray[np.float64]:
-    return ensemble_votes.scored(members, pools=False)[1].astype(np.float64)
+def _score_quantiles(ensemble_votes: EnsembleVotes, members: Ensemble, pools: bool) -> list[float]:
+    return _quantiles(ensemble_votes.scored(members, pools)[1].astype(np.float64))
 
 
 def _quantiles(values: NDArray[np.float64]) -> list[float]:

@@ -170,9 +170,6 @@ class Measured:
     def accuracy(self) -> Values:
         return self.outcomes.accuracy
 
-    def only(self, rows: Sequence[int]) -> list[Candidate]:
-        return [self.candidates[row] for row in rows]
-
 
 def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, costs: Sequence[Costs]) -> Measured:
     """Every candidate over the panel's examples."""

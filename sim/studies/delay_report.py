@@ -9,7 +9,7 @@ from pathlib import Path
 from coe import __version__
 from coe.config import format_seconds
 from sim import charts
-from sim.output import DELAY_HEADER, achieved_cells, cells, document, figure_html, table_html
+from sim.output import DELAY_COLUMNS, achieved_cells, delay_cells, document, figure_html, table_html
 from sim.records import DelayRow
 from sim.systems import TITLES
 
@@ -86,9 +86,10 @@ def _distribution(study: DelayStudy) -> str:
 
 def _rows_table(rows: Sequence[DelayRow]) -> str:
     lines = "".join(
-        f"<tr class={row.system}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells(row))}</tr>" for row in rows
+        f"<tr class={row.system}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in delay_cells(row))}</tr>"
+        for row in rows
     )
-    header = "".join(f"<th>{name}</th>" for name in DELAY_HEADER)
+    header = "".join(f"<th>{name}</th>" for name in DELAY_COLUMNS)
     return f"<div class=scroll><table><tr>{header}</tr>{lines}</table></div>"
 
 

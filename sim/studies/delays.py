@@ -24,13 +24,31 @@ from coe.link import Delay
 from coe.zoo.digits import N_TEST
 from sim.arguments import count, seconds
 from sim.live import CloudProcess, LiveInput, Pace, run_live
-from sim.output import Progress, finish, print_result, require_matplotlib, write_json
-from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, summarise
+from sim.output import (
+    ACHIEVED_HEADER,
+    DELAY_COLUMNS,
+    Progress,
+    achieved_cells,
+    aligned,
+    delay_cells,
+    finish,
+    print_result,
+    require_matplotlib,
+    write_json,
+)
+from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, save_recording, summarise
 from sim.systems import SYSTEMS, BundledTask, Uplink
 from sim.traces import read_trace
 
 if TYPE_CHECKING:
     from .digits import Profile
+
+
+RATIOS = (  # key, field of DelayRow, in words
+    ("latency_ratio", "latency_mean_s", "mean latency"),
+    ("communication_ratio", "communication_mean_s", "communication"),
+    ("bytes_ratio", "bytes_sent_per_example", "bytes sent"),
+)
 
 
 def savings(rows: Sequence[DelayRow]) -> list[dict[str, Any]]:
@@ -39,20 +57,12 @@ def savings(rows: Sequence[DelayRow]) -> list[dict[str, Any]]:
     ratios = []
     for delay_s in dict.fromkeys(row.delay_s for row in rows):
         cascade, cloud = found["cascade", delay_s], found["cloud-only", delay_s]
-        ratios.append(
-            {
-                "delay_s": delay_s,
-                "latency_ratio": cloud.latency_mean_s / cascade.latency_mean_s,
-                "communication_ratio": _ratio(cloud.communication_mean_s, cascade.communication_mean_s),
-                "bytes_ratio": _ratio(cloud.bytes_sent_per_example, cascade.bytes_sent_per_example),
-            }
-        )
+        ratio: dict[str, Any] = {"delay_s": delay_s}
+        for name, field, _ in RATIOS:  # None where nothing left the device: no number of times less than nothing
+            own = getattr(cascade, field)
+            ratio[name] = getattr(cloud, field) / own if own else None
+        ratios.append(ratio)
     return ratios
-
-
-def _ratio(cloud: float, cascade: float) -> float | None:
-    """None where nothing left the device: no number of times less than nothing."""
-    return cloud / cascade if cascade else None
 
 
 def verdict(rows: Sequence[DelayRow]) -> list[str]:
@@ -64,15 +74,7 @@ def verdict(rows: Sequence[DelayRow]) -> list[str]:
         f"{cascade.accuracy:.1%}, best single model {cloud.accuracy:.1%}, edge ensemble alone {edge.accuracy:.1%}."
     ]
     for ratio in savings(rows):
-        times = [
-            f"{name} {value:.1f}x lower"
-            for name, value in (
-                ("mean latency", ratio["latency_ratio"]),
-                ("communication", ratio["communication_ratio"]),
-                ("bytes sent", ratio["bytes_ratio"]),
-            )
-            if value is not None
-        ]
+        times = [f"{words} {ratio[name]:.1f}x lower" for name, _, words in RATIOS if ratio[name] is not None]
         lines.append(f"at {format_seconds(ratio['delay_s'])}, against the cloud alone: {', '.join(times)}")
     return lines
 
@@ -122,7 +124,8 @@ def run_real(live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: 
                 title = f"{system} at {format_seconds(delay_s)}"
                 records = run_live(live_input, system, uplink, n, progress, title, pace)
                 predicted = _mean_latency(_replayed(system, recording[system], delay))
-                rows.append(_row(bundle, system, delay_s, records, predicted, "real"))
+                n_tiers = bundle.n_tiers(system)
+                rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
     where = f"{platform.machine()}, Python {platform.python_version()}, {n} examples"
     return DelayStudy(rows, latencies, recording, where, one_way)
@@ -145,7 +148,8 @@ def run_virtual(bundle: BundledTask, delays_s: Sequence[float], one_way: bool, p
     for delay_s in delays_s:
         for system in SYSTEMS:
             records = _replayed(system, recording[system], Delay(delay_s, one_way))
-            rows.append(_row(bundle, system, delay_s, records, _mean_latency(records), "virtual"))
+            n_tiers, predicted = bundle.n_tiers(system), _mean_latency(records)
+            rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
     return DelayStudy(rows, latencies, recording, where, one_way)
 
@@ -161,12 +165,6 @@ def _mean_latency(records: Sequence[Record]) -> float:
 
 def _replayed(system: str, recording: Sequence[Record], delay: Delay) -> list[Record]:
     return replay(recording, delay, has_device_tier=system != "cloud-only")
-
-
-def _row(
-    bundle: BundledTask, system: str, delay_s: float, records: Sequence[Record], predicted: float, clock: str
-) -> DelayRow:
-    return summarise(system, delay_s, records, predicted, n_tiers=bundle.n_tiers(system), clock=clock)
 
 
 DIGITS = "digits"
@@ -206,10 +204,6 @@ def run_command(options: argparse.Namespace) -> int:
 
 def _study(options: argparse.Namespace) -> int:
     require_matplotlib(options)
-    from sim.output import achieved_table, delay_table
-    from sim.records import save_recording
-    from sim.systems import BundledTask
-
     from . import digits as models
 
     if options.clock == "virtual":
@@ -225,7 +219,9 @@ def _study(options: argparse.Namespace) -> int:
         "savings": savings(result.rows),
         "models": None if profile is None else asdict(profile),
     }
-    text = [delay_table(result.rows), "", achieved_table(result.rows), "", *verdict(result.rows)]
+    rows = aligned(list(DELAY_COLUMNS), list(map(delay_cells, result.rows)), text_columns=2)
+    achieved = aligned(ACHIEVED_HEADER, achieved_cells(result.rows), text_columns=2)
+    text = [rows, "", achieved, "", *verdict(result.rows)]
     if options.clock == "virtual":
         text.append(f"replayed in virtual time, from a recording on {result.about}")
     if profile is not None:
@@ -241,10 +237,6 @@ def _study(options: argparse.Namespace) -> int:
 
 def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
     """The study on real programs; of the digits, what each bundled model does besides."""
-    from sim.live import LiveInput
-    from sim.output import Progress
-    from sim.systems import BundledTask
-
     from . import digits as models
     from .record import read_data, read_models, write_lines
 
@@ -264,8 +256,6 @@ def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
 
 
 def _schedule(options: argparse.Namespace) -> int:
-    from sim.output import Progress
-
     from . import schedule
 
     result = schedule.run(options.delays, options.limit or N_TEST, options.one_way, Progress(1))
@@ -274,28 +264,23 @@ def _schedule(options: argparse.Namespace) -> int:
 
 def _refuse_without_effect(options: argparse.Namespace) -> None:
     """An option that would be passed over is an error, not a surprise."""
-    findings = []
-    if options.recording and options.clock == "real":
-        findings.append("--recording: the real clock replays nothing (add --clock virtual, or leave it out)")
-    if options.schedule and options.clock == "virtual":
-        findings.append("--schedule: it is measured on the real clock only (leave --clock virtual out)")
-    if options.limit is not None and options.clock == "virtual":
-        findings.append("--limit: the virtual clock replays the whole recording (leave it out)")
-    if options.task == DIGITS and options.limit is not None and options.limit > N_TEST:
-        findings.append(f"--limit: expected a whole number from 1 to {N_TEST}, got {options.limit}")
-    if options.task == DIGITS and options.data:
-        findings.append("--data: the digits are bundled (leave it out, or name another task with --task)")
-    if options.task != DIGITS and options.schedule:
-        findings.append("--schedule: it is measured on the digits only (leave --task out)")
-    if options.task != DIGITS and options.clock == "real" and not options.data and not options.schedule:
-        findings.append(
-            f"--data: expected a folder of labelled examples of {options.task}, got none "
-            "(they are not bundled; or replay the trace: --clock virtual)"
-        )
-    if options.data and options.clock == "virtual":
-        findings.append("--data: the virtual clock decides no examples anew (leave it out)")
-    if findings:
-        raise ConfigError(findings)
+    is_real, is_digits = options.clock == "real", options.task == DIGITS
+    limit, data, schedule = options.limit, options.data, options.schedule
+    folder = f"a folder of labelled examples of {options.task}"
+    findings = {
+        "--recording: the real clock replays nothing (add --clock virtual, or leave it out)":
+            options.recording and is_real,
+        "--schedule: it is measured on the real clock only (leave --clock virtual out)": schedule and not is_real,
+        "--limit: the virtual clock replays the whole recording (leave it out)": limit is not None and not is_real,
+        f"--limit: expected a whole number from 1 to {N_TEST}, got {limit}": is_digits and (limit or 0) > N_TEST,
+        "--data: the digits are bundled (leave it out, or name another task with --task)": is_digits and data,
+        "--schedule: it is measured on the digits only (leave --task out)": schedule and not is_digits,
+        f"--data: expected {folder}, got none (they are not bundled; or replay the trace: --clock virtual)":
+            is_real and not (is_digits or data or schedule),
+        "--data: the virtual clock decides no examples anew (leave it out)": data and not is_real,
+    }  # fmt: skip
+    if found := [finding for finding, is_so in findings.items() if is_so]:
+        raise ConfigError(found)
 
 
 def _delays(text: str) -> list[float]:

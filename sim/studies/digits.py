@@ -141,10 +141,13 @@ def as_text(profile: Profile) -> str:
     )
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser("digits", help="the bundled models: accuracy, exits, and the three accountings")
+NAME = "digits"
+HELP = "the bundled models: accuracy, exits, and the three accountings"
+DESCRIPTION = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_output(parser, "digits.json")
-    parser.set_defaults(run=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:

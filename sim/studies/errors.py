@@ -15,7 +15,7 @@ from typing import Any
 
 from coe.cascade import ConfigError
 from sim import arguments
-from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Table
 from sim.sweep import EnsembleVotes
 from sim.traces import Trace
 
@@ -140,30 +140,27 @@ MOST_MEMBERS = 5
 MOST_MODELS = 5  # of more, --members names them
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "errors",
-        help="wrong agreements, and whether the large model knows better (Table 3)",
-        description="How often members agree on a wrong label, and how many of those the large model gets wrong too.",
-    )
+NAME = "errors"
+HELP = "wrong agreements, and whether the large model knows better (Table 3)"
+DESCRIPTION = "How often members agree on a wrong label, and how many of those the large model gets wrong too."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
     parser.add_argument(
         "--members", type=arguments.names, metavar="M1,M2", help="of the ensembles; default: all others"
     )
     parser.add_argument("--large", metavar="MODEL", help="the large model; default: the most accurate")
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
+def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
     large = options.large or max(trace.models, key=trace.accuracy)
     arguments.check_models("--large", [large], trace)
     if options.members:
         arguments.check_models("--members", options.members, trace)
-    return finish_part(options, as_part(run(trace, ensembles(trace, large, options.members), large)))
+    return as_part(run(trace, ensembles(trace, large, options.members), large))
 
 
 def ensembles(trace: Trace, large: str, members: list[str] | None = None) -> list[tuple[str, ...]]:

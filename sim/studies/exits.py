@@ -10,7 +10,7 @@ from typing import Any
 
 from coe.cascade import Agreement, Always, ConfigError
 from sim import arguments
-from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Table
 from sim.traces import TierSpec, Trace, parse_tiers
 
 from .replay import Replayed, replay_trace
@@ -92,26 +92,23 @@ def _figures(study: ExitCurve) -> list[Figure]:
     return [figure]
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "exits",
-        help="where examples exit as the threshold rises (Figure 7)",
-        description="The share of examples that leaves at each tier, at every threshold its members can reach.",
-    )
+NAME = "exits"
+HELP = "where examples exit as the threshold rises (Figure 7)"
+DESCRIPTION = "The share of examples that leaves at each tier, at every threshold its members can reach."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
     parser.add_argument("--tiers", nargs="+", metavar="TIER", help="'a,b,c' 'd'; default: all but the best, the best")
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
+def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
     specs = default_tiers(trace) if options.tiers is None else parse_tiers(options.tiers, trace)[0]
     if len(specs) < 2:
         raise ConfigError(["--tiers: expected at least two tiers, got one (the last answers everything)"])
-    return finish_part(options, as_part(run(trace, specs)))
+    return as_part(run(trace, specs))
 
 
 def default_tiers(trace: Trace) -> list[TierSpec]:

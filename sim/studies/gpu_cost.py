@@ -11,7 +11,7 @@ from typing import Any
 from coe.cascade import Accounting, ConfigError, average_cost
 from coe.config import Fields, Report, read_yaml
 from sim import arguments
-from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Table
 
 PRICES = Path(__file__).parents[1] / "costs" / "gpus.yaml"
 COLOURS, GREY = ("#0072B2", "#56A0D3"), "#8a8a8a"
@@ -167,26 +167,23 @@ def _figures(study: GpuCosts) -> list[Figure]:
     ]  # fmt: skip
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "cost",
-        help="GPU prices, per hour and per million examples (Figure 4)",
-        description="The average price of an example whose tiers run on GPUs of different price.",
-    )
+NAME = "cost"
+HELP = "GPU prices, per hour and per million examples (Figure 4)"
+DESCRIPTION = "The average price of an example whose tiers run on GPUs of different price."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exits", type=arguments.shares, required=True, metavar="LIST", help="per tier: 0.7,0.2,0.1")
     parser.add_argument("--gpus", type=_gpus, required=True, metavar="LIST", help="per tier: V100,A6000,H100")
     parser.add_argument("--seconds", type=arguments.seconds, metavar="LIST", help="per example and tier: 2ms,5ms,20ms")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="YAML of USD per hour; default: as in the paper")
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
+def run_command(options: argparse.Namespace) -> Part:
     prices = read_prices(options.prices or PRICES)
     study = run(options.exits, options.gpus, prices, options.seconds)
-    return finish_part(options, as_part(study))
+    return as_part(study)
 
 
 def _gpus(text: str) -> list[str]:

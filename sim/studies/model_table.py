@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coe.cascade import ConfigError
 from coe.config import format_seconds
 from sim import arguments
-from sim.output import Figure, Part, Series, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Series, Table
 from sim.traces.costs import si_prefixed
 from sim.traces.files import DELIMITERS, numbers_of, read_table
 
@@ -191,12 +191,12 @@ def _figures(study: ModelTable) -> list[Figure]:
     return figures
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "models",
-        help="the Pareto set of a table of single models (Figure 6)",
-        description="Which models of a table no other beats in accuracy and cost, and what that leaves to a cascade.",
-    )
+NAME = "models"
+HELP = "the Pareto set of a table of single models (Figure 6)"
+DESCRIPTION = "Which models of a table no other beats in accuracy and cost, and what that leaves to a cascade."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="a .tsv or .csv table with a column `model`")
     parser.add_argument("--accuracy", default="top1", metavar="COLUMN", help="default: top1")
     parser.add_argument(
@@ -207,10 +207,7 @@ def add(studies: arguments.Studies) -> None:
         help="again for each; 1/COLUMN where more is cheaper, as examples per second are",
     )
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
-    return finish_part(options, as_part(run(options.table, options.accuracy, options.cost)))
+def run_command(options: argparse.Namespace) -> Part:
+    return as_part(run(options.table, options.accuracy, options.cost))

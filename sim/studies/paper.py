@@ -10,7 +10,7 @@ from typing import Any
 from coe.cascade import Accounting
 from coe.config import format_seconds
 from sim import arguments
-from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Table
 from sim.traces.costs import si_prefixed
 
 from .paper_tables import (
@@ -37,55 +37,26 @@ NOTE = "~ inferred, not printed (tables.yaml says how); - a cell is not carried,
 
 def as_part(paper: Paper) -> Part:
     """The study, before it is printed or written."""
+    accountings = [kind.value for kind in Accounting]
     tables = [
-        Table(
-            "table2",
-            "Table 2, recomputed",
-            ("task", "metric", "paper", *(kind.value for kind in Accounting), "best single", "exit /", "reach /"),
-            [_line(one, metric) for one in paper.tasks for metric in METRICS],
-            f"The last two: against the best single model. {NOTE}",
-            2,
-        ),
-        Table(
-            "communication",
-            "communication (Figure 5)",
-            ("task", "delays", "paper", "recomputed", "exits from"),
-            [_communication(one) for one in paper.tasks],
-            "recomputed: d_last / sum_i exit_i * d_i, from the table's exits or from those the printed cost implies.",
-            2,
-        ),
-        Table(
-            "implied",
-            "exits that a printed number implies",
-            ("task", "by", "exits", "arithmetic"),
-            [line for one in paper.tasks for line in _implied(one)],
-            "",
-            4,
-        ),
-        Table(
-            "bounds",
-            "bounds, where the exits are not carried",
-            ("task", "metric", "accounting", "from", "to"),
-            [line for one in paper.tasks for line in _bounds(one)],
-            "",
-            3,
-        ),
-        Table(
-            "table3",
-            "Table 3",
-            ("task", "models", "agreed", "wrong", "by its own rate", "rate", "wrong / agreed", "large wrong too"),
-            [_wrong(row) for row in paper.table3],
-            NOTE,
-        ),
-        Table(
-            "missing",
-            "not carried: fill in tables.yaml from the paper",
-            ("where", "cells"),
-            _grouped(paper.missing),
-            "",
-            2,
-        ),
-    ]
+        Table("table2", "Table 2, recomputed",
+              ("task", "metric", "paper", *accountings, "best single", "exit /", "reach /"),
+              [_line(one, metric) for one in paper.tasks for metric in METRICS],
+              f"The last two: against the best single model. {NOTE}", 2),
+        Table("communication", "communication (Figure 5)", ("task", "delays", "paper", "recomputed", "exits from"),
+              [_communication(one) for one in paper.tasks],
+              "recomputed: d_last / sum_i exit_i * d_i, from the table's exits or from those the printed cost implies.",
+              2),
+        Table("implied", "exits that a printed number implies", ("task", "by", "exits", "arithmetic"),
+              [line for one in paper.tasks for line in _implied(one)], "", 4),
+        Table("bounds", "bounds, where the exits are not carried", ("task", "metric", "accounting", "from", "to"),
+              [line for one in paper.tasks for line in _bounds(one)], "", 3),
+        Table("table3", "Table 3",
+              ("task", "models", "agreed", "wrong", "by its own rate", "rate", "wrong / agreed", "large wrong too"),
+              [_wrong(row) for row in paper.table3], NOTE),
+        Table("missing", "not carried: fill in tables.yaml from the paper", ("where", "cells"),
+              _grouped(paper.missing), "", 2),
+    ]  # fmt: skip
     shown = [table for table in tables if table.lines]
     return Part("paper", "The paper's own numbers", verdict(paper), shown, content(paper), draw=lambda: _figures(paper))
 
@@ -134,7 +105,9 @@ def _follows(one: TaskResult) -> list[str]:
     for metric, column in one.columns.items():
         paper, by_exit, by_reach = column.paper, column.computed["exit"], column.computed["reach"]
         if paper.value is not None and by_exit.value is not None:
-            fits = _fits(_agrees(by_exit.value, paper.value), worst([paper, by_exit]))
+            # Within the rounding of a number printed with two decimals, or to three digits where it is large.
+            agrees = abs(by_exit.value - paper.value) <= max(0.01, 0.005 * paper.value) + 1e-9
+            fits = _fits(agrees, worst([paper, by_exit]))
             lines.append(
                 f"{name}, {UNITS[metric]}: {_number(paper, metric)} {fits}: {_number(by_exit, metric)} by exit "
                 f"({_status(by_exit)}; exits from the {one.exits_from})."
@@ -156,11 +129,6 @@ def _fits(agrees: bool, status: str) -> str:
     if status == "printed":
         return "follows" if agrees else "DOES NOT FOLLOW"
     return "fits" if agrees else "DOES NOT FIT"
-
-
-def _agrees(computed: float, printed: float) -> bool:
-    """Within the rounding of a number printed with two decimals, or to three digits where it is large."""
-    return abs(computed - printed) <= max(0.01, 0.005 * printed) + 1e-9
 
 
 def content(paper: Paper) -> dict[str, Any]:
@@ -192,16 +160,13 @@ def _task_content(one: TaskResult) -> dict[str, Any]:
                   "status": max((cell.status for cell in one.exits), default="missing")}
     }  # fmt: skip
     for metric, column in one.columns.items():
-        cells = {"paper": column.paper, **_keyed(column.computed), "best_single": column.best_single}
+        computed = {name.replace("-", "_"): cell for name, cell in column.computed.items()}
+        cells = {"paper": column.paper, **computed, "best_single": column.best_single}
         found[metric] = {name: cell.value for name, cell in cells.items()}
         found[metric]["status"] = {name: cell.status for name, cell in cells.items()}
         if metric in one.bounds:
             found[metric]["bounds"] = {kind: list(ends) for kind, ends in one.bounds[metric].items()}
     return found
-
-
-def _keyed(computed: Any) -> dict[str, Cell]:
-    return {name.replace("-", "_"): cell for name, cell in computed.items()}
 
 
 def _wrong_content(row: WrongResult) -> dict[str, Any]:
@@ -308,15 +273,17 @@ def _figures(paper: Paper) -> list[Figure]:
     ]  # fmt: skip
     figures = []
     if costs:
-        pairs: list[tuple[str, Cell, str]] = []
-        for name, column in costs:
-            pairs.append((f"{name}, cascade", column.computed["exit"], BLUE))
-            pairs.append((f"{name}, best single", column.best_single, GREY))
-        pairs = [one for one in pairs if one[1].is_known]
+        bars = [
+            (f"{name}, {which}", cell.value, colour)
+            for name, column in costs
+            for which, cell, colour in (
+                ("cascade", column.computed["exit"], BLUE), ("best single", column.best_single, GREY))
+            if cell.value is not None
+        ]  # fmt: skip
         figures.append(
-            bar_chart([name for name, _, _ in pairs], [cell.value or 0.0 for _, cell, _ in pairs],
-                  lambda value: f"${value:.2f}", name="cost", title="Price per hour (Figure 4)",
-                  axis="US dollars per hour", colours=[colour for _, _, colour in pairs],
+            bar_chart([name for name, _, _ in bars], [value for _, value, _ in bars], lambda value: f"${value:.2f}",
+                  name="cost", title="Price per hour (Figure 4)", axis="US dollars per hour",
+                  colours=[colour for _, _, colour in bars],
                   caption="By exit, as in the paper; GPU prices are inferred.")
         )  # fmt: skip
     if ratios:
@@ -329,19 +296,18 @@ def _figures(paper: Paper) -> list[Figure]:
     return figures
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "paper",
-        help="the paper's own numbers, recomputed (Tables 1 to 3, Figures 4 and 5)",
-        description="The printed numbers that are carried, each column that follows from them, in three accountings, "
-        "and which cells are not carried. With the paper at hand: fill a copy of the tables, and give it.",
-    )
+NAME = "paper"
+HELP = "the paper's own numbers, recomputed (Tables 1 to 3, Figures 4 and 5)"
+DESCRIPTION = (
+    "The printed numbers that are carried, each column that follows from them, in three accountings, "
+    "and which cells are not carried. With the paper at hand: fill a copy of the tables, and give it."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", type=Path, metavar="FILE", help="YAML of the tables; default: the bundled ones")
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
-    return finish_part(options, as_part(recompute(read_tables(options.tables or TABLES))))
+def run_command(options: argparse.Namespace) -> Part:
+    return as_part(recompute(read_tables(options.tables or TABLES)))

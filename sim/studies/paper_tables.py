@@ -215,6 +215,7 @@ def _number(fields: Fields, key: str, given: Any) -> float | None:
 
 
 OFF = 1e-9
+Row = tuple[Sequence[float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +226,14 @@ class Implied:
         by: which printed number they follow from.
         arithmetic: how, in one line.
         status: of the cells they follow from.
+        rows: the equations: one weight per tier, and what the exits' weighted sum is.
     """
 
     by: str
     exits: NDArray[np.float64]
     arithmetic: str
     status: str
+    rows: Sequence[Row]
 
     @property
     def is_exact(self) -> bool:
@@ -246,41 +249,39 @@ def by_ratio(task: TaskCells) -> Implied | None:
     if task.ratio.value is None or not task.delays_s:
         return None
     mean_s = task.delays_s[-1] / task.ratio.value
-    corners = _corners([(task.delays_s, mean_s)])
-    if corners is None:
-        return None
-    terms = " + ".join(f"exit_{number} * {delay_s:g}" for number, delay_s in enumerate(task.delays_s, start=1))
-    arithmetic = f"{terms} = {task.delays_s[-1]:g} / {task.ratio.value:g} = {mean_s:.4f} s"
-    return Implied("ratio", corners, arithmetic, "inferred")
+    result = f"{task.delays_s[-1]:g} / {task.ratio.value:g} = {mean_s:.4f} s"
+    return _solved("ratio", [(task.delays_s, mean_s)], f"{_terms(task.delays_s, 'g')} = {result}", "inferred")
 
 
 def by_cost(task: TaskCells, cost: Cell) -> Implied | None:
     """From a printed cost per hour; None where a price is not known, or no exits fit."""
     prices = [tier.costs["cost_usd_per_hour"] for tier in task.tiers]
-    if cost.value is None or not prices or not all(price.is_known for price in prices):
+    values = [price.value for price in prices if price.value is not None]
+    if cost.value is None or not prices or len(values) < len(prices):
         return None
-    values = [price.value or 0.0 for price in prices]
-    corners = _corners([(values, cost.value)])
-    if corners is None:
-        return None
-    terms = " + ".join(f"exit_{number} * {value:.2f}" for number, value in enumerate(values, start=1))
-    return Implied("cost", corners, f"{terms} = {cost.value:.2f} USD/h", worst([cost, *prices]))
+    arithmetic = f"{_terms(values, '.2f')} = {cost.value:.2f} USD/h"
+    return _solved("cost", [(values, cost.value)], arithmetic, worst([cost, *prices]))
 
 
 def by_both(task: TaskCells, cost: Cell) -> Implied | None:
     """From ratio and cost together, where neither alone is enough (three tiers and more)."""
     ratio, priced = by_ratio(task), by_cost(task, cost)
-    if ratio is None or priced is None or task.ratio.value is None or cost.value is None or len(task.tiers) < 3:
+    if ratio is None or priced is None or len(task.tiers) < 3:
         return None
-    prices = [tier.costs["cost_usd_per_hour"].value or 0.0 for tier in task.tiers]
-    rows = [(task.delays_s, task.delays_s[-1] / task.ratio.value), (prices, cost.value)]
+    arithmetic = f"{ratio.arithmetic}; {priced.arithmetic}"
+    return _solved("ratio and cost", [*ratio.rows, *priced.rows], arithmetic, priced.status)
+
+
+def _terms(weights: Sequence[float], form: str) -> str:
+    return " + ".join(f"exit_{number} * {weight:{form}}" for number, weight in enumerate(weights, start=1))
+
+
+def _solved(by: str, rows: Sequence[Row], arithmetic: str, status: str) -> Implied | None:
     corners = _corners(rows)
-    if corners is None:
-        return None
-    return Implied("ratio and cost", corners, f"{ratio.arithmetic}; {priced.arithmetic}", priced.status)
+    return None if corners is None else Implied(by, corners, arithmetic, status, rows)
 
 
-def _corners(rows: Sequence[tuple[Sequence[float], float]]) -> NDArray[np.float64] | None:
+def _corners(rows: Sequence[Row]) -> NDArray[np.float64] | None:
     """(V, T) corners of all exits that are 0 or more, sum to 1 and fit every row; None where none do.
 
     A linear quantity is least and largest at corners, and a corner has as many exits above 0 as there are equations.

@@ -17,7 +17,7 @@ import numpy as np
 from coe.cascade import ConfigError
 from coe.config import format_seconds
 from sim import arguments
-from sim.output import Figure, Part, Table, finish_part, require_matplotlib
+from sim.output import Figure, Part, Table
 from sim.traces import Trace, members_asked
 
 WAYS = ("side by side", "in turn", "in turn, ended early")
@@ -125,22 +125,19 @@ def _figures(study: MemberTimings) -> list[Figure]:
     return [figure]
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "parallel",
-        help="members side by side against in turn (Figure 8)",
-        description="What an ensemble of one, two, .. members takes per example, from recorded latencies.",
-    )
+NAME = "parallel"
+HELP = "members side by side against in turn (Figure 8)"
+DESCRIPTION = "What an ensemble of one, two, .. members takes per example, from recorded latencies."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
     parser.add_argument("--members", type=arguments.names, metavar="M1,M2", help="in order; default: the first five")
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-
-    require_matplotlib(options)
+def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
     members = options.members or list(trace.models)[:5]
     arguments.check_models("--members", members, trace)
-    return finish_part(options, as_part(run(trace, members)))
+    return as_part(run(trace, members))

@@ -17,7 +17,7 @@ import numpy as np
 
 from coe.cascade import Accounting, Agreement, ConfigError
 from sim import arguments
-from sim.output import OURS, Figure, Part, Progress, Series, Table, finish_part, require_matplotlib
+from sim.output import OURS, Figure, Part, Progress, Series, Table
 from sim.sweep import EnsembleVotes
 from sim.traces import CALIBRATION, TEST, Costs, TierSpec, Trace, pick, read_costs, read_trace
 
@@ -27,8 +27,9 @@ from .replay import lead, replay_trace
 
 __all__ = ["Choices", "ParetoStudy", "as_part", "run"]
 
-
+Cloud = tuple[Sequence[float], Sequence[float]]
 N_METHODS = 10
+MOST_DOTS = 4000  # of the cascades tried, in a picture
 BEST_FOUR = 4  # the paper shows the best four confidence cascades of a wide sweep
 
 
@@ -94,10 +95,8 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
     chooser = _Chooser(choices, EnsembleVotes(calibration), EnsembleVotes(report), progress)
     cost = dict(choices.costs[0].of)
     found, is_complete = shapes(cost, choices.most, rng)
-    chooser.prepare([members for shape in found for members, _ in shape])
-    singles = baselines.singles(trace)
-    best_single = chooser.set_bar(singles)
-    methods = [chooser.choose(singles)]
+    chooser.calibration.count_all([members for shape in found for members, _ in shape])
+    methods = [chooser.choose(baselines.singles(trace))]
     methods += [chooser.choose(baselines.alone(trace, cost, choices.most, rng))] if len(trace.models) > 1 else []
     cloud: tuple[Values, Values] = (np.zeros(0), np.zeros(0))
     if found:
@@ -107,9 +106,8 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
         methods += _variants(chooser, methods[-1].chosen.candidates, choices.seed)
     methods += _confidence(chooser, cost)
     progress.end()
-    return ParetoStudy(
-        trace, choices, calibration, report, best_single, methods, cloud, is_complete, _left_out(trace, bool(found))
-    )
+    best, left_out = chooser.best_single, _left_out(trace, bool(found))
+    return ParetoStudy(trace, choices, calibration, report, best, methods, cloud, is_complete, left_out)
 
 
 def _confidence(chooser: _Chooser, cost: dict[str, float]) -> list[Method]:
@@ -163,16 +161,9 @@ class _Chooser:
         self.calibration = calibration
         self.report = report
         self.key: tuple[str, Accounting] = (choices.costs[0].kind, choices.charged_by)
-        self.bar = 0.0  # the best single model's accuracy on calibration
-
-    def prepare(self, ensembles: Sequence[tuple[str, ...]]) -> None:
-        self.calibration.count_all(ensembles)
-
-    def set_bar(self, singles: Sequence[Candidate]) -> str:
-        """The best single model on calibration."""
-        accuracy = self.measure(singles).accuracy
+        accuracy = self.measure(baselines.singles(calibration.trace)).accuracy
+        self.best_single = list(calibration.trace.models)[int(accuracy.argmax())]  # on calibration, as is the bar
         self.bar = float(accuracy.max())
-        return singles[int(accuracy.argmax())].charged[0][0]
 
     def measure(self, candidates: Sequence[Candidate]) -> Measured:
         return measure(candidates, self.calibration, self.choices.costs)
@@ -183,19 +174,17 @@ class _Chooser:
     def choose_from(self, swept: Measured, at_most: int | None = None) -> Method:
         """The Pareto set of what was swept on calibration, or the most accurate of it, over the report split."""
         costs, accuracy = swept.costs[self.key], swept.accuracy
-        rows = pareto_set(costs, accuracy)[-at_most if at_most else None :]
-        pick = drop_in(costs[rows], accuracy[rows], self.bar)
-        return self._method(swept, rows, pick)
+        return self._method(swept, pareto_set(costs, accuracy)[-at_most if at_most else None :])
 
     def take_all(self, candidates: Sequence[Candidate]) -> Method:
         """As they are, by rising cost: variants of systems chosen already."""
         swept = self.measure(candidates)
-        rows = np.argsort(swept.costs[self.key], kind="stable").tolist()
-        return self._method(swept, rows, drop_in(swept.costs[self.key][rows], swept.accuracy[rows], self.bar))
+        return self._method(swept, np.argsort(swept.costs[self.key], kind="stable").tolist())
 
-    def _method(self, swept: Measured, rows: list[int], pick: int) -> Method:
+    def _method(self, swept: Measured, rows: list[int]) -> Method:
         accuracy = swept.accuracy[rows]
-        chosen = measure(swept.only(rows), self.report, self.choices.costs)
+        pick = drop_in(swept.costs[self.key][rows], accuracy, self.bar)
+        chosen = measure([swept.candidates[row] for row in rows], self.report, self.choices.costs)
         name = chosen.candidates[0].method
         self.n_chosen += 1
         self.progress.show(self.n_chosen)
@@ -236,17 +225,8 @@ def _picks(study: ParetoStudy, costs: Costs) -> Table:
     """Each method's drop-in for the best single model."""
     accuracy, of = _best_single(study)
     best = of[costs.kind]
-    lines = [
-        [
-            f"best single: {study.best_single}",
-            f"{accuracy:.2%}",
-            "",
-            *["1.00x"] * len(Accounting),
-            "",
-            "100%",
-            study.best_single,
-        ]
-    ]
+    single, ones = study.best_single, ["1.00x"] * len(Accounting)
+    lines = [[f"best single: {single}", f"{accuracy:.2%}", "", *ones, "", "100%", single]]
     for method in study.methods:
         if method.name == "single models":
             continue
@@ -312,10 +292,8 @@ def _verdict(study: ParetoStudy) -> list[str]:
         and _value(method, costs, accounting) <= _value(ours, costs, accounting)
         and of[costs.kind]
     ]
-    if better:
-        lines.append(f"As accurate or more, and no dearer than it: {'; '.join(better)}.")
-    else:
-        lines.append("No baseline's choice is both as accurate and as cheap.")
+    none = "No baseline's choice is both as accurate and as cheap."
+    lines.append(f"As accurate or more, and no dearer than it: {'; '.join(better)}." if better else none)
     if not study.is_complete:
         lines.append(f"{ours.tried:,} cascades were drawn at random from more.")
     return lines
@@ -331,22 +309,25 @@ def _content(study: ParetoStudy) -> dict[str, Any]:
         "accounting": study.choices.charged_by.value,
         "best_single": {"model": study.best_single, "accuracy": accuracy, "costs": of},
         "lead": {"accuracy": study.lead[0], "margin_95": study.lead[1]},
-        "methods": {method.name: _method_content(study, method) for method in study.methods},
+        "methods": {
+            method.name: {
+                "tried": method.tried,
+                "drop_in": method.pick,
+                "is_drop_in": method.is_drop_in,
+                "points": [_point(study, method, row) for row in range(len(method.chosen.candidates))],
+            }
+            for method in study.methods
+        },
         "left_out": list(study.left_out),
     }
 
 
-def _method_content(study: ParetoStudy, method: Method) -> dict[str, Any]:
-    points = [_point(study, method, row) for row in range(len(method.chosen.candidates))]
-    return {"tried": method.tried, "drop_in": method.pick, "is_drop_in": method.is_drop_in, "points": points}
-
-
 def _point(study: ParetoStudy, method: Method, row: int) -> dict[str, Any]:
-    own = method.chosen
-    shares = _shares(method, row)
-    costs: dict[str, dict[str, float]] = {}
-    for one in study.choices.costs:
-        costs[one.kind] = {kind.value: float(own.costs[one.kind, kind][row]) for kind in Accounting}
+    own, shares = method.chosen, _shares(method, row)
+    costs = {
+        one.kind: {kind.value: float(own.costs[one.kind, kind][row]) for kind in Accounting}
+        for one in study.choices.costs
+    }
     return {
         "system": own.candidates[row].as_text(),
         "accuracy": float(own.accuracy[row]),
@@ -380,43 +361,36 @@ def _figures(study: ParetoStudy, costs: Costs) -> list[Figure]:
     from sim.charts import frontier
 
     accounting = study.choices.charged_by
-    key = (costs.kind, accounting)
-    axis = f"average {costs.axis}, accounting: {accounting.value}"
-    paid = MEANING[accounting][0].upper() + MEANING[accounting][1:]
-    singles = _singles(study, costs)
-    series = [
-        _series(method, key) for method in study.methods if method.name not in ("single models", "ensembles alone")
-    ]
-    floor = _floor([_series(study.methods[0], key), *series])
-    n_chosen, n_reported = len(study.calibration), len(study.report)
-    chosen = f"{paid}. All choices on {n_chosen:,} examples, accuracy and cost on {n_reported:,} others."
-    figures = [
-        frontier([singles, *series], axis, costs.text, name="methods", title="All methods (Figure 3)", floor=floor,
-                 caption=f"Each line is what a method would choose, cheap to dear. {chosen}"),
-    ]  # fmt: skip
-    alone = study.method("ensembles alone")
-    if alone is not None:
-        figures.append(
-            frontier([singles, _series(alone, key)], axis, costs.text, name="ensembles", floor=floor,
-                     title="Ensembles alone (Figure 2)",
-                     caption=f"Every example through one ensemble, nothing deferred. {chosen}")
-        )  # fmt: skip
-    ours = study.method(OURS)
-    if ours is not None:
-        cloud = _thinned(study.cloud)
-        figures.append(
-            frontier([singles, _series(ours, key)], axis, costs.text, name="set", title="The Pareto set (Figure 6)",
-                     cloud=cloud, floor=floor,
-                     caption=f"Dots: {len(cloud[0]):,} of {len(study.cloud[0]):,} cascades tried, on calibration; the "
-                             f"line: their Pareto set there, as it does on the rest. {chosen}")
-        )  # fmt: skip
-    return figures
-
-
-def _singles(study: ParetoStudy, costs: Costs) -> Series:
     names = sorted(study.trace.models, key=lambda name: costs.of[name])
-    accuracy = [study.report.accuracy(name) for name in names]
-    return Series("single models", [costs.of[name] for name in names], accuracy, names if len(names) <= 12 else ())
+    single = Series("single models", [costs.of[name] for name in names], list(map(study.report.accuracy, names)),
+                    names if len(names) <= 12 else ())  # fmt: skip
+    of = {method.name: _series(method, (costs.kind, accounting)) for method in study.methods}
+    mixed = [one for name, one in of.items() if name not in ("single models", "ensembles alone")]
+    seen = [accuracy for one in (of["single models"], *mixed) for accuracy in one.accuracies]
+    # A little under what any method would choose: models far below it are named at the edge.
+    floor = min(seen) - 0.15 * (max(seen) - min(seen) + 0.01)
+    paid = f"{MEANING[accounting][0].upper()}{MEANING[accounting][1:]}"
+    chosen = (f"{paid}. All choices on {len(study.calibration):,} examples, accuracy and cost on "
+              f"{len(study.report):,} others.")  # fmt: skip
+
+    def picture(name: str, title: str, lines: Sequence[Series], caption: str, cloud: Cloud | None = None) -> Figure:
+        axis = f"average {costs.axis}, accounting: {accounting.value}"
+        return frontier([single, *lines], axis, costs.text, name=name, title=title, floor=floor, cloud=cloud,
+                        caption=f"{caption} {chosen}")  # fmt: skip
+
+    lines = "Each line is what a method would choose, cheap to dear."
+    figures = [picture("methods", "All methods (Figure 3)", mixed, lines)]
+    if "ensembles alone" in of:
+        caption = "Every example through one ensemble, nothing deferred."
+        figures.append(picture("ensembles", "Ensembles alone (Figure 2)", [of["ensembles alone"]], caption))
+    if OURS in of:
+        costs_tried, accuracies = study.cloud
+        step = max(1, len(costs_tried) // MOST_DOTS)
+        cloud = costs_tried[::step].tolist(), accuracies[::step].tolist()
+        caption = (f"Dots: {len(cloud[0]):,} of {len(costs_tried):,} cascades tried, on calibration; the line: their "
+                   "Pareto set there, as it does on the rest.")  # fmt: skip
+        figures.append(picture("set", "The Pareto set (Figure 6)", [of[OURS]], caption, cloud))
+    return figures
 
 
 def _series(method: Method, key: tuple[str, Accounting]) -> Series:
@@ -425,37 +399,21 @@ def _series(method: Method, key: tuple[str, Accounting]) -> Series:
     return Series(method.name, values[order].tolist(), method.chosen.accuracy[order].tolist())
 
 
-def _floor(series: Sequence[Series]) -> float:
-    """A little under what any method would choose: models far below it are named at the edge."""
-    chosen = [accuracy for one in series for accuracy in one.accuracies]
-    return min(chosen) - 0.15 * (max(chosen) - min(chosen) + 0.01)
+NAME = "pareto"
+HELP = "cascades and all baselines, accuracy against cost"
+DESCRIPTION = "Sweep cascades and baselines; choose on a calibration split, report on the rest."
 
 
-def _thinned(cloud: tuple[Values, Values], most: int = 4000) -> tuple[Sequence[float], Sequence[float]]:
-    step = max(1, len(cloud[0]) // most)
-    return cloud[0][::step].tolist(), cloud[1][::step].tolist()
-
-
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "pareto",
-        help="cascades and all baselines, accuracy against cost",
-        description="Sweep cascades and baselines; choose on a calibration split, report on the rest.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
     arguments.add_costs(parser)
     arguments.add_choices(parser)
     arguments.add_output(parser)
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
-    from sim.output import Progress
-
-    require_matplotlib(options)
+def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
-    study = run(trace, choices(options, trace), Progress(1))
-    return finish_part(options, as_part(study))
+    return as_part(run(trace, choices(options, trace), Progress(1)))
 
 
 def choices(options: argparse.Namespace, trace: Trace) -> Choices:
@@ -464,7 +422,6 @@ def choices(options: argparse.Namespace, trace: Trace) -> Choices:
     Raises:
         ConfigError: no cost is known, or a split is empty.
     """
-
     known = read_costs(options.costs, trace)
     first = pick(known, options.by)
     return Choices(

@@ -310,12 +310,12 @@ def _alone(member: Member, batch: Batch) -> Answers:
     return Answers.of(np.concatenate(outputs), times.min(axis=0))
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "record",
-        help="run models over a data set once, into a trace",
-        description="Every model's prediction, score and probabilities on every example, as one Parquet file.",
-    )
+NAME = "record"
+HELP = "run models over a data set once, into a trace"
+DESCRIPTION = "Every model's prediction, score and probabilities on every example, as one Parquet file."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, metavar="TRACE", help="the .parquet file to write")
     parser.add_argument(
         "--models", nargs="+", default=["digits"], metavar="CONFIG", help="edge or cloud YAMLs, or digits (default)"
@@ -329,7 +329,6 @@ def add(studies: arguments.Studies) -> None:
     parser.add_argument("--latencies", action="store_true", help="time every example alone: best of three, one thread")
     parser.add_argument("--limit", type=arguments.count, metavar="N", help="the first N examples")
     parser.add_argument("--json", action="store_true", help="only JSON on standard output")
-    parser.set_defaults(run=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:

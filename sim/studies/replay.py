@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
 from sim import arguments
-from sim.output import Part, Table, finish_part, log
+from sim.output import Part, Table, log
 from sim.traces import Costs, TierSpec, Trace, parse_tiers, read_costs, to_cascade
 
 
@@ -123,12 +123,12 @@ def _cost_table(result: Replayed, costs: Sequence[Costs], best: str) -> Table:
     return Table("costs", "average cost", header, lines, costs[0].note, 2)
 
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "replay",
-        help="one cascade over recorded predictions",
-        description="Decide every example of a trace with a cascade, through the same code as the edge and the cloud.",
-    )
+NAME = "replay"
+HELP = "one cascade over recorded predictions"
+DESCRIPTION = "Decide every example of a trace with a cascade, through the same code as the edge and the cloud."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
     parser.add_argument(
         "--tiers",
@@ -140,13 +140,12 @@ def add(studies: arguments.Studies) -> None:
     )
     arguments.add_costs(parser)
     arguments.add_output(parser, "CSV and a chapter of report.html")
-    parser.set_defaults(run=run_command)
 
 
-def run_command(options: argparse.Namespace) -> int:
+def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
     specs, warnings = parse_tiers(options.tiers, trace)
     for warning in warnings:
         log(warning)
     costs = read_costs(options.costs, trace)
-    return finish_part(options, as_part(replay_trace(trace, specs), costs))
+    return as_part(replay_trace(trace, specs), costs)

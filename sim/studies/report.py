@@ -14,13 +14,12 @@ from sim.traces import Trace, read_costs, read_trace
 from . import errors, exits
 from .pareto import choices
 
+NAME = "report"
+HELP = "all studies of one or more traces, as one page"
+DESCRIPTION = "The Pareto study, wrong agreements, exits and, where known, latencies of each trace, in one page."
 
-def add(studies: arguments.Studies) -> None:
-    parser = studies.add_parser(
-        "report",
-        help="all studies of one or more traces, as one page",
-        description="The Pareto study, wrong agreements, exits and, where known, latencies of each trace, in one page.",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE")
     arguments.add_costs(parser)
     arguments.add_choices(parser)
@@ -28,7 +27,6 @@ def add(studies: arguments.Studies) -> None:
         "--out", type=Path, metavar="DIR", required=True, help="where report.html goes, with PNG and CSV"
     )
     parser.add_argument("--json", action="store_true", help="only JSON on standard output")
-    parser.set_defaults(run=run_command)
 
 
 def run_command(options: argparse.Namespace) -> int:
