@@ -127,7 +127,7 @@ def parse_agreement(value: object, n_members: int | None) -> tuple[Agreement, st
         n_members: None where they are not known here (a remote tier); a count then says it itself.
 
     Raises:
-        ValueError: the text says what was expected, what was found and how to mend it.
+        ValueError: the text says what was expected, what was found and how to fix it.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"expected an agreement, got {value!r} ({SPELLINGS})")

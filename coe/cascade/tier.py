@@ -164,7 +164,7 @@ class LocalTier:
         allocates for each batch size anew. Takes the memory of one such batch at a time.
 
         Args:
-            example: (1, *S), as it comes through the door.
+            example: (1, *S), as a caller sends it.
         """
         for n_rows in sizes:
             x = np.repeat(example, n_rows, axis=0)
@@ -184,7 +184,7 @@ class LocalTier:
         left = len(self.members)
         prepare, ready = None, x
         for member in self.members:
-            if member.prepare != prepare:  # members with one input contract share the prepared input
+            if member.prepare != prepare:  # members with one input spec share the prepared input
                 prepare = member.prepare
                 ready = prepare(x)
             output = member.predict(ready)  # (1, L)
@@ -284,7 +284,7 @@ class LocalTier:
 
 
 class _Inputs:
-    """A batch's x as each input contract prepares it: once, for all members that share the contract. Thread-safe."""
+    """A batch's x as each input spec prepares it: once, for all members that share the spec. Thread-safe."""
 
     def __init__(self, x: Array) -> None:
         self._x = x
@@ -299,7 +299,7 @@ class _Inputs:
         return taken
 
     def prepared_by(self, member: Member) -> Array:
-        """What `member.predict` takes. Whoever shares a contract with one who prepares waits for it."""
+        """What `member.predict` takes. A member that shares its input spec with one that is preparing waits for it."""
         prepare = member.prepare
         with self._lock:
             turn = self._turns.setdefault(prepare, threading.Lock())

@@ -80,7 +80,7 @@ class InputSpec:
         return x.astype(self.dtype, copy=False)
 
     def blank(self) -> Array:
-        """One example (1, *S) of zeros, as it comes through the door."""
+        """One example (1, *S) of zeros, as a caller sends it."""
         if self.kind == "image":
             return np.zeros((1, *self.shape), dtype=np.uint8)
         return np.zeros((1, *self.shape), dtype=self.dtype)
@@ -90,7 +90,7 @@ class InputSpec:
         return np.zeros((n_rows, *self.model_shape), dtype=self.dtype)
 
     def takes(self, examples: InputSpec) -> bool:
-        """Whether examples of a task with that contract can be prepared for this one: images of any size can."""
+        """True if examples of a task with that input spec can be prepared for this one: images of any size can."""
         if self.kind == "image":
             return examples.kind == "image" and examples.shape[-1] == self.shape[-1]
         return (examples.kind, examples.shape) == (self.kind, self.shape)
@@ -123,13 +123,13 @@ class InputSpec:
         return x
 
     def resized(self, x: Array) -> Array:
-        """(B, H, W, C) uint8 pixels at this contract's size, from (B, ...) of any, or (B,) objects of several."""
+        """(B, H, W, C) uint8 pixels at this input spec's size, from (B, ...) of any, or (B,) objects of several."""
         if x.dtype != object and x.shape[1:3] == self.shape[:2]:
             return x
         return np.stack([self._resized(image) for image in x])
 
     def _resized(self, image: Array) -> Array:
-        """(H, W, C) uint8 at this contract's size."""
+        """(H, W, C) uint8 at this input spec's size."""
         if image.shape[:2] == self.shape[:2]:
             return image
         from PIL import Image, ImageOps

@@ -1,8 +1,8 @@
 """Decoding of what a caller sends into a batch, and encoding of a batch as it is sent to a server.
 
-An example comes in through the door once (`InputDecoder.batch`): encoded images are decoded to uint8 pixels and checked
-there, so that a bad one fails alone. Each member then prepares the batch by its own contract (`InputSpec.prepare`);
-members that share a contract share the prepared array.
+An example is decoded once (`InputDecoder.batch`): encoded images become uint8 pixels and are checked, so that a bad one
+fails alone. Each member then prepares the batch by its own input spec (`InputSpec.prepare`); members that share one
+share the prepared array.
 
 A form is made from a batch once its first tiers have not settled it, so it costs the deferred examples alone.
 """
@@ -31,7 +31,7 @@ FORMATS = ("PNG", "JPEG")
 
 @dataclass(frozen=True)
 class InputDecoder:
-    """Where examples come in: decodes and checks them against the task's contract.
+    """Where examples come in: decodes and checks them against the task's input spec.
 
     Args:
         input_spec: of the task; a tier's members may each have another size.
@@ -62,10 +62,8 @@ class InputDecoder:
             except InputError as error:
                 raise InputError(f"example {name}: {error}") from None
             left -= rows[-1].shape[0] * rows[-1].shape[1] if isinstance(value, bytes) else 0
-        captured = None
-        if all(isinstance(value, bytes) for value in values):
-            captured = np.empty(len(rows), dtype=object)
-            captured[:] = values
+        is_encoded = all(isinstance(value, bytes) for value in values)
+        captured = np.array(values, dtype=object) if is_encoded else None
         return Batch(tuple(ids), stack(rows), captured, deadline)
 
     def warm_up(self) -> None:
@@ -78,10 +76,10 @@ class InputDecoder:
             self.batch(["dot"], [dot.getvalue()])
 
     def row(self, value: bytes | Array, max_pixels: int | None = None) -> Array:
-        """One example's x: (H, W, C) uint8 pixels, or a tensor of the contract's shape.
+        """One example's x: (H, W, C) uint8 pixels, or a tensor of the task's shape.
 
         Args:
-            max_pixels: of an encoded image; None: the door's own.
+            max_pixels: of an encoded image; None: the decoder's own.
         Raises:
             InputError: what was expected, what came.
         """
@@ -106,9 +104,8 @@ class InputDecoder:
         if x.shape[1:] != input_spec.model_shape:
             raise InputError(f"expected shape {list(input_spec.model_shape)}, got {list(x.shape[1:])}")
         if x.dtype.kind == "f":
-            if not (
-                -input_spec.largest <= x.min(initial=0) and x.max(initial=0) <= input_spec.largest
-            ):  # a NaN is neither
+            largest = input_spec.largest
+            if not (-largest <= x.min(initial=0) and x.max(initial=0) <= largest):  # a NaN is neither
                 raise InputError(f"expected finite numbers in {input_spec.dtype}, got NaN, infinity or too large a one")
             return x
         if input_spec.kind == "image" or x.dtype.kind not in "iub":
@@ -122,7 +119,7 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
     Raises:
         InputError: not such an image, damaged, or more pixels than allowed (checked before decoding).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -130,7 +127,7 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
         if image.width * image.height > max_pixels:
             raise InputError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
         if image.format == "JPEG":
-            image = _turned_upright(image)
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip them to white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode != mode:
@@ -143,12 +140,6 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> Ar
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # its text is an address in memory
         raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}){why}") from None
     return np.frombuffer(pixels, dtype=np.uint8).reshape(image.height, image.width, channels)
-
-
-def _turned_upright(image: Any) -> Any:
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(image)
 
 
 KINDS = ("captured", "pixels", "model-size", "png", "jpeg")
@@ -187,19 +178,14 @@ def _encode(payload: Payload, input_spec: InputSpec, batch: Batch) -> Array:
     if payload.kind == "captured" and batch.captured is not None:
         return batch.captured
     x = batch.x
-    if payload.kind not in OF_PICTURES or input_spec.kind != "image" or not _has_pixels(x):
+    if payload.kind not in OF_PICTURES or input_spec.kind != "image":
         return x
+    if any(row.dtype != np.uint8 for row in (x if x.dtype == object else (x,))):
+        return x  # numbers that are prepared already
     if payload.kind == "model-size":
         return input_spec.resized(x)
     how: dict[str, Any] = {"format": "PNG"} if payload.kind == "png" else {"format": "JPEG", "quality": payload.quality}
-    encoded = np.empty(len(x), dtype=object)
-    encoded[:] = [_picture(row, how) for row in x]
-    return encoded
-
-
-def _has_pixels(x: Array) -> bool:
-    """Whether x is pixels rather than numbers that are prepared already."""
-    return all(row.dtype == np.uint8 for row in x) if x.dtype == object else x.dtype == np.uint8
+    return np.array([_picture(row, how) for row in x], dtype=object)
 
 
 def _picture(pixels: Array, how: dict[str, Any]) -> bytes:

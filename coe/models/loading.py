@@ -1,21 +1,21 @@
 """The description of a model file, and its loading: verified, opened by its runtime, and tried once.
 
-A runtime is one module with one function, `load(data, spec, options) -> LoadedMember`. To add one: write that
-module, name it in `RUNTIMES`, and add it to the contract tests. Those of ONNX and TFLite have `read_signature`, too.
+A runtime is one module with a `load(data, spec, options) -> LoadedMember`, which may be the member's class. To add one:
+write that module, name it in `RUNTIMES`, and add it to the tests of all runtimes. Those of ONNX and TFLite have
+`read_signature`, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from coe.cascade.errors import ModelError
+from coe.cascade.errors import ModelError, RuntimeMissing
 from coe.cascade.tier import Member
 from coe.cascade.types import Array
 
@@ -144,6 +144,11 @@ def format_of(path: Path, declared: str | None = None) -> str:
     return found
 
 
+def first_line(error: Exception) -> str:
+    """What a runtime's error says, cut to one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def softmax(logits: Array) -> Array:
     """(B, L) float32 probabilities."""
     logits = logits.astype(np.float32, copy=False)
@@ -158,8 +163,6 @@ def import_runtime(module: str, runtime: str, fix: str) -> Any:
     Raises:
         RuntimeMissing: it is not installed, or its own import fails.
     """
-    from coe.cascade.errors import RuntimeMissing
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -175,8 +178,6 @@ RUNTIMES = {  # format -> module, imported only when a model needs it
     "torchscript": "coe.models.torch",
 }
 
-Loader = Callable[[bytes, ModelSpec, RunOptions], LoadedMember]
-
 
 def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
     """The member in a model file: its checksum verified, loaded, tried once on zeros.
@@ -186,9 +187,8 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         RuntimeMissing: the package that runs this format is not installed.
     """
     data = read_verified(spec)
-    module = importlib.import_module(RUNTIMES[spec.format])
-    loader: Loader = module.load
-    member = loader(data, spec, options or RunOptions())
+    runtime = importlib.import_module(RUNTIMES[spec.format])
+    member: LoadedMember = runtime.load(data, spec, options or RunOptions())
     try:
         try_out(member, spec)
     except BaseException:
@@ -204,8 +204,8 @@ def read_signature(path: Path) -> ModelSignature:
         ModelError: it cannot be read, or its runtime cannot load it.
         RuntimeMissing: the package that runs this format is not installed.
     """
-    module = importlib.import_module(RUNTIMES[format_of(path)])
-    signature: ModelSignature = module.read_signature(read_file(path, None, "the model file"), path)
+    runtime = importlib.import_module(RUNTIMES[format_of(path)])
+    signature: ModelSignature = runtime.read_signature(read_file(path, None, "the model file"), path)
     return signature
 
 
@@ -227,10 +227,8 @@ def try_out(member: Member, spec: ModelSpec) -> None:
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own kinds
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{spec.path}: the model does not take {spec.input_spec.dtype} {list(x.shape)} as declared: {reason}"
-        ) from None
+        declared = f"{spec.input_spec.dtype} {list(x.shape)} as declared"
+        raise ModelError(f"{spec.path}: the model does not take {declared}: {first_line(error)}") from None
     if output.shape != (2, len(spec.labels)):
         raise ModelError(
             f"{spec.path}: expected an output of [2, {len(spec.labels)}] for two examples (one probability per label), "

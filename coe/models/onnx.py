@@ -14,7 +14,16 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import LoadedMember, ModelSignature, ModelSpec, RunOptions, TensorInfo, import_runtime, softmax
+from .loading import (
+    LoadedMember,
+    ModelSignature,
+    ModelSpec,
+    RunOptions,
+    TensorInfo,
+    first_line,
+    import_runtime,
+    softmax,
+)
 from .text import IDS, MASK, TYPES, TextInputSpec
 
 PROVIDERS = {
@@ -154,7 +163,7 @@ def _open_session(ort: Any, data: bytes, path: Path, settings: Any, providers: l
         return ort.InferenceSession(data, settings, providers=providers)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
         hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
-        raise ModelError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}{hint}") from None
+        raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}{hint}") from None
 
 
 def _available(ort: Any, names: tuple[str, ...]) -> list[str]:
@@ -184,7 +193,7 @@ def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
     dtype = DTYPES.get(inputs[0].type, inputs[0].type)
     if not fits or dtype != spec.input_spec.dtype:
         raise ModelError(
-            f"{spec.path}: its input is {dtype} {declared}, the input contract says {spec.input_spec.dtype} "
+            f"{spec.path}: its input is {dtype} {declared}, the input spec says {spec.input_spec.dtype} "
             f"[batch, {', '.join(map(str, wanted))}] (change `input:` in the manifest or config)"
         )
     rows = declared[0] if isinstance(declared[0], int) else None
@@ -203,10 +212,6 @@ def _pick_output(session: Any, spec: ModelSpec) -> str:
         return str(outputs[0].name)
     shapes = ", ".join(f"{entry.name} {entry.shape}" for entry in outputs)
     raise ModelError(f"{spec.path}: expected an output [batch, {len(spec.labels)}] for the labels, got {shapes}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 TOKEN_INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}

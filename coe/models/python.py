@@ -12,6 +12,7 @@ from coe.cascade.errors import CascadeError, ModelError
 from coe.cascade.types import Array
 
 from .input_spec import InputSpec
+from .loading import first_line
 
 
 class PythonMember:
@@ -45,7 +46,7 @@ class PythonMember:
                 f"{self._where}: expected a path of a model file, an object with predict_proba, or a callable "
                 f"x -> (B, {self.n_labels}) probabilities"
             )
-        self.prepare = _as_it_is if self._is_of_texts else input_spec.prepare
+        self.prepare = unchanged if self._is_of_texts else input_spec.prepare
         self._try_out(input_spec)
 
     def predict(self, x: Array) -> Array:
@@ -87,8 +88,8 @@ class PythonMember:
         except CascadeError:
             raise
         except Exception as error:
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"{self._where}: it does not take two blank examples of the input: {words[0]}") from error
+            message = f"{self._where}: it does not take two blank examples of the input: {first_line(error)}"
+            raise ModelError(message) from error
         total = float(output[0].sum())
         if not abs(total - 1.0) < 0.02 or float(output.min()) < -1e-3:
             raise ModelError(
@@ -97,5 +98,6 @@ class PythonMember:
             )
 
 
-def _as_it_is(x: Array) -> Array:
+def unchanged(x: Array) -> Array:
+    """The preparation of a member that takes a batch's x as it is."""
     return x

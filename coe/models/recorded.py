@@ -6,6 +6,8 @@ import numpy as np
 
 from coe.cascade.types import Array
 
+from .python import unchanged
+
 
 class TableMember:
     """Row `x[b, 0]` of its table answers example b.
@@ -22,7 +24,7 @@ class TableMember:
         self.table = np.asarray(table, dtype=np.float32)
         self.n_labels = self.table.shape[1]
         self.n_asked = 0
-        self.prepare = _as_it_is
+        self.prepare = unchanged
 
     def predict(self, x: Array) -> Array:
         """(B, L) from x (B, 1) of row numbers."""
@@ -32,7 +34,3 @@ class TableMember:
 
     def close(self) -> None:
         pass
-
-
-def _as_it_is(x: Array) -> Array:
-    return x

@@ -19,9 +19,9 @@ from coe.cascade.errors import InputError, ModelError
 from coe.cascade.types import Array, Batch
 
 from .input_spec import InputSpec
-from .loading import import_runtime, read_file
+from .loading import first_line, import_runtime, read_file
 
-MEND = "pip install 'coe-cascade[text]'"
+INSTALL = "pip install 'coe-cascade[text]'"
 PADDINGS = ("longest", "max_length")
 PAD_TOKENS = ("[PAD]", "<pad>")  # where a tokenizer's file does not say what it pads with
 IDS, MASK, TYPES = range(3)  # the rows of a prepared text
@@ -33,7 +33,7 @@ class TextInputSpec(InputSpec):
     """What a model of texts takes in; of a task, that its examples are texts.
 
     Args:
-        tokenizer: the file, as the `tokenizers` library writes it (tokenizer.json); None: a task's contract has none.
+        tokenizer: the file, as the `tokenizers` library writes it (tokenizer.json); None: a task's own has none.
         tokenizer_sha256: hex digest it must have; None: not checked.
         max_length: tokens, special ones included; longer texts are cut.
         padding: a batch's rows are filled up to its "longest", or each to "max_length".
@@ -62,14 +62,12 @@ class TextInputSpec(InputSpec):
 
     @property
     def model_shape(self) -> tuple[int, ...]:
-        """(3, T) of one prepared text; T is the longest there may be."""
-        return 3, self.max_length
+        """(3, T) of one prepared text, (N, 3, T) of one with N endings; T is the longest there may be."""
+        return *self.shape, 3, self.max_length
 
     def blank(self) -> Array:
         """(1,) a short text."""
-        blank = np.empty(1, dtype=object)
-        blank[0] = BLANK
-        return blank
+        return np.array([BLANK], dtype=object)
 
     def trial(self, n_rows: int) -> Array:
         """(n_rows, 3, T) as a model takes them."""
@@ -78,34 +76,42 @@ class TextInputSpec(InputSpec):
     def takes(self, examples: InputSpec) -> bool:
         return (examples.kind, examples.shape) == ("text", self.shape)
 
-    def check(self, text: str) -> None:
-        """Raises InputError where a text is no example of this kind; any text is one here."""
-
-    def prepare(self, x: Array) -> Array:
-        """(B, 3, T) int64 from a batch's x, (B,) texts: token ids, 1 where there is a token, and segments (all 0).
+    def sequences(self, text: str) -> Sequence[str | tuple[str, str]]:
+        """What is tokenized of one example: the text itself.
 
         Raises:
-            InputError: x is no texts.
+            InputError: the text is no example of this kind; any text is one here.
+        """
+        return [text]
+
+    def prepare(self, x: Array) -> Array:
+        """(B, *model_shape) int64 from a batch's x, (B,) texts; all are filled up to one length T.
+
+        The three rows are token ids, 1 where there is a token, and segments (all 0 but in pairs).
+
+        Raises:
+            InputError: x is no texts, or a text is no example of this kind.
         """
         if x.dtype != object:
             raise InputError(f"expected texts, got {x.dtype} {list(x.shape[1:])}")
-        return self.tokens.of(x.tolist())
+        prepared = self.tokens.of([part for text in x.tolist() for part in self.sequences(text)])
+        return prepared.reshape(len(x), *self.shape, *prepared.shape[1:])
 
 
 class Tokens:
     """A tokenizer: texts to token ids. Safe to call from several threads, and takes none of its own.
 
     Args:
-        data: a tokenizer.json. What it says of cutting and filling up does not count: the contract does.
+        data: a tokenizer.json. Its own truncation and padding are replaced by these.
     """
 
     def __init__(self, data: bytes, path: Path, max_length: int, padding: str = "longest") -> None:
-        library = import_runtime("tokenizers", "text", MEND)
+        library = import_runtime("tokenizers", "text", INSTALL)
         try:
             self._tokenizer: Any = library.Tokenizer.from_buffer(data)
         except Exception as error:  # noqa: BLE001 - the library raises plain Exception and ValueError
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{path}: expected a tokenizer.json, got {len(data)} bytes: {reason}") from None
+            message = f"{path}: expected a tokenizer.json, got {len(data)} bytes: {first_line(error)}"
+            raise ModelError(message) from None
         self.pad = _pad_id(self._tokenizer)
         self._tokenizer.no_padding()
         special = self._tokenizer.num_special_tokens_to_add(False)
@@ -114,7 +120,7 @@ class Tokens:
         self._tokenizer.enable_truncation(max_length)
         self._least = max_length if padding == "max_length" else 1
 
-    def of(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> Array:
+    def of(self, texts: Sequence[str | tuple[str, str]]) -> Array:
         """(B, 3, T): T is that of the longest, or max_length; a text without any token has one of padding.
 
         Args:
@@ -160,7 +166,7 @@ def read_texts(
         try:
             x[row], captured[row] = read_text(value, max_bytes)
             if input_spec is not None:
-                input_spec.check(x[row])
+                input_spec.sequences(x[row])
         except InputError as error:
             raise InputError(f"example {name}: {error}") from None
     return Batch(tuple(ids), x, captured, deadline)
@@ -199,33 +205,11 @@ class ChoicesInputSpec(TextInputSpec):
     def n_choices(self) -> int:
         return self.shape[0]
 
-    @property
-    def model_shape(self) -> tuple[int, ...]:
-        """(N, 3, T) of one prepared example; T is the longest there may be."""
-        return self.n_choices, 3, self.max_length
-
     def blank(self) -> Array:
         """(1,) an example of one word each."""
-        blank = np.empty(1, dtype=object)
-        blank[0] = json.dumps({"context": BLANK, "endings": [BLANK] * self.n_choices})
-        return blank
+        return np.array([json.dumps({"context": BLANK, "endings": [BLANK] * self.n_choices})], dtype=object)
 
-    def check(self, text: str) -> None:
-        self.pairs(text)
-
-    def prepare(self, x: Array) -> Array:
-        """(B, N, 3, T) int64 from a batch's x, (B,) texts: of each pair as of a text, all filled up to one length.
-
-        Raises:
-            InputError: x is no texts, or a text is no such example.
-        """
-        if x.dtype != object:
-            raise InputError(f"expected texts, got {x.dtype} {list(x.shape[1:])}")
-        pairs = [pair for text in x.tolist() for pair in self.pairs(text)]
-        prepared = self.tokens.of(pairs)  # (B * N, 3, T)
-        return prepared.reshape(len(x), self.n_choices, 3, -1)
-
-    def pairs(self, text: str) -> list[tuple[str, str]]:
+    def sequences(self, text: str) -> list[tuple[str, str]]:
         """N pairs of the context and an ending.
 
         Raises:

@@ -13,7 +13,7 @@ from coe.cascade.errors import ModelError, RuntimeMissing
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSignature, ModelSpec, RunOptions, TensorInfo, import_runtime, softmax
+from .loading import ModelSignature, ModelSpec, RunOptions, TensorInfo, first_line, import_runtime, softmax
 
 INSTALL = "pip install 'coe-cascade[tflite]'"
 
@@ -38,7 +38,7 @@ class TfliteMember:
         shape, wanted = inputs[0]["shape"].tolist(), [1, *spec.input_spec.model_shape]
         if shape != wanted:
             raise ModelError(
-                f"{spec.path}: its input is {shape}, the input contract says {wanted} "
+                f"{spec.path}: its input is {shape}, the input spec says {wanted} "
                 f"(change `input:` in the manifest or config)"
             )
         self._input, self._output = inputs[0]["index"], outputs[0]["index"]
@@ -64,7 +64,7 @@ class TfliteMember:
         """Floats as the integers an int8 model takes: round(x / scale) + zero point."""
         scale, zero = self._in_scale
         if not scale:
-            raise ModelError(f"{self.name}: its input is {self._in_type.__name__}, the input contract says {x.dtype}")
+            raise ModelError(f"{self.name}: its input is {self._in_type.__name__}, the input spec says {x.dtype}")
         limits = np.iinfo(self._in_type)
         quantised: Array = np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(self._in_type)
         return quantised
@@ -74,8 +74,7 @@ class TfliteMember:
             self._net = None
 
 
-def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TfliteMember:
-    return TfliteMember(data, spec, options)
+load = TfliteMember
 
 
 def read_signature(data: bytes, path: Path) -> ModelSignature:
@@ -100,7 +99,7 @@ def _open(interpreter: Any, package: str, data: bytes, path: Path, threads: int)
         net = interpreter(model_content=data, num_threads=threads)
         net.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: {package} cannot load it: {str(error).splitlines()[0][:300]}") from None
+        raise ModelError(f"{path}: {package} cannot load it: {first_line(error)}") from None
     return net
 
 

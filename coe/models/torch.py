@@ -14,7 +14,7 @@ from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSpec, RunOptions, import_runtime, softmax
+from .loading import ModelSpec, RunOptions, first_line, import_runtime, softmax
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {}  # name -> () -> nn.Module; the zoo registers its own
 
@@ -35,8 +35,7 @@ class TorchMember:
         except ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling and shape errors come in many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise ModelError(f"{spec.path}: torch cannot load it on {options.device}: {reason}") from None
+            raise ModelError(f"{spec.path}: torch cannot load it on {options.device}: {first_line(error)}") from None
         if spec.format != "torch-export":
             self._module.eval()
         self._threads = options.threads
@@ -59,6 +58,9 @@ class TorchMember:
         self._module = None
 
 
+load = TorchMember
+
+
 def import_torch() -> Any:
     """torch itself.
 
@@ -66,10 +68,6 @@ def import_torch() -> Any:
         RuntimeMissing: it is not installed.
     """
     return import_runtime("torch", "torch", "pip install torch")
-
-
-def load(data: bytes, spec: ModelSpec, options: RunOptions) -> TorchMember:
-    return TorchMember(data, spec, options)
 
 
 def _open(torch: Any, data: bytes, spec: ModelSpec) -> Any:

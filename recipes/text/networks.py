@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coe.models.loading import import_runtime
-from coe.models.text import IDS, MASK, MEND, TYPES, Tokens
+from coe.models.text import IDS, INSTALL, MASK, TYPES, Tokens
 
 LAYERS, HEADS, MINILM_WIDTH, INNER, VOCABULARY, MINILM_LONGEST = 6, 12, 384, 1536, 30522, 512
 MINILM_DROPOUT = 0.1
@@ -230,7 +230,7 @@ def trained_tokenizer(kind: str, texts: Sequence[str]) -> bytes:
     Args:
         kind: "words" (whole words that come at least twice), "bpe" or "unigram" (parts of words).
     """
-    library: Any = import_runtime("tokenizers", "text", MEND)
+    library: Any = import_runtime("tokenizers", "text", INSTALL)
     models, trainers, before = library.models, library.trainers, library.pre_tokenizers
     more: dict[str, Any] = {"vocab_size": SIZES[kind], "special_tokens": SPECIAL, "show_progress": False}
     if kind == "words":
@@ -261,7 +261,7 @@ def trained_tokenizer(kind: str, texts: Sequence[str]) -> bytes:
 
 def tokens_of(data: bytes) -> list[str]:
     """Every token of a tokenizer.json, by its number."""
-    library: Any = import_runtime("tokenizers", "text", MEND)
+    library: Any = import_runtime("tokenizers", "text", INSTALL)
     known: dict[str, int] = library.Tokenizer.from_buffer(data).get_vocab()
     return sorted(known, key=lambda token: known[token])
 

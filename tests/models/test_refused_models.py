@@ -96,13 +96,13 @@ def test_an_onnx_input_of_another_shape_says_both(shelf):
 
 def test_an_onnx_input_of_another_type_says_both(shelf):
     spec = shelf.put("a.onnx", LINEAR.onnx("float16"))
-    refused(spec, "its input is float16 ['batch', 1, 4, 4]", "the input contract says float32")
+    refused(spec, "its input is float16 ['batch', 1, 4, 4]", "the input spec says float32")
 
 
 def test_a_tflite_input_of_another_shape_says_both():
     spec = bundled("loom.tflite")
     other = replace(spec, input_spec=replace(spec.input_spec, shape=(27, 28, 1)))
-    refused(other, "its input is [1, ", "the input contract says [1, ", "change `input:`")
+    refused(other, "its input is [1, ", "the input spec says [1, ", "change `input:`")
 
 
 def test_a_torch_model_that_does_not_take_its_input_says_so(shelf):
