@@ -126,21 +126,17 @@ class CascadeBatcher:
             TierError: as `AsyncCascade.decide`.
         """
         entry = QueuedRows(batch)
-        self._note_arrival(entry.queued_at)
+        gap, self._arrived = entry.queued_at - self._arrived, entry.queued_at
+        if gap > 10 * MOST_PACE_S or self._gap_s == math.inf:
+            self._gap_s = gap
+        else:
+            self._gap_s += SMOOTHING * (gap - self._gap_s)
         self._queue.append(entry)
         if not self._is_armed:
             self._is_armed = True
             asyncio.get_running_loop().call_soon(self._start_groups)
         decided: Decided = await entry.answer
         return decided
-
-    def _note_arrival(self, now: float) -> None:
-        gap = now - self._arrived
-        self._arrived = now
-        if gap > 10 * MOST_PACE_S or self._gap_s == math.inf:
-            self._gap_s = gap
-        else:
-            self._gap_s += SMOOTHING * (gap - self._gap_s)
 
     def _start_groups(self) -> None:
         """Decide what waits, or check again on the event loop's next turn."""

@@ -137,13 +137,7 @@ class TierBatcher:
     """
 
     def __init__(
-        self,
-        tier: Tier,
-        *,
-        max_batch: int = 64,
-        max_delay_s: float = 0.0,
-        max_queued: int = 1024,
-        quick_rows: int = 0,
+        self, tier: Tier, *, max_batch: int = 64, max_delay_s: float = 0.0, max_queued: int = 1024, quick_rows: int = 0
     ) -> None:
         self.tier = tier
         self.max_batch = max_batch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -71,7 +72,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         handler = self._method_handlers.get(details.method)
-        return handler and grpc.unary_unary_rpc_method_handler(_with_retries(handler.unary_unary))
+        return handler and grpc.unary_unary_rpc_method_handler(partial(_call, handler.unary_unary))
 
 
 def add_service(servicer: Any, server: Any) -> None:
@@ -83,26 +84,23 @@ def _placeholder(data: Any, context: Any) -> bytes:
     raise AssertionError("Ray puts its own handler here")
 
 
-def _with_retries(routed: Routed) -> Any:
-    async def call(data: bytes, context: Any) -> bytes:
-        left = context.time_remaining()
-        end = None if left is None else time.monotonic() + left
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(PAUSE_S * 2**attempt)
-            seen = RetriedCall(context)
-            left_s = None if end is None else end - time.monotonic()
-            answer = await routed((data, left_s), seen)
-            if seen.is_answered or seen.code() is not grpc.StatusCode.INTERNAL:
-                break
-        code, text = seen.code(), seen.details()
-        if code in (None, 0, grpc.StatusCode.OK):
-            context.set_trailing_metadata(tuple(seen.trailing))
-            return answer
-        if not seen.is_answered and code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND):
-            # Ray's own text has many lines: no replica lived to answer, or the application is going.
-            code, text = grpc.StatusCode.UNAVAILABLE, "the server is not ready, or is draining"
-        await context.abort(code, text, tuple(seen.trailing))
-        raise AssertionError("abort raises")
-
-    return call
+async def _call(routed: Routed, data: bytes, context: Any) -> bytes:
+    left = context.time_remaining()
+    end = None if left is None else time.monotonic() + left
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            await asyncio.sleep(PAUSE_S * 2**attempt)
+        seen = RetriedCall(context)
+        left_s = None if end is None else end - time.monotonic()
+        answer = await routed((data, left_s), seen)
+        if seen.is_answered or seen.code() is not grpc.StatusCode.INTERNAL:
+            break
+    code, text = seen.code(), seen.details()
+    if code in (None, 0, grpc.StatusCode.OK):
+        context.set_trailing_metadata(tuple(seen.trailing))
+        return answer
+    if not seen.is_answered and code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND):
+        # Ray's own text has many lines: no replica lived to answer, or the application is going.
+        code, text = grpc.StatusCode.UNAVAILABLE, "the server is not ready, or is draining"
+    await context.abort(code, text, tuple(seen.trailing))
+    raise AssertionError("abort raises")

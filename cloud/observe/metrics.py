@@ -6,7 +6,7 @@ no name that a caller made up. docs/operate.md lists them all; docs/grafana.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from coe import __version__
 from coe.models.loading import import_runtime
 
 from .status import ModelFacts, ServerView
-from .tally import OK, REASONS, ROWS, SECONDS, SHARES, Histogram, ModelTally, Tally
+from .tally import OK, REASONS, ROWS, SECONDS, SHARES, Tally
 
 PREFIX = "coe_cloud_"
 TIMES = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -81,9 +81,8 @@ class Metrics:
         yield self._gauge("open_calls", "Requests under way.", (), [((), tally.n_open)])
         queued = [((name,), n) for name, n in self.server.queued().items()]
         yield self._gauge("queued_rows", "Rows waiting, by queue.", ("queue",), queued)
-        yield self._counter(
-            "refused", "Requests shed, by what shed them.", ("by",), [((by,), n) for by, n in tally.refused.items()]
-        )
+        refused = [((by,), n) for by, n in tally.refused.items()]
+        yield self._counter("refused", "Requests shed, by what shed them.", ("by",), refused)
         yield self._counter("response_bytes", "Bytes of answers.", (), [((), tally.bytes_out)])
 
     def _of_models(self) -> Iterator[Any]:
@@ -93,28 +92,25 @@ class Metrics:
             codes = {OK: model.requests} | model.failed_by_code
             requests += [((name, code), n) for code, n in codes.items() if n or name in self.tally.models]
         yield self._counter("requests", "Requests, by what came of them.", ("model", "code"), requests)
-        yield self._counter(
-            "errors",
-            "Requests that failed, by status code and kind of error.",
-            ("model", "code", "kind"),
-            [((name, *key), n) for name, model in everybody for key, n in model.failed.items()],
-        )
+        failed = [((name, *key), n) for name, model in everybody for key, n in model.failed.items()]
+        about = "Requests that failed, by status code and kind of error."
+        yield self._counter("errors", about, ("model", "code", "kind"), failed)
         yield self._counter("rows", "Rows answered.", ("model",), [((name,), m.rows) for name, m in everybody])
-        yield self._counter(
-            "degraded_rows",
-            "Rows answered by the tier before, because the next gave no answer.",
-            ("model", "reason"),
-            [
-                ((name, reason), n)
-                for name, model in self.tally.models.items()
-                for reason, n in (dict.fromkeys(REASONS, 0) | model.degraded).items()
-            ],
-        )
-        yield self._counter(
-            "request_bytes", "Bytes of requests.", ("model",), [((name,), m.bytes_in) for name, m in everybody]
-        )
-        for metric, about, shown, pick in _OF_MODELS:
-            served = [((name,), pick(model)) for name, model in self.tally.models.items()]
+        degraded = [
+            ((name, reason), n)
+            for name, model in self.tally.models.items()
+            for reason, n in (dict.fromkeys(REASONS, 0) | model.degraded).items()
+        ]
+        about = "Rows answered by the tier before, because the next gave no answer."
+        yield self._counter("degraded_rows", about, ("model", "reason"), degraded)
+        n_bytes = [((name,), model.bytes_in) for name, model in everybody]
+        yield self._counter("request_bytes", "Bytes of requests.", ("model",), n_bytes)
+        for metric, about, shown, column in (
+            ("request_seconds", "Time from a request's arrival to its answer.", BY_TIME, "seconds"),
+            ("queue_seconds", "Time a request's rows waited in queues.", BY_TIME, "queue"),
+            ("batch_rows", "Rows decided together with a request's, its own included.", BY_ROWS, "batches"),
+        ):
+            served = [((name,), getattr(model, column)) for name, model in self.tally.models.items()]
             yield self._histogram(metric, about, ("model",), served, shown)
 
     def _of_tiers(self, facts: dict[str, ModelFacts]) -> Iterator[Any]:
@@ -137,13 +133,6 @@ class Metrics:
             buckets = [(bound, below[place]) for bound, place in shown]
             family.add_metric(key, [*buckets, ("+Inf", below[-1])], histogram.total)
         return family
-
-
-_OF_MODELS: tuple[tuple[str, str, Shown, Callable[[ModelTally], Histogram]], ...] = (
-    ("request_seconds", "Time from a request's arrival to its answer.", BY_TIME, lambda model: model.seconds),
-    ("queue_seconds", "Time a request's rows waited in queues.", BY_TIME, lambda model: model.queue),
-    ("batch_rows", "Rows decided together with a request's, its own included.", BY_ROWS, lambda model: model.batches),
-)
 
 
 def _filled(kind: Any, name: str, about: str, labels: Sequence[str], values: Sequence[Any]) -> Any:

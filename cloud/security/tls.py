@@ -192,15 +192,28 @@ def http_context(security: Security, clock: Clock = time.monotonic) -> ssl.SSLCo
     Raises:
         ConfigError: as in `grpc_credentials`.
     """
-    files = _reloaded(security, "TLS of HTTP", lambda files: _http_context(security, files), clock)
+    certificate, key, _ = _files(security)
+
+    def make(files: TlsFiles) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+        context.set_alpn_protocols(["http/1.1"])
+        context.load_cert_chain(certificate, key, password=lambda: "")  # "": never ask on a terminal
+        if files.client_ca is not None:
+            context.load_verify_locations(cadata=files.client_ca.decode("ascii", "ignore"))
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    files = _reloaded(security, "TLS of HTTP", make, clock)
 
     def swap(handshake: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """Called in each handshake, whether or not the client names a server."""
         handshake.context = files.current()
 
-    context = _http_context(security, load_tls_files(*_files(security)))
-    context.sni_callback = swap
-    return context
+    first = files.current()
+    first.sni_callback = swap
+    return first
 
 
 def _reloaded(security: Security, what: str, make: Callable[[TlsFiles], T], clock: Clock) -> ReloadedFiles[T]:
@@ -213,16 +226,3 @@ def _files(security: Security) -> tuple[Path, Path, Path | None]:
     if security.certificate is None or security.key is None:
         raise ConfigError(["security.tls: expected certificate and key, got none (`coe-cloud certs init DIR`)"])
     return security.certificate, security.key, security.client_ca
-
-
-def _http_context(security: Security, files: TlsFiles) -> ssl.SSLContext:
-    certificate, key, _ = _files(security)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(certificate, key, password=lambda: "")  # "": never ask on a terminal
-    if files.client_ca is not None:
-        context.load_verify_locations(cadata=files.client_ca.decode("ascii", "ignore"))
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context

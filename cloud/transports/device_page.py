@@ -86,7 +86,12 @@ def read_device_page(
             fields.wrong("config", finding)
     elif (bundled := _bundled(reference)) is not None:
         cascade, _ = _read_edge(bundled, task, ())  # a page cannot run one of texts
-        cascade = _of_this_server(cascade, models)
+        if cascade is not None and _unserved(cascade, models):  # then this server's whole cascade is behind the device
+            whole = next(iter(models))
+            tiers = (
+                replace(tier, model=whole) if isinstance(tier, RemoteTierConfig) else tier for tier in cascade.tiers
+            )
+            cascade = replace(cascade, tiers=tuple(tiers))
     page = settings.page
     if page is None:
         page = next((place for place in PLACES if (place / "index.html").is_file()), None)
@@ -204,15 +209,6 @@ def _unserved(cascade: CascadeConfig, models: Collection[str]) -> list[str]:
     if not models or isinstance(last, LocalTierConfig) or last.model in models:
         return []
     return [f"tiers[{len(cascade.tiers) - 1}].model: expected one of {', '.join(models)}, got {last.model}"]
-
-
-def _of_this_server(cascade: CascadeConfig | None, models: Collection[str]) -> CascadeConfig | None:
-    """The same, with this server's whole cascade behind the device where it names a model that is not here."""
-    if cascade is None or not _unserved(cascade, models):
-        return cascade
-    whole = next(iter(models))
-    tiers = (replace(tier, model=whole) if isinstance(tier, RemoteTierConfig) else tier for tier in cascade.tiers)
-    return replace(cascade, tiers=tuple(tiers))
 
 
 def _input_spec(spec: InputSpec) -> dict[str, Any]:

@@ -307,10 +307,15 @@ def _inputs(inputs: list[Any], body: bytes, at: int, limits: RequestLimits) -> d
         dims = _part(tensor, "shape", list, where)
         if any(type(size) is not int for size in dims):
             raise WireError(where, "whole numbers as shape", "others", "send the size of each dimension")
-        size = _binary_size(tensor, where, len(body) - at)
+        size = _part(tensor, "parameters", dict, where).get("binary_data_size")
         if size is None:
             array = _read_json_tensor(tensor, where, datatype, dims, limits.max_rows, left)
         else:
+            if type(size) is not int or not 0 <= size <= len(body) - at:
+                expected = f"a binary_data_size of 0 to {len(body) - at}, which is there"
+                raise WireError(where, expected, _shown(size), f"count the tensor's bytes, and set {LENGTH}")
+            if "data" in tensor:
+                raise WireError(where, "data or binary_data_size", "both", "send one of them")
             raw = body[at : at + size]
             array = read_raw(where, datatype, dims, raw, max_rows=limits.max_rows, max_bytes=left)
             at += size
@@ -341,18 +346,6 @@ def _read_json_tensor(
     shape, _ = check_shape(where, datatype, dims, max_rows, max_bytes)
     is_base64 = parameters.get("content_type") == "base64"  # as MLServer has it
     return read_values(where, datatype, shape, tensor["data"], is_base64=is_base64)
-
-
-def _binary_size(tensor: Object, where: str, left: int) -> int | None:
-    size = _part(tensor, "parameters", dict, where).get("binary_data_size")
-    if size is None:
-        return None
-    if type(size) is not int or not 0 <= size <= left:
-        fix = f"count the tensor's bytes, and set {LENGTH}"
-        raise WireError(where, f"a binary_data_size of 0 to {left}, which is there", _shown(size), fix)
-    if "data" in tensor:
-        raise WireError(where, "data or binary_data_size", "both", "send one of them")
-    return size
 
 
 def _flag(parameters: Object, key: str, where: str) -> bool | None:
