@@ -130,7 +130,16 @@ class ModelRepository:
             except CascadeError as error:
                 self.last_error = str(error)
                 raise
-            self._swap(config, engine)
+            before, self.engine, self.config = self.engine, engine, config
+            self._signature = _signature(config)
+            self._unloaded = {name: engine.models[name] for name in self._unloaded if name in engine.models}
+            self.core.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
+            self.last_error = ""
+            self.generation += 1
+            log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.core.models))
+            leaving = asyncio.create_task(before.retire())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             return True
 
     async def close(self) -> None:
@@ -146,18 +155,6 @@ class ModelRepository:
         if fresh.model != self.config.model:
             raise ConfigError([f"model: expected {self.config.model} as before, got {fresh.model} (restart for that)"])
         return replace(self.config, cascade=fresh.cascade)
-
-    def _swap(self, config: ServerConfig, engine: EmbeddedEngine) -> None:
-        before, self.engine, self.config = self.engine, engine, config
-        self._signature = _signature(config)
-        self._unloaded = {name: engine.models[name] for name in self._unloaded if name in engine.models}
-        self.core.models = {name: served for name, served in engine.models.items() if name not in self._unloaded}
-        self.last_error = ""
-        self.generation += 1
-        log.warning("models reloaded: generation %d, %s", self.generation, ", ".join(self.core.models))
-        leaving = asyncio.get_running_loop().create_task(before.retire())
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
 
     def _check(self, name: str) -> None:
         if not self.control:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -120,10 +121,8 @@ def _make(
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
     if len(host) > 253 or not HOST.fullmatch(host):
         raise ConfigError([f'--host: expected a DNS name or an IP address, got "{host}" (without scheme and port)'])
     return x509.DNSName(host)
