@@ -1,20 +1,10 @@
-"""The cascade part of a config file, as edge and cloud both read it.
-
-task: zoo:digits                     # a manifest, or `task:`, `labels:`, `input:` written out
-tiers:
-  - name: device
-    members: [zoo:digits/a.onnx, zoo:digits/b.onnx, models/c.tflite]
-    agreement: 2/3
-  - name: cloud
-    address: 10.0.0.7:8001
-    model: digits
-"""
+"""The cascade part of a config file, as edge and cloud both read it (docs/configure.md, with examples)."""
 
 from __future__ import annotations
 
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +19,12 @@ from coe.protocol.channel import fix_of_address
 from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
 
 from .fields import Fields, resolve
-from .manifest import NAME, Manifest, ModelSettings, Task, read_manifest, read_model, read_task
+from .manifest import NAME, ModelSettings, Task, read_manifest, read_model, read_task
 from .settings import REQUIRED, read_settings, setting, settings_of
 
 
 def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
-    """`tls:` and `token_file:` of a remote tier, their files opened and checked.
-
-    Args:
-        fields: of the tier.
-        folder: relative paths start here.
-    """
+    """`tls:` and `token_file:` of a remote tier, their files opened and checked."""
     security = _read_tls(fields, folder)
     token_file = _file(fields, "token_file", folder)
     if token_file is None:
@@ -67,15 +52,9 @@ def _read_tls(fields: Fields, folder: Path) -> ClientSecurity:
     if (security.certificate is None) != (security.key is None) and tls.has("certificate") != tls.has("key"):
         missing = "key" if tls.has("certificate") else "certificate"
         tls.wrong(missing, "expected certificate and key together, got one of them (add it)")
-    _check_files(tls, security)
-    return security
-
-
-def _check_files(tls: Fields, security: ClientSecurity) -> None:
-    """gRPC would say so only with the first call, and not what is wrong."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if security.ca is not None:
-        try:
+        try:  # gRPC would fail only with the first call, and not say why
             context.load_verify_locations(security.ca)
         except (OSError, ValueError):  # ssl.SSLError is an OSError
             tls.wrong("ca", f"expected certificates in PEM, got {security.ca} which holds none")
@@ -88,6 +67,7 @@ def _check_files(tls: Fields, security: ClientSecurity) -> None:
             message = f"expected the key of {security.certificate}, in PEM and without a password, got {security.key}"
             tls.wrong("key", f"{message}: {reason} ({fix})")
         _check_private(tls, "key", security.key)
+    return security
 
 
 def _file(fields: Fields, key: str, folder: Path) -> Path | None:
@@ -96,10 +76,10 @@ def _file(fields: Fields, key: str, folder: Path) -> Path | None:
     try:
         if path is not None:
             path.open("rb").close()
-        return path
     except OSError as error:
         fields.wrong(key, f"expected a readable file, got {path}: {error.strerror}")
-        return None
+        path = None
+    return path
 
 
 def _check_private(fields: Fields, key: str, path: Path) -> None:
@@ -229,10 +209,9 @@ class CascadeConfig:
 def read_cascade(
     fields: Fields, folder: Path, *, parallel: bool = False, fallbacks: Sequence[str] = ("answer-local", "fail")
 ) -> CascadeConfig:
-    """`task`, `tiers` and `when_unavailable` of a config file.
+    """`task`, `tiers` and `when_unavailable` of a config file, whose relative paths start at `folder`.
 
     Args:
-        folder: relative paths start here.
         parallel: the default of a tier's own `parallel:`.
         fallbacks: what a program can do where a tier gives no answer; the first is the default.
     """
@@ -267,7 +246,7 @@ class _TierReader:
         self.task = task
         self.folder = folder
         self.parallel = parallel
-        self.manifests: dict[Path, Manifest | None] = {}
+        self.models: dict[Path, Mapping[str, ModelSpec]] = {}  # by the manifest that describes them
 
     def read(self, entry: Fields, is_last: bool) -> TierConfig:
         if entry.has("members") == entry.has("address"):
@@ -324,57 +303,45 @@ class _TierReader:
             own.wrong("file", str(error))
             path = self.folder
         spec = self._from_manifest(own, path)
-        if spec is None or not isinstance(value, str):
-            declared = read_model(own, path, self.task, pinned=True, known_format=spec.format if spec else None)
-            spec = declared if spec is None else _merged(spec, declared, own)
+        if spec is None:
+            spec = read_model(own, path, self.task, pinned=True)
+        elif not isinstance(value, str):  # what the config states itself goes before the manifest's word
+            stated = read_model(own, path, self.task, pinned=True, known_format=spec.format)
+            names = {key: key for key in settings_of(ModelSettings)} | {"input": "input_spec"}
+            changed = {name: getattr(stated, name) for key, name in names.items() if own.has(key)}
+            spec = replace(spec, **changed, pinned=spec.pinned or own.has("sha256"))
         own.finish()
-        if self.task is not UNKNOWN:
-            self._check_fit(own, spec)
-        return spec
-
-    def _check_fit(self, own: Fields, spec: ModelSpec) -> None:
-        task, takes = self.task, spec.input_spec
-        if spec.labels != task.labels:
+        task, takes, given = self.task, spec.input_spec, self.task.input_spec
+        if task is not UNKNOWN and spec.labels != task.labels:
             own.wrong("file", f"its manifest has other labels ({len(spec.labels)}) than the task ({len(task.labels)})")
-        if not takes.takes(task.input_spec):
-            own.wrong(
-                "file",
-                f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {task.input_spec.kind} "
-                f"{list(task.input_spec.shape)} (an image's size may differ, its channels may not)",
-            )
+        if task is not UNKNOWN and not takes.takes(given):
+            fix = "an image's size may differ, its channels may not"
+            message = f"it takes {takes.kind} {list(takes.shape)}, the task's examples are {given.kind}"
+            own.wrong("file", f"{message} {list(given.shape)} ({fix})")
+        return spec
 
     def _from_manifest(self, own: Fields, path: Path) -> ModelSpec | None:
         """What the manifest in the file's folder says of it, if it does."""
-        if path.parent not in self.manifests:
-            here = path.parent / NAME
+        here = path.parent / NAME
+        if here not in self.models:
+            self.models[here] = {}
             try:
-                self.manifests[path.parent] = read_manifest(here) if here.is_file() else None
+                self.models[here] = read_manifest(here).models if here.is_file() else {}
             except ConfigError as error:
                 own.report.findings.extend(f"{own.trail}: {line}" for line in str(error).splitlines())
-                self.manifests[path.parent] = None
-        manifest = self.manifests[path.parent]
-        return manifest.models.get(path.name) if manifest else None
-
-
-def _merged(manifest: ModelSpec, declared: ModelSpec, own: Fields) -> ModelSpec:
-    """The manifest's word, with what the config states itself on top."""
-    stated = {key: getattr(declared, key) for key in settings_of(ModelSettings) if own.has(key)}
-    if own.has("input"):
-        stated["input_spec"] = declared.input_spec
-    if own.has("sha256"):
-        stated["pinned"] = True
-    return replace(manifest, **stated)
+        return self.models[here].get(path.name)
 
 
 def _read_addresses(entry: Fields) -> tuple[str, ...]:
     """One "host:port", or a list of them, each of which must be good."""
-    given = entry.content.get("address")
-    addresses = entry.texts("address") if isinstance(given, list) else (entry.text("address"),)
-    for number, address in enumerate(given if isinstance(given, list) else addresses):
-        key = f"address[{number}]" if isinstance(given, list) else "address"
-        if isinstance(address, str) and (fix := fix_of_address(address)) and address:
+    given: Any = entry.content.get("address")
+    is_list = isinstance(given, list)
+    addresses = entry.texts("address") if is_list else (entry.text("address"),)
+    for number, address in enumerate(given if is_list else addresses):
+        key = f"address[{number}]" if is_list else "address"
+        if isinstance(address, str) and address and (fix := fix_of_address(address)):
             entry.wrong(key, f'expected host:port, got "{address}" ({fix})')
-        elif isinstance(given, list) and address in given[:number]:
+        elif is_list and address in given[:number]:
             entry.wrong(key, f'expected each host once, got "{address}" twice')
     if given == []:
         entry.wrong("address", "expected at least one host:port, got an empty list")
@@ -410,10 +377,8 @@ def _read_rule(entry: Fields, n_members: int | None, is_last: bool) -> DeferralR
             entry.warn("agreement", "the last tier always answers, so this has no effect (leave it out)")
         return Always()
     if n_members == 1:
-        entry.wrong(
-            "agreement",
-            "one member always agrees with itself, so this tier would never defer (add members, or set `confidence:`)",
-        )
+        fix = "add members, or set `confidence:`"
+        entry.wrong("agreement", f"one member always agrees with itself, so this tier would never defer ({fix})")
     try:
         rule, warning = parse_agreement("unanimous" if value is None else value, n_members)
     except ValueError as error:

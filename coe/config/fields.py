@@ -58,11 +58,10 @@ class _Loader(_Base):  # type: ignore[misc]
     """Plain data alone. `1e-6` is a number; a key given twice, a key such as `no`, `1:30` and `010` are errors."""
 
     def get_single_data(self) -> Any:
-        root = self.get_single_node()
-        if root is None:
-            return None
-        _check_keys(root)
-        return self.construct_document(root)
+        if (root := self.get_single_node()) is not None:
+            _check_keys(root)
+            return self.construct_document(root)
+        return None
 
 
 def _check_keys(root: yaml.Node) -> None:
@@ -76,14 +75,12 @@ def _check_keys(root: yaml.Node) -> None:
                 below.append(value)
                 if not isinstance(key, yaml.ScalarNode):
                     continue
+                name = key.value
                 if key.tag == "tag:yaml.org,2002:bool":
-                    raise _Misread(
-                        f'YAML reads the key {key.value} as true or false (write "{key.value}" in quotes)', key
-                    )
-                if (key.tag, key.value) in lines:
-                    line = lines[key.tag, key.value]
-                    raise _Misread(f'"{key.value}" is given twice, first in line {line} (leave one out)', key)
-                lines[key.tag, key.value] = key.start_mark.line + 1
+                    raise _Misread(f'YAML reads the key {name} as true or false (write "{name}" in quotes)', key)
+                if line := lines.get((key.tag, name)):
+                    raise _Misread(f'"{name}" is given twice, first in line {line} (leave one out)', key)
+                lines[key.tag, name] = key.start_mark.line + 1
         fresh = [node for node in below if node not in seen]
         seen.update(fresh)
         waiting += fresh
@@ -214,38 +211,32 @@ class Fields:
         return self.content[key]
 
     def text(self, key: str, default: Any = MISSING) -> str:
-        value: str = self._typed(key, default, (str,), "a text", "")
-        return value
+        return self._typed(key, default, (str,), "a text", "")
 
     def flag(self, key: str, default: Any = MISSING) -> bool:
-        value: bool = self._typed(key, default, (bool,), "true or false", False)
-        return value
+        return self._typed(key, default, (bool,), "true or false", False)
 
     def integer(self, key: str, default: Any = MISSING, low: int = 0, high: int = 2**31) -> int:
-        value = self._typed(key, default, (int,), "a whole number", low)
-        whole: int = self._within(key, value, low, high)
-        return whole
+        return self._within(key, self._typed(key, default, (int,), "a whole number", low), low, high)
 
     def number(self, key: str, default: Any = MISSING, low: float = 0.0, high: float = 1e12) -> float:
-        value: float = self._within(key, self._typed(key, default, (int, float), "a number", low), low, high)
+        value = self._within(key, self._typed(key, default, (int, float), "a number", low), low, high)
         return float(value) if isinstance(value, int) else value
 
     def choice(self, key: str, options: Sequence[str], default: Any = MISSING) -> str:
-        value: str = self._typed(key, default, (str,), f"one of {', '.join(options)}", options[0])
+        value = self._typed(key, default, (str,), f"one of {', '.join(options)}", options[0])
         if value is not None and value not in options:
-            near = difflib.get_close_matches(value, options, 1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            self.wrong(key, f'expected one of {", ".join(options)}, got "{value}"{hint}')
+            self.wrong(key, f'expected one of {", ".join(options)}, got "{value}"{did_you_mean(value, options)}')
             return options[0]
         return value
 
     def texts(self, key: str, default: Any = MISSING) -> tuple[str, ...]:
         """A list of texts; one text alone counts as a list of one."""
         value = self.raw(key, default, "a list of texts")
-        entries = [value] if isinstance(value, str) else value
-        return tuple(self._list(key, entries, (str,), "a text"))
+        return tuple(self._list(key, [value] if isinstance(value, str) else value, (str,), "a text"))
 
     def numbers(self, key: str, default: Any = MISSING) -> tuple[float, ...]:
+        """A list of numbers; one number alone counts as a list of one."""
         value = self.raw(key, default, "a list of numbers")
         entries = [value] if _is(value, (int, float)) else value
         good = self._list(key, entries, (int, float), "a number")
@@ -273,17 +264,13 @@ class Fields:
         return Fields({} if value is None else value, self.report, self._at(key))
 
     def sections(self, key: str) -> list[Fields]:
-        value = self.raw(key, expected="a list of sections")
-        entries = self._list(key, value, (object,), "a section")
+        entries = self._list(key, self.raw(key, expected="a list of sections"), (object,), "a section")
         return [Fields(entry, self.report, f"{self._at(key)}[{i}]") for i, entry in enumerate(entries)]
 
     def entries(self, key: str) -> list[tuple[str, Fields]]:
         """The entries of a mapping of mappings, in file order."""
-        inner = self.section(key)
-        return [
-            (str(name), Fields(content, self.report, f"{inner.trail}.{name}"))
-            for name, content in inner.content.items()
-        ]
+        content = self.section(key).content
+        return [(str(name), Fields(each, self.report, f"{self._at(key)}.{name}")) for name, each in content.items()]
 
     def finish(self) -> None:
         """Every key nobody asked for is a finding, with the nearest known one."""
@@ -296,26 +283,25 @@ class Fields:
     def _at(self, key: str) -> str:
         return f"{self.trail}.{key}" if self.trail and key else self.trail or key or "file"
 
-    def _typed(self, key: str, default: Any, types: tuple[type, ...], expected: str, placeholder: Any) -> Any:
+    def _typed(self, key: str, default: Any, types: tuple[type, ...], expected: str, placeholder: T) -> T:
         value = self.raw(key, default, expected)
-        if value is None and default is MISSING:
-            return placeholder
         if value is default or (_is(value, types) and value != ""):
-            return value
-        self.wrong(key, f"expected {expected}, got {_kind(value)}{_quoting(value, types)}")
+            found: T = value
+            return found
+        if value is not None:
+            self.wrong(key, f"expected {expected}, got {_kind(value)}{_quoting(value, types)}")
         return placeholder
 
-    def _within(self, key: str, value: Any, low: Any, high: Any) -> Any:
+    def _within(self, key: str, value: T, low: Any, high: Any) -> T:
         if value is not None and not low <= value <= high:
             self.wrong(key, f"expected {low} to {high}, got {value}")
-            return low
+            value = low
         return value
 
     def _list(self, key: str, value: Any, types: tuple[type, ...], expected: str) -> list[Any]:
-        if value is None:
-            return []
         if not isinstance(value, list | tuple):
-            self.wrong(key, f"expected a list, got {_kind(value)}")
+            if value is not None:
+                self.wrong(key, f"expected a list, got {_kind(value)}")
             return []
         good = []
         for i, entry in enumerate(value):
@@ -324,6 +310,12 @@ class Fields:
             else:
                 self.wrong(f"{key}[{i}]", f"expected {expected}, got {_kind(entry)}{_quoting(entry, types)}")
         return good
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The end of a message about a word that is not known: the nearest one that is; "" where none is near."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def _is(value: Any, types: tuple[type, ...]) -> bool:
@@ -346,8 +338,6 @@ def _kind(value: Any) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
     return f'"{value}"' if isinstance(value, str) else str(value)

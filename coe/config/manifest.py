@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from coe.cascade.errors import ModelError
 from coe.models.input_spec import InputSpec
 from coe.models.loading import ModelSpec, format_of
@@ -116,10 +114,9 @@ def read_manifest(path: Path) -> Manifest:
     task = read_task(fields)
     models = {}
     for file, entry in fields.entries("models"):
-        spec = read_model(entry, path.parent / file, task)
+        models[file] = read_model(entry, path.parent / file, task)
         entry.raw("tier", None)  # for people, and for the recipe's report
         entry.finish()
-        models[file] = spec
     fields.finish()
     report.check()
     return Manifest(task, models)
@@ -138,27 +135,27 @@ def read_task(fields: Fields) -> Task:
 def read_input_spec(fields: Fields) -> InputSpec:
     """An `input:` section, whose other settings follow from its `kind`."""
     kind = fields.choice("kind", ("image", "tensor", "text"))
-    input_spec: InputSpec
     if kind == "text":
-        input_spec = _read_text(fields)
-    elif kind == "tensor":
+        sha256 = _read_sha256(fields, "tokenizer_sha256", str(fields.content.get("tokenizer", "FILE")))
+        text = dict(vars(read_settings(TextSettings, fields, tokenizer_sha256=sha256)))
+        n_choices = text.pop("n_choices")
+        return TextInputSpec(**text) if n_choices == 0 else ChoicesInputSpec(shape=(n_choices,), **text)
+    if kind == "tensor":
         shape = fields.integers("shape")
         if shape and min(shape) < 1:
             fields.wrong("shape", f"expected whole numbers from 1, got {list(shape)}")
-        input_spec = InputSpec("tensor", **vars(read_settings(TensorSettings, fields, shape=shape)), layout="NHWC")
-    else:
-        size = fields.integers("size")
-        if size and (len(size) != 2 or min(size) < 1):
-            fields.wrong("size", f"expected [height, width], got {list(size)}")
-            size = (1, 1)
-        channels = fields.integer("channels", 3)
-        if channels not in (1, 3):
-            fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
-        mean, std = _per_channel(fields, "mean", 0.0, channels), _per_channel(fields, "std", 1.0, channels)
-        image = read_settings(ImageSettings, fields, size=size, channels=channels, mean=mean, std=std)
-        rest = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}
-        input_spec = InputSpec("image", (*size, channels), **rest)
-    return input_spec
+        return InputSpec("tensor", **vars(read_settings(TensorSettings, fields, shape=shape)), layout="NHWC")
+    size = fields.integers("size")
+    if size and (len(size) != 2 or min(size) < 1):
+        fields.wrong("size", f"expected [height, width], got {list(size)}")
+        size = (1, 1)
+    channels = fields.integer("channels", 3)
+    if channels not in (1, 3):
+        fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
+    mean, std = _per_channel(fields, "mean", 0.0, channels), _per_channel(fields, "std", 1.0, channels)
+    image = read_settings(ImageSettings, fields, size=size, channels=channels, mean=mean, std=std)
+    rest = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}
+    return InputSpec("image", (*size, channels), **rest)
 
 
 def read_model(
@@ -173,27 +170,15 @@ def read_model(
         kind = "onnx"
     input_spec = read_input_spec(entry.section("input")) if entry.has("input") else task.input_spec
     if isinstance(input_spec, TextInputSpec):
-        input_spec = _of_texts(entry, input_spec, path, kind)
+        if kind != "onnx":
+            entry.wrong("format", f"expected onnx for a model of texts, got {kind} (export it)")
+        if input_spec.tokenizer is None:
+            entry.wrong("input.tokenizer", "expected the model's tokenizer.json, got nothing (add it)")
+        else:
+            input_spec = replace(input_spec, tokenizer=path.parent / input_spec.tokenizer)
     declared = read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256)
     pinned = pinned and sha256 is not None
     return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **vars(declared))
-
-
-def _read_text(fields: Fields) -> TextInputSpec:
-    sha256 = _read_sha256(fields, "tokenizer_sha256", str(fields.content.get("tokenizer", "FILE")))
-    text = dict(vars(read_settings(TextSettings, fields, Path(), tokenizer_sha256=sha256)))
-    n_choices = text.pop("n_choices")
-    return TextInputSpec(**text) if n_choices == 0 else ChoicesInputSpec(shape=(n_choices,), **text)
-
-
-def _of_texts(entry: Fields, input_spec: TextInputSpec, path: Path, kind: str) -> TextInputSpec:
-    """The contract of the model at `path`, in whose folder its tokenizer is."""
-    if kind != "onnx":
-        entry.wrong("format", f"expected onnx for a model of texts, got {kind} (export it)")
-    if input_spec.tokenizer is None:
-        entry.wrong("input.tokenizer", "expected the model's tokenizer.json, got nothing (add it)")
-        return input_spec
-    return replace(input_spec, tokenizer=path.parent / input_spec.tokenizer)
 
 
 def _read_sha256(fields: Fields, key: str, file: str) -> str | None:
@@ -208,8 +193,8 @@ def _per_channel(fields: Fields, key: str, default: float, channels: int) -> tup
     if len(values) not in (1, channels):
         wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
         fields.wrong(key, f"expected {wanted}, got {len(values)}")
-        return (default,)
-    if key == "std" and not np.all(np.asarray(values) > 0):
+    elif key == "std" and min(values) <= 0:
         fields.wrong(key, f"expected numbers above 0, got {list(values)}")
-        return (default,)
-    return values
+    else:
+        return values
+    return (default,)

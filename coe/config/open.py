@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -29,19 +30,16 @@ def open_cascade(config: CascadeConfig, say: Say = lambda line: None) -> Cascade
         ModelError, RuntimeMissing: a member cannot be loaded; those loaded before are closed.
     """
     tiers: list[Tier] = []
-    try:
+    with ExitStack() as opened:
         for tier in config.tiers:
             tiers.append(open_tier(tier, config, say))
-    except BaseException:
-        for opened in tiers:
-            opened.close()
-        raise
+            opened.callback(tiers[-1].close)
+        opened.pop_all()
     return Cascade(tiers, keep_last_answer=config.keep_last_answer)
 
 
 def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: None) -> Tier:
     """One tier, ready to vote."""
-    opened: Tier
     if isinstance(tier, LocalTierConfig):
         opened = _open_local(tier, config.task.input_spec, say)
     else:
@@ -55,11 +53,7 @@ def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: N
 def warm_up(tier: Tier, input_spec: InputSpec, sizes: Iterable[int]) -> None:
     """Ask a tier's members about blank examples, so that no caller is the first with a batch of such a size.
 
-    A remote tier is not asked.
-
-    Args:
-        input_spec: of the task.
-        sizes: rows; as a rule 1 and the largest batch there will be.
+    A remote tier is not asked. `sizes` are numbers of rows; as a rule 1 and the largest batch there will be.
     """
     here = tier.tier if isinstance(tier, DelayedTier) else tier
     if isinstance(here, LocalTier):
@@ -72,18 +66,16 @@ def _open_local(tier: LocalTierConfig, input_spec: InputSpec, say: Say) -> Tier:
     plan = plan_threads(tier.members, tier.threads, side_by_side=tier.parallel)
     members: list[LoadedMember] = []
     how = plan.describe()
-    try:
+    with ExitStack() as opened:
         for spec, threads in zip(tier.members, plan.each, strict=True):
             members.append(load(spec, replace(tier.options, threads=threads)))
+            opened.callback(members[-1].close)
         if tier.early and len(members) > 1:
             how += ", stopping early"
             if plan.at_once == 1:
                 members, order = _in_order(members, tier.order, input_spec)
                 how += f", {order}"
-    except BaseException:
-        for member in members:
-            member.close()
-        raise
+        opened.pop_all()
     for member in members:
         say(f"tier {tier.name}: {member.name} on {member.runs_on}")
     if len(members) > 1:
@@ -97,13 +89,14 @@ def _in_order(members: list[LoadedMember], order: str, input_spec: InputSpec) ->
     if order == "fixed":
         return members, "as listed"
     seconds = seconds_each(members, input_spec.blank())
-    seats = cheapest_first(seconds)
-    costs = ", ".join(f"{members[seat].name} {format_seconds(seconds[seat], 2)}" for seat in seats)
-    return [members[seat] for seat in seats], f"cheapest first: {costs}"
+    ranked = cheapest_first(seconds)
+    costs = ", ".join(f"{members[at].name} {format_seconds(seconds[at], 2)}" for at in ranked)
+    return [members[at] for at in ranked], f"cheapest first: {costs}"
 
 
 def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tier:
-    remote = RemoteTier(
+    say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
+    return RemoteTier(
         tier.name,
         tier.addresses,
         tier.model,
@@ -118,8 +111,6 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         dial=partial(dial, security=tier.security),
         headers=lambda: tuple(outgoing().items()),
     )
-    say(f"tier {tier.name}: {tier.model} at {tier.address}, deadline {tier.deadline_s * 1000:g} ms")
-    return remote
 
 
 def _register_architectures() -> None:

@@ -60,12 +60,6 @@ class Setting:
     within: str
     example: str
 
-    def key_of(self, attribute: str) -> str:
-        if self.key or not self.unit:
-            return self.key or attribute
-        ending, written, _ = UNITS[self.unit]
-        return attribute.removesuffix(ending) + written
-
     def read(self, fields: Fields, key: str, kind: str, folder: Path, default: Any) -> Any:
         """The attribute's value, of a kind such as "int"; findings go to the report of `fields`."""
         if self.choices:
@@ -81,7 +75,7 @@ class Setting:
 
     def inside(self, value: Any) -> Any:
         """A value in the attribute's unit, from one as it is written."""
-        if value is None or value is MISSING or not self.unit:
+        if value is None or not self.unit:
             return value
         convert = UNITS[self.unit][2]
         return tuple(map(convert, value)) if isinstance(value, tuple) else convert(value)
@@ -109,8 +103,12 @@ def setting(
 
 def settings_of(cls: type) -> dict[str, tuple[dataclasses.Field[Any], Setting]]:
     """The settings of a dataclass, by the key that is written for each."""
-    found = ((each, each.metadata.get(SETTING)) for each in dataclasses.fields(cls))
-    return {spec.key_of(each.name): (each, spec) for each, spec in found if spec is not None}
+    found = {}
+    for each in dataclasses.fields(cls):
+        if spec := each.metadata.get(SETTING):
+            ending, written, _ = UNITS.get(spec.unit, ("", "", None))
+            found[spec.key or each.name.removesuffix(ending) + written] = (each, spec)
+    return found
 
 
 def read_settings(
