@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from coe import zoo
 from coe.config import Fields, Report, read_yaml
-from coe.config.cascade import CascadeConfig, LocalTierConfig, read_cascade
+from coe.config.cascade import CascadeConfig, read_cascade
 from coe.config.settings import REQUIRED, read_settings, setting
 from coe.protocol.channel import fix_of_host
 
@@ -75,25 +75,21 @@ class EngineConfig:
 
 
 def read_engine(fields: Fields, tiers: Collection[str]) -> EngineConfig:
-    """The section; findings go to its report.
-
-    Args:
-        tiers: names of those that have members here: only they can be placed.
-    """
+    """The section `engine:`. `tiers` are the names of those that have members here: only they can be placed."""
     placements = {}
     for name, entry in fields.entries("tiers") if fields.has("tiers") else ():
-        placements[name] = _read_placement(entry, Placement())
+        placements[name] = _read_placement(entry)
         if name not in tiers:
             known = ", ".join(tiers) or "none"
             entry.wrong("", f'expected a tier with members here ({known}), got "{name}"')
-    ingress = _read_placement(fields.section("ingress", {}), INGRESS)
+    ingress = _read_placement(fields.section("ingress", {}), num_cpus=INGRESS.num_cpus)
     return read_settings(EngineConfig, fields, tiers=placements, ingress=ingress)
 
 
-def _read_placement(entry: Fields, default: Placement) -> Placement:
+def _read_placement(entry: Fields, **defaults: float) -> Placement:
     if entry.has("autoscaling") and entry.has("replicas"):
         entry.wrong("replicas", "expected replicas or autoscaling, got both (leave one out)")
-    placement = read_settings(Placement, entry, defaults={"num_cpus": default.num_cpus})
+    placement = read_settings(Placement, entry, defaults=defaults)
     scale = placement.autoscaling
     if scale is not None and scale.max < scale.min:
         entry.wrong("autoscaling.max", f"expected at least min ({scale.min}), got {scale.max}")
@@ -140,13 +136,9 @@ def read_observe(fields: Fields) -> ObserveConfig:
     if settings.log_requests and settings.log_level not in ("debug", "info"):
         message = f"requests are logged at info, which level {settings.log_level} leaves out (set level: info)"
         fields.warn("log.requests", message)
-    return replace(settings, traces=_whole_endpoint(fields, settings.traces))
-
-
-def _whole_endpoint(fields: Fields, endpoint: str) -> str:
-    """Where traces go, as OTLP over HTTP wants it said; "" where they go nowhere."""
+    endpoint = settings.traces
     if not endpoint:
-        return ""
+        return settings
     try:
         parts = urlsplit(endpoint)
         is_url = parts.scheme in ("http", "https") and not fix_of_host(parts.hostname or "") and (parts.port or 1) > 0
@@ -154,8 +146,10 @@ def _whole_endpoint(fields: Fields, endpoint: str) -> str:
         is_url = False
     if not is_url:
         fields.wrong("traces.endpoint", f'expected a URL, got "{endpoint}" (write "http://127.0.0.1:4318")')
-        return ""
-    return endpoint if parts.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
+        endpoint = ""
+    elif not parts.path.strip("/"):  # the path that OTLP over HTTP has by default
+        endpoint = f"{endpoint.rstrip('/')}/v1/traces"
+    return replace(settings, traces=endpoint)
 
 
 GRPC_PORT = 8001  # 8000 is kept for HTTP, as the ecosystem's servers do
@@ -210,8 +204,9 @@ def read_config(path: Path) -> ServerConfig:
     fields = Fields(read_yaml(path), report)
     cascade = read_cascade(fields, path.parent, parallel=True)
     model = fields.text("model", cascade.task.name)
-    alone = [tier.name for tier in cascade.tiers if isinstance(tier, LocalTierConfig)]
+    alone = [tier.name for tier in cascade.local_tiers]
     served = (model, *(f"{model}-{name}" for name in alone))
+    device, task = fields.section("device", {}), fields.content.get("task")
     config = read_settings(
         ServerConfig,
         fields,
@@ -220,9 +215,7 @@ def read_config(path: Path) -> ServerConfig:
         engine=read_engine(fields.section("engine", {}), alone),
         observe=read_observe(fields),
         security=read_security(fields.section("security", {}), path.parent),
-        device=read_device_page(
-            fields.section("device", {}), path.parent, cascade.task, fields.content.get("task"), served
-        ),
+        device=read_device_page(device, path.parent, cascade.task, task, served),
         source=path,
         warnings=(),
     )

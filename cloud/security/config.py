@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cloud.limits import Rate
 from coe.cascade.errors import ConfigError
@@ -50,35 +51,30 @@ class Security:
 
     @property
     def asks_who(self) -> bool:
-        """Callers have to prove who they are."""
+        """True if callers have to prove who they are."""
         return self.can_tell or bool(self.allow)
 
     @property
     def can_tell(self) -> bool:
-        """There is a way for callers to prove who they are."""
+        """True if there is a way for callers to prove who they are."""
         return self.client_ca is not None or self.tokens is not None
 
 
 def read(fields: Fields, folder: Path) -> Security:
-    """The section, its files opened and checked.
+    """The section, its files opened and checked; relative paths start at `folder`.
 
-    Args:
-        fields: of the section itself.
-        folder: relative paths start here.
     Raises:
         RuntimeMissing: `tls` is set and there is no `cryptography` to check its files.
     """
-    tls = fields.section("tls", {})
-    certificate, key, client_ca = _read_tls(tls, folder) if fields.has("tls") else (None, None, None)
-    security = read_settings(
-        Security,
-        fields,
-        certificate=certificate,
-        key=key,
-        client_ca=client_ca,
-        tokens=_read_tokens(fields, folder),
-        quota=read_settings(Rate, fields.section("quota")) if fields.has("quota") else fields.raw("quota", None),
-    )
+    files = _read_tls(fields.section("tls", {}), folder) if fields.has("tls") else {}
+    quota = read_settings(Rate, fields.section("quota")) if fields.has("quota") else fields.raw("quota", None)
+    tokens: Path | None = fields.path("tokens", folder) if fields.has("tokens") else fields.raw("tokens", None)
+    if tokens is not None:
+        try:
+            read_tokens(tokens)
+        except ConfigError as error:
+            fields.report.findings.extend(f"{fields.trail}.tokens: {line}" for line in str(error).splitlines())
+    security = read_settings(Security, fields, tokens=tokens, quota=quota, **files)
     if fields.has("allow") and not security.allow:
         fields.wrong("allow", "expected at least one pattern, got none (leave it out to allow every known device)")
     if security.allow and not security.can_tell:
@@ -100,20 +96,12 @@ def check_exposure(host: str, security: Security, insecure: bool) -> None:
     if security.has_tls or is_loopback(host):
         return
     fix = "`coe-cloud certs init DIR` makes certificates for security.tls"
+    message = f"expected TLS beyond this machine, got plaintext on {host}"
     if security.tokens is not None:
-        raise ConfigError(
-            [
-                f"security.tokens: expected TLS beyond this machine, got plaintext on {host}, where tokens can be read "
-                f"by others ({fix})"
-            ]
-        )
+        raise ConfigError([f"security.tokens: {message}, where tokens can be read by others ({fix})"])
     if not (insecure or security.insecure):
-        raise ConfigError(
-            [
-                f"security: expected TLS beyond this machine, got plaintext on {host} ({fix}; --insecure or "
-                f"`security.insecure: true` serves plaintext all the same)"
-            ]
-        )
+        fix += "; --insecure or `security.insecure: true` serves plaintext all the same"
+        raise ConfigError([f"security: {message} ({fix})"])
 
 
 def need_certificates() -> None:
@@ -121,28 +109,17 @@ def need_certificates() -> None:
     import_runtime("cryptography", "certificates", CLOUD)
 
 
-def _read_tls(tls: Fields, folder: Path) -> tuple[Path | None, Path | None, Path | None]:
-    certificate, key = (tls.path(name, folder) for name in ("certificate", "key"))
-    client_ca = tls.path("client_ca", folder) if tls.has("client_ca") else None
+def _read_tls(tls: Fields, folder: Path) -> dict[str, Any]:
+    files = {name: tls.path(name, folder) for name in ("certificate", "key")}
+    files["client_ca"] = tls.path("client_ca", folder) if tls.has("client_ca") else None
     tls.finish()
-    if certificate is None or key is None:
-        return None, None, None  # a finding already
-    need_certificates()
-    from .tls import inspect
+    if files["certificate"] is not None and files["key"] is not None:  # else a finding already
+        need_certificates()
+        from .tls import inspect
 
-    _, found = inspect(certificate, key, client_ca)
-    for fatal in found.fatal:
-        tls.wrong(*fatal)
-    for warning in found.warnings:
-        tls.warn(*warning)
-    return certificate, key, client_ca
-
-
-def _read_tokens(fields: Fields, folder: Path) -> Path | None:
-    path: Path | None = fields.path("tokens", folder) if fields.has("tokens") else fields.raw("tokens", None)
-    if path is not None:
-        try:
-            read_tokens(path)
-        except ConfigError as error:
-            fields.report.findings.extend(f"{fields.trail}.tokens: {line}" for line in str(error).splitlines())
-    return path
+        _, found = inspect(**files)
+        for fatal in found.fatal:
+            tls.wrong(*fatal)
+        for warning in found.warnings:
+            tls.warn(*warning)
+    return files

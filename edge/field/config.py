@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
-from coe.config import Fields
+from coe.config.fields import Fields, did_you_mean
 from coe.config.manifest import Task
 from coe.config.settings import REQUIRED, read_settings, setting
 
@@ -74,7 +73,7 @@ class HarvestConfig:
 
 @dataclass(frozen=True)
 class FieldConfig:
-    """What may not leave, and how honest the agent is about itself. `folder`: where the filter's path starts."""
+    """What may not leave, and how the agent checks itself. `folder`: where the filter's path starts."""
 
     never_send: frozenset[int] = setting(
         frozenset(), "Labels whose examples stay on the device.", usual="none", example='["3", "7"]'
@@ -97,46 +96,34 @@ class FieldConfig:
 
 
 def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
-    """`never_send:`, `privacy_filter:`, `audit:`, `drift:` and `harvest:` of an agent's config.
+    """`never_send:`, `privacy_filter:`, `audit:`, `drift:` and `harvest:` of an agent's whole config.
 
-    Args:
-        fields: of the whole file.
-        folder: relative paths start here.
-        votes_first: models of this device see an example before it leaves.
+    Relative paths start at `folder`. `votes_first`: models of this device see an example before it leaves.
     """
     if not votes_first and fields.raw("never_send", None):
         fix = "put a tier with `members:` before it, or take a `privacy_filter:`"
         fields.wrong("never_send", f"expected models of this device to tell, got a first tier elsewhere ({fix})")
+    names = fields.texts("never_send", ())
+    for number, name in enumerate(names):
+        if name not in task.labels:
+            message = f'expected a label of the task, got "{name}"{did_you_mean(name, task.labels)}'
+            fields.wrong(f"never_send[{number}]", message)
+    privacy_filter = fields.text("privacy_filter", "")
+    if privacy_filter:
+        try:
+            load_privacy_filter(privacy_filter, folder)
+        except ConfigError as error:
+            fields.wrong("privacy_filter", str(error))
     return read_settings(
         FieldConfig,
         fields,
         folder,
         finish=False,
-        never_send=_read_never_send(fields, task.labels),
-        privacy_filter=_read_privacy_filter(fields, folder),
+        never_send=frozenset(task.labels.index(name) for name in names if name in task.labels),
+        privacy_filter=privacy_filter,
         folder=folder,
         drift=None if fields.raw("drift", None) is None else _read_drift(fields.section("drift")),
     )
-
-
-def _read_never_send(fields: Fields, labels: tuple[str, ...]) -> frozenset[int]:
-    names = fields.texts("never_send", ())
-    for number, name in enumerate(names):
-        if name not in labels:
-            near = difflib.get_close_matches(name, labels, 1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            fields.wrong(f"never_send[{number}]", f'expected a label of the task, got "{name}"{hint}')
-    return frozenset(labels.index(name) for name in names if name in labels)
-
-
-def _read_privacy_filter(fields: Fields, folder: Path) -> str:
-    reference = fields.text("privacy_filter", "")
-    if reference:
-        try:
-            load_privacy_filter(reference, folder)
-        except ConfigError as error:
-            fields.wrong("privacy_filter", str(error))
-    return reference
 
 
 def _read_drift(fields: Fields) -> DriftConfig:

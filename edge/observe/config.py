@@ -29,12 +29,12 @@ class ObserveConfig:
 
 def read_observe(fields: Fields) -> ObserveConfig:
     """The section `watch:` of an agent's config."""
-    usual = ObserveConfig()
-    address = fields.text("address", f"{usual.host}:{usual.port}")
-    fix = fix_of_address(address, "write 127.0.0.1:9109", lowest_port=0) if address else ""
-    if fix:
+    usual = "127.0.0.1:9109"
+    address = fields.text("address", usual) or usual  # "" is a finding already
+    if fix := fix_of_address(address, f"write {usual}", lowest_port=0):
         fields.wrong("address", f'expected host:port, got "{address}" ({fix})')
-    host, port = (usual.host, str(usual.port)) if fix or not address else split(address)
+        address = usual
+    host, port = split(address)
     config = read_settings(ObserveConfig, fields, host=host.removeprefix("[").removesuffix("]"), port=int(port))
     if not is_loopback(host) and not config.expose:
         fix = "write 127.0.0.1, or `expose: true` if everybody who reaches it may look"

@@ -35,13 +35,12 @@ def this_host() -> str:
 def topic_error(template: str, fields: tuple[str, ...] = ()) -> str:
     """What a template must not say; "" where it is fine. `{host}` may always stand in it."""
     known = ("host", *fields)
-    unknown = [place for place in _PLACE.findall(template) if place not in known]
-    if unknown:
-        return f"expected {', '.join(f'{{{place}}}' for place in known)} in it and no other, got {{{unknown[0]}}}"
-    rest = _PLACE.sub("", template)
-    found = next((sign for sign in "+#{}\0" if sign in rest), None)
-    if found is not None:
-        return f"expected a topic to publish to, got {template!r} with {found!r} in it"
+    for place in _PLACE.findall(template):
+        if place not in known:
+            return f"expected {', '.join(f'{{{place}}}' for place in known)} in it and no other, got {{{place}}}"
+    for sign in "+#{}\0":
+        if sign in _PLACE.sub("", template):
+            return f"expected a topic to publish to, got {template!r} with {sign!r} in it"
     return "" if template else "expected a topic, got nothing"
 
 
@@ -119,12 +118,7 @@ class SinkConfig:
 
 
 def read_sinks(fields: Fields, folder: Path) -> tuple[SinkConfig, ...]:
-    """`sink:` (one) or `sinks:` (a list) of an agent's config; standard output where neither is there.
-
-    Args:
-        fields: of the whole file.
-        folder: relative paths start here.
-    """
+    """`sink:` (one) or `sinks:` (a list) of an agent's whole config; standard output where neither is there."""
     if fields.has("sink") and fields.has("sinks"):
         fields.wrong("sink", "expected `sink:` or `sinks:`, got both (leave one out)")
     entries = fields.sections("sinks") if fields.has("sinks") else [fields.section("sink", {})]
@@ -146,14 +140,8 @@ def _read_sink(fields: Fields, folder: Path) -> SinkConfig | None:
         return _read_jsonlines(fields, folder)
     if kind == "sqlite":
         return read_settings(SinkConfig, fields, kind=kind, only=("max_rows",), path=fields.path("path", folder))
-    return read_settings(
-        SinkConfig,
-        fields,
-        only=("max_queued", "flush_s"),
-        kind=kind,
-        mqtt=_read_mqtt(fields, folder) if kind == "mqtt" else None,
-        webhook=_read_webhook(fields, folder) if kind == "webhook" else None,
-    )
+    given: dict[str, Any] = {kind: (_read_mqtt if kind == "mqtt" else _read_webhook)(fields, folder)}
+    return read_settings(SinkConfig, fields, only=("max_queued", "flush_s"), kind=kind, **given)
 
 
 def _read_jsonlines(fields: Fields, folder: Path) -> SinkConfig:
@@ -215,9 +203,13 @@ def _read_webhook(fields: Fields, folder: Path) -> WebhookConfig:
     if url and host is None:
         fields.wrong("url", f'expected http://HOST/... or https://HOST/..., got "{url}"')
     is_local = bool(host) and is_loopback(host or "")
-    webhook = read_settings(
-        WebhookConfig, fields, folder, finish=False, url=url, headers=_read_headers(fields), is_local=is_local
-    )
+    section = fields.section("headers", {})
+    headers = tuple((name, section.text(name)) for name in map(str, section.content))
+    for name, value in headers:
+        if not (name + value).isascii() or not (name + value).isprintable() or ":" in name:
+            section.wrong(name, "expected a header's name and value in printable ASCII")
+    given: dict[str, Any] = {"url": url, "headers": headers, "is_local": is_local}
+    webhook = read_settings(WebhookConfig, fields, folder, finish=False, **given)
     if webhook.token_file is not None and url.startswith("http:") and not is_local:
         fields.wrong("url", f"expected https for a bearer token, got plaintext to {host}")
     return webhook
@@ -231,14 +223,3 @@ def _host_of(url: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname if is_fine and "@" not in parts.netloc else None
-
-
-def _read_headers(fields: Fields) -> tuple[tuple[str, str], ...]:
-    entry = fields.section("headers", {})
-    found = []
-    for name in entry.content:
-        value = entry.text(str(name))
-        if not str(name).isascii() or not value.isascii() or not (str(name) + value).isprintable() or ":" in str(name):
-            entry.wrong(str(name), "expected a header's name and value in printable ASCII")
-        found.append((str(name), value))
-    return tuple(found)

@@ -16,6 +16,7 @@ from coe.protocol.credentials import is_loopback
 
 KINDS: dict[str, tuple[str, ...]] = {"digits": ("repeat",), "folder": ("path", "watch", "poll")}  # and their settings
 KINDS |= dict.fromkeys(("stdin", "camera", "grpc"), ())
+STREAMS = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
 MOST_UNIX_PATH = 107  # bytes: the operating system's own limit
 
 
@@ -23,9 +24,7 @@ MOST_UNIX_PATH = 107  # bytes: the operating system's own limit
 class CameraConfig:
     """What is looked at, and how often.
 
-    Args:
-        device: the number of a camera of this device, or the URL of a stream; None: the source's `path` is a video.
-        channels: of a frame as the task takes it: 1 or 3 (RGB).
+    `device` None: the source's `path` is a video. `channels`: of a frame as the task takes it, 1 or 3 (RGB).
     """
 
     device: int | str | None = setting(
@@ -44,13 +43,9 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class GrpcSourceConfig:
-    """A server for programs on this device.
+    """A server for programs on this device, at `host` and `port`, or at the Unix socket `path` (`host` is "" then).
 
-    Args:
-        host, port: loopback; port 0: any free one. Or
-        path: a Unix socket, and `host` is "".
-        task: what is decided.
-        n_tiers: of the cascade, as far as its config says.
+    `n_tiers`: of the cascade, as far as its config says.
     """
 
     task: Task
@@ -95,19 +90,16 @@ class SourceConfig:
 
 
 def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> SourceConfig:
-    """`source:` (one) or `sources:` (a list) of an agent's config; standard input where neither is there.
+    """`source:` (one) or `sources:` (a list) of an agent's whole config; standard input where neither is there.
 
-    Args:
-        fields: of the whole file.
-        folder: relative paths start here.
-        task, n_tiers: of the cascade.
+    Relative paths start at `folder`; `task` and `n_tiers` are the cascade's.
     """
     remembers = fields.has("state") or "STATE_DIRECTORY" in os.environ
-    if not fields.has("sources"):
-        return read_source(fields.section("source", {"kind": "stdin"}), folder, task, n_tiers, remembers)
-    if fields.has("source"):
+    is_list = fields.has("sources")
+    if is_list and fields.has("source"):
         fields.wrong("source", "expected `source:` or `sources:`, got both (leave one out)")
-    parts = tuple(read_source(entry, folder, task, n_tiers, remembers) for entry in fields.sections("sources"))
+    entries = fields.sections("sources") if is_list else [fields.section("source", {"kind": "stdin"})]
+    parts = tuple(_read_source(entry, folder, task, n_tiers, remembers) for entry in entries)
     if not parts:
         fields.wrong("sources", "expected at least one source, got none (add one, or leave `sources:` out)")
     elif sum(part.kind == "stdin" for part in parts) > 1:
@@ -115,7 +107,7 @@ def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> 
     return parts[0] if len(parts) == 1 else SourceConfig("several", parts=parts)
 
 
-def read_source(fields: Fields, folder: Path, task: Task, n_tiers: int = 1, remembers: bool = False) -> SourceConfig:
+def _read_source(fields: Fields, folder: Path, task: Task, n_tiers: int, remembers: bool) -> SourceConfig:
     """One of them. `remembers`: the default of a watched folder."""
     n_findings = len(fields.report.findings)
     kind = fields.choice("kind", tuple(KINDS))
@@ -162,46 +154,27 @@ def _read_device(fields: Fields, folder: Path) -> tuple[int | str | None, Path |
     if not isinstance(device, str) or not device:
         fields.wrong("device", f"expected a camera's number, a video file or a URL such as rtsp://..., got {device!r}")
         return 0, None
-    if "://" in device:
-        schemes = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
-        scheme = urlsplit(device).scheme
-        if scheme not in schemes:
-            fields.wrong("device", f"expected a URL of {', '.join(schemes)}, got {scheme}:// (a file needs no scheme)")
-        return device, None
-    if device.startswith("/dev/"):
+    if "://" in device and (scheme := urlsplit(device).scheme) not in STREAMS:
+        fields.wrong("device", f"expected a URL of {', '.join(STREAMS)}, got {scheme}:// (a file needs no scheme)")
+    if "://" in device or device.startswith("/dev/"):
         return device, None
     return None, folder / Path(device).expanduser()
 
 
 def _read_server(fields: Fields, folder: Path, task: Task, n_tiers: int) -> GrpcSourceConfig:
     address = fields.text("address", "127.0.0.1:8002")
-    host, port, path = "", 0, None
+    host, port, path = "", "0", None
     if address.startswith("unix:"):
         path = (folder / Path(address.removeprefix("unix:")).expanduser()).absolute()
         if len(str(path).encode()) > MOST_UNIX_PATH:
             fields.wrong("address", f"expected a path of at most {MOST_UNIX_PATH} bytes, got {path} (choose a shorter)")
-    else:
-        host, port = _read_loopback(fields, address)
-    server = read_settings(
-        GrpcSourceConfig,
-        fields,
-        finish=False,
-        host=host,
-        port=port,
-        path=path,
-        defaults={"model": task.name},
-        task=task,
-        n_tiers=n_tiers,
-    )
-    return replace(server, max_rows=min(server.max_rows, server.max_queued))
-
-
-def _read_loopback(fields: Fields, address: str) -> tuple[str, int]:
-    if fix := fix_of_address(address, "write 127.0.0.1:8002", lowest_port=0):
+    elif fix := fix_of_address(address, "write 127.0.0.1:8002", lowest_port=0):
         fields.wrong("address", f'expected 127.0.0.1:PORT or unix:PATH, got "{address}" ({fix})')
-        return "127.0.0.1", 0
-    host, port = split(address)
-    if not is_loopback(host):
-        fix = "write 127.0.0.1 or a Unix socket; other machines ask coe-cloud"
-        fields.wrong("address", f"expected an address of this device alone, got {host} ({fix})")
-    return host, int(port)
+    else:
+        host, port = split(address)
+        if not is_loopback(host):
+            fix = "write 127.0.0.1 or a Unix socket; other machines ask coe-cloud"
+            fields.wrong("address", f"expected an address of this device alone, got {host} ({fix})")
+    given: dict[str, Any] = {"host": host, "port": int(port), "path": path, "task": task, "n_tiers": n_tiers}
+    server = read_settings(GrpcSourceConfig, fields, finish=False, defaults={"model": task.name}, **given)
+    return replace(server, max_rows=min(server.max_rows, server.max_queued))

@@ -31,12 +31,9 @@ class SpoolConfig:
 
 
 def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
-    """`spool:` of an agent's config; None where `when_unavailable` is not `spool`.
+    """`spool:` of an agent's whole config; None where `when_unavailable` is not `spool`.
 
-    Args:
-        fields: of the whole file.
-        state: the file is in there where no path is set.
-        folder: relative paths start here.
+    The file is in `state` where no path is set; relative paths start at `folder`.
     """
     is_on = fields.content.get("when_unavailable") == "spool"
     if fields.has("spool") and not is_on:
@@ -49,17 +46,9 @@ def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
 def read_state(fields: Fields, path: Path) -> Path:
     """The folder for what must survive the agent; it need not be there yet.
 
-    `state:` of the config; else the first of systemd's STATE_DIRECTORY; else one named after the config, under
-    XDG_STATE_HOME or ~/.local/state.
-
-    Args:
-        fields: of the whole file; path: it.
+    `state:` of the config at `path`; else the first of systemd's STATE_DIRECTORY; else one named after the config,
+    under XDG_STATE_HOME or ~/.local/state.
     """
-    state = fields.path("state", path.parent, None)
-    if state is not None:
-        return Path(state)
-    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    if given:
-        return Path(given)
+    found = fields.path("state", path.parent, None) or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(home).expanduser() / "coe-edge" / path.stem
+    return Path(found) if found else Path(home).expanduser() / "coe-edge" / path.stem
