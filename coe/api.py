@@ -66,6 +66,13 @@ class Ensemble:
     providers: Sequence[str] = ("cpu",)
     device: str = "cpu"
 
+    def as_config(self, name: str) -> dict[str, Any]:
+        """The members that are files, as a tier of a config; its rule is not used."""
+        members = [str(one) if isinstance(one, Path) else one for one in self.members if _is_file(one)]
+        own = {"name": self.name or name, "members": members, "confidence": 0.0, "threads": self.threads}
+        more = {"parallel": self.parallel, "early": self.early, "device": self.device}
+        return {**own, **more, "providers": list(self.providers)}
+
 
 @dataclass(frozen=True)
 class Remote:
@@ -99,18 +106,14 @@ class Remote:
             "name": self.name or name,
             "address": self.address if isinstance(self.address, str) else list(self.address),
             "model": self.model,
+            "agreement": self.agreement,
+            "confidence": self.confidence,
             "deadline_ms": self.deadline_s * 1000,
+            "send": self.send,
+            "tls": self.tls,
+            "token_file": None if self.token_file is None else str(self.token_file),
         }
-        for key, value, default in (
-            ("agreement", self.agreement, None),
-            ("confidence", self.confidence, None),
-            ("send", self.send, "captured"),
-            ("tls", self.tls, False),
-            ("token_file", None if self.token_file is None else str(self.token_file), None),
-        ):
-            if value != default:
-                own[key] = value
-        return {**own, **(self.settings or {})}
+        return {key: value for key, value in own.items() if value is not None} | dict(self.settings or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +248,10 @@ class Cascade:
         task: str = "task",
         when_unavailable: str = "answer-local",
     ) -> None:
-        stated = [_as_tier(tier) for tier in _listed(tiers, "tiers", "a list of tiers")]
+        stated: list[Ensemble | Remote] = []
+        for tier in _listed(tiers, "tiers", "a list of tiers"):
+            members = tier if isinstance(tier, list | tuple) else [tier]
+            stated.append(tier if isinstance(tier, Remote | Ensemble) else Ensemble(list(members)))
         settings: dict[str, Any] = {
             "task": task,
             "labels": [str(label) for label in _listed(labels, "labels", "a list of label names")],
@@ -362,28 +368,18 @@ def _listed(value: Any, name: str, expected: str) -> list[Any]:
     return found
 
 
-def _as_tier(tier: Any) -> Ensemble | Remote:
-    if isinstance(tier, Remote | Ensemble):
-        return tier
-    return Ensemble(list(tier) if isinstance(tier, list | tuple) else [tier])
-
-
 def _input_settings(given: Input | None, tiers: Sequence[Ensemble | Remote]) -> Mapping[str, Any]:
     """`input:` as a config has it."""
+    expected = "input: expected coe.Image(96, 96), coe.Tensor(4) or coe.Text()"
     if given is not None:
         if not isinstance(given, Image | Tensor | Text):
-            raise ConfigError(
-                [f"input: expected coe.Image(96, 96), coe.Tensor(4) or coe.Text(), got {given!r}"], "coe.Cascade"
-            )
+            raise ConfigError([f"{expected}, got {given!r}"], "coe.Cascade")
         return given.settings()
     members = [member for tier in tiers if isinstance(tier, Ensemble) for member in tier.members]
     widths = {int(member.n_features_in_) for member in members if hasattr(member, "n_features_in_")}
     if len(widths) != 1:
         got = "nothing" if not widths else f"nothing, and members that were fitted on {sorted(widths)} columns"
-        raise ConfigError(
-            [f"input: expected coe.Image(96, 96), coe.Tensor(4) or coe.Text(), got {got} (say what an example is)"],
-            "coe.Cascade",
-        )
+        raise ConfigError([f"{expected}, got {got} (say what an example is)"], "coe.Cascade")
     return Tensor(widths.pop(), dtype="float64").settings()
 
 
@@ -400,42 +396,36 @@ def _open_tiers(
 
     report = Report("coe.Cascade")
     task = read_task(Fields(settings, report))
-    configs: list[dict[str, Any]] = []
+    configs: dict[int, dict[str, Any]] = {}  # by the tier's position among all
     rules: list[DeferralRule] = []
-    numbers: list[int] = []
-    for number, tier in enumerate(stated, start=1):
-        is_last, trail = number == len(stated), f"tiers[{number - 1}]"
+    for place, tier in enumerate(stated):
         if isinstance(tier, Remote):
-            numbers.append(number)
-            configs.append(tier.as_config(f"tier {number}"))
             rules.append(Always())  # its own is read with it
-            continue
-        rules.append(_rule_of(tier, agreement, is_last, trail, report))
-        if any(map(_is_file, tier.members)):
-            numbers.append(number)
-            configs.append(_as_config(tier, number))
+            configs[place] = tier.as_config(f"tier {place + 1}")
+        else:
+            rules.append(_rule_of(tier, agreement, place == len(stated) - 1, f"tiers[{place}]", report))
+            if any(map(_is_file, tier.members)):
+                configs[place] = tier.as_config(f"tier {place + 1}")
     report.check()
-    config = None
     if configs:
-        whole = {**settings, "tiers": configs, "when_unavailable": when_unavailable}
+        whole = {**settings, "tiers": list(configs.values()), "when_unavailable": when_unavailable}
         config = read_cascade(Fields(whole, report), Path.cwd())
-        _renumber(report, numbers)
+        for at, place in reversed(list(enumerate(configs))):  # findings count only the tiers that were read
+            report.findings = [line.replace(f"tiers[{at}]", f"tiers[{place}]", 1) for line in report.findings]
         report.check()
-    read = iter(config.tiers if config else ())
     opened: list[Tier] = []
     with ExitStack() as stack:
-        for number, (tier, rule) in enumerate(zip(stated, rules, strict=True), start=1):
-            name, files = tier.name or f"tier {number}", []
-            if isinstance(tier, Remote) or any(map(_is_file, tier.members)):
-                assert config is not None
-                read_tier = next(read)
-                if isinstance(read_tier, LocalTierConfig):  # its members, to be put between those that are objects
-                    read_tier = replace(read_tier, parallel=False, early=False)
-                from_config = open_tier(read_tier, config)
+        for place, (tier, rule) in enumerate(zip(stated, rules, strict=True)):
+            files: Sequence[TierMember] = ()
+            if place in configs:
+                read = config.tiers[list(configs).index(place)]
+                if isinstance(read, LocalTierConfig):  # its members, to be put between those that are objects
+                    read = replace(read, parallel=False, early=False)
+                from_config = open_tier(read, config)
                 stack.callback(from_config.close)
-                files = list(from_config.members) if isinstance(from_config, LocalTier) else []
+                files = from_config.members if isinstance(from_config, LocalTier) else ()
             if isinstance(tier, Ensemble):
-                opened.append(_open_ensemble(tier, name, rule, task, files))
+                opened.append(_open_ensemble(tier, f"tier {place + 1}", rule, task, files))
             else:
                 opened.append(from_config)
         stack.pop_all()
@@ -452,10 +442,8 @@ def _rule_of(tier: Ensemble, agreement: Any, is_last: bool, trail: str, report: 
     if is_last:
         return Always()
     if n_members == 1:
-        report.findings.append(
-            f"{trail}: one member always agrees with itself, so this tier would never defer (add members, or write "
-            f"coe.Ensemble([...], confidence=0.9))"
-        )
+        message = "one member always agrees with itself, so this tier would never defer"
+        report.findings.append(f"{trail}: {message} (add members, or write coe.Ensemble([...], confidence=0.9))")
     value = agreement if tier.agreement is None else tier.agreement
     if isinstance(value, Agreement):
         return value
@@ -469,26 +457,9 @@ def _rule_of(tier: Ensemble, agreement: Any, is_last: bool, trail: str, report: 
     return rule
 
 
-def _as_config(tier: Ensemble, number: int) -> dict[str, Any]:
-    """The members that are files, as a tier of a config; its rule is not used."""
-    members = [str(one) if isinstance(one, Path) else one for one in tier.members if _is_file(one)]
-    own: dict[str, Any] = {"name": tier.name or f"tier {number}", "members": members, "confidence": 0.0}
-    own |= {"parallel": tier.parallel, "early": tier.early, "providers": list(tier.providers), "device": tier.device}
-    return own if tier.threads is None else {**own, "threads": tier.threads}
-
-
-def _renumber(report: Report, numbers: Sequence[int]) -> None:
-    """Findings name tiers by their place among those that were read: here, among all."""
-    for at, number in reversed(list(enumerate(numbers))):
-        if at != number - 1:
-            report.findings[:] = [
-                finding.replace(f"tiers[{at}]", f"tiers[{number - 1}]", 1) for finding in report.findings
-            ]
-
-
 def _open_ensemble(tier: Ensemble, name: str, rule: DeferralRule, task: Task, files: Sequence[TierMember]) -> LocalTier:
     """A tier of members in the order given: `files` stand where their paths do, objects and callables as they are."""
-    left = iter(files)
+    name, left = tier.name or name, iter(files)
     members = [
         next(left)
         if _is_file(member)

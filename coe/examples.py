@@ -116,15 +116,12 @@ def as_values(x: Any, spec: InputSpec) -> Any:
 
 def _as_array(x: Array, spec: InputSpec) -> Any:
     """An array as a batch; one example becomes a batch of one."""
-    if spec.kind == "text":
-        if x.ndim > 1 or x.dtype.kind not in "OUS":
-            raise InputError(f"expected {_expected(spec)}, got an array of {x.dtype} {list(x.shape)}")
-        return [_as_value(text, spec, str(number)) for number, text in enumerate(np.atleast_1d(x).tolist())]
+    if spec.kind == "text" and (x.ndim > 1 or x.dtype.kind not in "OUS"):
+        raise InputError(f"expected {_expected(spec)}, got an array of {x.dtype} {list(x.shape)}")
     if x.dtype.kind in "OUS":
         return [_as_value(one, spec, str(number)) for number, one in enumerate(np.atleast_1d(x).tolist())]
     if spec.kind == "image" and x.dtype == np.uint8:
-        channels = spec.shape[2]
-        if channels == 1 and x.ndim in (2, 3) and x.shape[-1] != 1:
+        if spec.shape[2] == 1 and x.ndim in (2, 3) and x.shape[-1] != 1:
             x = x[..., None]  # grey images without an axis for the channel
         return x[None] if x.ndim == 3 else x
     return x[None] if x.shape == spec.model_shape else x

@@ -37,11 +37,8 @@ def _start(package: str) -> int:
     spec = importlib.util.find_spec(package)
     found = None if spec is None or spec.origin is None else Path(spec.origin)
     if found is not None and found.resolve() != ours.resolve():
-        message = (
-            f'another package called "{package}" comes first on the Python path: {found} (take its folder out of '
-            "PYTHONPATH)"
-        )
-        return _print_error(f"coe-{package}", message, 2)
+        message = f'another package called "{package}" comes first on the Python path: {found}'
+        return _print_error(f"coe-{package}", f"{message} (take its folder out of PYTHONPATH)", 2)
     code: int = import_module(f"{package}.main").main()
     return code
 

@@ -42,10 +42,8 @@ class PythonMember:
         elif callable(model):
             self._ask = model
         else:
-            raise ModelError(
-                f"{self._where}: expected a path of a model file, an object with predict_proba, or a callable "
-                f"x -> (B, {self.n_labels}) probabilities"
-            )
+            expected = f"a path of a model file, an object with predict_proba, or a callable x -> (B, {self.n_labels})"
+            raise ModelError(f"{self._where}: expected {expected} probabilities")
         self.prepare = unchanged if self._is_of_texts else input_spec.prepare
         self._try_out(input_spec)
 
@@ -57,10 +55,8 @@ class PythonMember:
             given = x.reshape(len(x), -1) if self._is_flat else x
         output = np.asarray(self._ask(given), dtype=np.float32)
         if output.shape != (len(x), self.n_labels):
-            raise ModelError(
-                f"{self._where}: expected probabilities of shape [{len(x)}, {self.n_labels}] (examples, labels), "
-                f"got {list(output.shape)}"
-            )
+            expected = f"probabilities of shape [{len(x)}, {self.n_labels}] (examples, labels)"
+            raise ModelError(f"{self._where}: expected {expected}, got {list(output.shape)}")
         return output if self._order is None else output[:, self._order]
 
     def close(self) -> None:
@@ -92,10 +88,8 @@ class PythonMember:
             raise ModelError(message) from error
         total = float(output[0].sum())
         if not abs(total - 1.0) < 0.02 or float(output.min()) < -1e-3:
-            raise ModelError(
-                f"{self._where}: expected probabilities that sum to 1 over the labels, got a sum of {total:.4g} "
-                "(apply a softmax)"
-            )
+            expected = "probabilities that sum to 1 over the labels"
+            raise ModelError(f"{self._where}: expected {expected}, got a sum of {total:.4g} (apply a softmax)")
 
 
 def unchanged(x: Array) -> Array:
