@@ -332,7 +332,7 @@ def load(reference: str | Path) -> Cascade:
         ConfigError: every setting that is wrong, at once; or no such task.
         ModelError, RuntimeMissing: a member cannot be loaded.
     """
-    from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, read_cascade
+    from coe.config.cascade import CascadeConfig, read_cascade
     from coe.config.open import open_cascade
 
     def read(path: Path) -> tuple[Mapping[str, Any], CascadeConfig]:
@@ -347,11 +347,9 @@ def load(reference: str | Path) -> Cascade:
     if name.startswith("zoo:"):
         _, device = read(zoo.find(f"{name.removeprefix('zoo:')}/edge.yaml"))
         served, cloud = read(zoo.find(f"{name.removeprefix('zoo:')}/cloud.yaml"))
-        asked = next(tier.model for tier in device.tiers if isinstance(tier, RemoteTierConfig))
-        model = served.get("model", cloud.task.name)
+        asked, model = device.remote_tiers[0].model, served.get("model", cloud.task.name)
         behind = [tier for tier in cloud.tiers if asked in (model, f"{model}-{tier.name}")]
-        local = [tier for tier in device.tiers if isinstance(tier, LocalTierConfig)]
-        config = replace(device, tiers=(*local, *behind))
+        config = replace(device, tiers=(*device.local_tiers, *behind))
     else:
         _, config = read(Path(name).expanduser())
     cascade = Cascade.__new__(Cascade)
@@ -399,13 +397,12 @@ def _open_tiers(
     configs: dict[int, dict[str, Any]] = {}  # by the tier's position among all
     rules: list[DeferralRule] = []
     for place, tier in enumerate(stated):
-        if isinstance(tier, Remote):
-            rules.append(Always())  # its own is read with it
+        if isinstance(tier, Remote) or any(map(_is_file, tier.members)):
             configs[place] = tier.as_config(f"tier {place + 1}")
-        else:
-            rules.append(_rule_of(tier, agreement, place == len(stated) - 1, f"tiers[{place}]", report))
-            if any(map(_is_file, tier.members)):
-                configs[place] = tier.as_config(f"tier {place + 1}")
+        rule: DeferralRule = Always()  # a remote tier's own is read with it
+        if isinstance(tier, Ensemble):
+            rule = _rule_of(tier, agreement, place == len(stated) - 1, f"tiers[{place}]", report)
+        rules.append(rule)
     report.check()
     if configs:
         whole = {**settings, "tiers": list(configs.values()), "when_unavailable": when_unavailable}

@@ -71,16 +71,14 @@ def read_config(path: Path) -> AgentConfig:
     fields = Fields(read_yaml(path), report)
     cascade = read_cascade(fields, path.parent, fallbacks=FALLBACKS)
     n_tiers = sum(tier.n_tiers if isinstance(tier, RemoteTierConfig) else 1 for tier in cascade.tiers)
-    source = read_sources(fields, path.parent, cascade.task, n_tiers)
-    sinks = read_sinks(fields, path.parent)
     state = read_state(fields, path)
     votes_first = not isinstance(next(iter(cascade.tiers), None), RemoteTierConfig)
     config = read_settings(
         AgentConfig,
         fields,
         cascade=cascade,
-        source=source,
-        sinks=sinks,
+        source=read_sources(fields, path.parent, cascade.task, n_tiers),
+        sinks=read_sinks(fields, path.parent),
         field=read_field(fields, path.parent, cascade.task, votes_first=votes_first),
         link=read_link(fields.section("link", {})),
         watch=None if fields.raw("watch", None) is None else read_observe(fields.section("watch")),

@@ -26,14 +26,12 @@ from .settings import REQUIRED, read_settings, setting, settings_of
 def read_credentials(fields: Fields, folder: Path) -> ClientSecurity:
     """`tls:` and `token_file:` of a remote tier, their files opened and checked."""
     security = _read_tls(fields, folder)
-    token_file = _file(fields, "token_file", folder)
-    if token_file is None:
-        return security
-    try:
-        read_token(token_file)
-    except ConfigError as error:
-        fields.wrong("token_file", str(error))
-    _check_private(fields, "token_file", token_file)
+    token_file = _file(fields, "token_file", folder, is_private=True)
+    if token_file is not None:
+        try:
+            read_token(token_file)
+        except ConfigError as error:
+            fields.wrong("token_file", str(error))
     return replace(security, token_file=token_file)
 
 
@@ -41,50 +39,42 @@ def _read_tls(fields: Fields, folder: Path) -> ClientSecurity:
     if not fields.has("tls") or isinstance(fields.content["tls"], bool):
         return ClientSecurity(tls=fields.flag("tls", False))
     tls = fields.section("tls")
-    security = ClientSecurity(
-        tls=True,
-        ca=_file(tls, "ca", folder),
-        certificate=_file(tls, "certificate", folder),
-        key=_file(tls, "key", folder),
-        server_name=tls.text("server_name", ""),
-    )
+    ca, certificate = (_file(tls, name, folder, is_private=False) for name in ("ca", "certificate"))
+    key = _file(tls, "key", folder, is_private=True)
+    server_name = tls.text("server_name", "")
     tls.finish()
-    if (security.certificate is None) != (security.key is None) and tls.has("certificate") != tls.has("key"):
+    if (certificate is None) != (key is None) and tls.has("certificate") != tls.has("key"):
         missing = "key" if tls.has("certificate") else "certificate"
         tls.wrong(missing, "expected certificate and key together, got one of them (add it)")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if security.ca is not None:
+    if ca is not None:
         try:  # gRPC would fail only with the first call, and not say why
-            context.load_verify_locations(security.ca)
+            context.load_verify_locations(ca)
         except (OSError, ValueError):  # ssl.SSLError is an OSError
-            tls.wrong("ca", f"expected certificates in PEM, got {security.ca} which holds none")
-    if security.certificate is not None and security.key is not None:
+            tls.wrong("ca", f"expected certificates in PEM, got {ca} which holds none")
+    if certificate is not None and key is not None:
         try:
-            context.load_cert_chain(security.certificate, security.key, password=lambda: "")
+            context.load_cert_chain(certificate, key, password=lambda: "")
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             fix = "`coe-cloud certs device DIR NAME` makes both"
-            message = f"expected the key of {security.certificate}, in PEM and without a password, got {security.key}"
+            message = f"expected the key of {certificate}, in PEM and without a password, got {key}"
             tls.wrong("key", f"{message}: {reason} ({fix})")
-        _check_private(tls, "key", security.key)
-    return security
+    return ClientSecurity(tls=True, ca=ca, certificate=certificate, key=key, server_name=server_name)
 
 
-def _file(fields: Fields, key: str, folder: Path) -> Path | None:
+def _file(fields: Fields, key: str, folder: Path, *, is_private: bool) -> Path | None:
     """A file that is there and can be read; None where it is not set, or a finding."""
     path: Path | None = fields.path(key, folder, None)
     try:
         if path is not None:
             path.open("rb").close()
+            if is_private and path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                fields.warn(key, f"{path} can be read or written by others on this machine (chmod o=,g-w {path})")
     except OSError as error:
         fields.wrong(key, f"expected a readable file, got {path}: {error.strerror}")
         path = None
     return path
-
-
-def _check_private(fields: Fields, key: str, path: Path) -> None:
-    if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        fields.warn(key, f"{path} can be read or written by others on this machine (chmod o=,g-w {path})")
 
 
 UNKNOWN = Task("unknown", ("0", "1"), InputSpec("tensor", (1,)))  # stands in where `task` has findings

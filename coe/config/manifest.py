@@ -17,7 +17,6 @@ from .fields import Fields, Report, read_yaml
 from .settings import REQUIRED, read_settings, setting
 
 NAME = "manifest.yaml"
-OUTPUTS = ("probabilities", "logits")
 DTYPES = ("float32", "float16", "uint8", "int32", "int64", "float64")
 
 
@@ -83,7 +82,7 @@ class ModelSettings:
     format: str = setting(
         REQUIRED, "Format: `onnx`, `tflite`, `torch`, `torch-export` or `torchscript`.", usual="by the file's suffix"
     )
-    output: str = setting("probabilities", "What the model returns.", choices=OUTPUTS)
+    output: str = setting("probabilities", "What the model returns.", choices=("probabilities", "logits"))
     sha256: str | None = setting(
         None, "Hex digest that the file must have; in a config, it pins the file.", usual="not checked"
     )

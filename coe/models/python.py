@@ -72,10 +72,9 @@ class PythonMember:
             return None if (order == np.arange(len(labels))).all() else order
         if found == [str(number) for number in range(len(labels))]:
             return None  # numbers, as of labels that were encoded
-        raise ModelError(
-            f"{self._where}: expected classes {', '.join(labels)} or the numbers 0 to {len(labels) - 1}, "
-            f"got {', '.join(found[:10])} (labels= must name what the model was fitted on)"
-        )
+        got = f"got {', '.join(found[:10])} (labels= must name what the model was fitted on)"
+        expected = f"classes {', '.join(labels)} or the numbers 0 to {len(labels) - 1}"
+        raise ModelError(f"{self._where}: expected {expected}, {got}")
 
     def _try_out(self, spec: InputSpec) -> None:
         """Two blank examples, so that a model that does not fit is an error now."""

@@ -128,22 +128,17 @@ def _read_source(fields: Fields, folder: Path, task: Task, n_tiers: int, remembe
 
 
 def _read_camera(fields: Fields, folder: Path, task: Task) -> tuple[CameraConfig, Path | None]:
-    if task.input_spec.kind != "image":
+    is_image = task.input_spec.kind == "image"
+    if not is_image:
         fields.wrong("kind", f"expected a task of images for a camera, got one of {task.input_spec.kind}s")
     device, path = _read_device(fields, folder)
     if path is None:
         for key in ("skip", "loop"):
             if fields.raw(key, None) is not None:
                 fields.wrong(key, "expected it with a video file alone (leave it out)")
-    camera = read_settings(
-        CameraConfig,
-        fields,
-        finish=False,
-        device=device,
-        skip=path is None or fields.flag("skip", False),
-        channels=task.input_spec.shape[-1] if task.input_spec.kind == "image" else 3,
-    )
-    return camera, path
+    skip = path is None or fields.flag("skip", False)
+    channels = task.input_spec.shape[-1] if is_image else 3
+    return read_settings(CameraConfig, fields, finish=False, device=device, skip=skip, channels=channels), path
 
 
 def _read_device(fields: Fields, folder: Path) -> tuple[int | str | None, Path | None]:
