@@ -48,6 +48,7 @@ class Ensemble:
         agreement: of members' votes that makes the tier answer: "unanimous", "majority", "2/3", "2 of 3", a decimal, or
             `coe.Agreement`. None: the cascade's own.
         confidence: in place of agreement: answer where the highest mean probability is at least this.
+        rule: in place of both: a deferral rule of one's own, which fits `coe.cascade.DeferralRule`.
         name: for errors and reports; None: "tier N".
         parallel: members run side by side, on threads of their own.
         early: stop asking members when the outcome is settled; label and decision are as if all had been asked.
@@ -59,6 +60,7 @@ class Ensemble:
     members: Sequence[Member]
     agreement: str | float | Agreement | None = None
     confidence: float | Confidence | None = None
+    rule: DeferralRule | None = None
     name: str | None = None
     parallel: bool = False
     early: bool = True
@@ -434,6 +436,8 @@ def _rule_of(tier: Ensemble, agreement: Any, is_last: bool, trail: str, report: 
     n_members = len(tier.members)
     if not n_members:
         report.findings.append(f"{trail}: expected at least one member, got none")
+    if tier.rule is not None:
+        return tier.rule
     if tier.confidence is not None:
         return tier.confidence if isinstance(tier.confidence, Confidence) else Confidence(float(tier.confidence))
     if is_last:
