@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from coe.cascade import Accounting, ConfigError
@@ -108,7 +108,10 @@ def shares(text: str) -> list[float]:
 
 
 def seconds(text: str) -> list[float]:
-    return _each(text, parse_seconds)
+    try:
+        return [parse_seconds(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def count(text: str) -> int:
@@ -128,10 +131,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f'expected a number, got "{text}"') from None
-
-
-def _each(text: str, read: Callable[[str], float]) -> list[float]:
-    try:
-        return [read(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

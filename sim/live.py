@@ -45,16 +45,13 @@ class CloudProcess:
                     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
                 )
                 self._reader.start()
-            self._await_ready(timeout_s)
+            end = time.monotonic() + timeout_s
+            while not self._ready.wait(0.05):
+                if self._process.poll() is not None or time.monotonic() > end:
+                    raise TierUnavailable("cloud", "the server did not start: " + " | ".join(self._words))
         except BaseException:
             self.stop()
             raise
-
-    def _await_ready(self, timeout_s: float) -> None:
-        end = time.monotonic() + timeout_s
-        while not self._ready.wait(0.05):
-            if self._process.poll() is not None or time.monotonic() > end:
-                raise TierUnavailable("cloud", "the server did not start: " + " | ".join(self._words))
 
     def _read(self) -> None:
         assert self._process.stdout is not None

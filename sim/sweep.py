@@ -34,11 +34,8 @@ _ONES_OF_16_BITS = (_ONES_OF_16_BITS[:, None] + _ONES_OF_16_BITS[None]).reshape(
 
 def packed(yes: NDArray[np.bool_]) -> Words:
     """(W,) words from (B,) answers; the bits after the last example are 0."""
-    n_bytes = -(-len(yes) // 64) * 8
-    data = np.zeros(n_bytes, dtype=np.uint8)
     bits = np.packbits(yes)
-    data[: len(bits)] = bits
-    return data.view(np.uint64)
+    return np.pad(bits, (0, -len(bits) % 8)).view(np.uint64)
 
 
 def ones(words: Words) -> NDArray[np.int64]:
@@ -82,7 +79,12 @@ class EnsembleVotes:
     def agreement(self, members: Sequence[str], needed: int) -> SweptTier:
         """The tier answers where at least `needed` members give the plurality's label. Paper: Eq. (3)."""
         own = tuple(members)
-        return self._tier((own, needed), own, f"{needed} of {len(own)}", lambda: self._agreeing(own, needed))
+
+        def bits() -> tuple[Flags, Flags]:
+            right, count = self.counted(own)
+            return right, count >= needed
+
+        return self._tier((own, needed), own, f"{needed} of {len(own)}", bits)
 
     def always(self, members: Sequence[str]) -> SweptTier:
         """The plurality, whatever its vote: what a last tier does."""
@@ -165,10 +167,6 @@ class EnsembleVotes:
             self._kept[key] = SweptTier(members, rule, packed(right), packed(is_final))
         return self._kept[key]
 
-    def _agreeing(self, members: tuple[str, ...], needed: int) -> tuple[Flags, Flags]:
-        right, count = self.counted(members)
-        return right, count >= needed
-
     def _count(self, members: tuple[str, ...]) -> tuple[Flags, NDArray[np.uint8]]:
         if len(members) == 1:
             return self._right[members[0]], np.ones(len(self), dtype=np.uint8)
@@ -199,14 +197,12 @@ class EnsembleVotes:
         return self._same[key]
 
     def _score(self, members: tuple[str, ...], pools: bool, rows: slice) -> tuple[Array, Array]:
-        if not pools:
-            return self._plurality(members, rows)
-        outputs = [self.trace.models[member].probabilities for member in members]
-        return pool(np.stack([output[rows] for output in outputs if output is not None]))
-
-    def _plurality(self, members: tuple[str, ...], rows: Array | slice) -> tuple[Array, Array]:
         """The cascade's own vote on these rows: labels and scores."""
-        labels, _, score = plurality(*self._columns(members, rows))
+        ballots, probabilities, scores = self._columns(members, rows)
+        if pools:
+            assert probabilities is not None
+            return pool(probabilities)
+        labels, _, score = plurality(ballots, probabilities, scores)
         return labels, score
 
     def _columns(self, members: tuple[str, ...], rows: Array | slice) -> tuple[Array, Array | None, Array | None]:
@@ -260,11 +256,10 @@ def sweep(configurations: Sequence[Configuration], n: int, threads: int = THREAD
     outcomes = Outcomes(exits, wrong, n)
     tiers = list({id(tier): tier for one in configurations for tier in one}.values())
     place = {id(tier): at for at, tier in enumerate(tiers)}
-    table = _TierTable(
-        np.stack([tier.right for tier in tiers]) if tiers else np.zeros((0, 0), dtype=np.uint64),
-        np.stack([tier.is_final for tier in tiers]) if tiers else np.zeros((0, 0), dtype=np.uint64),
-        packed(np.ones(n, dtype=np.bool_)),
-    )
+    if not tiers:
+        return outcomes
+    right, is_final = (np.stack(words) for words in zip(*((tier.right, tier.is_final) for tier in tiers), strict=True))
+    table = _TierTable(right, is_final, packed(np.ones(n, dtype=np.bool_)))
     work = []
     for length in range(1, n_tiers + 1):
         rows = np.array([row for row, one in enumerate(configurations) if len(one) == length], dtype=np.intp)

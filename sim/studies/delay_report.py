@@ -22,21 +22,20 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
     rows = study.rows
     latency = charts.latency_against_delay(rows)
     path.with_name("latency.svg").write_text(latency, encoding="utf-8")
+    is_real = rows[0].clock == "real"
+    middle = sorted({row.delay_s for row in rows})[-2:][0]  # the largest delay but one, where there are two
+    kinds = "The cascade is two kinds of example: most answered at once on the device, the others after the delay."
+    measured = "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay."
+    virtual = "Means in virtual time; nothing was measured anew."
     parts = [
         f"<h1>Where a cascade answers, and what that saves</h1><p class=lead>coe-sim {__version__}; "
-        f"{rows[0].n:,} examples; {'real processes' if rows[0].clock == 'real' else 'a recording'}: "
+        f"{rows[0].n:,} examples; {'real processes' if is_real else 'a recording'}: "
         f"{html.escape(study.about)}</p>",
         _cards(rows),
         *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),
-        figure_html(
-            "Latency against delay",
-            latency,
-            "Filled: measured mean. Rings: what the virtual clock predicts from a run without a delay."
-            if rows[0].clock == "real"
-            else "Means in virtual time; nothing was measured anew.",
-        ),
+        figure_html("Latency against delay", latency, measured if is_real else virtual),
         _exit_chart(rows),
-        _distribution(study),
+        figure_html("Latency distribution", charts.distribution(study.latencies, middle), kinds),
         "<h2>All rows</h2>" + _rows_table(rows),
         "<p class=note>virtual: predicted mean; diff: measured against it; comm: mean communication (injected delay "
         "and the wire) over all examples, those that stayed on the device counting 0; sent/ex: bytes of the messages "
@@ -62,26 +61,15 @@ def _cards(rows: Sequence[DelayRow]) -> str:
         (f"{saved:.1%}", "fewer bytes sent"),
         (f"{cascade.accuracy:.1%}", f"accuracy; best single model {cloud.accuracy:.1%}"),
     ]
-    return (
-        "<div class=cards>"
-        + "".join(f"<div class=card><b>{value}</b><span>{html.escape(text)}</span></div>" for value, text in cards)
-        + "</div>"
-    )
+    shown = (f"<div class=card><b>{value}</b><span>{html.escape(text)}</span></div>" for value, text in cards)
+    return f"<div class=cards>{''.join(shown)}</div>"
 
 
 def _exit_chart(rows: Sequence[DelayRow]) -> str:
     shares = next(row for row in rows if row.system == "cascade").exits
     names = ["tier 1, on the device", *(f"tier {number}, cloud" for number in range(2, len(shares) + 1))]
-    return figure_html(
-        "Where examples exit", charts.exits(shares, names), "The tier whose members agreed, or the last."
-    )
-
-
-def _distribution(study: DelayStudy) -> str:
-    delays = sorted({row.delay_s for row in study.rows})
-    middle = delays[-2] if len(delays) > 1 else delays[-1]
-    caption = "The cascade is two kinds of example: most answered at once on the device, the others after the delay."
-    return figure_html("Latency distribution", charts.distribution(study.latencies, middle), caption)
+    caption = "The tier whose members agreed, or the last."
+    return figure_html("Where examples exit", charts.exits(shares, names), caption)
 
 
 def _rows_table(rows: Sequence[DelayRow]) -> str:

@@ -61,17 +61,11 @@ def profile(n: int, progress: Progress) -> Profile:
     models = read_models(["digits"])
     trace = record(models, read_data("digits", models.task, n), progress, latencies=True, name="digits")
     members = [
-        MemberProfile(
-            name=spec.name,
-            tier=number,
-            accuracy=trace.accuracy(spec.name),
-            calibration_accuracy=spec.calibration_accuracy,
-            latency_s=trace.latency_s(spec.name) or 0.0,
-            flops=spec.flops,
-        )
+        MemberProfile(spec.name, number, trace.accuracy(spec.name), spec.calibration_accuracy,
+                      trace.latency_s(spec.name) or 0.0, spec.flops)
         for number, tier in enumerate(tiers, start=1)
         for spec in tier.members
-    ]
+    ]  # fmt: skip
     run = replay_trace(trace, [TierSpec(tuple(spec.name for spec in tier.members), tier.rule) for tier in tiers])
     best = members[-1]
     return Profile(
@@ -100,45 +94,29 @@ COST_HEADER = ("accounting", "latency", "against best", "FLOPs", "against best")
 def model_cells(profile: Profile) -> list[list[str]]:
     """A line of each model under MODEL_HEADER."""
     return [
-        [
-            entry.name,
-            str(entry.tier),
-            f"{entry.accuracy:.1%}",
-            "-" if entry.calibration_accuracy is None else f"{entry.calibration_accuracy:.1%}",
-            format_seconds(entry.latency_s),
-            "-" if entry.flops is None else f"{entry.flops:.2g}",
-        ]
+        [entry.name, str(entry.tier), f"{entry.accuracy:.1%}",
+         "-" if entry.calibration_accuracy is None else f"{entry.calibration_accuracy:.1%}",
+         format_seconds(entry.latency_s), "-" if entry.flops is None else f"{entry.flops:.2g}"]
         for entry in profile.members
-    ]
+    ]  # fmt: skip
 
 
 def cost_cells(profile: Profile) -> list[list[str]]:
     """A line of each accounting under COST_HEADER."""
     return [
-        [
-            kind,
-            format_seconds(profile.latency_s[kind]),
-            f"{profile.latency_s[kind] / profile.best_latency_s:.2f}x",
-            f"{profile.flops[kind]:.2g}",
-            f"{profile.flops[kind] / profile.best_flops:.2f}x",
-        ]
-        for kind in profile.latency_s
-    ]
+        [kind, format_seconds(time_s), f"{time_s / profile.best_latency_s:.2f}x",
+         f"{profile.flops[kind]:.2g}", f"{profile.flops[kind] / profile.best_flops:.2f}x"]
+        for kind, time_s in profile.latency_s.items()
+    ]  # fmt: skip
 
 
 def as_text(profile: Profile) -> str:
     """The profile as two tables and a sentence."""
     exits = ", ".join(f"tier {tier}: {share:.1%}" for tier, share in enumerate(profile.exits, start=1))
-    return "\n".join(
-        [
-            aligned(MODEL_HEADER, model_cells(profile)),
-            "",
-            f"cascade: {profile.accuracy:.1%} of {profile.n:,} examples right; exits {exits}",
-            f"best single model ({profile.best_name}): {profile.best_accuracy:.1%}",
-            "",
-            aligned(COST_HEADER, cost_cells(profile)),
-        ]
-    )
+    cascade = f"cascade: {profile.accuracy:.1%} of {profile.n:,} examples right; exits {exits}"
+    best = f"best single model ({profile.best_name}): {profile.best_accuracy:.1%}"
+    models, costs = aligned(MODEL_HEADER, model_cells(profile)), aligned(COST_HEADER, cost_cells(profile))
+    return f"{models}\n\n{cascade}\n{best}\n\n{costs}"
 
 
 NAME = "digits"

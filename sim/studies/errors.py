@@ -69,29 +69,19 @@ def run(trace: Trace, ensembles: Sequence[tuple[str, ...]], large: str) -> Wrong
                 continue
             agreed = count >= needed
             wrong = agreed & ~right
-            shared = wrong & wrong_large
-            rows.append(
-                AgreementRow(members, str(theta), needed, int(agreed.sum()), int(wrong.sum()), int(shared.sum()))
-            )
+            counts = [int(flags.sum()) for flags in (agreed, wrong, wrong & wrong_large)]
+            rows.append(AgreementRow(members, str(theta), needed, *counts))
     return WrongAgreements(trace, large, rows)
 
 
 def as_part(study: WrongAgreements) -> Part:
     n = len(study.trace)
     lines = [
-        [
-            " ".join(row.members),
-            f"{row.needed} of {len(row.members)}",
-            f"{row.agreed:,}",
-            f"{row.agreed / n:.1%}",
-            f"{row.wrong:,}",
-            f"{row.wrong / max(row.agreed, 1):.1%}",
-            f"{row.shared:,}",
-            f"{row.shared / max(row.wrong, 1):.0%}",
-            f"{row.lost / n:.2%}",
-        ]
+        [" ".join(row.members), f"{row.needed} of {len(row.members)}", f"{row.agreed:,}", f"{row.agreed / n:.1%}",
+         f"{row.wrong:,}", f"{row.wrong / max(row.agreed, 1):.1%}",
+         f"{row.shared:,}", f"{row.shared / max(row.wrong, 1):.0%}", f"{row.lost / n:.2%}"]
         for row in study.rows
-    ]
+    ]  # fmt: skip
     header = ("members", "agree", "examples", "share", "wrong", "of agreed", "large too", "of wrong", "lost")
     note = (
         f"large: {study.large}, {study.trace.accuracy(study.large):.1%} of {n:,}; large too: wrong agreements that it "
@@ -107,14 +97,9 @@ def as_part(study: WrongAgreements) -> Part:
         f"examples leave wrong that {study.large} would have got right.",
     ]
     table = Table("ensembles", "agreements", header, lines, note, 2)
-    return Part(
-        f"{study.trace.name}-errors",
-        f"Wrong agreements: {study.trace.name}",
-        verdict,
-        [table],
-        study.as_json(),
-        draw=lambda: _figures(study),
-    )
+    name, content = study.trace.name, study.as_json()
+    title = f"Wrong agreements: {name}"
+    return Part(f"{name}-errors", title, verdict, [table], content, draw=lambda: _figures(study))
 
 
 def _figures(study: WrongAgreements) -> list[Figure]:
@@ -147,9 +132,8 @@ DESCRIPTION = "How often members agree on a wrong label, and how many of those t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
-    parser.add_argument(
-        "--members", type=arguments.names, metavar="M1,M2", help="of the ensembles; default: all others"
-    )
+    of_ensembles = "of the ensembles; default: all others"
+    parser.add_argument("--members", type=arguments.names, metavar="M1,M2", help=of_ensembles)
     parser.add_argument("--large", metavar="MODEL", help="the large model; default: the most accurate")
     arguments.add_output(parser)
 

@@ -25,12 +25,7 @@ class ExitCurve:
 
     def as_json(self) -> dict[str, Any]:
         rows = [
-            {
-                "theta": str(theta),
-                "accuracy": one.accuracy,
-                "exit": one.exits,
-                "wrong_exit": one.wrong_exits,
-            }
+            {"theta": str(theta), "accuracy": one.accuracy, "exit": one.exits, "wrong_exit": one.wrong_exits}
             for theta, one in zip(self.thetas, self.replays, strict=True)
         ]
         return {"n": len(self.replays[0].trace), "rows": rows}
@@ -65,14 +60,8 @@ def as_part(study: ExitCurve) -> Part:
         f"{len(trace):,} examples leaving at the first tier; read on all examples, so no choice is to be made by it."
     ]
     table = Table("tiers", "exits by threshold", header, lines, note, 3)
-    return Part(
-        f"{trace.name}-exits",
-        f"Where examples exit: {trace.name}",
-        verdict,
-        [table],
-        study.as_json(),
-        draw=lambda: _figures(study),
-    )
+    title, content = f"Where examples exit: {trace.name}", study.as_json()
+    return Part(f"{trace.name}-exits", title, verdict, [table], content, draw=lambda: _figures(study))
 
 
 def _figures(study: ExitCurve) -> list[Figure]:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from coe.cascade import Accounting, ConfigError, average_cost
 from coe.config import Fields, Report, read_yaml
@@ -62,9 +61,6 @@ class GpuCosts:
     best_usd_per_million: float | None
     about: str
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Sequence[float] | None) -> GpuCosts:
     """Tier i on one GPU of kind `gpus[i]`, its members side by side there.
@@ -81,41 +77,32 @@ def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Se
     if findings:
         raise ConfigError(findings)
     hourly = [prices.usd_per_hour[gpu] for gpu in gpus]
-    charged = [[price] for price in hourly]
     kinds = (Accounting.EXIT, Accounting.REACH)
-    million = None
+    per_hour = {kind.value: average_cost(exits, [[price] for price in hourly], kind) for kind in kinds}
+    per_million, best = None, None
     if seconds is not None:
-        million = [[price / 3600 * time_s * 1e6] for price, time_s in zip(hourly, seconds, strict=True)]
-    return GpuCosts(
-        list(gpus),
-        list(exits),
-        hourly,
-        None if seconds is None else list(seconds),
-        {kind.value: average_cost(exits, charged, kind) for kind in kinds},
-        hourly[-1],
-        None if million is None else {kind.value: average_cost(exits, million, kind) for kind in kinds},
-        None if million is None else million[-1][0],
-        prices.about,
-    )
+        million = _per_million(hourly, seconds)
+        per_million = {kind.value: average_cost(exits, [[price] for price in million], kind) for kind in kinds}
+        best = million[-1]
+        seconds = list(seconds)
+    return GpuCosts(list(gpus), list(exits), hourly, seconds, per_hour, hourly[-1], per_million, best, prices.about)
+
+
+def _per_million(hourly: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """US dollars for a million examples on each tier's GPU."""
+    return [price / 3600 * time_s * 1e6 for price, time_s in zip(hourly, seconds, strict=True)]
 
 
 def as_part(study: GpuCosts) -> Part:
+    times = ["-"] * len(study.gpus) if study.seconds is None else [f"{at * 1000:.3g} ms" for at in study.seconds]
+    columns = zip(study.gpus, study.exits, study.tier_usd_per_hour, times, strict=True)
     tiers = [
-        [
-            str(number),
-            gpu,
-            f"{share:.1%}",
-            f"${price:.2f}",
-            "-" if study.seconds is None else _milliseconds(study, number),
-        ]
-        for number, (gpu, share, price) in enumerate(
-            zip(study.gpus, study.exits, study.tier_usd_per_hour, strict=True), start=1
-        )
+        [str(number), gpu, f"{share:.1%}", f"${price:.2f}", time]
+        for number, (gpu, share, price, time) in enumerate(columns, start=1)
     ]
-    rows = _rows(study)
     lines = [
         [unit, kind, f"${value:.3g}", f"${best:.3g}", f"{value / best:.2f}x"]
-        for unit, values, best in rows
+        for unit, values, best in _rows(study)
         for kind, value in values.items()
     ]
     hourly = study.usd_per_hour
@@ -125,18 +112,12 @@ def as_part(study: GpuCosts) -> Part:
         "Both suppose GPUs that are let while they have nothing to do: with each tier's GPU rented all the time the "
         f"cascade costs ${sum(study.tier_usd_per_hour):.2f} per hour, whatever exits.",
     ]
+    header = ("price", "accounting", "cascade", "last tier", "ratio")
     tables = [
         Table("tiers", "tiers", ("tier", "GPU", "exits", "per hour", "time per example"), tiers, "", 2),
-        Table(
-            "prices", "average price", ("price", "accounting", "cascade", "last tier", "ratio"), lines, study.about, 2
-        ),
+        Table("prices", "average price", header, lines, study.about, 2),
     ]
-    return Part("cost", "What the GPUs cost", verdict, tables, study.as_json(), draw=lambda: _figures(study))
-
-
-def _milliseconds(study: GpuCosts, number: int) -> str:
-    assert study.seconds is not None
-    return f"{study.seconds[number - 1] * 1000:.3g} ms"
+    return Part("cost", "What the GPUs cost", verdict, tables, asdict(study), draw=lambda: _figures(study))
 
 
 def _rows(study: GpuCosts) -> list[tuple[str, Mapping[str, float], float]]:
@@ -153,8 +134,7 @@ def _figures(study: GpuCosts) -> list[Figure]:
     tiers = [f"tier {number}: {gpu}" for number, gpu in enumerate(study.gpus, start=1)]
     each = {"per hour": list(study.tier_usd_per_hour)}
     if study.seconds is not None:
-        pairs = zip(study.tier_usd_per_hour, study.seconds, strict=True)
-        each["per million examples"] = [price / 3600 * time_s * 1e6 for price, time_s in pairs]
+        each["per million examples"] = _per_million(study.tier_usd_per_hour, study.seconds)
     return [
         bar_chart(
             [*tiers, "cascade, by exit", "cascade, by reach"], [*each[unit], *values.values()],

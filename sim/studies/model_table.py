@@ -45,18 +45,14 @@ class ModelTable:
     against: Sequence[CostColumn]
 
     def as_json(self) -> dict[str, Any]:
-        sets = {
-            one.cost: [
-                {
-                    "model": self.names[one.rows[at]],
-                    "accuracy": float(self.accuracy[one.rows[at]]),
-                    "cost": float(one.costs[at]),
-                }
-                for at in one.pareto_set
-            ]
-            for one in self.against
-        }
+        keys = ("model", "accuracy", "cost")
+        sets = {one.cost: [dict(zip(keys, row, strict=True)) for row in self.set_of(one)] for one in self.against}
         return {"n": len(self.names), "sets": sets}
+
+    def set_of(self, one: CostColumn) -> list[tuple[str, float, float]]:
+        """(model, accuracy, cost) of each model in the Pareto set of a column, by rising cost."""
+        rows = [(one.rows[at], one.costs[at]) for at in one.pareto_set]
+        return [(self.names[row], float(self.accuracy[row]), float(cost)) for row, cost in rows]
 
 
 def run(path: Path, accuracy: str, costs: Sequence[str]) -> ModelTable:
@@ -102,15 +98,8 @@ def as_part(study: ModelTable) -> Part:
             f"({accuracy[one.pareto_set[-1]]:.2%}) costs {_cheaper(one, accuracy)}."
         )
         tables.append(_headroom(study, one))
-    return Part(
-        "models",
-        f"Single models: {study.source}",
-        verdict,
-        tables,
-        study.as_json(),
-        _rows(study),
-        lambda: _figures(study),
-    )
+    title, content = f"Single models: {study.source}", study.as_json()
+    return Part("models", title, verdict, tables, content, _rows(study), lambda: _figures(study))
 
 
 def _cheaper(one: CostColumn, accuracy: NDArray[np.float64]) -> str:
@@ -145,17 +134,9 @@ def _headroom(study: ModelTable, one: CostColumn) -> Table:
     return Table(_slug(one.cost), f"against {one.cost}", header, lines, note)
 
 
-def _rows(study: ModelTable) -> dict[str, list[list[object]]]:
-    return {
-        f"set-{_slug(one.cost)}": [
-            ["model", "accuracy", one.cost],
-            *(
-                [study.names[one.rows[at]], float(study.accuracy[one.rows[at]]), float(one.costs[at])]
-                for at in one.pareto_set
-            ),
-        ]
-        for one in study.against
-    }
+def _rows(study: ModelTable) -> dict[str, list[Sequence[object]]]:
+    header = ("model", "accuracy")
+    return {f"set-{_slug(one.cost)}": [(*header, one.cost), *study.set_of(one)] for one in study.against}
 
 
 def _slug(cost: str) -> str:

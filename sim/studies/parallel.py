@@ -65,30 +65,19 @@ def run(trace: Trace, members: Sequence[str]) -> MemberTimings:
     rows = []
     for size in range(1, len(members) + 1):
         asked = members_asked(ballots[:size], size)
+        slowest, total = times[:size].max(axis=0), times[:size].sum(axis=0)  # (B,) each
         early = np.where(np.arange(size)[:, None] < asked, times[:size], 0.0).sum(axis=0)
-        rows.append(
-            EnsembleTiming(
-                tuple(members[:size]),
-                float(times[:size].max(axis=0).mean()),
-                float(times[:size].sum(axis=0).mean()),
-                float(early.mean()),
-                float(asked.mean()),
-            )
-        )
+        means = [float(values.mean()) for values in (slowest, total, early, asked)]
+        rows.append(EnsembleTiming(tuple(members[:size]), *means))
     return MemberTimings(trace, rows)
 
 
 def as_part(study: MemberTimings) -> Part:
     lines = [
-        [
-            str(len(row.members)),
-            " ".join(row.members),
-            *map(format_seconds, row.times_s),
-            f"{row.early_asked:.2f}",
-            f"{row.in_turn_s / row.side_by_side_s:.2f}x",
-        ]
+        [str(len(row.members)), " ".join(row.members), *map(format_seconds, row.times_s),
+         f"{row.early_asked:.2f}", f"{row.in_turn_s / row.side_by_side_s:.2f}x"]
         for row in study.rows
-    ]
+    ]  # fmt: skip
     header = ("members", "which", *WAYS, "asked", "in turn / side by side")
     last = study.rows[-1]
     verdict = [
@@ -97,14 +86,9 @@ def as_part(study: MemberTimings) -> Part:
         f"{last.early_s / last.side_by_side_s:.2f}x. Side by side supposes a core, or a device, for every member."
     ]
     table = Table("times", "mean time of an example", header, lines, "", 2)
-    return Part(
-        f"{study.trace.name}-parallel",
-        f"Side by side or in turn: {study.trace.name}",
-        verdict,
-        [table],
-        study.as_json(),
-        draw=lambda: _figures(study),
-    )
+    name, content = study.trace.name, study.as_json()
+    title = f"Side by side or in turn: {name}"
+    return Part(f"{name}-parallel", title, verdict, [table], content, draw=lambda: _figures(study))
 
 
 def _figures(study: MemberTimings) -> list[Figure]:

@@ -114,14 +114,11 @@ def _confidence(chooser: _Chooser, cost: dict[str, float]) -> list[Method]:
     trace = chooser.calibration.trace
     if not trace.has_scores or len(trace.models) < 2:
         return []
-    found = [
-        chooser.choose(baselines.confidence(trace, cost), at_most=BEST_FOUR),
-        chooser.choose(baselines.idk(chooser.calibration, cost)),
-    ]
+    best_four = chooser.choose(baselines.confidence(trace, cost), at_most=BEST_FOUR)
+    others = [baselines.idk(chooser.calibration, cost)]
     if trace.has_probabilities:
-        found.append(chooser.choose(baselines.idk_entropy(chooser.calibration, cost)))
-        found.append(chooser.choose(baselines.committees(cost)))
-    return found
+        others += [baselines.idk_entropy(chooser.calibration, cost), baselines.committees(cost)]
+    return [best_four, *map(chooser.choose, others)]
 
 
 def _variants(chooser: _Chooser, chosen: Sequence[Candidate], seed: int) -> list[Method]:

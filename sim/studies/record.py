@@ -25,8 +25,8 @@ from coe.models import InputDecoder, ModelSpec, load
 from coe.models.loading import import_runtime
 from coe.zoo import digits
 from sim import arguments
-from sim.output import Progress, log, print_result
-from sim.traces import Answers, Trace
+from sim.output import Progress, aligned, log, print_result
+from sim.traces import Answers, Trace, write_parquet
 from sim.traces.files import INSTALL_HINT, read_table
 
 BATCH = 64
@@ -73,13 +73,11 @@ def read_models(references: Sequence[str]) -> Models:
     specs: dict[str, ModelSpec] = {}
     for spec in (spec for tier in tiers for spec in tier.members):
         if specs.setdefault(spec.name, spec).path != spec.path:
-            raise ConfigError(
-                [f"--models: expected one file of each name, got {specs[spec.name].path} and {spec.path}"]
-            )
+            both = f"{specs[spec.name].path} and {spec.path}"
+            raise ConfigError([f"--models: expected one file of each name, got {both}"])
     if not specs:
-        raise ConfigError(
-            [f"--models: expected local tiers, got none in {', '.join(references)} (name their server's)"]
-        )
+        given = ", ".join(references)
+        raise ConfigError([f"--models: expected local tiers, got none in {given} (name their server's)"])
     labels = {config.task.labels for config in configs}
     if len(labels) > 1:
         raise ConfigError([f"--models: expected one task, got {len(labels)} with different labels (record them apart)"])
@@ -110,14 +108,13 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
     if kind in READERS and place:
         return _read_as(kind, Path(place), task, limit)
     folder = Path(reference)
-    if task.input_spec.kind == "text" and folder.is_file():
-        return _read_texts(folder, task, limit)
-    if task.input_spec.kind == "text" and folder.is_dir():
-        return _read_texts(_table_in(folder, task), task, limit)
+    if task.input_spec.kind == "text" and folder.exists():
+        table = _table_in(folder, task) if folder.is_dir() else folder
+        ids, texts, label_numbers = read_texts(table, TEXT_COLUMNS, len(task.labels))
+        return DataSet(ids[:limit], [text.encode() for text in texts[:limit]], label_numbers[:limit].tolist())
     if not folder.is_dir():
-        raise ConfigError(
-            [f'--data: expected "digits" or a folder, got "{reference}" (create it, or correct the path)']
-        )
+        expected = f'expected "digits" or a folder, got "{reference}"'
+        raise ConfigError([f"--data: {expected} (create it, or correct the path)"])
     if (found := _published(folder, task, limit)) is not None:
         return found
     listed = next((folder / name for name in LISTS if (folder / name).exists()), None)
@@ -168,12 +165,6 @@ def _table_in(folder: Path, task: Task) -> Path:
     )
 
 
-def _read_texts(path: Path, task: Task, limit: int | None) -> DataSet:
-    """A table of texts, as examples."""
-    ids, texts, labels = read_texts(path, TEXT_COLUMNS, len(task.labels))
-    return DataSet(ids[:limit], [text.encode() for text in texts[:limit]], labels[:limit].tolist())
-
-
 def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple[str, ...], tuple[str, ...], Labels]:
     """Ids, texts and labels (B,) of a table: .parquet, .tsv (without quoting, as SST-2 is published) or .csv.
 
@@ -183,7 +174,13 @@ def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple
     Raises:
         ConfigError: it is missing, or has other columns or labels.
     """
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _text_rows(path)
+    if path.suffix == ".parquet":
+        parquet = import_runtime("pyarrow.parquet", "Parquet", INSTALL_HINT)
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    else:
+        form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines, **form))
     known = set(rows[0] if rows else ())
     text = next((column for column in columns if column in known), None)
     missing = [*([" or ".join(columns)] if text is None else []), *({"label"} - known)]
@@ -198,19 +195,6 @@ def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple
         raise ConfigError([f"expected labels 0 to {n_labels - 1}, got {sorted(set(labels.tolist()))}"], str(path))
     ids = tuple(str(row.get("id") or f"{path.stem}-{number:05d}") for number, row in enumerate(rows))
     return ids, tuple(str(row[text]) for row in rows), labels
-
-
-def _text_rows(path: Path) -> Sequence[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as lines:
-        if path.suffix == ".tsv":
-            return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        return list(csv.DictReader(lines))
-
-
-def _parquet_rows(path: Path) -> Sequence[dict[str, Any]]:
-    parquet = import_runtime("pyarrow.parquet", "Parquet", INSTALL_HINT)
-    rows: Sequence[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return rows
 
 
 def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
@@ -332,22 +316,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    from sim.output import Progress, aligned
-    from sim.traces import write_parquet
-    from sim.traces.files import INSTALL_HINT
-
     if options.trace.suffix != ".parquet":
         raise ConfigError([f"expected a name that ends in .parquet, got {options.trace}"])
     import_runtime("pyarrow", "Parquet", INSTALL_HINT)  # not after minutes of recording
     models = read_models(options.models)
     data = read_data(options.data, models.task, options.limit)
-    progress = Progress(1)
-    name = options.trace.stem
-    trace = record(models, data, progress, latencies=options.latencies, name=name)
+    trace = record(models, data, Progress(1), latencies=options.latencies, name=options.trace.stem)
     write_parquet(trace, options.trace)
     log(f"wrote {options.trace}, {options.trace.stat().st_size:,} bytes")
     single = {model: trace.accuracy(model) for model in trace.models}
     content = {"n": len(trace), "single": single, "path": str(options.trace)}
-    return print_result(
-        options, content, aligned(("model", "accuracy"), [[key, f"{at:.2%}"] for key, at in single.items()])
-    )
+    text = aligned(("model", "accuracy"), [[key, f"{at:.2%}"] for key, at in single.items()])
+    return print_result(options, content, text)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from coe.cascade import ConfigError
 from sim import arguments
-from sim.output import Part, finish_parts, require_matplotlib
+from sim.output import Part, Progress, finish_parts, require_matplotlib
 from sim.traces import Trace, read_costs, read_trace
 
-from . import errors, exits
-from .pareto import choices
+from . import errors, exits, parallel, pareto
 
 NAME = "report"
 HELP = "all studies of one or more traces, as one page"
@@ -37,18 +36,12 @@ def run_command(options: argparse.Namespace) -> int:
 
 def _parts(options: argparse.Namespace, trace: Trace) -> Iterator[Part]:
     """The studies that this trace has the columns for, in the order of the paper."""
-    from sim.output import Progress
-
-    from . import errors as wrong
-    from . import exits as leaving
-    from . import parallel, pareto
-
     if len(trace.models) < 3:
         raise ConfigError([f"{trace.name}: expected at least three models, got {len(trace.models)}"])
     if read_costs(options.costs, trace):
-        yield pareto.as_part(pareto.run(trace, choices(options, trace), Progress(1)))
+        yield pareto.as_part(pareto.run(trace, pareto.choices(options, trace), Progress(1)))
     large = max(trace.models, key=trace.accuracy)
-    yield wrong.as_part(wrong.run(trace, errors.ensembles(trace, large), large))
-    yield leaving.as_part(leaving.run(trace, exits.default_tiers(trace)))
+    yield errors.as_part(errors.run(trace, errors.ensembles(trace, large), large))
+    yield exits.as_part(exits.run(trace, exits.default_tiers(trace)))
     if all(answers.latency_s is not None for answers in trace.models.values()):
         yield parallel.as_part(parallel.run(trace, list(trace.models)[:5]))

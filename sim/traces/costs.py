@@ -52,35 +52,13 @@ def si_prefixed(value: float) -> str:
     return f"{value:.3g}"
 
 
-def bundled_cost_names() -> list[str]:
-    return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
-
-
 def costs_in(reference: str, models: Sequence[str]) -> list[Costs]:
     """The costs of these models in a file: a YAML file, or the name of a bundled one.
 
     Raises:
         ConfigError: a model is missing in the file, or a number is none.
     """
-    return _from_file(_resolved(reference), models)
-
-
-def _resolved(reference: str) -> Path:
-    path = Path(reference)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    bundled = BUNDLED / f"{reference}.yaml"
-    if not bundled.exists():
-        raise ConfigError(
-            [
-                f"--costs: expected a YAML file or one of {', '.join(bundled_cost_names())}, "
-                f'got "{reference}" (write a path)'
-            ]
-        )
-    return bundled
-
-
-def _from_file(path: Path, models: Sequence[str]) -> list[Costs]:
+    path = _resolved(reference)
     report = Report(str(path))
     fields = Fields(read_yaml(path), report)
     note = fields.text("about", "")
@@ -95,6 +73,17 @@ def _from_file(path: Path, models: Sequence[str]) -> list[Costs]:
         report.findings.append("expected a section of costs, such as flops: {model: 1.0e9}, got none (add one)")
     report.check()
     return found
+
+
+def _resolved(reference: str) -> Path:
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    bundled = BUNDLED / f"{reference}.yaml"
+    if not bundled.exists():
+        known = ", ".join(sorted(path.stem for path in BUNDLED.glob("*.yaml")))
+        raise ConfigError([f'--costs: expected a YAML file or one of {known}, got "{reference}" (write a path)'])
+    return bundled
 
 
 def pick(costs: Sequence[Costs], kind: str | None) -> Costs:

@@ -113,9 +113,8 @@ def _cells(columns: Columns, ids: Names, models: Names) -> NDArray[np.intp]:
     if (counts == 0).any():
         first = int(np.flatnonzero(counts == 0)[0])
         model, example = models.texts[first // shape[1]], ids.texts[first % shape[1]]
-        raise columns.wrong(
-            "model", None, f"expected every model on every example, got none of {model} on {example} (record it)"
-        )
+        message = f"expected every model on every example, got none of {model} on {example} (record it)"
+        raise columns.wrong("model", None, message)
     rows = np.empty(shape[0] * shape[1], dtype=np.intp)
     rows[place] = np.arange(len(place))
     return rows.reshape(shape)
@@ -455,15 +454,8 @@ def to_long_form(columns: Columns) -> Columns:
     ids = columns.names.get("example_id")
     if ids is None or not models:
         raise columns.wrong("model", None, "expected example_id, label and a column of predictions per model, got none")
-    n = len(ids.codes)
-    return Columns(
-        columns.source,
-        {
-            "example_id": Names(np.tile(ids.codes, len(models)), ids.texts),
-            "model": Names(np.repeat(np.arange(len(models)), n), tuple(models)),
-        },
-        {
-            "label": np.tile(columns.numbers["label"], len(models)),
-            "prediction": np.concatenate([labels_in(columns, name) for name in models]).astype(np.float64),
-        },
-    )
+    of_model = Names(np.repeat(np.arange(len(models)), len(ids.codes)), tuple(models))
+    labels = np.tile(columns.numbers["label"], len(models))
+    predictions = np.concatenate([labels_in(columns, name) for name in models]).astype(np.float64)
+    names = {"example_id": Names(np.tile(ids.codes, len(models)), ids.texts), "model": of_model}
+    return Columns(columns.source, names, {"label": labels, "prediction": predictions})
