@@ -17,11 +17,11 @@ from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
 from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME
 from coe.protocol.core import InferenceCore, ServedModel
+from coe.protocol.credentials import Stamp, stamp
 from coe.protocol.status import UnknownModel
 
 from .config import ServerConfig, read_config
 from .engines.embedded import EmbeddedEngine
-from .security.reload import Stamp, stamp
 
 log = logging.getLogger(__name__)
 

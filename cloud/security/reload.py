@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from coe.cascade.errors import CascadeError
+from coe.protocol.credentials import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Stamp = tuple[int, int, int] | None
 
 
 class ReloadedFiles(Generic[T]):
@@ -75,12 +75,3 @@ class ReloadedFiles(Generic[T]):
 
     def _stamps(self) -> tuple[Stamp, ...]:
         return tuple(stamp(path) for path in self.files)
-
-
-def stamp(path: Path) -> Stamp:
-    """What changes when a file does; None: there is no such file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,7 +1,7 @@
 """The channel to a tier's hosts: name resolution, the persistent stream, and replacement while calls are under way.
 
-Requests are told apart by their id; answers come in any order. A call that gives up takes nothing back: its answer is
-dropped when it comes. What goes wrong with the stream, and not with a request, is TierUnavailable to every call on
+Each request has an id; answers come in any order. A call that gives up takes nothing back: its answer is dropped when
+it comes. What goes wrong with the stream, and not with a request, is TierUnavailable to every call on
 it, and the next call opens a new one.
 
 gRPC keeps a connection that has gone silent, as after a switch of networks, for as long as the kernel does: up to a
@@ -62,10 +62,12 @@ def target_of(addresses: Sequence[str]) -> Target:
     if len(addresses) == 1:
         (address,) = addresses
         return Target(address, is_balanced=_ip(split(address)[0]) is None)
-    hosts = list(dict.fromkeys(host for address in addresses for host in _looked_up(address)))
+    hosts = list(dict.fromkeys(host for address in addresses for host in _resolve(address)))
     if all(ip.version == 4 for ip, _ in hosts):
         return Target("ipv4:" + ",".join(f"{ip}:{port}" for ip, port in hosts), is_balanced=True)
-    return Target("ipv6:" + ",".join(f"[{_as_v6(ip)}]:{port}" for ip, port in hosts), is_balanced=True)
+    # gRPC takes addresses of one kind in a list: an IPv4 address has an IPv6 form.
+    uri = "ipv6:" + ",".join(f"[{'::ffff:' if ip.version == 4 else ''}{ip}]:{port}" for ip, port in hosts)
+    return Target(uri, is_balanced=True)
 
 
 def is_address(text: str) -> bool:
@@ -120,7 +122,7 @@ def _ip(host: str) -> IPAddress | None:
         return None
 
 
-def _looked_up(address: str) -> Iterable[tuple[IPAddress, int]]:
+def _resolve(address: str) -> Iterable[tuple[IPAddress, int]]:
     host, port = split(address)
     ip = _ip(host)
     if ip is not None:
@@ -131,11 +133,6 @@ def _looked_up(address: str) -> Iterable[tuple[IPAddress, int]]:
         fix = "write its IP address, or start once the name is known"
         raise ConfigError([f"address {address}: the name cannot be looked up: {error} ({fix})"]) from None
     return [(ipaddress.ip_address(str(sockaddr[0])), int(port)) for *_, sockaddr in found]
-
-
-def _as_v6(ip: IPAddress) -> str:
-    """gRPC takes addresses of one kind in a list: an IPv4 address has an IPv6 form."""
-    return str(ip) if ip.version == 6 else f"::ffff:{ip}"
 
 
 TIMEOUT = "timeout_ms"  # parameter of a request: int64, from when it is sent
@@ -303,7 +300,7 @@ class _OpenStream:
                     waiting.answer = answer
                     waiting.n_bytes = len(data) + FRAME_BYTES
                     waiting.done.release()
-                elif answer.error_message and not answer.infer_response.id:  # of a request we cannot tell
+                elif answer.error_message and not answer.infer_response.id:  # of an unknown request
                     self.reason = answer.error_message[:200]
                     self._call.cancel()
                     return

@@ -55,7 +55,7 @@ class WireError(CascadeError):
     Args:
         where: the tensor, such as "input 'image'", or the message's field.
         expected, got: what the protocol or the limits ask for, and what was there.
-        mend: what to do about it.
+        fix: what to do about it.
     """
 
     def __init__(self, where: str, expected: str, got: str, fix: str) -> None:
@@ -257,16 +257,11 @@ def _from_raw(where: str, datatype: str, count: int, raw: bytes) -> Array:
     if datatype == "BOOL" and raw.translate(None, b"\0\1"):
         raise WireError(where, "BOOL bytes of 0 or 1", "others", "send one byte, 0 or 1, for each element")
     if datatype == "BF16":
-        return _widened(raw)
+        bits = np.frombuffer(raw, "<u2").astype("<u4")
+        bits <<= 16  # as float32: the same number, whose lower half is zero
+        bits.flags.writeable = False
+        return bits.view("<f4")
     return np.frombuffer(raw, DATATYPES[datatype])
-
-
-def _widened(raw: bytes) -> Array:
-    """BF16 as float32: the same number, whose lower half is zero."""
-    bits = np.frombuffer(raw, "<u2").astype("<u4")
-    bits <<= 16
-    bits.flags.writeable = False
-    return bits.view("<f4")
 
 
 def _typed_values(where: str, datatype: str, count: int, contents: pb.InferTensorContents) -> Any:
@@ -333,8 +328,7 @@ def _unpack(where: str, count: int, raw: bytes) -> list[bytes]:
 
 
 def _elements(elements: list[bytes]) -> Array:
-    array = np.empty(len(elements), object)
-    array[:] = elements
+    array = np.array(elements, object)
     array.flags.writeable = False
     return array
 

@@ -1,8 +1,7 @@
 """The inference path below every transport: find the model, check the request, decide, and encode the response.
 
-A door (gRPC, HTTP) turns its messages into a `Request` and an `Answer` back into its messages, and knows nothing of
-cascades; what is below knows nothing of doors. What may pass is a `Gate`'s to say; what is worth counting, a
-`RequestObserver`'s.
+A transport (gRPC, HTTP) turns its messages into a `Request` and an `Answer` into its messages, and knows nothing of
+cascades; what is below knows nothing of transports. A `Gate` admits requests; a `RequestObserver` counts them.
 
 What is the same for every answer of a model with the same outputs and number of rows (its name, the outputs' names
 and shapes, what stands before each number) is serialised once, by protobuf itself; the rest is appended, since
@@ -111,7 +110,7 @@ class ServedModel:
 
 @dataclass(slots=True)
 class Request:
-    """A question, whatever door it came through.
+    """An inference request, whatever transport it came by.
 
     Args:
         inputs: name -> tensor (B, ...), as `convert.read_inputs` gives them.
@@ -158,7 +157,7 @@ class Gate(Protocol):
 
 
 class RequestObserver(Protocol):
-    """Told of every request that a door could read, and what came of it."""
+    """Is called with every request that a transport could read, and its outcome."""
 
     def answered(self, request: Request, served: ServedModel, decided: Decided, seconds: float) -> None: ...
 
@@ -187,11 +186,11 @@ class InferenceCore:
         self.max_bytes = max_bytes
         self.gates = tuple(gates)
         self.watchers = tuple(watchers)
-        self.accepts = False  # set once every model is loaded and warm; unset as the doors close
+        self.accepts = False  # set once every model is loaded and warm; unset as the transports close
         self.is_leaving = False  # set as draining begins: not ready any more, though what comes is still answered
 
     def is_ready(self, name: str = "") -> bool:
-        """Whether the server, or one of its models, can be asked."""
+        """True if the server, or one of its models, can be asked."""
         return self.accepts and not self.is_leaving and (not name or name in self.models)
 
     def find(self, name: str, version: str = "") -> ServedModel:
@@ -215,7 +214,7 @@ class InferenceCore:
         """Decide what came.
 
         Raises:
-            CascadeError: every kind; the doors' table says what the caller is told.
+            CascadeError: every kind; `coe.protocol.status` has the status of each.
         """
         started = time.perf_counter()
         entered = 0
@@ -248,11 +247,8 @@ class InferenceCore:
             raise WireError("input", "at least one row", "none", "leave the call out")
         left = request.remaining_s
         deadline = np.inf if left is None else time.monotonic() + left * (1 - RESERVE)
-        return served.door.batch(_ids(len(values)), values, deadline)
-
-
-def _ids(n_rows: int) -> tuple[str, ...]:
-    return _ONE_ROW if n_rows == 1 else tuple(f"row {row}" for row in range(n_rows))
+        ids = _ONE_ROW if len(values) == 1 else tuple(f"row {row}" for row in range(len(values)))
+        return served.door.batch(ids, values, deadline)
 
 
 _ONE_ROW = ("row 0",)
@@ -271,9 +267,9 @@ def _wanted(request: Request, served: ServedModel, decided: Decided) -> Iterable
 
 def _column(name: str, decisions: Decisions, served: ServedModel) -> Array:
     if name == "label_name":
-        return _texts([served.labels[label] for label in decisions.labels.tolist()])
+        return np.array([served.labels[label].encode() for label in decisions.labels.tolist()], dtype=object)
     if name == "degraded":
-        return _texts([reason or "" for reason in decisions.reasons()])
+        return np.array([(reason or "").encode() for reason in decisions.reasons()], dtype=object)
     if name == "members":
         return np.stack([decisions.asked, decisions.n_members], axis=1).astype(np.int32)
     if name == "tier_votes":
@@ -283,12 +279,6 @@ def _column(name: str, decisions: Decisions, served: ServedModel) -> Array:
         return padded
     column: Array = getattr(decisions, "labels" if name == "label" else name)
     return column.astype(np.int32 if OUTPUTS[name][0] == "INT32" else np.float32, copy=False)
-
-
-def _texts(texts: list[str]) -> Array:
-    column = np.empty(len(texts), dtype=object)
-    column[:] = [text.encode() for text in texts]
-    return column
 
 
 def _timings(decided: Decided, seconds: float) -> dict[str, float]:

@@ -5,8 +5,8 @@ A token goes out over TLS alone, or to this same machine.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +86,14 @@ def dial(target: str, options: Options | None = None, *, security: ClientSecurit
         channel = grpc.secure_channel(target, credentials, chosen)
     if not security.has_token:
         return channel
-    read = _token_reader(security)
-    read()  # a token that cannot be used is told now
-    return grpc.intercept_channel(channel, _ShowsToken(read))
+    token = security.token or ""
+    read: Callable[[], str] = (lambda: token) if security.token_file is None else _TokenFile(security.token_file)
+    read()  # a token that cannot be used is an error now
+    return grpc.intercept_channel(channel, _BearerToken(read))
 
 
 def check_target(target: str, security: ClientSecurity) -> None:
-    """A bearer token is never sent where others can read it, and a list of hosts is told by one name.
+    """A bearer token is never sent where others can read it, and a list of hosts has one name.
 
     Raises:
         ConfigError: a token, no TLS, and a target that is not of this machine; or TLS to a list without `server_name`.
@@ -119,7 +120,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_this_machine(target: str) -> bool:
-    """Every address of a gRPC target is of this machine; one that cannot be told is not."""
+    """Every address of a gRPC target is of this machine; one that may be another's is not."""
     scheme, colon, rest = target.partition(":")
     if colon and scheme in ("unix", "unix-abstract"):
         return True
@@ -148,7 +149,7 @@ def read_token(path: Path) -> str:
     """The token in a file.
 
     Raises:
-        ConfigError: no such file, or something else in it. What it holds is never told.
+        ConfigError: no such file, or something else in it. The error never quotes what it holds.
     """
     words = (_read(path) or b"").split()
     if len(words) != 1 or not words[0].isascii() or not words[0].decode().isprintable():
@@ -158,11 +159,16 @@ def read_token(path: Path) -> str:
     return words[0].decode()
 
 
-def _token_reader(security: ClientSecurity) -> Callable[[], str]:
-    if security.token_file is not None:
-        return _TokenFile(security.token_file)
-    token = security.token or ""
-    return lambda: token
+Stamp = tuple[int, int, int] | None
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does; None: there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class _TokenFile:
@@ -170,28 +176,19 @@ class _TokenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp = self._look()
+        self._stamp = stamp(path)
         self._token = read_token(path)
 
     def __call__(self) -> str:
-        stamp = self._look()
-        if stamp != self._stamp:
-            try:
+        found = stamp(self.path)
+        if found != self._stamp:
+            with contextlib.suppress(ConfigError):  # being written: read again with the next call
                 self._token = read_token(self.path)
-                self._stamp = stamp
-            except ConfigError:
-                pass  # being written: asked again with the next call
+                self._stamp = found
         return self._token
 
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self.path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
-
-class _ShowsToken(
+class _BearerToken(
     grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
     grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
     grpc.StreamUnaryClientInterceptor,  # type: ignore[type-arg]
@@ -205,18 +202,9 @@ class _ShowsToken(
     def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
 
-    def _show(self, proceed: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+    def _intercept(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         metadata = [*(client_call_details.metadata or ()), ("authorization", f"Bearer {self._token()}")]
-        return proceed(client_call_details._replace(metadata=metadata), request)
+        return continuation(client_call_details._replace(metadata=metadata), request)
 
-    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._show(continuation, client_call_details, request)
-
-    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self._show(continuation, client_call_details, request)
-
-    def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._show(continuation, client_call_details, request_iterator)
-
-    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self._show(continuation, client_call_details, request_iterator)
+    intercept_unary_unary = intercept_unary_stream = _intercept
+    intercept_stream_unary = intercept_stream_stream = _intercept  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The protocol's service: parse, ask the plane, lay out the answer. Asynchronous: one event loop serves every call."""
+"""The protocol's service: parse, infer, encode the answer. Asynchronous: one event loop serves every call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Indexed(Protocol):
 
 
 class RepositoryExtension(Protocol):
-    """The model repository extension's side below the door."""
+    """What the model repository extension calls."""
 
     def index(self) -> Sequence[Indexed]: ...
 
@@ -57,9 +57,9 @@ class InferenceServicer:
     """The Open Inference Protocol over `plane`.
 
     Args:
-        identify: who a call is from; None: nobody is asked.
+        identify: who a call is from; None: callers are not identified.
         repository: answers the model repository extension; None: it is not offered.
-        sent: told how many bytes each answer has.
+        sent: called with the number of bytes of each answer.
     """
 
     def __init__(
@@ -114,13 +114,13 @@ class InferenceServicer:
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, caller: str) -> pb.ModelMetadataResponse:
         served = self.plane.find(request.name, request.version)
-        told = pb.ModelMetadataResponse(name=served.name, versions=[served.version], platform=PLATFORM)
+        response = pb.ModelMetadataResponse(name=served.name, versions=[served.version], platform=PLATFORM)
         datatype, shape = served.input
-        told.inputs.add(name=INPUT, datatype=datatype, shape=shape)
+        response.inputs.add(name=INPUT, datatype=datatype, shape=shape)
         for name, (datatype, shape) in OUTPUTS.items():
             row = [served.n_tiers if size == -1 else size for size in shape]
-            told.outputs.add(name=name, datatype=datatype, shape=[-1, *row])
-        return told
+            response.outputs.add(name=name, datatype=datatype, shape=[-1, *row])
+        return response
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, caller: str) -> pb.RepositoryIndexResponse:
         response = pb.RepositoryIndexResponse()
@@ -145,11 +145,9 @@ class InferenceServicer:
         try:
             caller = "" if self.identify is None else self.identify(context)
             message = _parsed(data, pb.ModelInferRequest)
-            trace = _trace(context) if self.plane.watchers else {}
-            request = self._request(message, len(data), context.time_remaining(), caller, trace)
-            told = self._forms.fill(await self.plane.infer(request))
-            self.sent(len(told))
-            return told
+            metadata = (context.invocation_metadata() or ()) if self.plane.watchers else ()
+            trace = {key: value for key, value in metadata if key in HEADERS}
+            return await self._answer(message, len(data), context.time_remaining(), caller, trace)
         except Exception as error:  # noqa: BLE001 - the boundary
             return await _refuse(context, error)  # type: ignore[no-any-return]
 
@@ -162,9 +160,9 @@ class InferenceServicer:
 
         async def answer(data: bytes) -> None:
             try:
-                told = await self._answer(data, context)
+                response = await self._answer_on_stream(data, context)
                 async with turn:
-                    await context.write(told)
+                    await context.write(response)
             finally:
                 places.release()
 
@@ -180,8 +178,8 @@ class InferenceServicer:
             if self._is_draining:
                 reading.cancel()
 
-    async def _answer(self, data: bytes, context: Any) -> bytes:
-        """One answer on a stream. Who asks is looked at each time: a token may be revoked while the stream lives."""
+    async def _answer_on_stream(self, data: bytes, context: Any) -> bytes:
+        """One answer on a stream. Who asks is checked each time: a token may be revoked while the stream lives."""
         name = ""
         try:
             message = _parsed(data, pb.ModelInferRequest)
@@ -191,29 +189,28 @@ class InferenceServicer:
             timeout_ms = sent.get(TIMEOUT)
             remaining_s = timeout_ms / 1000 if isinstance(timeout_ms, int) else None
             trace = {key: str(sent[key]) for key in HEADERS if key in sent}
-            request = self._request(message, len(data), remaining_s, caller, trace)
-            told = self._forms.fill(await self.plane.infer(request))
-            self.sent(len(told))
-            return b"".join((_INFER_RESPONSE, _varint(len(told)), told))
+            answer = await self._answer(message, len(data), remaining_s, caller, trace)
+            return b"".join((_INFER_RESPONSE, _varint(len(answer)), answer))
         except Exception as error:  # noqa: BLE001 - the boundary
             code, text = to_status(error)
             refusal = pb.ModelStreamInferResponse(error_message=text)
             refusal.infer_response.id = name
             set_parameter(refusal.infer_response.parameters, STATUS, int(code.value[0]))
-            if isinstance(error, TierOverloaded) and error.retry_after_s is not None:
-                set_parameter(refusal.infer_response.parameters, RETRY_AFTER, _milliseconds(error.retry_after_s))
+            if (retry_after_ms := _retry_after_ms(error)) is not None:
+                set_parameter(refusal.infer_response.parameters, RETRY_AFTER, retry_after_ms)
             return refusal.SerializeToString()
 
-    def _request(
+    async def _answer(
         self,
         message: pb.ModelInferRequest,
         n_bytes: int,
         remaining_s: float | None,
         caller: str,
         trace: Mapping[str, str],
-    ) -> Request:
+    ) -> bytes:
+        """The encoded ModelInferResponse."""
         plane = self.plane
-        return Request(
+        request = Request(
             model=message.model_name,
             version=message.model_version,
             id=message.id,
@@ -224,6 +221,9 @@ class InferenceServicer:
             n_bytes=n_bytes,
             trace=trace,
         )
+        answer = self._forms.fill(await plane.infer(request))
+        self.sent(len(answer))
+        return answer
 
     def _repository(self) -> RepositoryExtension:
         if self.repository is None:
@@ -250,15 +250,8 @@ async def _refuse(context: Any, error: Exception) -> Any:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     code, text = to_status(error)
-    hint: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, TierOverloaded) and error.retry_after_s is not None:
-        hint = ((PUSHBACK, str(_milliseconds(error.retry_after_s))),)
-    return await context.abort(code, text, hint)
-
-
-def _trace(context: Any) -> dict[str, str]:
-    metadata = context.invocation_metadata() or ()
-    return {key: value for key, value in metadata if key in HEADERS}
+    retry_after_ms = _retry_after_ms(error)
+    return await context.abort(code, text, () if retry_after_ms is None else ((PUSHBACK, str(retry_after_ms)),))
 
 
 def _parsed(data: bytes, request_type: Any) -> Any:
@@ -268,8 +261,11 @@ def _parsed(data: bytes, request_type: Any) -> Any:
         raise WireError("request", request_type.__name__, "bytes that are none", "see proto/inference.proto") from None
 
 
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+def _retry_after_ms(error: Exception) -> int | None:
+    """When the caller may come again, where the error says so."""
+    if not isinstance(error, TierOverloaded) or error.retry_after_s is None:
+        return None
+    return max(1, round(error.retry_after_s * 1000))
 
 
 _INFER_RESPONSE = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse()).SerializeToString()[:-1]

@@ -44,7 +44,9 @@ def headers_of(own: Headers | None) -> tuple[Header, ...]:
 
 HEADERS = ("traceparent", "tracestate")
 MOST_STATE = 512  # characters of tracestate that travel on, as the specification asks for at least
-_PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_PARENT = re.compile(  # no version ff, no fifth field in version 00 (a later one may have more), no id of zeros
+    r"(?!ff|00-.{52}-)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII
+)
 
 
 @dataclass(slots=True)
@@ -81,10 +83,11 @@ def begin(headers: Mapping[str, str] | None = None, *, share: float = 1.0) -> Tr
     headers = headers or {}
     match = _PARENT.fullmatch(headers.get("traceparent", ""))
     span_id = os.urandom(8).hex()
-    if match and _is_usable(match):
-        sampled = bool(int(match[4], 16) & 1)
+    if match:
         state = headers.get("tracestate", "")
-        span = TraceSpan(match[2], span_id, match[3], sampled, _clean(state), time.time_ns())
+        if len(state) > MOST_STATE or not state.isascii() or not state.isprintable():
+            state = ""
+        span = TraceSpan(match[1], span_id, match[2], bool(int(match[3], 16) & 1), state, time.time_ns())
     else:  # what cannot be read is as if nothing had come
         trace_id = os.urandom(16)
         sampled = int.from_bytes(trace_id[-7:], "big") < share * 2**56
@@ -96,7 +99,7 @@ def begin(headers: Mapping[str, str] | None = None, *, share: float = 1.0) -> Tr
 def id_of(headers: Mapping[str, str]) -> str:
     """The trace id in `headers`; "" where there is none that can be read."""
     match = _PARENT.fullmatch(headers.get("traceparent", ""))
-    return match[2] if match and _is_usable(match) else ""
+    return match[1] if match else ""
 
 
 def relay(headers: Mapping[str, str]) -> None:
@@ -130,36 +133,27 @@ def outgoing() -> dict[str, str]:
     return headers | {"tracestate": span.state} if span.state else headers
 
 
-def _is_usable(match: re.Match[str]) -> bool:
-    known = match[1] != "00" or match[5] is None  # version 00 has four fields; a later one may have more
-    return known and match[1] != "ff" and match[2].strip("0") != "" and match[3].strip("0") != ""
-
-
-def _clean(state: str) -> str:
-    return state if len(state) <= MOST_STATE and state.isascii() and state.isprintable() else ""
-
-
 MAX_LINKS = 64
 _LINK_KEY = re.compile(r"hop_([1-9][0-9]?)(_server)?_s")
 
 
-def with_server_times(call: CallCost, told: Mapping[str, float]) -> CallCost:
-    """What a call took, with the seconds that the server's answer tells of.
+def with_server_times(call: CallCost, reported: Mapping[str, float]) -> CallCost:
+    """What a call took, with the seconds that the server reports in its answer.
 
     Args:
         call: as measured here; that stands, whatever the answer says.
-        told: seconds of the answer, by key.
+        reported: seconds of the answer, by key.
     """
-    server_s = told.get("server_s", 0.0)
+    server_s = reported.get("server_s", 0.0)
     times = {"hop_1_s": call.call_s - server_s}
-    for key, seconds in told.items():
+    for key, seconds in reported.items():
         link = _LINK_KEY.fullmatch(key)
         if link and int(link[1]) < MAX_LINKS:  # counted from here, it is one further away
             times[f"hop_{int(link[1]) + 1}{link[2] or ''}_s"] = seconds
         elif not key.startswith("hop_") and key not in COST_KEYS:
             times[key] = seconds
     return replace(
-        call, server_s=server_s, queue_s=told.get("queue_s", 0.0), hops_s=told.get("hops_s", 0.0), times=times
+        call, server_s=server_s, queue_s=reported.get("queue_s", 0.0), hops_s=reported.get("hops_s", 0.0), times=times
     )
 
 
