@@ -79,11 +79,15 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 @dataclass(frozen=True)
 class DatabaseFormat:
-    """A kind of file: the setting `field` has its path, `schema` creates it, `version` is the schema's."""
+    """A kind of file: the setting `field` has its path, `schema` creates it, `version` is the schema's.
+
+    `upgrade` makes a file of the version before one of this.
+    """
 
     field: str
     version: int
     schema: str
+    upgrade: str = ""
 
 
 def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
@@ -104,9 +108,9 @@ def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
         if db.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
             db.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
             db.execute("VACUUM")
-        if version == 0:
+        if version < kind.version:
             db.executescript(
-                f"BEGIN; {kind.schema} PRAGMA application_id = {OURS}; PRAGMA user_version = {kind.version}; COMMIT;"
+                f"BEGIN; {kind.upgrade if version else kind.schema} PRAGMA application_id = {OURS}; PRAGMA user_version = {kind.version}; COMMIT;"
             )
     except BaseException:
         db.close()
@@ -191,8 +195,7 @@ def describe_error(error: Exception) -> str:
 
 
 def _code(error: Exception) -> int:
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the extended code's first byte is the primary one
-    return code
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the extended code's first byte is the primary one
 
 
 def log_of(path: Path) -> Path:
@@ -338,7 +341,8 @@ Claim = Work[bool]
 
 SPOOL = DatabaseFormat(
     field="spool.path",
-    version=1,
+    version=2,
+    upgrade="ALTER TABLE rows RENAME COLUMN told TO confirmed;",
     schema="""
 CREATE TABLE rows (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -392,18 +396,14 @@ class SpoolTable:
         self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE confirmed = 0 AND answer IS NULL")}
         self._sure: set[int] = set()
         self._direction = "ASC" if config.order == "oldest" else "DESC"
-        if "id" not in facts or not self._has_turns():
+        turns = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (f"turns_{config.order}",)).fetchone()
+        if "id" not in facts or turns is None:
             self.transact(self._prepare)
         self.drop_while(lambda db, n: self.is_over(0), "bytes")
         while self.page_count > self._max_pages and self.reclaim(0):
             pass
         db.execute(f"PRAGMA max_page_count = {self._max_pages}").fetchall()
         self.lay_ballast()
-
-    def _has_turns(self) -> bool:
-        name = f"turns_{self.config.order}"
-        found = self.db.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (name,)).fetchone()
-        return bool(found[0])
 
     def _prepare(self, db: sqlite3.Connection, n: Counts) -> None:
         db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (self._id,))

@@ -371,8 +371,23 @@ def test_a_file_of_a_newer_agent_is_left_alone(tmp_path):
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(ConfigError, match=r"was written by a newer coe-edge \(format 99; this one knows 1\)"):
+    with pytest.raises(ConfigError, match=r"was written by a newer coe-edge \(format 99; this one knows 2\)"):
         opened(tmp_path)
+
+
+def test_a_file_of_the_format_before_is_brought_up_to_date_with_what_it_holds(tmp_path):
+    store = opened(tmp_path)
+    put(store, "a", "b")
+    store.close()
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("ALTER TABLE rows RENAME COLUMN confirmed TO told")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    store = opened(tmp_path)
+    assert counts(store) == (2, {})
+    put(store, "c")
+    assert counts(store) == (3, {})
+    store.close()
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
