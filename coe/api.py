@@ -1,4 +1,4 @@
-"""The front door for Python users: a cascade of one's own models, in one object.
+"""The Python interface: a cascade of one's own models, in one object.
 
 Everything here builds what `coe-edge` and `coe-cloud` run (`coe.cascade`): the same rule, the same members, the same
 checks with the same messages as in a config.

@@ -1,6 +1,6 @@
 """How members run: the threads they get, the order they are asked in, and the pool that runs them side by side.
 
-A *poll* is one batch put to the seats of a tier. It is over as soon as the outputs that are back are enough. A seat
+A *poll* is one batch put to the members of a tier. It is over as soon as the outputs that are back are enough. A member
 that is still at work then is a straggler: it keeps its thread until it is through, its output is let go, and what the
 poll had queued is taken back, so that nothing piles up behind a straggler.
 """
@@ -79,7 +79,7 @@ def seconds_each(members: Sequence[Member], x: Array, budget_s: float = BUDGET_S
     A preparation counts where no other member shares it. Each is asked once at least, whatever the budget.
 
     Args:
-        x: (1, *S), as it comes through the door.
+        x: (1, *S), as it is decoded.
     """
     shared = [sum(other.prepare == member.prepare for other in members) > 1 for member in members]
     ready = [member.prepare(x) for member in members]
@@ -113,15 +113,15 @@ FEWEST = 2  # one vote of several settles nothing, so the caller is not woken fo
 
 
 class MemberPool:
-    """Runs the calls of a tier's seats: at most one per seat and `n_threads` in all at any time. Thread-safe.
+    """Runs the calls of a tier's members: at most one per member and `n_threads` in all at any time. Thread-safe.
 
-    A seat that is at work takes the next poll's call when it is through; a poll waits for it only where the other
-    seats are not enough. No more calls are queued at a seat than there are callers who wait.
+    A member that is at work takes the next poll's call when it is through; a poll waits for it only where the other
+    members are not enough. No more calls are queued for a member than there are callers who wait.
 
     Args:
         tier: its name, for threads and log lines.
-        names: of the members, by seat.
-        n_threads: never more than there are seats.
+        names: of the members, by index.
+        n_threads: never more than there are members.
     """
 
     def __init__(self, tier: str, names: Sequence[str], n_threads: int) -> None:
@@ -133,9 +133,9 @@ class MemberPool:
         self._is_closed = False
         self._n_at_work = 0  # threads of the pool that look for work
         self._queues: tuple[deque[tuple[_Poll, Call]], ...] = tuple(deque() for _ in names)
-        self._ready: deque[int] = deque()  # seats with something queued and nobody at work on it
+        self._ready: deque[int] = deque()  # members with something queued and nobody at work on it
         self._busy = [False] * len(names)  # ready, or at work
-        self._told: dict[int, str] = {}  # what was last logged of a seat that fails
+        self._logged: dict[int, str] = {}  # what was last logged of a member that fails
 
     @classmethod
     def of(cls, tier: str, members: Sequence[Member], n_threads: int | None = None) -> MemberPool | None:
@@ -144,17 +144,17 @@ class MemberPool:
         return cls(tier, [member.name for member in members], n_threads) if n_threads > 1 else None
 
     def run(self, calls: Mapping[int, Call], is_enough: IsEnough | None = None) -> dict[int, Array]:
-        """Outputs by seat: all of them, or those that were back when `is_enough` said yes to them.
+        """Outputs by member index: all of them, or those that were back when `is_enough` said yes to them.
 
-        A seat whose call raises counts as one that does not come back: where the others are enough without it, that
+        A member whose call raises counts as one that does not come back: where the others are enough without it, that
         is logged and no more. So whether the outputs are enough in the end does not depend on who came first.
 
         Args:
-            calls: by seat.
-            is_enough: given outputs by seat, at least one; where it says yes it must do so with more outputs too.
+            calls: by member index.
+            is_enough: given outputs by member index, at least one; if True, then also with more outputs.
 
         Raises:
-            the error of the first seat that failed, where the others are not enough.
+            the error of the first member that failed, where the others are not enough.
         """
         poll = _Poll(self._lock, FEWEST if is_enough else len(calls), len(calls))
         self._queue(poll, calls)
@@ -196,13 +196,13 @@ class MemberPool:
             poll.is_open = False
             if poll.is_settled:
                 for index, error in poll.errors.items():
-                    self._tell(index, error)
+                    self._log_failure(index, error)
             for index in calls.keys() - poll.outputs.keys() - poll.errors.keys():
                 with contextlib.suppress(ValueError):
                     self._queues[index].remove((poll, calls[index]))
 
     def _work(self) -> None:
-        """On a thread of the pool: one call of the next ready seat, until there is none. Seats take turns."""
+        """On a thread of the pool: one call of the next ready member, until there is none. Members take turns."""
         while True:
             with self._lock:
                 if not self._ready:
@@ -228,18 +228,18 @@ class MemberPool:
                 if poll.is_open:
                     poll.take_error(index, error)
                 else:
-                    self._tell(index, error)
+                    self._log_failure(index, error)
         else:
             with self._lock:
-                self._told.pop(index, None)
+                self._logged.pop(index, None)
                 if poll.is_open:
                     poll.take(index, output)
 
-    def _tell(self, index: int, error: BaseException) -> None:
+    def _log_failure(self, index: int, error: BaseException) -> None:
         """Log a failure nobody was given; the same words again only after the member worked in between."""
         words = f"{type(error).__name__}: {error}"
-        if self._told.get(index) != words:
-            self._told[index] = words
+        if self._logged.get(index) != words:
+            self._logged[index] = words
             log.warning(
                 "tier %s: the vote was settled without member %s, which failed: %s",
                 self._tier,
@@ -252,7 +252,7 @@ class _Poll:
     """What came back so far. Everything but `wait` is called with the lock held.
 
     Args:
-        wanted: how many seats must be back before whoever waits is woken.
+        wanted: how many members must be back before whoever waits is woken.
         n_calls: how many there are to come.
     """
 
@@ -281,7 +281,7 @@ class _Poll:
         self._wake()
 
     def wait(self) -> tuple[dict[int, Array], int]:
-        """The outputs when enough seats are back, and how many are; the next time one more."""
+        """The outputs when enough members are back, and how many are; the next time one more."""
         with self.lock:
             while self.n_back < self.wanted:
                 self.news.wait()

@@ -103,7 +103,7 @@ class ServedModel:
     version: str
     labels: tuple[str, ...]
     input: tuple[str, tuple[int, ...]]
-    door: Decoder
+    decoder: Decoder
     decide: Callable[[Batch], Awaitable[Decided]]
     n_tiers: int = 1
 
@@ -248,7 +248,7 @@ class InferenceCore:
         left = request.remaining_s
         deadline = np.inf if left is None else time.monotonic() + left * (1 - RESERVE)
         ids = _ONE_ROW if len(values) == 1 else tuple(f"row {row}" for row in range(len(values)))
-        return served.door.batch(ids, values, deadline)
+        return served.decoder.batch(ids, values, deadline)
 
 
 _ONE_ROW = ("row 0",)

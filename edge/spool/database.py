@@ -109,9 +109,8 @@ def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
             db.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
             db.execute("VACUUM")
         if version < kind.version:
-            db.executescript(
-                f"BEGIN; {kind.upgrade if version else kind.schema} PRAGMA application_id = {OURS}; PRAGMA user_version = {kind.version}; COMMIT;"
-            )
+            change = f"{kind.upgrade if version else kind.schema} PRAGMA application_id = {OURS};"
+            db.executescript(f"BEGIN; {change} PRAGMA user_version = {kind.version}; COMMIT;")
     except BaseException:
         db.close()
         raise

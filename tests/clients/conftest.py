@@ -31,15 +31,15 @@ def task() -> Task:
 
 
 @pytest.fixture(scope="session")
-def door(task: Task) -> InputDecoder:
+def decoder(task: Task) -> InputDecoder:
     return InputDecoder(task.input_spec)
 
 
 @pytest.fixture(scope="session")
-def hundred(door: InputDecoder) -> Batch:
+def hundred(decoder: InputDecoder) -> Batch:
     """The first hundred of the bundled test digits."""
     examples = digits.test_examples(100)
-    return door.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
+    return decoder.batch([name for name, _, _ in examples], [png for _, png, _ in examples])
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,8 @@ def mlserver(tmp_path_factory) -> Iterator[MLServer]:
 
 
 @contextmanager
-def tier_at(mlserver: MLServer, model: str, door: InputDecoder, *, prepares: bool = True) -> Iterator[RemoteTier]:
-    prepare = door.input_spec.prepare if prepares else None
+def tier_at(mlserver: MLServer, model: str, decoder: InputDecoder, *, prepares: bool = True) -> Iterator[RemoteTier]:
+    prepare = decoder.input_spec.prepare if prepares else None
     options: dict[str, Any] = {"n_labels": 10, "deadline_s": 20.0, "prepare": prepare}
     tier = RemoteTier("cloud", mlserver.address, model, Always(), **options)
     try:
@@ -67,9 +67,9 @@ def best(hundred: Batch) -> Decisions:
     ],
 )
 def test_it_answers_as_the_same_model_does_here(
-    mlserver, door: InputDecoder, hundred: Batch, best, model, datatype, shape
+    mlserver, decoder: InputDecoder, hundred: Batch, best, model, datatype, shape
 ):
-    with tier_at(mlserver, model, door) as tier:
+    with tier_at(mlserver, model, decoder) as tier:
         metadata = tier.metadata()
         vote = tier.vote(hundred, Always())
     (entry,) = metadata.inputs
@@ -80,27 +80,27 @@ def test_it_answers_as_the_same_model_does_here(
     assert vote.call.bytes_sent > hundred.x.size
 
 
-def test_it_may_take_files_as_captured(mlserver, door: InputDecoder, hundred: Batch, pngs):
-    with tier_at(mlserver, "files", door) as tier:
+def test_it_may_take_files_as_captured(mlserver, decoder: InputDecoder, hundred: Batch, pngs):
+    with tier_at(mlserver, "files", decoder) as tier:
         labels = tier.vote(hundred, Always()).labels
     assert labels.tolist() == [len(png) % 10 for png in pngs]
 
 
-def test_a_model_of_another_input_size_is_rejected_before_it_is_asked(mlserver, door: InputDecoder, hundred: Batch):
-    with tier_at(mlserver, "digits-other", door) as tier:
+def test_a_model_of_another_input_size_is_rejected_before_it_is_asked(mlserver, decoder: InputDecoder, hundred: Batch):
+    with tier_at(mlserver, "digits-other", decoder) as tier:
         with pytest.raises(TierRejected, match=r"expected rows of \[3, 28, 28\], got \[1, 28, 28\]"):
             tier.vote(hundred, Always())
 
 
-def test_what_its_model_refuses_is_a_rejection_with_its_words(mlserver, door: InputDecoder):
+def test_what_its_model_refuses_is_a_rejection_with_its_words(mlserver, decoder: InputDecoder):
     wide = Batch(("a",), np.zeros((1, 1, 28, 30), np.float32))
-    with tier_at(mlserver, "free", door, prepares=False) as tier:
+    with tier_at(mlserver, "free", decoder, prepares=False) as tier:
         with pytest.raises(TierRejected, match=r"INVALID_ARGUMENT: a digit is \[1, 28, 28\], this is \[1, 28, 30\]"):
             tier.vote(wide, Always())
 
 
-def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, door: InputDecoder, hundred: Batch):
-    with tier_at(mlserver, "broken", door) as tier:
+def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, decoder: InputDecoder, hundred: Batch):
+    with tier_at(mlserver, "broken", decoder) as tier:
         with pytest.raises(TierUnavailable, match="INTERNAL: a bug of the model's own"):
             tier.vote(hundred, Always())
 
@@ -109,8 +109,8 @@ def test_a_bug_of_its_model_makes_the_tier_unavailable(mlserver, door: InputDeco
     ("model", "words"),
     [("nonsense", "has no such model: Model nonsense"), ("silent", "its inputs: expected one, got none")],
 )
-def test_a_model_that_cannot_be_asked_is_a_config_error_at_start(mlserver, door: InputDecoder, model, words):
-    with tier_at(mlserver, model, door) as tier, pytest.raises(ConfigError, match=words):
+def test_a_model_that_cannot_be_asked_is_a_config_error_at_start(mlserver, decoder: InputDecoder, model, words):
+    with tier_at(mlserver, model, decoder) as tier, pytest.raises(ConfigError, match=words):
         tier.metadata()
 
 

@@ -53,9 +53,9 @@ class Replay:
 
 
 @contextmanager
-def tier_at(replay: Replay, door: InputDecoder) -> Iterator[RemoteTier]:
+def tier_at(replay: Replay, decoder: InputDecoder) -> Iterator[RemoteTier]:
     with serving(replay.handler()) as address:
-        prepare = door.input_spec.prepare
+        prepare = decoder.input_spec.prepare
         tier = RemoteTier("triton", address, "digits", Always(), n_labels=3, deadline_s=10.0, prepare=prepare)
         try:
             yield tier
@@ -63,8 +63,8 @@ def tier_at(replay: Replay, door: InputDecoder) -> Iterator[RemoteTier]:
             tier.close()
 
 
-def asked(replay: Replay, door: InputDecoder, batch: Batch) -> Vote:
-    with tier_at(replay, door) as tier:
+def asked(replay: Replay, decoder: InputDecoder, batch: Batch) -> Vote:
+    with tier_at(replay, decoder) as tier:
         return tier.vote(batch, Always())
 
 
@@ -74,8 +74,8 @@ def two(hundred: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name not in REFUSED])
-def test_an_answer_of_tritons_is_read(door: InputDecoder, two: Batch, name):
-    vote = asked(Replay((FOLDER / f"{name}.bin").read_bytes()), door, two)
+def test_an_answer_of_tritons_is_read(decoder: InputDecoder, two: Batch, name):
+    vote = asked(Replay((FOLDER / f"{name}.bin").read_bytes()), decoder, two)
     assert vote.labels.tolist() == [1, 0]
     assert vote.score.tolist() == [0.5, 0.75]
     assert vote.share.tolist() == pytest.approx([2 / 3, 1] if name == "votes_in_columns" else [1, 1])
@@ -84,10 +84,10 @@ def test_an_answer_of_tritons_is_read(door: InputDecoder, two: Batch, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_answer_that_is_no_probabilities_of_the_task_is_a_rejection_that_says_so(
-    door: InputDecoder, two: Batch, name
+    decoder: InputDecoder, two: Batch, name
 ):
     with pytest.raises(TierRejected, match=f"its answer cannot be read: .*{REFUSED[name]}"):
-        asked(Replay((FOLDER / f"{name}.bin").read_bytes()), door, two)
+        asked(Replay((FOLDER / f"{name}.bin").read_bytes()), decoder, two)
 
 
 def test_there_are_answers_to_read():
@@ -95,8 +95,8 @@ def test_there_are_answers_to_read():
     assert set(REFUSED) < set(ANSWERS)
 
 
-def test_its_metadata_is_understood(door: InputDecoder):
-    with tier_at(Replay(), door) as tier:
+def test_its_metadata_is_understood(decoder: InputDecoder):
+    with tier_at(Replay(), decoder) as tier:
         told = tier.metadata()
     assert (told.platform, list(told.versions)) == ("onnxruntime_onnx", ["1"])
 
@@ -120,16 +120,16 @@ def test_its_metadata_is_understood(door: InputDecoder):
         (grpc.StatusCode.INTERNAL, "onnx runtime error 2", TierUnavailable),
     ],
 )
-def test_what_triton_says_when_it_fails_reaches_the_caller(door: InputDecoder, two: Batch, code, words, kind):
+def test_what_triton_says_when_it_fails_reaches_the_caller(decoder: InputDecoder, two: Batch, code, words, kind):
     with pytest.raises(kind) as caught:
-        asked(Replay(refusal=(code, words)), door, two)
+        asked(Replay(refusal=(code, words)), decoder, two)
     assert words in str(caught.value)
 
 
-def test_what_it_is_sent_is_what_its_own_code_reads(door: InputDecoder, two: Batch, floats):
+def test_what_it_is_sent_is_what_its_own_code_reads(decoder: InputDecoder, two: Batch, floats):
     service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
     replay = Replay((FOLDER / "fp32.bin").read_bytes())
-    asked(replay, door, two)
+    asked(replay, decoder, two)
     request = service_pb2.ModelInferRequest.FromString(replay.requests[0])
     assert (request.model_name, request.model_version) == ("digits", "")
     (tensor,) = request.inputs

@@ -134,11 +134,11 @@ def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(width, 
 
 
 def test_the_limit_on_pixels_is_the_doors():
-    door = InputDecoder(GREY, max_pixels=47)
+    decoder = InputDecoder(GREY, max_pixels=47)
     with pytest.raises(InputError, match="expected at most 47 pixels, got 6 x 8"):
-        door.row(encoded(noise(8, 6)))
+        decoder.row(encoded(noise(8, 6)))
     with pytest.raises(InputError):
-        door.row(noise(8, 6, 1))
+        decoder.row(noise(8, 6, 1))
 
 
 def test_a_flood_of_compressed_text_is_refused():
@@ -392,17 +392,17 @@ def test_images_of_any_size_fit_a_contract_of_the_same_channels_only():
 def test_a_warm_door_has_loaded_what_decoding_needs():
     code = (
         "import sys; from coe.models import InputSpec, InputDecoder\n"
-        "door = InputDecoder(InputSpec('image', (4, 4, 1)))\n"
+        "decoder = InputDecoder(InputSpec('image', (4, 4, 1)))\n"
         "assert 'PIL.Image' not in sys.modules\n"
-        "door.warm_up()\n"
+        "decoder.warm_up()\n"
         "assert {'PIL.Image', 'PIL.PngImagePlugin', 'PIL.JpegImagePlugin'} <= sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_pixels_of_a_batch_count_together():
-    door = InputDecoder(GREY, max_pixels=100)
+    decoder = InputDecoder(GREY, max_pixels=100)
     small = encoded(np.zeros((8, 6), dtype=np.uint8))  # 48 pixels
-    assert len(door.batch(["a", "b"], [small, small])) == 2
+    assert len(decoder.batch(["a", "b"], [small, small])) == 2
     with pytest.raises(InputError, match="example c: expected at most 4 pixels, got 6 x 8"):
-        door.batch(["a", "b", "c"], [small, small, small])
+        decoder.batch(["a", "b", "c"], [small, small, small])

@@ -94,8 +94,8 @@ def outputs_here(examples: Examples, path: Path | None = None) -> np.ndarray:
     """(B, M, L) float32: what each member of a device says, by the Python runtime; the bundled digits' by itself."""
     config = read_config(path or default_config())
     cascade = open_cascade(config.cascade)
-    door = InputDecoder(config.cascade.task.input_spec)
-    rows = [door.batch([name], [png]).x for name, png in examples]
+    decoder = InputDecoder(config.cascade.task.input_spec)
+    rows = [decoder.batch([name], [png]).x for name, png in examples]
     members = cascade.tiers[0].members  # type: ignore[attr-defined]
     outputs = np.stack([[member.predict(member.prepare(x))[0] for member in members] for x in rows])
     cascade.close()
