@@ -100,5 +100,5 @@ def test_the_other_commands_work_there(tmp_path, arguments: Sequence[str]):
     assert (done.returncode, done.stderr) == (0, "")
     if "doctor" in arguments:
         found = {check["what"]: check for check in json.loads(done.stdout)["checks"]}
-        assert "64-bit, aarch64" in found["Python"]["told"]
+        assert "64-bit, aarch64" in found["Python"]["message"]
         assert found["tier cloud"]["level"] == "ok"

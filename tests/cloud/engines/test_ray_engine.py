@@ -15,6 +15,8 @@ from contract import EngineContract, ask, callers, request_of, wrong
 from ray_process import RayCloud, RayCluster, RayProgram, parent_of, replicas_of
 from table_models import CONFIG, write_config
 
+from cloud.engines.ray import ALL_INTERFACES
+from coe.protocol.channel import reachable
 from coe.protocol.codec import read_outputs
 
 from programs import Program, closed_port  # isort: skip - `contract` says where it is
@@ -35,7 +37,7 @@ class TestRay(EngineContract):
     """As the contract has it."""
 
     def test_it_says_what_runs_where_and_that_the_port_is_open_to_all(self, server):
-        assert "ready on 0.0.0.0:" in server.said
+        assert f"ready on {reachable(ALL_INTERFACES)}:" in server.said
         assert "numbers, numbers-medium, numbers-best" in server.said
         assert "tier medium: a.onnx on onnxruntime" in server.said
         assert "tier best: 1 replica(s), each with num_cpus 1, num_gpus 0" in server.said
@@ -47,7 +49,7 @@ def test_replicas_that_are_killed_lose_no_request(tmp_path):
         over = threading.Event()
         threads, came = callers(program.port, over)
         try:
-            for deployment, n_replicas in (("medium", 2), ("best", 1), ("door", 2)):
+            for deployment, n_replicas in (("medium", 2), ("best", 1), ("ingress", 2)):
                 time.sleep(1.5)
                 victims = program.replicas(deployment)
                 assert len(victims) == n_replicas, deployment
@@ -98,7 +100,7 @@ def test_a_cluster_of_two_nodes_serves_it_and_goes_on_without_it(tmp_path):
             assert program.process.wait(60) == 0
         assert cluster.process.poll() is None
         assert not replicas_of(cluster.process.pid, "medium")
-        assert not replicas_of(cluster.process.pid, "door")
+        assert not replicas_of(cluster.process.pid, "ingress")
 
 
 @pytest.mark.slow
