@@ -51,7 +51,7 @@ class AgentConfig:
     )
     ordered: bool = setting(False, "Write decisions in the order of the source.")
     grace_s: float = setting(10, "Time for deferred examples to end when the agent stops.", unit="s", high=3600)
-    link: LinkConfig = setting(LinkConfig(), "When a link counts as down, and how it is probed.")
+    link: LinkConfig = setting(LinkConfig(), "When a link counts as down, and what it may carry.", usual="as below")
     watch: ObserveConfig | None = setting(None, "Where the agent's page and metrics are.", usual="nowhere")
     spool: SpoolConfig | None = setting(None, "Where examples wait for a later answer, with `when_unavailable: spool`.")
 

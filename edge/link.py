@@ -39,6 +39,19 @@ class LinkConfig:
     reserve_s: float = setting(
         5, "Part of an example's deadline kept for the device's own answer.", unit="ms", high=60_000
     )
+    max_bytes_per_month: float | None = setting(
+        None,
+        "Most bytes of calls in a calendar month (UTC), in 10^6.",
+        usual="no limit",
+        unit="MB",
+        key="max_mb_per_month",
+        low=0.001,
+        high=1e9,
+        example="500",
+    )
+    max_examples_per_hour: int | None = setting(
+        None, "Most examples sent in an hour.", usual="no limit", low=1, high=1_000_000_000, example="100"
+    )
 
 
 def read_link(fields: Fields) -> LinkConfig:

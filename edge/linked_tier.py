@@ -24,6 +24,7 @@ from coe.config import format_seconds
 from coe.protocol.remote import remote_of
 
 from .link import CircuitBreaker, LinkConfig, LinkState
+from .link_budget import LinkBudget
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40  # rtnetlink(7)
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
@@ -82,6 +83,7 @@ class LinkedTier:
         on_change: as `listen` takes it.
         reserve_s: how much of a batch's deadline to keep for the answer of the tier before, should this one give none;
             called for each batch with a deadline; the config's value is used where that is more.
+        budget: of all links together.
         rng: varies the waits between probes.
     Raises:
         ValueError: the tier is a local one.
@@ -94,6 +96,7 @@ class LinkedTier:
         *,
         on_change: OnChange | None = None,
         reserve_s: Callable[[], float] | None = None,
+        budget: LinkBudget | None = None,
         rng: random.Random | None = None,
     ) -> None:
         remote = remote_of(tier)
@@ -105,6 +108,7 @@ class LinkedTier:
         self.config = config or LinkConfig()
         self._remote = remote
         self._reserve_s = reserve_s
+        self._budget = budget
         self._listeners: list[OnChange] = [] if on_change is None else [on_change]
         self._inbox: SimpleQueue[LinkState | object | None] = SimpleQueue()
         self._breaker = CircuitBreaker(tier.name, self.config, rng=rng, changed=self._inbox.put)
@@ -137,13 +141,14 @@ class LinkedTier:
 
         Raises:
             TierError: also without a call: TierUnavailable where the link is down, TierTimeout where no answer can
-                come in time, TierOverloaded where the server asked for no calls until later.
+                come in time, TierOverloaded where the server asked for no calls until later, OverCap and OverBudget
+                where the links' budget is used up.
         """
         batch, left_s = self._within_budget(batch)
         ticket = self._breaker.admit()
         started = time.perf_counter()
         try:
-            vote = self.tier.vote(batch, rule)
+            vote = self._ask(batch, rule)
         except TierOverloaded as error:
             self._breaker.overloaded(error.retry_after_s)
             raise
@@ -157,6 +162,18 @@ class LinkedTier:
             self._breaker.undecided(ticket)
             raise
         self._breaker.answered(time.perf_counter() - started)
+        return vote
+
+    def _ask(self, batch: Batch, rule: DeferralRule) -> Vote:
+        if self._budget is None:
+            return self.tier.vote(batch, rule)
+        self._budget.take(self.name, len(batch))
+        try:
+            vote = self.tier.vote(batch, rule)
+        except TierError as error:
+            self._budget.spend(error.call)
+            raise
+        self._budget.spend(vote.call)
         return vote
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
@@ -254,11 +271,12 @@ def watch_links(
     *,
     on_change: OnChange | None = None,
     reserve_s: Callable[[], float] | None = None,
+    budget: LinkBudget | None = None,
 ) -> tuple[Cascade, list[LinkedTier]]:
     """The same cascade with each remote tier as a `LinkedTier`, and those tiers. Close the new cascade alone.
 
     Args:
-        on_change, reserve_s: as LinkedTier takes them; on_change is called from a thread for each tier.
+        on_change, reserve_s, budget: as LinkedTier takes them; on_change is called from a thread for each tier.
     """
     linked: list[LinkedTier] = []
     tiers: list[Tier] = []
@@ -266,7 +284,7 @@ def watch_links(
         if remote_of(tier) is None:
             tiers.append(tier)
         else:
-            linked.append(LinkedTier(tier, config, on_change=on_change, reserve_s=reserve_s))
+            linked.append(LinkedTier(tier, config, on_change=on_change, reserve_s=reserve_s, budget=budget))
             tiers.append(linked[-1])
     if not linked:
         return cascade, []

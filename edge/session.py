@@ -24,6 +24,7 @@ from .config import AgentConfig
 from .field.monitors import open_monitors
 from .field.privacy import describe_send_policy
 from .link import LinkLog, LinkState
+from .link_budget import LinkBudget
 from .linked_tier import watch_links
 from .observe.config import ObserveConfig
 from .sinks import Sinks, open_sinks
@@ -88,15 +89,21 @@ class AgentSession:
     def __init__(self, config: AgentConfig, tally: Tally | None = None, history: FileHistory | None = None) -> None:
         self.config = config
         self.spool: Spool | None = None
+        self.budget: LinkBudget | None
         self._link_log = LinkLog()
         with ExitStack() as opened:
             sinks = open_sinks(config.sinks, config.cascade.task.labels)
             opened.callback(sinks.close)
+            limits, self.budget = config.link, None
+            if limits.max_bytes_per_month or limits.max_examples_per_hour or config.field.same_scene:
+                self.budget = LinkBudget(limits, config.state / "link.json")
+                opened.callback(self.budget.close)
             cascade, self.links = watch_links(
                 open_cascade(config.cascade, log.debug),
                 config.link,
                 on_change=self._link_changed,
                 reserve_s=lambda: self.agent.local_s.high,
+                budget=self.budget,
             )
             opened.callback(cascade.close)
             decoder = InputDecoder(config.cascade.task.input_spec)
@@ -111,6 +118,8 @@ class AgentSession:
                 interval_s=config.source.interval_s,
             )
             self.agent.tally = tally or self.agent.tally
+            if self.budget is not None:
+                self.agent.observers.append(self.budget)
             self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state)
             opened.callback(self.field.close)
             if config.spool is not None:
@@ -130,10 +139,13 @@ class AgentSession:
             config,
             self.agent,
             sinks,
-            is_up=lambda: all(link.state.is_up for link in self.links),
+            is_up=self._may_send,
             policy=describe_send_policy(self.config.field, self.config.cascade),
         )
         opened.callback(self.spool.close)
+
+    def _may_send(self) -> bool:
+        return all(link.state.is_up for link in self.links) and (self.budget is None or self.budget.allows())
 
     def _link_changed(self, state: LinkState) -> None:
         self._link_log.changed(state)
@@ -157,6 +169,7 @@ class AgentSession:
                 task.name,
                 [tier.name for tier in self.agent.cascade.tiers],
                 links=lambda: [link.state for link in self.links],
+                budget=None if self.budget is None else self.budget.report,
                 spool=None if self.spool is None else self.spool.facts,
                 sinks=sinks.health,
             ),

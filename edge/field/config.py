@@ -72,6 +72,17 @@ class HarvestConfig:
 
 
 @dataclass(frozen=True)
+class SceneConfig:
+    """Pictures of a scene that was sent are not sent while it looks the same."""
+
+    difference: float = setting(
+        8, "Largest difference of a part's brightness (0 to 255) within a scene.", low=0, high=255
+    )
+    remember: int = setting(16, "Scenes remembered.", low=1, high=1024)
+    max_age_s: float = setting(3600, "After this time a scene is sent again.", unit="s", low=1, high=1e9)
+
+
+@dataclass(frozen=True)
 class FieldConfig:
     """What may not leave, and how the agent checks itself. `folder`: where the filter's path starts."""
 
@@ -88,6 +99,7 @@ class FieldConfig:
     audit: AuditConfig | None = setting(None, "Send a small share of what the device decided, to measure its error.")
     drift: DriftConfig | None = setting(None, "Watch shares against calibration.")
     harvest: HarvestConfig | None = setting(None, "Keep deferred examples and their answers, for training.")
+    same_scene: SceneConfig | None = setting(None, "Do not send pictures of the same scene twice; `{}`: as usual.")
 
     @property
     def holds_back(self) -> bool:
@@ -114,6 +126,8 @@ def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -
             load_privacy_filter(privacy_filter, folder)
         except ConfigError as error:
             fields.wrong("privacy_filter", str(error))
+    if fields.raw("same_scene", None) is not None and task.input_spec.kind != "image":
+        fields.wrong("same_scene", f"expected a task of images, got one of {task.input_spec.kind}s (leave it out)")
     return read_settings(
         FieldConfig,
         fields,

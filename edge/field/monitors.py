@@ -16,6 +16,7 @@ from .config import FieldConfig
 from .drift import Drift
 from .harvest import Harvest
 from .privacy import open_send_policy, send_policy_check
+from .scenes import SceneFilter
 
 
 @dataclass
@@ -47,6 +48,10 @@ def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], st
         agent.hold_back = policy
         held_back = send_policy_check(policy, agent.cascade, agent.decoder)
         monitors.may_be_shared = policy.may_be_shared
+    if config.same_scene is not None:
+        scenes = SceneFilter(config.same_scene)
+        agent.known_answer = scenes.answer
+        agent.observers.append(scenes)
     if config.drift is not None:
         monitors.drift = Drift(config.drift, agent.write_event)
         agent.observers.append(monitors.drift)

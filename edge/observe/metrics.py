@@ -34,6 +34,8 @@ class Collector:
         yield from _examples(facts)
         yield self._seconds()
         yield from _links(facts["links"])
+        if facts["link_budget"] is not None:
+            yield from _link_budget(facts["link_budget"])
         if facts["spool"] is not None:
             yield from _spool(facts["spool"])
         yield from _sinks(facts["sinks"])
@@ -76,6 +78,13 @@ def _links(links: list[dict[str, Any]]) -> Iterator[Any]:
     for key, what in (("opened", "went down"), ("probes", "was probed"), ("rebuilds", "was reconnected")):
         values = {link["tier"]: link[key] for link in links}
         yield _counter(f"link_{key}", f"How often the link {what}.", values, "tier")
+
+
+def _link_budget(budget: dict[str, Any]) -> Iterator[Any]:
+    yield _gauge("link_month_bytes", "Bytes of requests and answers in this calendar month (UTC).", budget["bytes"])
+    yield _gauge("link_hour_examples", "Examples sent in this hour.", budget["examples_in_hour"])
+    what = "Examples that were not sent in this month, by reason."
+    yield _gauge("not_sent_in_month", what, budget["not_sent"], "reason")
 
 
 def _spool(spool: dict[str, Any]) -> Iterator[Any]:

@@ -61,7 +61,8 @@ function show(status) {
     ["Examples", count(status.examples), "", `running for ${span(status.uptime_s)}`],
     ["Kept on the device", percent(status.kept_share), "", `${count(status.deferred)} deferred`],
     ["Mean time", ...seconds(status.mean_latency_s), "taken to answered"],
-    ["Sent", ...bytes(status.bytes_sent), `in ${count(status.calls)} calls`],
+    ["Sent", ...bytes(status.bytes_sent), `in ${count(status.calls)} calls` +
+      (status.link_budget ? `; ${bytesText(status.link_budget.bytes)} with answers in ${status.link_budget.month}` : "")],
     ["Degraded", count(status.degraded), "", Object.entries(status.reasons).map(([why, n]) => `${why} ${count(n)}`).join(", ")],
     ["Under way", count(status.waiting), "", "at a server"],
   ]);

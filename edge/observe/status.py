@@ -130,6 +130,7 @@ class AgentView:
     Args:
         tiers: their names, in order.
         links: the state of each link now.
+        budget: of the links; None: there is none.
         spool: the spool's state; None: there is no spool.
     """
 
@@ -143,6 +144,7 @@ class AgentView:
     sinks: Callable[[], Sequence[SinkHealth]] = lambda: ()
     started_at: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
+    budget: Callable[[], Facts] | None = None
 
 
 def status(view: AgentView) -> dict[str, Any]:
@@ -171,6 +173,7 @@ def status(view: AgentView) -> dict[str, Any]:
         "spooled": tally.n_spooled,
         "corrected": tally.n_corrected,
         "links": [_link(state) for state in view.links()],
+        "link_budget": None if view.budget is None else dict(view.budget()),
         "spool": None if view.spool is None else dict(view.spool()),
         "sinks": [_sink(sink) for sink in view.sinks()],
         "audit": None if monitors.audit is None else monitors.audit.report(),

@@ -6,7 +6,8 @@ import argparse
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from coe.config.cascade import LocalTierConfig, RemoteTierConfig
 from coe.protocol.credentials import is_this_machine
 from edge.config import AgentConfig, default_config, read_config
 from edge.field.config import AuditConfig
+from edge.link_budget import month_of, read_months
 from edge.sinks import SinkConfig
 from edge.spool.config import SpoolConfig
 
@@ -65,8 +67,40 @@ def examples_sent(config: AgentConfig) -> Iterator[Statement]:
     audit = config.field.audit
     if audit is not None and audit.share > 0 and config.cascade.remote_tiers:
         yield _audited(audit)
+    if config.cascade.remote_tiers:
+        yield from _limits(config)
     for sink in config.sinks:
         yield from _sent_by(sink, config.field.holds_back)
+
+
+def _limits(config: AgentConfig) -> Iterator[Statement]:
+    """What is not sent although a server would be asked, and how many examples that were in this month."""
+    months = read_months(config.state / "link.json")
+    counts: Mapping[str, int] = months.get(month_of(time.time(), months), {})
+    link, scene = config.link, config.field.same_scene
+    if link.max_bytes_per_month is not None:
+        text = (
+            f"Requests and answers together end at {link.max_bytes_per_month / 1e6:g} MB in a calendar month (UTC); in "
+            f"this one there were {counts.get('bytes', 0) / 1e6:.1f} MB, and {counts.get('cap', 0):,} examples were "
+            "not sent for it."
+        )
+        yield Statement("leaves", "link.max_mb_per_month", text)
+    if link.max_examples_per_hour is not None:
+        text = (
+            f"At most {link.max_examples_per_hour:,} examples are sent in an hour; {counts.get('budget', 0):,} of this "
+            "month were not sent for it."
+        )
+        yield Statement("leaves", "link.max_examples_per_hour", text)
+    if scene is not None:
+        text = (
+            f"A picture that looks like one of the last {scene.remember} that were sent, at most "
+            f"{scene.max_age_s / 60:g} minutes before, is not sent; {counts.get('duplicate', 0):,} of this month "
+            "were not."
+        )
+        yield Statement("leaves", "same_scene", text)
+    if config.spool is not None and config.spool.send_between:
+        text = f"What is kept for a later answer is sent between {', '.join(config.spool.windows)} alone."
+        yield Statement("leaves", "spool.send_between", text)
 
 
 def _sent_to(
@@ -207,6 +241,8 @@ def stored_files(config: AgentConfig) -> Iterator[Statement]:
         yield Statement("kept", "harvest", text)
     if config.spool is not None:
         yield _spooled(config.spool)
+    if config.link.max_bytes_per_month or config.link.max_examples_per_hour or config.field.same_scene:
+        yield Statement("kept", "link", f"{config.state / 'link.json'}: counts of what was sent, by month; no example.")
     if config.field.audit is not None:
         yield Statement("kept", "audit", f"{config.state / 'audit.json'}: counts of the audit, by label; no example.")
     if any(source.remember for source in config.source.each):

@@ -22,6 +22,7 @@ class Outcome:
     """How one example ended: a decision, or the reason there is none.
 
     Args:
+        decision: its `id` is another's where the answer is that of an earlier example of the same scene.
         latency_s: from taking the example up to its answer, waiting included.
         truth: its label, where the source knew it.
         call: what was spent on other machines where there is no decision.
@@ -137,6 +138,8 @@ def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
         }
         if decision.call is not NO_CALL:
             record["call"] = {key: round(value, 7) for key, value in decision.call.to_dict().items()}
+        if decision.id != outcome.id:
+            record["same_as"] = decision.id
     if outcome.error is not None:
         record["error"] = outcome.error
     if outcome.truth is not None:

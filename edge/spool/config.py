@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from coe.config import Fields
 from coe.config.settings import REQUIRED, read_settings, setting
 
 ENDS = ("oldest", "newest")
+WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ class SpoolConfig:
     sync: str = setting(
         "full", "What a kept example survives: full, a power cut too; normal, a crash.", choices=("full", "normal")
     )
+    send_between: tuple[tuple[int, int], ...] = setting(
+        (),
+        "Times of the day (local) in which it is sent.",
+        usual="always",
+        example='["22:00-06:00"]',
+    )
+
+    def sends_at(self, now: time.struct_time) -> bool:
+        """True if kept examples may be sent at this local time."""
+        at = now.tm_hour * 60 + now.tm_min
+        return not self.send_between or any(
+            start <= at < end if start < end else (at >= start or at < end) for start, end in self.send_between
+        )
+
+    @property
+    def windows(self) -> list[str]:
+        """`send_between` as it is written."""
+        return [f"{a // 60:02}:{a % 60:02}-{b // 60:02}:{b % 60:02}" for a, b in self.send_between]
 
 
 def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
@@ -39,8 +60,22 @@ def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
     if fields.has("spool") and not is_on:
         fields.warn("spool", "has no effect (write `when_unavailable: spool`)")
     entry = fields.section("spool", {})
-    config = read_settings(SpoolConfig, entry, path=entry.path("path", folder, None) or state / "spool.db")
+    path = entry.path("path", folder, None) or state / "spool.db"
+    config = read_settings(SpoolConfig, entry, path=path, send_between=_read_windows(entry))
     return config if is_on else None
+
+
+def _read_windows(entry: Fields) -> tuple[tuple[int, int], ...]:
+    """`send_between: ["22:00-06:00"]` as minutes of the day: start and end; one that ends before it starts has
+    midnight in it."""
+    windows = []
+    for number, text in enumerate(entry.texts("send_between", ())):
+        if (found := WINDOW.fullmatch(text)) is None or found.group(1, 2) == found.group(3, 4):
+            entry.wrong(f"send_between[{number}]", f'expected start-end, got "{text}" (write "22:00-06:00")')
+            continue
+        a, b, c, d = map(int, found.groups())
+        windows.append((a * 60 + b, c * 60 + d))
+    return tuple(windows)
 
 
 def read_state(fields: Fields, path: Path) -> Path:

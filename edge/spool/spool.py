@@ -319,7 +319,7 @@ class Sender:
         self._written = {seq: row for seq, row in self._written.items() if not self.store.gone(row)}
 
 
-KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota")  # reasons that may not hold later
+KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota", "cap", "budget")  # reasons that may not hold later
 
 
 class Spool:
@@ -351,7 +351,7 @@ class Spool:
             ask=self._remote_tiers.ask,
             correct=self._correct,
             is_busy=lambda: agent.n_waiting > 0,
-            is_up=is_up,
+            is_up=lambda: config.sends_at(time.localtime()) and is_up(),
             give_up=agent.give_up,
         )
         self._facts: dict[str, Any] = {"waiting": 0, "dropped": {}, "bytes": 0, "oldest_s": None, "error": "unreadable"}
@@ -384,7 +384,7 @@ class Spool:
         status = self.store.status()
         if status is not None:
             self._facts = status.facts()
-        return self._facts
+        return self._facts | {"is_open": self.store.config.sends_at(time.localtime())}
 
     def close(self) -> None:
         """Stop; the next start sends the rest of the backlog."""

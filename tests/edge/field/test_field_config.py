@@ -127,3 +127,15 @@ def test_calibrate_with_nothing_to_read_is_the_users_error(tmp_path, capsys):
     arguments = ["calibrate", "--config", str(config_of(tmp_path)), "--data", str(tmp_path / "empty")]
     assert main(arguments) == 2
     assert "--data: expected examples" in capsys.readouterr().err
+
+
+def test_a_window_of_the_spool_and_a_scene_s_task_are_checked(tmp_path):
+    spool = {"send_between": ["22:00-06:00", "25:00-26:00", "8:00-9:00", "07:00-07:00"]}
+    with pytest.raises(ConfigError) as caught:
+        read_config(config_of(tmp_path, when_unavailable="spool", spool=spool))
+    assert [finding.partition(":")[0] for finding in caught.value.findings] == [
+        f"spool.send_between[{number}]" for number in (1, 2, 3)
+    ]
+    assert '(write "22:00-06:00")' in caught.value.findings[0]
+    found = read_config(config_of(tmp_path, same_scene={"difference": 4, "max_age_s": 60})).field.same_scene
+    assert (found.difference, found.remember, found.max_age_s) == (4, 16, 60)

@@ -21,8 +21,9 @@ def test_without_settings_it_is_as_documented():
 
 
 def test_every_setting_is_read():
-    config = read(failures=5, rebuild_after=2, backoff_ms=[100, 4000], probe_ms=500, reserve_ms=20)
-    assert config == LinkConfig(5, 2, (0.1, 4.0), 0.5, 0.02)
+    limits = {"max_mb_per_month": 500, "max_examples_per_hour": 30}
+    config = read(failures=5, rebuild_after=2, backoff_ms=[100, 4000], probe_ms=500, reserve_ms=20, **limits)
+    assert config == LinkConfig(5, 2, (0.1, 4.0), 0.5, 0.02, 5e8, 30)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,8 @@ def test_every_setting_is_read():
         ({"rebuild_after": "3"}, 'link.rebuild_after: expected a whole number, got "3"'),
         ({"probe_ms": 1}, "link.probe_ms: expected 10 to 600000, got 1"),
         ({"reserve_ms": -1}, "link.reserve_ms: expected 0 to 60000, got -1"),
+        ({"max_mb_per_month": 0}, "link.max_mb_per_month: expected 0.001 to"),
+        ({"max_examples_per_hour": 0}, "link.max_examples_per_hour: expected 1 to 1000000000, got 0"),
         ({"backoff_ms": 200}, "link.backoff_ms: expected two waits from 1 to 3600000"),
         ({"backoff_ms": [300, 200]}, r"the first no longer than the second, got [300, 200] (write [200, 30000])"),
         ({"backoff_ms": [0, 200]}, "expected two waits from 1 to 3600000"),

@@ -29,6 +29,7 @@ from edge.sources import Example
 
 LABELS = ("zero", "one", "two")
 SPOOL = {"waiting": 3, "bytes": 4096, "oldest_s": 12.5, "dropped": {"age": 2}, "error": ""}
+BUDGET = {"month": "2026-11", "bytes": 12, "examples_in_hour": 6, "not_sent": {"cap": 0, "budget": 2, "duplicate": 1}}
 SINK = SinkHealth("jsonlines", "jsonlines")
 SINK.written, SINK.dropped = 9, 1
 
@@ -71,6 +72,7 @@ class Device:
             lambda: self.links,
             lambda: SPOOL,
             lambda: [SINK],
+            budget=lambda: BUDGET,
         )
         self.server = ObserveServer(ObserveConfig(port=0), watched)
 
@@ -116,6 +118,9 @@ def test_the_metrics_say_what_the_agent_did(device):
         "coe_edge_link_opened_total{tier=cloud}": 2,
         "coe_edge_link_rebuilds_total{tier=cloud}": 1,
         "coe_edge_link_round_trip_seconds{tier=cloud}": 0.03,
+        "coe_edge_link_month_bytes": 12,
+        "coe_edge_link_hour_examples": 6,
+        "coe_edge_not_sent_in_month{reason=duplicate}": 1,
         "coe_edge_spool_examples": 3,
         "coe_edge_spool_dropped_total{reason=age}": 2,
         "coe_edge_spool_oldest_seconds": 12.5,
@@ -135,6 +140,7 @@ def test_the_status_says_the_same_as_plain_data(device):
     assert facts["links"][0]["status"] == "open"
     assert facts["links"][0]["next_probe_s"] is None
     assert [gauge["state"] for gauge in facts["drift"]] == ["outside"]
+    assert facts["link_budget"] == BUDGET
     assert len(facts["recent"]) == 20
     assert {record["id"] for record in facts["recent"]} == {f"x{number}" for number in range(20)}
 

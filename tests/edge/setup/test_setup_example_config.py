@@ -14,7 +14,19 @@ from edge.config import AgentConfig, read_config
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "configs"
 TEXTS = {name: (CONFIGS / name).read_text(encoding="utf-8") for name in ("pi.yaml", "cloud.yaml")}
-OFF = ("audit", "drift", "harvest", "watch", "token_file", "spool", "security", "device: cpu", "source:", "sink: {")
+OFF = (
+    "audit",
+    "drift",
+    "harvest",
+    "same_scene",
+    "watch",
+    "token_file",
+    "spool",
+    "security",
+    "device: cpu",
+    "source:",
+    "sink: {",
+)
 EXAMPLE = "(default: "
 
 

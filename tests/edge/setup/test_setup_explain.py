@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,25 @@ def test_a_device_without_models_sends_everything_and_one_without_a_cloud_nothin
     alone = read(tmp_path, BASE.replace('  - {name: cloud, address: "gpu-host:8001", model: digits}\n', ""))
     assert alone["leaves"] == ["No example: every tier runs on this device."]
     assert "beside" not in alone
+
+
+def test_what_limits_the_link_is_said_with_what_was_not_sent_for_it(tmp_path):
+    month = time.strftime("%Y-%m", time.gmtime())
+    (tmp_path / "link.json").write_text(
+        json.dumps({month: {"bytes": 12_300_000, "cap": 4, "budget": 5, "duplicate": 6}})
+    )
+    limits = ["state: .", "link: {max_mb_per_month: 500, max_examples_per_hour: 30}", "same_scene: {}"]
+    window = ["when_unavailable: spool", 'spool: {send_between: ["22:00-06:00"]}']
+    leaves = "\n".join(read(tmp_path, BASE, *limits, *window)["leaves"])
+    assert "end at 500 MB in a calendar month (UTC); in this one there were 12.3 MB, and 4 examples" in leaves
+    assert "At most 30 examples are sent in an hour; 5 of this month were not sent for it." in leaves
+    assert (
+        "like one of the last 16 that were sent, at most 60 minutes before, is not sent; 6 of this month were not."
+        in leaves
+    )
+    assert "is sent between 22:00-06:00 alone" in leaves
+    assert f"{tmp_path / 'link.json'}: counts of what was sent, by month" in all_of(read(tmp_path, BASE, *limits))
+    assert "calendar month" not in all_of(read(tmp_path))
 
 
 def test_over_what_it_travels_follows_address_and_tls(tmp_path):

@@ -24,6 +24,7 @@ from coe.cascade import (
     TierUnavailable,
 )
 from edge.agent import Agent, HeldBackError
+from edge.link_budget import OverBudget
 from edge.sinks import Outcome, Sinks
 from edge.sinks.jsonlines import JsonLinesFile
 from edge.sources import Example
@@ -323,8 +324,10 @@ def agent_with(cloud: Cloud, path: Path, **options: object) -> tuple[Agent, Sink
     return Agent(Cascade(tiers), DECODER, sinks, **options), sinks  # type: ignore[arg-type]
 
 
-def spooling(agent: Agent, sinks: Sinks, path: Path, drop: str = "oldest", **options: object) -> Spool:
-    config = SpoolConfig(path / "spool.db", sync="normal", link_share=1.0, drop=drop)
+def spooling(
+    agent: Agent, sinks: Sinks, path: Path, drop: str = "oldest", windows: tuple = (), **options: object
+) -> Spool:
+    config = SpoolConfig(path / "spool.db", sync="normal", link_share=1.0, drop=drop, send_between=windows)
     return Spool(config, agent, sinks, **options)  # type: ignore[arg-type]
 
 
@@ -501,5 +504,37 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     cloud.error = None
     spool.sender.retry()
     until(lambda: any("corrects" in line for line in lines(tmp_path)))
+    spool.close()
+    sinks.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_outside_its_windows_the_backlog_waits(tmp_path, is_open):
+    now = time.localtime()
+    minute = now.tm_hour * 60 + now.tm_min
+    near, far = ((minute - 60) % 1440, (minute + 60) % 1440), ((minute + 60) % 1440, (minute + 120) % 1440)
+    cloud = Cloud()
+    agent, sinks = agent_with(cloud, tmp_path)
+    spool = spooling(agent, sinks, tmp_path, windows=(near if is_open else far,))
+    agent.run(Numbers(6))
+    cloud.error = None
+    spool.sender.retry()
+    assert spool.facts()["is_open"] == is_open
+    if is_open:
+        until(lambda: agent.tally.n_corrected == 3)
+    else:
+        assert not spool.sender.hooks.is_up()
+        assert spool.facts()["waiting"] == 3
+    spool.close()
+    sinks.close()
+
+
+def test_what_the_links_budget_does_not_let_go_is_kept_for_later(tmp_path):
+    cloud = Cloud()
+    cloud.error = OverBudget("cloud", "3 examples were sent in this hour")
+    agent, sinks = agent_with(cloud, tmp_path)
+    spool = spooling(agent, sinks, tmp_path, is_up=lambda: False)
+    agent.run(Numbers(6))
+    assert [line["degraded"][:6] for line in lines(tmp_path) if "spooled" in line] == ["budget"] * 3
     spool.close()
     sinks.close()
