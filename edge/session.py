@@ -33,7 +33,8 @@ from .spool import SpoolConfig
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from .spool.spool import FileHistory, Spool
+    from .spool.history import FileHistory
+    from .spool.spool import Spool
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from .config import AgentConfig
 from .session import AgentSession
 from .sinks import Outcome
 from .sources import Example, Source, open_source
-from .spool.spool import FileHistory
+from .spool.history import FileHistory
 from .systemd import SystemdNotifier, Watchdog
 from .tally import Tally
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from coe.cascade.errors import ConfigError, describe_error
 
-from .base import Event, Outcome, Record, Writer, as_record, event_record
+from .base import Event, Outcome, Record, Rereadable, Writer, as_record, event_record
 from .config import SinkConfig
 from .delivery import BufferedSink, DirectSink, Facts, SinkHealth
 from .jsonlines import JsonLinesFile, JsonLinesStream
@@ -52,11 +52,30 @@ class Sinks:
         """The state of each writer, in the config's order."""
         return self._sinks
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """No record is written while the block runs; it must not take long."""
+    def mark(self) -> str:
+        """The position of the next record of each writer, as JSON."""
         with self._lock:
-            yield
+            return json.dumps([writer.mark() if isinstance(writer, Rereadable) else "" for writer in self.writers])
+
+    def sync(self) -> None:
+        """Flush to the disk what was written, for the writers that can.
+
+        Raises:
+            OSError: it failed for all of them.
+        """
+        writers = [writer for writer in self.writers if isinstance(writer, Rereadable)]
+        failed: list[OSError] = []
+        for writer in writers:
+            try:
+                try:
+                    writer.sync()
+                except OSError:  # it may be about to change its file
+                    with self._lock:
+                        writer.sync()
+            except OSError as error:
+                failed.append(error)
+        if failed and len(failed) == len(writers):
+            raise failed[0]
 
     def close(self) -> None:
         """Close all writers; buffered ones have their `flush_s`, at the same time, to deliver what waits."""

@@ -22,7 +22,7 @@ from coe.models.loading import import_runtime
 from .base import Example
 
 if TYPE_CHECKING:
-    from edge.spool.spool import FileHistory
+    from edge.spool.history import FileHistory
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from .base import Example, Source
 from .config import SourceConfig
 
 if TYPE_CHECKING:
-    from edge.spool.spool import FileHistory
+    from edge.spool.history import FileHistory
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from coe.cascade.errors import ConfigError
 from edge.config import default_config, read_config
 from edge.sinks import as_record
+from edge.sqlite_file import read_only
 from edge.tally import format_bytes
 
 from .config import SpoolConfig
-from .database import COLUMNS, SpoolRow, as_row, read_only, suffix_of
+from .database import COLUMNS, SpoolRow, as_row, suffix_of
 from .store import SpoolStore, read_status
 
 LIST = "spool.jsonl"

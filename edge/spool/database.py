@@ -1,4 +1,4 @@
-"""The spool's SQLite file: its lock, how it is opened and replaced when damaged, its rows, and the limit on its size.
+"""The spool's SQLite file: its rows, and the limit on its size.
 
 Three quarters of `max_bytes` are the file's, which SQLite itself keeps (`max_page_count`). Three sixteenths are the
 log's: it is moved into the file when it has grown to a sixteenth (4 MB at most), and no payload is over an eighth. The
@@ -9,7 +9,6 @@ then on new rows can replace older ones without more of the disk.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +16,6 @@ import math
 import os
 import secrets
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,180 +24,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from coe.cascade import errors
-from coe.cascade.errors import ConfigError
 from coe.cascade.types import Array, CallCost, Decision
 from edge.sinks import Outcome
 from edge.sources import Example
+from edge.sqlite_file import PAGE_BYTES, DatabaseFormat, log_of
 
 from .config import SpoolConfig
-
-
-class FileLock:
-    """An exclusive lock of `path`, the file of the setting `field`, until `close`.
-
-    Raises:
-        ConfigError: another process holds it, or the folder cannot be written.
-    """
-
-    def __init__(self, path: Path, field: str) -> None:
-        self.path = path.with_name(path.name + ".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            why = f"{path.parent} cannot be written: {error.strerror}"
-            raise ConfigError([f"{field}: {why} (set `state:` to a folder that can)"]) from None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._descriptor, 20, 0).decode(errors="replace").strip()
-            os.close(self._descriptor)
-            who = f"coe-edge, process {holder}" if holder else "coe-edge"
-            what = f"{path} is in use by another {who}"
-            raise ConfigError([f"{field}: {what} (stop it, or set `state:` to another folder)"]) from None
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-PAGE_BYTES = 4096
-OURS = 0x636F6573  # application id: "coes"
-BUSY_S = 5.0
-INCREMENTAL = 2
-DISK_FULL = "disk full"
-
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-@dataclass(frozen=True)
-class DatabaseFormat:
-    """A kind of file: the setting `field` has its path, `schema` creates it, `version` is the schema's.
-
-    `upgrade` makes a file of the version before one of this.
-    """
-
-    field: str
-    version: int
-    schema: str
-    upgrade: str = ""
-
-
-def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
-    """The file at `path`, created where it is missing; for one process that writes, and any that read.
-
-    Args:
-        sync: "full" or "normal".
-    Raises:
-        ConfigError: the file is another program's, or a newer coe-edge's.
-        sqlite3.Error: it cannot be opened, or is damaged (`is_damaged`).
-    """
-    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        version = _checked_version(db, path, kind)
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL").fetchall()
-        db.execute(f"PRAGMA synchronous = {sync.upper()}")
-        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
-            db.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
-            db.execute("VACUUM")
-        if version < kind.version:
-            change = f"{kind.upgrade if version else kind.schema} PRAGMA application_id = {OURS};"
-            db.executescript(f"BEGIN; {change} PRAGMA user_version = {kind.version}; COMMIT;")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite3.Connection, Path | None]:
-    """As `connect`; a damaged file is replaced by a new one, and its new path is returned, too.
-
-    Raises:
-        ConfigError: as `connect`, or the file cannot be opened.
-    """
-    try:
-        try:
-            return connect(path, kind, sync), None
-        except sqlite3.Error as error:
-            if not is_damaged(error):
-                raise
-            aside = set_aside(path)
-            return connect(path, kind, sync), aside
-    except (sqlite3.Error, OSError) as error:
-        raise ConfigError([f"{kind.field}: {path} cannot be opened: {error}"]) from None
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    """The file at `path`, also while another process writes it.
-
-    Raises:
-        sqlite3.Error: it cannot be opened.
-    """
-    place = path.absolute().as_uri()
-    try:
-        db = sqlite3.connect(f"{place}?mode=ro", timeout=BUSY_S, uri=True, isolation_level=None)
-        db.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError:  # nobody writes it, and we may not create the log that reading needs
-        if log_of(path).exists():
-            raise
-        db = sqlite3.connect(f"{place}?immutable=1", uri=True, isolation_level=None)
-    return db
-
-
-def _checked_version(db: sqlite3.Connection, path: Path, kind: DatabaseFormat) -> int:
-    """The version of the schema in the file; 0 where there is none yet."""
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > kind.version:
-        formats = f"format {version}; this one knows {kind.version}"
-        raise ConfigError([f"{kind.field}: {path} was written by a newer coe-edge ({formats})"])
-    is_ours = db.execute("PRAGMA application_id").fetchone()[0] == OURS
-    if not is_ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise ConfigError([f"{kind.field}: {path} is another program's database (set another path)"])
-    return version
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file and its log, so that a new one can be created; returns the new path."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
-    os.rename(path, aside)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(f"{path}-wal", f"{aside}-wal")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}-shm")
-    return aside
-
-
-def is_damaged(error: sqlite3.Error) -> bool:
-    return _code(error) in DAMAGED
-
-
-def is_full(error: sqlite3.Error) -> bool:
-    return _code(error) == sqlite3.SQLITE_FULL
-
-
-def describe_error(error: Exception) -> str:
-    """SQLite's or the operating system's error in words."""
-    return DISK_FULL if _code(error) == sqlite3.SQLITE_FULL else errors.describe_error(error)
-
-
-def _code(error: Exception) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # the extended code's first byte is the primary one
-
-
-def log_of(path: Path) -> Path:
-    """The file's write-ahead log."""
-    return path.with_name(path.name + "-wal")
 
 
 def ballast_of(path: Path) -> Path:

@@ -21,28 +21,30 @@ from typing import Any, TypeVar
 from coe.cascade.errors import ConfigError
 from edge.sinks import Event, Outcome
 from edge.sources import Example
-
-from .config import SpoolConfig
-from .database import (
+from edge.sqlite_file import (
     DISK_FULL,
-    DROPPED,
     PAGE_BYTES,
-    SPOOL,
-    Claim,
-    Counts,
     FileLock,
-    SpoolRow,
-    SpoolTable,
-    ballast_of,
     connect,
     connect_or_anew,
     describe_error,
-    digest_of,
-    from_json,
     is_damaged,
     is_full,
-    pack,
     set_aside,
+)
+
+from .config import SpoolConfig
+from .database import (
+    DROPPED,
+    SPOOL,
+    Claim,
+    Counts,
+    SpoolRow,
+    SpoolTable,
+    ballast_of,
+    digest_of,
+    from_json,
+    pack,
     size_of,
     to_json,
 )

@@ -17,8 +17,8 @@ from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
 from edge.sources.folder import FolderSource
-from edge.spool import spool as spool_module
-from edge.spool.spool import FileHistory
+from edge.spool import history as history_module
+from edge.spool.history import FileHistory
 
 
 class Life:
@@ -196,7 +196,7 @@ def test_what_the_spool_is_known_to_have_written_is_done(tmp_path):
 
 
 def test_many_that_are_done_are_written_down_before_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_module, "AT_ONCE", 4)
+    monkeypatch.setattr(history_module, "AT_ONCE", 4)
     drop(tmp_path, *(f"{n}.png" for n in range(9)))
     life = Life(tmp_path)
     life.run(9)
@@ -308,7 +308,7 @@ def test_a_disk_that_takes_nothing_is_logged_once_and_costs_no_decision(tmp_path
         raise error
 
     monkeypatch.setattr(life.history, "_transact", fails)
-    monkeypatch.setattr(spool_module, "AT_ONCE", 1)  # each is written down by itself
+    monkeypatch.setattr(history_module, "AT_ONCE", 1)  # each is written down by itself
     assert life.run(2) == ["a.png", "b.png"]
     assert len(logged) == 1
     assert "cannot be written (disk full)" in logged[0]

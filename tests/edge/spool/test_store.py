@@ -18,8 +18,9 @@ from spools import MB, Clock, better, example, fill, finish, local, opened, put
 
 from coe.cascade import ConfigError
 from edge.sources import Example
-from edge.spool.database import read_only, size_of
+from edge.spool.database import size_of
 from edge.spool.store import SpoolStore, read_status
+from edge.sqlite_file import read_only
 
 # One example's way
 

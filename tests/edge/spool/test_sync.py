@@ -8,7 +8,6 @@ import threading
 from edge.sinks import Event, Sinks
 from edge.sinks.jsonlines import JsonLinesFile, Rotation
 from edge.sinks.sqlite import SqliteWriter
-from edge.spool import spool
 
 
 def test_a_flush_while_records_are_written_loses_none(tmp_path):
@@ -20,8 +19,8 @@ def test_a_flush_while_records_are_written_loses_none(tmp_path):
     def flush() -> None:
         try:
             while not is_over.is_set():
-                spool.sync_sinks(sinks)
-                spool.sinks_mark(sinks)
+                sinks.sync()
+                sinks.mark()
         except Exception as error:  # noqa: BLE001 - the test raises it
             failures.append(error)
 
