@@ -21,6 +21,7 @@ def bench(name: str, *arguments: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.timing
 def test_the_decision_benchmark_compares_ways_within_one_run():
     result = bench("edge.py", "--rounds", "9", "--examples", "200")
     ways = {"bare_all_members", "models_own"}
@@ -32,6 +33,7 @@ def test_the_decision_benchmark_compares_ways_within_one_run():
     assert result["same_decisions_in_either_order"]
 
 
+@pytest.mark.timing
 def test_stopping_early_is_cheaper_than_a_bare_loop_over_all_members():
     for _ in range(5):  # other programs may come in between, now and then
         result = bench("edge.py", "--rounds", "9", "--examples", "200")
@@ -40,6 +42,7 @@ def test_stopping_early_is_cheaper_than_a_bare_loop_over_all_members():
     pytest.fail(f"in none of five runs; the last: {result}")
 
 
+@pytest.mark.timing
 def test_an_agent_starts_light_and_soon():
     result = bench("footprint.py", "--runs", "1")
     for runtime in ("onnx", "tflite"):

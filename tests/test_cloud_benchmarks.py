@@ -16,7 +16,7 @@ from coe.protocol.service import SERVICE
 BENCH = Path(__file__).parents[1] / "bench"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.timing,
     pytest.mark.skipif(not BENCH.is_dir(), reason="the benchmarks are in the checkout, not in the wheel"),
     pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the benchmarks read CPU and memory from Linux's /proc"),
 ]

@@ -118,8 +118,12 @@ def records_in(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def until(claim: Callable[[], object], otherwise: Callable[[], object] = lambda: "it never came true") -> None:
-    end = time.monotonic() + BOUND_S
+def until(
+    claim: Callable[[], object],
+    otherwise: Callable[[], object] = lambda: "it never came true",
+    within_s: float = BOUND_S,
+) -> None:
+    end = time.monotonic() + within_s
     while not claim():
         assert time.monotonic() < end, otherwise()
         time.sleep(0.01)

@@ -43,9 +43,9 @@ def until_down(opened: Device) -> None:
         opened.decide(DEADLINE_S)
 
 
-@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["calls", "a stream"])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.timing)], ids=["calls", "a stream"])
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.timing) for name in FAULTS]
 )
 def test_every_digit_is_decided_in_its_time_and_the_cloud_answers_again_soon(proxy, name, stream):
     fault, reasons = FAULTS[name]
@@ -89,7 +89,7 @@ def test_after_a_switch_of_networks_the_channel_is_made_anew_long_before_keepali
         assert proxy.n_connections == 2
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_new_channel_would_take_over_the_dead_connection_of_the_old_one_if_it_could(proxy, monkeypatch):
     """Why `client_options` sets use_local_subchannel_pool: without it, to connect anew does nothing while a call is
     still under way on the old channel."""
@@ -118,7 +118,7 @@ def test_a_new_channel_would_take_over_the_dead_connection_of_the_old_one_if_it_
         assert not answers_anew(opened)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_channel_that_failed_waits_for_nobody_and_one_that_is_told_to_wait_does_for_its_whole_deadline(proxy):
     """Why a call never sets wait_for_ready: with nobody there it would spend all its time, and look like a timeout."""
     proxy.fault = Refuse()
@@ -146,7 +146,7 @@ def test_with_nobody_there_a_digit_costs_no_more_than_deciding_it_here(proxy):
     assert after < before / 5
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_while_nothing_comes_back_a_budget_is_spent_three_times_and_not_for_each_digit(proxy):
     with device(proxy.address, LinkConfig(backoff_s=(100.0, 100.0))) as opened:
         opened.decide_until_cloud(BACK_S, deadline_s=2.0)
@@ -156,7 +156,7 @@ def test_while_nothing_comes_back_a_budget_is_spent_three_times_and_not_for_each
     assert sorted(one.took_s for one in answered[3:])[8] < DEADLINE_S / 2
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_reserve_leaves_time_for_members_that_were_not_asked_yet(proxy):
     """The answer of the device fits the deadline, too, however slow its members are."""
     slow_s, deadline_s = 0.1, 0.6

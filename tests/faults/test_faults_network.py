@@ -15,7 +15,7 @@ from device import SLACK_S
 from namespaces import Host, network, why_not
 from programs import READY, records_in, until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timing
 
 PYTHON, PORT = [sys.executable], 8001
 OUTAGE_S = 10.0  # the wait for the next probe is 4.8 s or more by then

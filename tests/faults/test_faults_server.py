@@ -13,7 +13,7 @@ from programs import Cloud
 
 from edge.link import LinkStatus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timing
 
 DEADLINE_S = 0.4
 BACK_S = 10.0

@@ -14,6 +14,7 @@ from coe.cascade import Batch, CallCost, TierTimeout
 from coe.link import Delay, DelayedTier, RealClock, VirtualClock
 
 
+@pytest.mark.timing
 def test_one_microsecond_costs_microseconds():
     clock = RealClock()
     took = [clock.wait(1e-6) for _ in range(500)]
@@ -21,6 +22,7 @@ def test_one_microsecond_costs_microseconds():
     assert statistics.median(took) < 20e-6
 
 
+@pytest.mark.timing
 def test_ten_milliseconds_are_ten_milliseconds():
     clock = RealClock()
     outside = []

@@ -75,6 +75,7 @@ def test_padding_changes_nothing_in_minilm_and_its_head_reads_the_mean():
     assert torch.allclose(alone, network.head(mean), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "build"),
     [

@@ -74,7 +74,7 @@ def test_json_has_a_row_for_each_system_and_delay(study):
     assert all(row.keys() >= ROW_KEYS and row["n"] == study.n for row in study.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_the_injected_delay_is_what_was_asked_for(whole_study):
     for row in whole_study.rows:
         if row["system"] == "edge-only":
@@ -89,7 +89,7 @@ def off(rows: list[dict]) -> list[dict]:
     return [row for row in rows if not within_tolerance(row["latency_mean_s"], row["predicted_mean_s"])]
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_measured_means_are_what_delay_and_compute_predict(whole_study):
     """A busy machine may be late for a while: what is off is measured again, twice at most."""
     late = off(whole_study.rows)
@@ -102,7 +102,7 @@ def test_measured_means_are_what_delay_and_compute_predict(whole_study):
     assert not late
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(whole_study):
     rows = {(row["system"], row["delay_s"]): row for row in whole_study.rows}
     cascade, cloud = rows["cascade", 0.15], rows["cloud-only", 0.15]
@@ -118,6 +118,7 @@ def test_the_report_stands_alone(study):
     assert json.loads((study.folder / "results.json").read_text())["rows"] == study.rows
 
 
+@pytest.mark.timing
 def test_the_virtual_clock_replays_a_recording_without_sleeping(study):
     recording = str(study.folder / "recording.json")
     started = time.perf_counter()
@@ -135,7 +136,7 @@ def test_the_virtual_clock_has_a_bundled_recording():
     assert all(row["n"] == 1000 and row["clock"] == "virtual" for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_concurrency_does_not_change_single_instance_latency():
     live_input = LiveInput(BundledTask.of("digits"))
     with CloudProcess(live_input.bundle.cloud_config) as server:
@@ -149,7 +150,7 @@ def test_concurrency_does_not_change_single_instance_latency():
     assert within_tolerance(means[1], means[0]), means
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_tiers_apart_pay_the_schedule_smallest_first():
     done = sim("--delays", "100ms,110ms,120ms", "--schedule", "--limit", "250", "--json")
     study = json.loads(done.stdout)

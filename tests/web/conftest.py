@@ -1,4 +1,4 @@
-"""One Chromium for all tests of the page; a phone, and a server, for each."""
+"""One Chromium for a module of tests of the page; a phone, and a server, for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from phone import CHROMIUM, Hub, Phone, server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an open browser has an event loop running, which tests elsewhere cannot have
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -42,7 +42,7 @@ def phone(pick_up) -> Phone:
     return pick_up()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A server that stays."""
     with server(tmp_path_factory.mktemp("hub")) as started:

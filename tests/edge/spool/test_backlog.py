@@ -45,7 +45,7 @@ def fill(config: Path, n: int) -> None:
     store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_backlog_of_five_hundred_delays_no_live_example_and_has_its_share_alone(tmp_path):
     with Cloud(tmp_path) as server:
         run(tmp_path / "warm", server.port, 0, n_live=40)
@@ -64,7 +64,7 @@ def test_a_backlog_of_five_hundred_delays_no_live_example_and_has_its_share_alon
     assert statistics.median(beside) < 1.5 * statistics.median(alone) + 0.002
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_a_backlog_drains_by_itself_once_the_cloud_is_there(tmp_path):
     with Cloud(tmp_path) as server:
         sink = tmp_path / "out.jsonl"
