@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import ConfigError, TierError
@@ -93,7 +93,7 @@ class AgentSession:
         self.budget: LinkBudget | None
         self._link_log = LinkLog()
         with ExitStack() as opened:
-            sinks = open_sinks(config.sinks, config.cascade.task.labels)
+            sinks = self._sinks = open_sinks(config.sinks, config.cascade.task.labels)
             opened.callback(sinks.close)
             limits, self.budget = config.link, None
             if limits.max_bytes_per_month or limits.max_examples_per_hour or config.field.same_scene:
@@ -130,6 +130,7 @@ class AgentSession:
                 opened.callback(history.detach)
             if config.watch is not None:
                 self._open_status_page(config.watch, opened, sinks)
+            self._publish_state()
             self._remote_check = RemoteTierCheck(cascade, self.agent)
             self._opened = opened.pop_all()
 
@@ -145,6 +146,18 @@ class AgentSession:
         )
         opened.callback(self.spool.close)
 
+    def _publish_state(self) -> None:
+        """To the sinks that show it."""
+        for sink in self._sinks.health():
+            if (watch := getattr(getattr(sink, "transport", None), "watch", None)) is not None:
+                watch(self._state)
+
+    def _state(self) -> dict[str, Any]:
+        """What Home Assistant shows of the agent."""
+        tally = self.agent.tally
+        is_up = all(link.state.is_up for link in self.links)
+        return {"kept_share": round(tally.kept_share, 6), "link_up": is_up, "examples": tally.n}
+
     def _may_send(self) -> bool:
         return all(link.state.is_up for link in self.links) and (self.budget is None or self.budget.allows())
 
@@ -153,6 +166,7 @@ class AgentSession:
         spool = self.spool
         if spool is not None and state.is_up:
             spool.sender.retry()
+        self._publish_state()
 
     def _open_status_page(self, config: ObserveConfig, opened: ExitStack, sinks: Sinks) -> None:
         from .observe.server import ObserveServer

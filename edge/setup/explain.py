@@ -169,7 +169,8 @@ def _sent_by(sink: SinkConfig, is_private: bool) -> Iterator[Statement]:
         record += "; also of examples that may not leave: no example, but its label, and which class held it back"
     if sink.mqtt is not None:
         over = "in plaintext" if sink.mqtt.tls is None else "over TLS"
-        yield Statement("leaves", "sink", f"To the broker {sink.mqtt.host}:{sink.mqtt.port}, {over}: {record}.")
+        more = "; for Home Assistant, whether the link is up, and counts" if sink.mqtt.discovery else ""
+        yield Statement("leaves", "sink", f"To the broker {sink.mqtt.host}:{sink.mqtt.port}, {over}: {record}{more}.")
     if sink.webhook is not None:
         yield Statement("leaves", "sink", f"To {sink.webhook.url}: {record}.")
 

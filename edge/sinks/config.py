@@ -67,6 +67,7 @@ class MqttConfig:
     )
     event_topic: str = setting("coe/{host}/events", "Topic of events.")
     status_topic: str = setting("coe/{host}/status", "Topic that holds `online`, and `offline` once the agent is gone.")
+    discovery: str = setting("", "Topic prefix of Home Assistant's discovery.", usual="none", example="homeassistant")
     qos: int = setting(1, "MQTT's quality of service.", low=0, high=2)
     retain: bool = setting(False, "The broker keeps each topic's latest record.")
     client_id: str = setting("", "Client id at the broker.", usual="the broker's choice")
@@ -167,6 +168,7 @@ def _read_mqtt(fields: Fields, folder: Path) -> MqttConfig:
         topic=_read_topic(fields, "topic", TOPIC_FIELDS),
         event_topic=_read_topic(fields, "event_topic"),
         status_topic=_read_topic(fields, "status_topic"),
+        discovery=_read_topic(fields, "discovery") if fields.has("discovery") else "",
         tls=tls,
     )
     if mqtt.host and (fix := fix_of_host(mqtt.host)):

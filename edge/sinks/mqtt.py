@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from coe import __version__
 from coe.cascade.errors import ConfigError
 from coe.models.loading import import_runtime
 
 from .base import Record
-from .config import MqttConfig, fill_topic
-from .delivery import PermanentFailure, read_secret
+from .config import MqttConfig, fill_topic, this_host
+from .delivery import Facts, PermanentFailure, read_secret
 
 TOGETHER = 20  # records sent at once, as many as paho has in flight
 ANSWER_S = 5.0  # for the broker's acknowledgement
 CONNECT_S = 3.0
 FIRST_WAIT_S, MOST_WAIT_S = 1.0, 30.0  # between paho's own attempts to connect
 MOST_TOPIC_BYTES = 65535
+STATE_S = 10.0  # between two publications of the agent's state
 
 
 class MqttTransport:
@@ -50,6 +53,8 @@ class MqttTransport:
         self._batch: Sequence[Record] = ()  # being sent
         self._numbers: list[int] = []  # of its messages
         self._arrived: set[int] = set()
+        self._facts: Callable[[], Facts] | None = None
+        self._state_timer: threading.Timer | None = None
         self._client = self._connect(first_wait_s)
 
     def send(self, records: Sequence[Record]) -> None:
@@ -70,10 +75,22 @@ class MqttTransport:
                 raise OSError(f"{self.name} does not acknowledge" if self._is_connected else f"{self.name} went away")
             self._arrived.clear()
             self._batch = ()
+            if self._facts is not None and self._state_timer is None:
+                self._state_timer = threading.Timer(STATE_S, self._publish_state)
+                self._state_timer.daemon = True
+                self._state_timer.start()
+
+    def watch(self, facts: Callable[[], Facts]) -> None:
+        """Publish these facts, retained, now and some time after records, if the config has `discovery`."""
+        if self.config.discovery:
+            self._facts = facts
+            self._publish_state()
 
     def close(self) -> None:
         """Disconnect properly, so that the broker does not publish the last will."""
         client = self._client
+        if self._state_timer is not None:
+            self._state_timer.cancel()
         if self._is_connected:
             client.publish(self.config.status_topic, "offline", qos=1, retain=True)
         client.disconnect()
@@ -118,7 +135,10 @@ class MqttTransport:
     def _connected(self, client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
         if not reason.is_failure:
             client.publish(self.config.status_topic, "online", qos=1, retain=True)
+            for topic, entity in discovery_configs(self.config) if self.config.discovery else ():
+                client.publish(topic, json.dumps(entity), qos=1, retain=True)
         self._changed(not reason.is_failure, f"refuses: {reason}")
+        self._publish_state()
 
     def _disconnected(self, _client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
         if self._is_connected:
@@ -132,11 +152,37 @@ class MqttTransport:
             self._arrived.add(number)
             self._turn.notify_all()
 
+    def _publish_state(self) -> None:
+        self._state_timer = None
+        if self._facts is not None and self._is_connected:
+            self._client.publish(state_topic(self.config), json.dumps(self._facts()), qos=1, retain=True)
+
     def _changed(self, is_connected: bool, reason: str) -> None:
         with self._turn:
             self._is_connected, self._reason = is_connected, reason
             self._n_failures += not is_connected
             self._turn.notify_all()
+
+
+def state_topic(config: MqttConfig) -> str:
+    return f"{config.status_topic}/state"
+
+
+def discovery_configs(config: MqttConfig) -> Iterator[tuple[str, Facts]]:
+    """Topics and configs of Home Assistant's entities: last label, share kept on the device, link."""
+    node = re.sub(r"[^\w-]", "_", f"coe_{this_host()}", flags=re.ASCII)
+    both = {"availability_topic": config.status_topic, "origin": {"name": "coe-edge", "sw_version": __version__}}
+    both["device"] = {"identifiers": [node], "name": f"coe {this_host()}", "model": "coe-edge"}
+    label = {"state_topic": re.sub(r"[^/]*\{(id|name)\}[^/]*", "+", config.topic), "icon": "mdi:label"}
+    label["value_template"] = "{{ value_json.name | default('none') }}"
+    kept = {"state_topic": state_topic(config), "unit_of_measurement": "%", "state_class": "measurement"}
+    kept["value_template"] = "{{ (value_json.kept_share * 100) | round(1) }}"
+    link = {"state_topic": state_topic(config), "device_class": "connectivity"}
+    link["value_template"] = "{{ 'ON' if value_json.link_up else 'OFF' }}"
+    entities = (("sensor", "label", "Last label", label), ("sensor", "kept", "Kept on the device", kept))
+    for kind, key, name, entity in (*entities, ("binary_sensor", "link", "Link", link)):
+        topic = f"{config.discovery}/{kind}/{node}/{key}/config"
+        yield topic, {"name": name, "unique_id": f"{node}_{key}", **entity, **both}
 
 
 def topic_of(config: MqttConfig, record: Record) -> str:

@@ -66,11 +66,11 @@ def test_mqtt_with_its_defaults_and_with_everything():
     )
     sink = read_one(
         kind="mqtt", host="broker", topic="a/{host}/{name}/{id}", event_topic="e", status_topic="s", qos=2, retain=True,
-        client_id="me", keepalive_s=5, username="pi", password_file="secret",
+        client_id="me", discovery="ha", keepalive_s=5, username="pi", password_file="secret",
         tls={"ca": "ca.pem", "certificate": "pi.pem", "key": "pi.key"}, max_queued=5, flush_ms=100,
     )  # fmt: skip
     assert sink.mqtt == MqttConfig(
-        "broker", 8883, f"a/{host}/{{name}}/{{id}}", "e", "s", 2, True, "me", 5, "pi", FOLDER / "secret",
+        "broker", 8883, f"a/{host}/{{name}}/{{id}}", "e", "s", "ha", 2, True, "me", 5, "pi", FOLDER / "secret",
         (FOLDER / "ca.pem", FOLDER / "pi.pem", FOLDER / "pi.key"),
     )  # fmt: skip
     assert (sink.max_queued, sink.flush_s) == (5, 0.1)

@@ -258,3 +258,38 @@ def test_the_broker_tells_of_an_agent_that_was_killed(broker, tmp_path):
         written = [json.loads(line)["id"] for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
         told = ids(seen.on("site/decisions"))
         assert told == written[: len(told)]
+
+
+def test_home_assistant_finds_the_agent_its_link_and_its_last_label(broker, monkeypatch):
+    monkeypatch.setattr(mqtt, "STATE_S", 0.05)
+    facts = {"kept_share": 0.5, "link_up": True, "examples": 2}
+    sink = queued(config(broker.port, discovery="homeassistant", topic="site/{name}/decisions"))
+    sink.transport.watch(lambda: dict(facts))
+    sinks = Sinks([sink], LABELS)
+    with Subscriber(broker.port) as seen:
+        until(lambda: seen.on("site/status/state"))
+        facts |= {"kept_share": 0.75, "link_up": False}
+        sinks.write(outcome("a"))
+        until(lambda: any(json.loads(state)["kept_share"] == 0.75 for state in seen.on("site/status/state")))
+        sinks.close()
+    with Subscriber(broker.port) as late:  # all of it is retained: Home Assistant may start later
+        until(lambda: len(late.retained) == 5)
+    found = {topic.split("/")[3]: json.loads(late.on(topic)[0]) for topic in late.retained if "homeassistant" in topic}
+    assert set(found) == {"label", "kept", "link"}
+    assert found["label"]["state_topic"] == "site/+/decisions"
+    assert found["kept"]["state_topic"] == found["link"]["state_topic"] == "site/status/state"
+    assert {entity["availability_topic"] for entity in found.values()} == {"site/status"}
+    assert len({entity["unique_id"] for entity in found.values()}) == 3
+    assert json.loads(late.on("site/status/state")[-1]) == {"kept_share": 0.75, "link_up": False, "examples": 2}
+    assert late.on("site/status")[-1] == b"offline"
+
+
+def test_without_discovery_nothing_more_is_published(broker):
+    sink = queued(config(broker.port))
+    sink.transport.watch(dict)
+    sinks = Sinks([sink], LABELS)
+    with Subscriber(broker.port) as seen:
+        sinks.write(outcome("a"))
+        sinks.close()
+        until(lambda: b"offline" in seen.on("site/status"))
+        assert {topic for topic, *_ in seen.messages} == {"site/status", "site/decisions"}
