@@ -50,6 +50,10 @@ class AgentConfig:
         16, "Deferred examples under way before the source waits; 0: one at a time.", low=0, high=1024
     )
     ordered: bool = setting(False, "Write decisions in the order of the source.")
+    commit_s: float = setting(
+        5, "Longest time until what was decided is committed to databases on the disk.", unit="s", high=3600
+    )
+    commit_count: int = setting(200, "Most decisions that are committed together; 1: each alone.", low=1, high=100_000)
     grace_s: float = setting(10, "Time for deferred examples to end when the agent stops.", unit="s", high=3600)
     link: LinkConfig = setting(LinkConfig(), "When a link counts as down, and what it may carry.", usual="as below")
     watch: ObserveConfig | None = setting(None, "Where the agent's page and metrics are.", usual="nowhere")

@@ -93,7 +93,12 @@ class AgentSession:
         self.budget: LinkBudget | None
         self._link_log = LinkLog()
         with ExitStack() as opened:
-            sinks = self._sinks = open_sinks(config.sinks, config.cascade.task.labels)
+            sinks = self._sinks = open_sinks(
+                config.sinks,
+                config.cascade.task.labels,
+                commit_s=config.commit_s,
+                commit_count=config.commit_count,
+            )
             opened.callback(sinks.close)
             limits, self.budget = config.link, None
             if limits.max_bytes_per_month or limits.max_examples_per_hour or config.field.same_scene:

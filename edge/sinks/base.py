@@ -119,6 +119,19 @@ class Rereadable(Protocol):
         ...
 
 
+@runtime_checkable
+class Grouping(Protocol):
+    """A writer that keeps records, and writes them to the disk together."""
+
+    def commit(self) -> None:
+        """Write to the disk what was taken. On any thread, also while another writes.
+
+        Raises:
+            OSError: the disk fails; it is tried again with the next call.
+        """
+        ...
+
+
 def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
     """An outcome as plain data."""
     record: dict[str, Any] = {"id": outcome.id}

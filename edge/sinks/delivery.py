@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from coe.cascade.errors import ConfigError, describe_error
 from coe.link import Backoff
 
-from .base import Record, Writer
+from .base import Grouping, Record, Writer
 
 Facts = dict[str, Any]
 OnSinkChange = Callable[["SinkHealth", Facts], None]  # called once as a sink starts to fail, once as it works again
@@ -80,6 +80,62 @@ class DirectSink(SinkHealth):
         if self.failing_since is not None:
             self.works()
         return None
+
+    def commit(self) -> None:
+        """Have a writer that groups its records write them; those that it cannot write now it keeps."""
+        if isinstance(self.writer, Grouping):
+            try:
+                self.writer.commit()
+            except OSError as error:
+                self.fails(error)
+
+
+class GroupCommit:
+    """Calls `commit` on a thread of its own, `seconds` after the first of some records, or once they are `count`.
+
+    While nothing comes it does nothing. With 0 seconds, or 1 record, the caller of `add` commits itself.
+    """
+
+    def __init__(self, commit: Callable[[], None], seconds: float, count: int) -> None:
+        self._commit = commit
+        self._seconds = seconds
+        self._count = count
+        self._n = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self) -> None:
+        """A record was written."""
+        if self._seconds <= 0 or self._count <= 1:
+            self._commit()
+            return
+        with self._changed:
+            self._n += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="coe-commit", daemon=True)
+                self._thread.start()
+            elif self._n in (1, self._count):
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread, and commit what is left."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._commit()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._n or self._is_over)
+                self._changed.wait_for(lambda: self._n >= self._count or self._is_over, self._seconds)
+                self._n = 0
+                if self._is_over:
+                    return
+            self._commit()
 
 
 def read_secret(path: Path, setting: str, encoding: str) -> str:
@@ -181,6 +237,9 @@ class BufferedSink(SinkHealth):
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
         return keys  # what arrived is not known here
+
+    def commit(self) -> None:
+        """Nothing: what waits is in memory."""
 
     def begin_close(self) -> None:
         """Gather no more records, and wait no longer than `flush_s` from now."""

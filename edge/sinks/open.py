@@ -6,13 +6,13 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from coe.cascade.errors import ConfigError, describe_error
 
-from .base import Event, Outcome, Record, Rereadable, Writer, as_record, event_record
+from .base import Event, Grouping, Outcome, Record, Rereadable, Writer, as_record, event_record
 from .config import SinkConfig
-from .delivery import BufferedSink, DirectSink, Facts, SinkHealth
+from .delivery import BufferedSink, DirectSink, Facts, GroupCommit, SinkHealth
 from .jsonlines import JsonLinesFile, JsonLinesStream
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,21 @@ class Sinks:
 
     Args:
         writers: quick ones, and `BufferedSink` ones.
+        commit_s, commit_count: longest time, and most records, until writers that group records write them.
     """
 
-    def __init__(self, writers: Sequence[Writer], labels: tuple[str, ...]) -> None:
+    def __init__(
+        self, writers: Sequence[Writer], labels: tuple[str, ...], *, commit_s: float = 0.0, commit_count: int = 1
+    ) -> None:
         self.writers = tuple(writers)
         self.labels = labels
         self._sinks: list[BufferedSink | DirectSink] = [
             writer if isinstance(writer, BufferedSink) else DirectSink(writer) for writer in self.writers
         ]
+        self._is_grouping = any(isinstance(writer, Grouping) for writer in self.writers)
         self._n_direct = sum(isinstance(sink, DirectSink) for sink in self._sinks)
+        self._committing: list[Callable[[], None]] = []
+        self._group = GroupCommit(self.commit, commit_s, commit_count)
         self._lock = threading.RLock()  # a change that a writer's own thread reports is written to the others
         for sink in self._sinks:
             sink.on_change = self._report
@@ -51,6 +57,17 @@ class Sinks:
     def health(self) -> Sequence[SinkHealth]:
         """The state of each writer, in the config's order."""
         return self._sinks
+
+    def on_commit(self, record: Callable[[], None]) -> None:
+        """Call `record` whenever a group is committed: it records what is known to be in the sinks, after `sync`."""
+        self._committing.append(record)
+
+    def commit(self) -> None:
+        """Have the writers write what they keep, and what was registered be recorded."""
+        for record in self._committing:
+            record()
+        for sink in self._sinks:
+            sink.commit()
 
     def mark(self) -> str:
         """The position of the next record of each writer, as JSON."""
@@ -79,6 +96,8 @@ class Sinks:
 
     def close(self) -> None:
         """Close all writers; buffered ones have their `flush_s`, at the same time, to deliver what waits."""
+        self._committing.clear()
+        self._group.close()
         for sink in self._sinks:
             if isinstance(sink, BufferedSink):
                 sink.begin_close()
@@ -97,6 +116,8 @@ class Sinks:
                     n_failed += 1
         if failure is not None and n_failed == self._n_direct:
             raise failure
+        if self._committing or self._is_grouping:
+            self._group.add()
 
     def _report(self, source: SinkHealth, facts: Facts) -> None:
         """Log that a writer fails, or works again, and write it to the others."""
@@ -128,8 +149,13 @@ def _status_line(facts: Facts) -> str:
     return f"sink {where} works again, after {facts['away_s']:.1f} s" + (f"; {lost} lost to it" if dropped else "")
 
 
-def open_sinks(configs: Sequence[SinkConfig], labels: tuple[str, ...]) -> Sinks:
+def open_sinks(
+    configs: Sequence[SinkConfig], labels: tuple[str, ...], *, commit_s: float = 0.0, commit_count: int = 1
+) -> Sinks:
     """The configured sinks, as one.
+
+    Args:
+        commit_s, commit_count: as `Sinks` takes them.
 
     Raises:
         ConfigError: one cannot be opened; those opened before are closed.
@@ -143,7 +169,7 @@ def open_sinks(configs: Sequence[SinkConfig], labels: tuple[str, ...]) -> Sinks:
         for writer in writers:
             writer.close()
         raise
-    return Sinks(writers, labels)
+    return Sinks(writers, labels, commit_s=commit_s, commit_count=commit_count)
 
 
 def open_writer(config: SinkConfig) -> Writer:
@@ -165,7 +191,7 @@ def open_writer(config: SinkConfig) -> Writer:
         if config.kind == "sqlite":
             from .sqlite import SqliteWriter
 
-            return SqliteWriter(config.path, config.max_rows)
+            return SqliteWriter(config.path, config.max_rows, is_grouped=True)
         return JsonLinesFile(config.path, config.rotation)
     except OSError as error:
         raise ConfigError([f"sink.path: {config.path} cannot be written: {describe_error(error)}"]) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -37,21 +38,26 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, 
 
 
 class SqliteWriter:
-    """Commits each record by itself.
+    """A row for each decision and each event.
 
     Args:
         max_rows: of each table; the oldest are deleted. None: it grows.
+        is_grouped: records wait for `commit`, and a crash takes them; False: each is committed by itself.
     Raises:
         OSError: the file cannot be opened, or is another program's.
     """
 
     kind = "sqlite"
 
-    def __init__(self, path: Path, max_rows: int | None = None) -> None:
+    def __init__(self, path: Path, max_rows: int | None = None, *, is_grouped: bool = False) -> None:
         self.path = path
         self.name = str(path)
         self.max_rows = max_rows
         self._n_since_prune = 0
+        self._group: list[Record] = []  # not committed yet
+        self._commits_each = not is_grouped
+        self._is_failing = False  # the last group could not be committed
+        self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -63,15 +69,32 @@ class SqliteWriter:
             raise
 
     def write(self, record: Record) -> None:
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._put(record)
-                self._n_since_prune += 1
-                if self._n_since_prune >= PRUNE_EVERY:
-                    self._prune()
-        except sqlite3.Error as error:
-            raise _as_os_error(error, self.name) from None
+        with self._lock:
+            self._group.append(record)
+            if self._commits_each or self._is_failing:
+                try:
+                    self.commit()
+                except OSError:
+                    self._group.pop()
+                    raise
+
+    def commit(self) -> None:
+        with self._lock:
+            if not self._group:
+                return
+            self._is_failing = True
+            try:
+                with self._db:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    for record in self._group:
+                        self._put(record)
+                    self._n_since_prune += len(self._group)
+                    if self._n_since_prune >= PRUNE_EVERY:
+                        self._prune()
+            except sqlite3.Error as error:
+                raise _as_os_error(error, self.name) from None
+            self._is_failing = False
+            self._group.clear()
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
         query = "SELECT 1 FROM decisions WHERE corrects = ?"
@@ -93,12 +116,14 @@ class SqliteWriter:
                 yield json.loads(record)
 
     def _all(self, query: str, *values: object) -> list[Any]:
+        self.commit()
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _as_os_error(error, self.name) from None
 
     def sync(self) -> None:
+        self.commit()
         try:  # on a connection of its own: on the writer's it would break a transaction of another thread
             with closing(sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)) as db:
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # flushes the log first, and blocks nobody
@@ -106,7 +131,10 @@ class SqliteWriter:
             raise _as_os_error(error, self.name) from None
 
     def close(self) -> None:
-        self._db.close()
+        try:
+            self.commit()
+        finally:
+            self._db.close()
 
     def _prepare(self) -> None:
         try:

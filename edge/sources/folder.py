@@ -251,8 +251,6 @@ class FolderSource:
     def _take(self, stamps: dict[str, Stamp], done: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
         """Examples of files that are complete."""
         done.update(stamps)
-        if self.history is not None and stamps:
-            self.history.take(self.path, stamps)
         yield from self._read(stamps, stop)
 
     def _forget(self, done: dict[str, Stamp], seen: dict[str, Stamp]) -> None:
@@ -269,7 +267,10 @@ class FolderSource:
         for name in sorted(stamps):
             if stop.is_set():
                 return
-            answered = None if self.history is None else partial(self.history.finish, self.path, name, stamps[name])
+            answered = None
+            if self.history is not None:
+                self.history.take(self.path, name, stamps[name])
+                answered = partial(self.history.finish, self.path, name, stamps[name])
             value, error = _bytes_of(self.path / name, stamps[name][0])
             yield Example(name, value, error=error, answered=answered)
 

@@ -9,19 +9,21 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from edge.sinks import Record, Rereadable, Sinks, Writer
+from edge.sinks.delivery import BufferedSink
 from edge.sqlite_file import DatabaseFormat, FileLock, connect_or_anew, describe_error, set_aside
 
 log = logging.getLogger(__name__)
 
 
-def decided_ids(sinks: Sinks, marks: Mapping[str, str]) -> set[str]:
-    """Those of the ids (each with the mark set before it was taken) that have an outcome in the sinks.
+def decided_ids(sinks: Sinks, taken: Mapping[str, Sequence[str]]) -> set[str]:
+    """Those of the ids that have an outcome in the sinks for each time they were taken (a mark each).
 
-    An outcome that one writer has and another lacks is copied; writers that cannot be read back do not count.
+    Outcomes that one writer has and another lacks are copied. A writer that cannot be read back does not count; one
+    that delivers later gets them all again.
 
     Raises:
         OSError: a writer cannot be written.
@@ -29,17 +31,20 @@ def decided_ids(sinks: Sinks, marks: Mapping[str, str]) -> set[str]:
     writers = sinks.writers
     places = [place for place, writer in enumerate(writers) if isinstance(writer, Rereadable)]
     done: set[str] = set()
-    for mark in set(marks.values()):
-        ids = {name for name, its in marks.items() if its == mark}
-        found = [_first_records(writers[place], mark_at(mark, place), ids) for place in places]
+    for mark in {marks[0] for marks in taken.values()}:
+        ids = {name for name, marks in taken.items() if marks[0] == mark}
+        found = [_first_outcomes(writers[place], mark_at(mark, place), ids) for place in places]
         for name in sorted(ids):
-            record = next((records[name] for records in found if name in records), None)
-            if record is None:
-                continue
+            known = max((records.get(name, []) for records in found), key=len, default=[])
             for place, records in zip(places, found, strict=True):
-                if name not in records:
+                for record in known[len(records.get(name, [])) :]:
                     writers[place].write(record)
-            done.add(name)
+            for writer in writers:
+                if isinstance(writer, BufferedSink):
+                    for record in known:
+                        writer.write(record)
+            if len(known) >= len(taken[name]):
+                done.add(name)
     return done
 
 
@@ -48,15 +53,14 @@ def has_outcome(writer: Writer, mark: str, key: str) -> bool:
     return isinstance(writer, Rereadable) and any(record.get("spooled") == key for record in writer.since(mark))
 
 
-def _first_records(writer: Writer, mark: str, ids: Iterable[str]) -> dict[str, Record]:
-    """The first outcome of each id from a mark on, without corrections."""
-    wanted = set(ids)
-    found: dict[str, Record] = {}
+def _first_outcomes(writer: Writer, mark: str, ids: Collection[str]) -> dict[str, list[Record]]:
+    """The outcomes of each id from a mark on, without corrections."""
+    found: dict[str, list[Record]] = {}
     assert isinstance(writer, Rereadable)
     for record in writer.since(mark):
         name = record.get("id")
-        if name in wanted and name not in found and "corrects" not in record:
-            found[str(name)] = record
+        if name in ids and "corrects" not in record:
+            found.setdefault(str(name), []).append(record)
     return found
 
 
@@ -86,13 +90,64 @@ CREATE INDEX taken ON files (folder) WHERE mark IS NOT NULL;
 """,
 )
 AT_ONCE = 256  # files that are done, recorded together
+Key = tuple[int, str]  # number of the folder, name of the file
+
+
+class TakenFiles:
+    """Files that were taken and are not recorded as done, each with the sinks' mark before: lines of a plain file.
+
+    They are written as they come, and not flushed: they outlive the process. After a power cut some may be missing, and
+    those files are decided again. An error of the disk is raised as OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b", buffering=0)
+        self._mark: str | None = None  # of the lines that follow
+
+    def read(self) -> dict[Key, list[tuple[Stamp, str]]]:
+        """All of them, in the order in which they were taken."""
+        found: dict[Key, list[tuple[Stamp, str]]] = {}
+        self._file.seek(0)
+        mark = ""
+        for line in self._file.read().splitlines():
+            try:
+                content = json.loads(line)
+                if isinstance(content, str):
+                    mark = content
+                    continue
+                number, name, size, changed_ns = content
+            except (ValueError, TypeError):
+                continue  # torn by a crash
+            found.setdefault((number, name), []).append(((size, changed_ns), mark))
+        return found
+
+    def add(self, key: Key, stamp: Stamp, mark: str) -> None:
+        self._file.write(self._lines(key, stamp, mark))
+
+    def reset(self, left: Mapping[Key, Sequence[tuple[Stamp, str]]]) -> None:
+        """Those left alone."""
+        self._file.truncate(0)
+        self._mark = None
+        lines = [self._lines(key, *entry) for key, entries in left.items() for entry in entries]
+        if lines:
+            self._file.write(b"".join(lines))
+
+    def _lines(self, key: Key, stamp: Stamp, mark: str) -> bytes:
+        lines = [] if mark == self._mark else [json.dumps(mark)]
+        lines.append(json.dumps([*key, *stamp]))
+        self._mark = mark
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class FileHistory:
     """Which files of an agent's watched folders were decided, over restarts; opened with the first folder.
 
-    A file is recorded as taken before it is decided, with the sinks' mark, and as done some time after its outcome is
-    in the sinks. After a kill, the outcomes of files that were taken and not done are looked for in the sinks.
+    A file is noted as taken before it is decided, and recorded as done, together with others, some time after its
+    outcome is in the sinks. After a kill, the outcomes of files that were taken and not done are looked for in the
+    sinks; one that has none is decided again.
 
     Args:
         state: the folder its database is in.
@@ -106,20 +161,23 @@ class FileHistory:
         self._numbers: dict[Path, int] = {}  # of the folders in the database
         self._sinks: Sinks | None = None
         self._known: Collection[str] = ()
-        self._taken: dict[tuple[int, str], tuple[Stamp, str]] = {}  # not recorded yet
-        self._done: dict[tuple[int, str], Stamp] = {}
+        self._journal: TakenFiles | None = None
+        self._taken: dict[Key, list[tuple[Stamp, str]]] = {}  # as in the journal
+        self._mark: str | None = None  # of files that are taken from now on
+        self._done: dict[Key, Stamp] = {}  # not recorded yet
         self._is_failing = False
 
     def attach(self, sinks: Sinks, known: Collection[str] = ()) -> None:
         """The agent's sinks, before it takes its first example; and ids whose outcome is known to be in them."""
         with self._lock:
-            self._sinks, self._known = sinks, known
+            self._sinks, self._known, self._mark = sinks, known, None
+        sinks.on_commit(self.commit)
 
     def detach(self) -> None:
         """The sinks are about to be closed."""
         with self._lock:
             self._write()
-            self._sinks, self._known = None, ()
+            self._sinks, self._known, self._mark = None, (), None
 
     def add(self, folder: Path) -> None:
         """Remember this folder's files; the other methods take it as it is given here.
@@ -141,6 +199,11 @@ class FileHistory:
             lock.close()
             raise
         self._file_lock = lock
+        try:
+            self._journal = TakenFiles(self.path.with_name("folders.taken"))
+            self._taken = self._journal.read()
+        except OSError as error:
+            self._complain(error)
         if aside is not None:
             log.warning("%s was damaged (now %s): which files were decided before is not known", self.path, aside.name)
 
@@ -170,27 +233,35 @@ class FileHistory:
                 self._give_up(error)
                 return {}
             stamps = {os.fsdecode(name): (size, changed_ns) for name, size, changed_ns, _ in found}
-            marks = {os.fsdecode(name): mark for name, _, _, mark in found if mark is not None}
-            decided = set(self._known) & set(marks)
+            taken = {os.fsdecode(name): [mark] for name, _, _, mark in found if mark is not None}  # by an older agent
+            for (its_number, name), entries in self._taken.items():
+                if its_number == number and stamps.get(name) != entries[-1][0]:
+                    stamps[name] = entries[-1][0]
+                    taken[name] = [mark for _, mark in entries]
+            decided = set(self._known) & set(taken)
             if self._sinks is not None:
-                decided |= decided_ids(self._sinks, marks)
-            for name in marks:
+                decided |= decided_ids(self._sinks, taken)
+            for name in taken:
                 if name in decided:
                     self._done[number, name] = stamps[name]
                 else:
                     del stamps[name]  # it is taken again, with a new mark
+                    self._taken.pop((number, name), None)
             self._write()
             return stamps
 
-    def take(self, folder: Path, stamps: Mapping[str, Stamp]) -> None:
-        """These files are about to be decided."""
+    def take(self, folder: Path, name: str, stamp: Stamp) -> None:
+        """The file is about to be decided."""
         with self._lock:
-            number = self._numbers[folder]
-            mark = "" if self._sinks is None else self._sinks.mark()
-            for name, stamp in stamps.items():
-                self._taken[number, name] = stamp, mark
-                self._done.pop((number, name), None)
-            self._write()
+            if self._mark is None:
+                self._mark = "" if self._sinks is None else self._sinks.mark()
+            key = self._numbers[folder], name
+            self._taken.setdefault(key, []).append((stamp, self._mark))
+            try:
+                if self._journal is not None:
+                    self._journal.add(key, stamp, self._mark)
+            except OSError as error:
+                self._complain(error)
 
     def finish(self, folder: Path, name: str, stamp: Stamp, outcome: object = None) -> None:
         """The file's outcome is in the sinks. On any thread."""
@@ -198,6 +269,11 @@ class FileHistory:
             self._done[self._numbers[folder], name] = stamp
             if len(self._done) >= AT_ONCE:
                 self._write()
+
+    def commit(self) -> None:
+        """Record the files that are done."""
+        with self._lock:
+            self._write()
 
     def forget(self, folder: Path, names: Collection[str]) -> None:
         """These files were deleted long ago."""
@@ -212,32 +288,40 @@ class FileHistory:
                 self._write()
                 self._db.close()
                 self._db = None
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
             if self._file_lock is not None:
                 self._file_lock.close()
                 self._file_lock = None
 
     def _write(self) -> None:
-        """Record what is pending. A failure is logged once, and tried again with the next call."""
-        if self._db is None or not (self._taken or self._done):
+        """Record what is done. A failure is logged once, and tried again with the next call."""
+        if self._db is None or not self._done:
             return
         try:
-            if self._done and self._sinks is not None:
+            if self._sinks is not None:
                 self._sinks.sync()  # or a power cut could take an outcome whose file is recorded as done
-            insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, ?)"
-            rows: list[tuple[int, bytes, int, int, str | None]] = [
-                (folder, os.fsencode(name), *stamp, mark) for (folder, name), (stamp, mark) in self._taken.items()
-            ]
-            rows += [(folder, os.fsencode(name), *stamp, None) for (folder, name), stamp in self._done.items()]
-            self._transact(insert, rows)
+            insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, NULL)"
+            self._transact(insert, [(folder, os.fsencode(name), *at) for (folder, name), at in self._done.items()])
+            for key, stamp in self._done.items():
+                left = [entry for entry in self._taken.pop(key, []) if entry[0] != stamp]
+                if left:
+                    self._taken[key] = left
+            if self._journal is not None:
+                self._journal.reset(self._taken)
         except (sqlite3.Error, OSError) as error:
-            if not self._is_failing:
-                self._is_failing = True
-                why = describe_error(error)
-                log.warning("%s cannot be written (%s): after a crash, files may be decided again", self.path, why)
+            self._complain(error)
             return
         self._is_failing = False
-        self._taken.clear()
+        self._mark = None
         self._done.clear()
+
+    def _complain(self, error: Exception) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            why = describe_error(error)
+            log.warning("%s cannot be written (%s): after a crash, files may be decided again", self.path, why)
 
     def _transact(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         db = self._db

@@ -66,8 +66,10 @@ class Life:
         """As the end of its process would leave it."""
         assert self.history._db is not None
         assert self.history._file_lock is not None
+        assert self.history._journal is not None
         self.history._db.close()
         self.history._file_lock.close()
+        self.history._journal.close()
         for writer in self.writers:
             writer.close()
 
@@ -243,7 +245,7 @@ def opened_history(state: Path, *folders: Path) -> FileHistory:
 def test_two_folders_do_not_share_names(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     history = opened_history(tmp_path, one, two)
-    history.take(one, {"a.png": (1, 2)})
+    history.take(one, "a.png", (1, 2))
     history.finish(one, "a.png", (1, 2))
     assert history.done(two) == {}
     history.close()
