@@ -255,7 +255,7 @@ class StageVote:
                 worth[member] = np.rint(b * UNITS)
                 continue
             own = scores[member].astype(np.float64)
-            u = _ranks(own, np.array(grid))
+            u = ranks(own, np.array(grid))
             worth[member] = np.rint(np.where(np.isnan(own), b, b + a * u + c * (u * u)) * UNITS)
         return worth
 
@@ -343,7 +343,7 @@ def _rank(score: float, grid: Sequence[float]) -> float:
     return (right - 1 + (score - below) / (grid[right] - below)) / last - 0.5
 
 
-def _ranks(scores: Values, grid: Values) -> Values:
+def ranks(scores: Values, grid: Values) -> Values:
     """`_rank` of (B,) scores; of a NaN, any number."""
     left, right = np.searchsorted(grid, scores, "left"), np.searchsorted(grid, scores, "right")
     last = len(grid) - 1
