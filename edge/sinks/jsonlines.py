@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -227,10 +228,19 @@ class JsonLinesStream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self._is_lost = False  # its reader has ended
 
     def write(self, record: Record) -> None:
-        self.stream.write(json.dumps(record) + "\n")
-        self.stream.flush()
+        try:
+            if not self._is_lost:
+                self.stream.write(json.dumps(record) + "\n")
+                self.stream.flush()
+        except BrokenPipeError:
+            self._is_lost = True
+            with open(os.devnull, "w") as nowhere:  # or what is in the buffer fails once more at the end
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+        if self._is_lost:  # not as BrokenPipeError, which ends a program as if its work were done
+            raise OSError(errno.EIO, "the program that read it has ended", self.name)
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
         return keys
@@ -270,8 +280,8 @@ class JsonLinesFile:
             if self._is_regular:
                 self._make_room(len(line))
             self._append(line)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError:  # which would end the program as if its work were done
+            raise OSError(errno.EIO, "no program reads it", self.name) from None
         except OSError as error:  # such as a full disk: the operating system does not name the file
             raise OSError(error.errno, error.strerror, self.name) from None
 

@@ -7,6 +7,7 @@ its camera decides the present frame, and not one from a while ago.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -76,7 +77,8 @@ class CameraSource:
         return re.sub("//[^/@]*@", "//", str(self.path or self.config.device))
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        self._started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        # the clock alone repeats after each boot of a device that has no battery for it
+        self._started = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
         if not self.config.skip:
             yield from self._every_frame(stop)
             return

@@ -330,7 +330,7 @@ class CallQueue:
         self._is_closed = False
         self._taken_at: float | None = None
         self._example_s = 0.01  # moving average of the agent's time for one
-        self._prefix = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"  # of ids, where callers give none
+        self._prefix = f"{os.getpid():x}-{os.urandom(6).hex()}"  # of ids, where callers give none
         self._numbers = itertools.count(1)
 
     @property

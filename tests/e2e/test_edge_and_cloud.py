@@ -319,15 +319,15 @@ def test_a_stream_that_was_closed_beforehand_is_no_bug(server, tmp_path, closed,
     assert (shell.returncode, shell.stdout.count("\n"), shell.stderr) == (code, n_lines, told)
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(server, tmp_path):
-    """As `coe-edge | head -1` does."""
+def test_a_reader_that_goes_away_ends_it_with_a_line_and_not_as_done(server, tmp_path):
+    """As `coe-edge | head -1` does: the decisions after it are nowhere."""
     config = edge_config(tmp_path, server.port)
     command = f'"$0" -m edge.main --config "{config}"; echo "code $?" >&2'
     shell = subprocess.run(
         ["bash", "-c", f"{{ {command}; }} | head -1", sys.executable], capture_output=True, text=True, timeout=30
     )
     assert len(shell.stdout.splitlines()) == 1
-    assert shell.stderr == "code 0\n"
+    assert shell.stderr == "coe-edge: standard output: the program that read it has ended\ncode 1\n"
 
 
 OTHER_TASK = """

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import time
 
 import pytest
@@ -164,3 +165,15 @@ def test_the_tally_counts_and_says_what_it_counted():
 @pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (812, "812 B"), (12_340, "12.3 kB"), (4_500_000, "4.5 MB")])
 def test_bytes_are_written_as_people_do(n, text):
     assert format_bytes(n) == text
+
+
+def test_standard_output_whose_reader_has_ended_fails_from_then_on():
+    """It fails as another sink would: BrokenPipeError ends a program as if its work were done."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        sinks = Sinks([JsonLinesStream(stream)], LABELS)
+        for _ in range(3):
+            with pytest.raises(OSError, match="the program that read it has ended: 'standard output'") as raised:
+                sinks.write(outcome())
+            assert not isinstance(raised.value, BrokenPipeError)

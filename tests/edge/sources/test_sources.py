@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from coe.cascade import ConfigError
 from coe.zoo import digits
 from edge.config import SourceConfig
-from edge.sources import Example, open_source
+from edge.sources import Example, jsonlines, open_source
 from edge.sources.folder import FolderSource
 from edge.sources.jsonlines import JsonLinesSource, parse_line
 from edge.sources.open import DigitsSource
@@ -373,6 +373,38 @@ def test_a_line_longer_than_the_pipe_arrives_whole():
         writer.start()
         writer.join(BOUND_S)
     assert pipe.examples[0].value.tolist() == numbers
+
+
+def test_a_line_costs_no_more_for_each_part_in_which_it_comes(monkeypatch):
+    """Of a line of 50 MB, the 800 parts were joined with each one that came."""
+    joined = []
+
+    class Parts(bytes):
+        def split(self, *arguments: object) -> list[bytes]:
+            joined.append(len(self))
+            return super().split(*arguments)
+
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda *arguments: Parts(read(*arguments)))
+    with Pipe() as pipe:
+        writer = threading.Thread(target=lambda: (pipe.say(b'{"text": "' + b"a" * 2_000_000 + b'"}\n'), pipe.end()))
+        writer.start()
+        writer.join(BOUND_S)
+    assert len(pipe.examples[0].value) == 2_000_000
+    assert sum(joined) == 2_000_013  # each byte is looked at once
+
+
+def test_a_line_that_is_too_long_is_one_example_and_the_next_is_read(monkeypatch):
+    monkeypatch.setattr(jsonlines, "MOST_LINE_BYTES", 100_000)
+    with Pipe() as pipe:
+        lines = b"x" * 400_000 + b'\n{"tensor": [1]}\n' + b"y" * 300_000
+        writer = threading.Thread(target=lambda: (pipe.say(lines), pipe.end()))
+        writer.start()
+        writer.join(BOUND_S)
+    assert [example.id for example in pipe.examples] == ["line-1", "line-2", "line-3"]
+    assert pipe.examples[0].error == "cannot be read: expected a line of at most 100,000 bytes, got a longer one"
+    assert pipe.examples[1].value.tolist() == [1]
+    assert pipe.examples[2].error == pipe.examples[0].error
 
 
 def test_a_quiet_stream_does_not_keep_the_source_from_stopping():

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fakes import BOUND_S, until
 
 from coe.cascade import ConfigError, RuntimeMissing
 from edge.sources import Example, SourceConfig, open_source
+from edge.sources import camera as camera_module
 from edge.sources.camera import CameraSource
 from edge.sources.config import CameraConfig
 
@@ -74,6 +76,21 @@ class Taking:
 
 def everything(source: CameraSource) -> list[Example]:
     return list(source.examples(threading.Event()))
+
+
+def test_ids_do_not_repeat_where_the_clock_does(tmp_path, monkeypatch):
+    """A device without a clock battery starts each time at the same second."""
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(1970, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(camera_module, "datetime", Stopped)
+    path = video(tmp_path / "v.avi", 3)
+    config = CameraConfig(None, skip=False)
+    ids = [example.id for _ in range(2) for example in CameraSource(config, path).examples(threading.Event())]
+    assert len(ids) == len(set(ids)) == 6
 
 
 def test_every_frame_of_a_video_is_given_in_order(tmp_path):
