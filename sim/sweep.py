@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from coe.cascade.types import Array
 from coe.cascade.vote import break_ties, plurality, pool
 
-from .traces import Trace
+from .traces import Trace, by_chance
+from .traces.trace import CHUNK
 
-__all__ = ["Configuration", "EnsembleVotes", "Outcomes", "SweptTier", "sweep"]
+__all__ = ["Configuration", "EnsembleVotes", "Outcomes", "SweptTier", "right_rows", "sweep"]
 
 
 Words = NDArray[np.uint64]
@@ -48,7 +49,6 @@ def ones(words: Words) -> NDArray[np.int64]:
 
 Flags = NDArray[np.bool_]
 THREADS = 2
-CHUNK = 2048  # rows whose probabilities are pooled together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class EnsembleVotes:
         self._kept: dict[Hashable, SweptTier] = {}
         self._counted: dict[tuple[str, ...], tuple[Flags, NDArray[np.uint8]]] = {}
         self._scored: dict[tuple[tuple[str, ...], bool], tuple[Flags, NDArray[np.float32]]] = {}
-        self._entropies: dict[str, NDArray[np.float64]] = {}
+        self._entropies: dict[str, NDArray[np.float32]] = {}
         self._right = {model: trace.right(model) for model in trace.models}
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class EnsembleVotes:
         """The answer stands where the entropy of the output, in nats, is at most `most` (needs probabilities)."""
 
         def bits() -> tuple[Flags, Flags]:
-            return self._right[model], self.entropies(model) <= most
+            return self._right[model], self.entropies(model) <= np.float32(most)
 
         return self._tier((model, "entropy", most), (model,), f"entropy <= {most:.3g}", bits)
 
@@ -117,10 +117,11 @@ class EnsembleVotes:
         own = tuple(members)
         return self._tier((own, "ideal"), own, "where right", lambda: (self.counted(own)[0], self.counted(own)[0]))
 
-    def random(self, members: Sequence[str], rate: float, rng: np.random.Generator) -> SweptTier:
-        """The answer stands on a random share `rate` of the examples."""
+    def random(self, members: Sequence[str], rate: float, seed: int, number: int) -> SweptTier:
+        """The answer stands on a random share `rate` of the examples, in tier `number`."""
         own = tuple(members)
-        return SweptTier(own, f"random {rate:.0%}", packed(self.counted(own)[0]), packed(rng.random(len(self)) < rate))
+        stands = by_chance(rate, seed, number, len(self))
+        return SweptTier(own, f"random {rate:.0%}", packed(self.counted(own)[0]), packed(stands))
 
     def count_all(self, ensembles: Iterable[tuple[str, ...]], threads: int = THREADS) -> None:
         """`counted` for many ensembles at once, on threads: NumPy lets others work meanwhile."""
@@ -147,16 +148,10 @@ class EnsembleVotes:
             self._scored[members, pools] = labels == self.trace.labels, score
         return self._scored[members, pools]
 
-    def entropies(self, model: str) -> NDArray[np.float64]:
+    def entropies(self, model: str) -> NDArray[np.float32]:
         """(B,) of the model's output, in nats."""
         if model not in self._entropies:
-            output = self.trace.models[model].probabilities
-            assert output is not None
-            own = np.empty(len(self))
-            for start in range(0, len(self), CHUNK):
-                p = np.clip(output[start : start + CHUNK].astype(np.float64), 1e-12, 1.0)
-                own[start : start + CHUNK] = -(p * np.log(p)).sum(axis=1)
-            self._entropies[model] = own
+            self._entropies[model] = self.trace.models[model].entropy()
         return self._entropies[model]
 
     def _tier(
@@ -216,9 +211,22 @@ class EnsembleVotes:
         return ballots, None, np.stack(scores) if len(scores) == len(answers) else None
 
 
+Configuration = Sequence[SweptTier]
+
+
+def right_rows(configuration: Configuration, n: int) -> Flags:
+    """(n,) where the answer of one cascade is right."""
+    right = np.zeros_like(configuration[0].right)
+    active = packed(np.ones(n, dtype=np.bool_))
+    for tier in configuration[:-1]:
+        right |= active & tier.is_final & tier.right
+        active = active & ~tier.is_final
+    right |= active & configuration[-1].right
+    return np.unpackbits(right.view(np.uint8))[:n].view(np.bool_)
+
+
 AT_ONCE = 64  # cascades in one piece of work: with 50,000 examples each array is 400 kB, and stays in the cache
 
-Configuration = Sequence[SweptTier]
 Counts = NDArray[np.int64]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.sweep import EnsembleVotes, SweptTier
-from sim.traces import Trace
+from sim.traces import Trace, exact
 
 from .candidates import MOST_TIERS, Candidate, Ensemble, Shape, by_cost, ensembles
 
@@ -99,14 +99,14 @@ def _by_confidence(
     def decide(ensemble_votes: EnsembleVotes, place: int) -> SweptTier:
         return ensemble_votes.confidence(tiers[place], thresholds[place], pools=pools)
 
-    return _deferring(method, tiers, decide, [f"confidence>={t:.4g}" for t in thresholds])
+    return _deferring(method, tiers, decide, [f"confidence>={exact(t)}" for t in thresholds])
 
 
 def _by_entropy(models: Sequence[str], limits: Sequence[float]) -> Candidate:
     def decide(ensemble_votes: EnsembleVotes, place: int) -> SweptTier:
         return ensemble_votes.entropy(models[place], limits[place])
 
-    return _deferring("IDK, entropy", _singly(models), decide, [f"entropy<={most:.3g}" for most in limits])
+    return _deferring("IDK, entropy", _singly(models), decide, [f"entropy<={exact(most)}" for most in limits])
 
 
 def committees(cost: dict[str, float]) -> list[Candidate]:
@@ -120,7 +120,7 @@ def _committee(models: tuple[str, ...], t: float) -> Candidate:
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
         return [ensemble_votes.confidence(models[:k], at, pools=True) for k, at in enumerate(thresholds, start=1)]
 
-    rules = (*[f"mean confidence>={t:g}"] * (len(models) - 1), "")
+    rules = (*[f"mean confidence>={exact(t)}"] * (len(models) - 1), "mean")
     return Candidate("committee cascade", _singly(models), make, rules)  # outputs of those before are there already
 
 
@@ -140,12 +140,13 @@ def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidat
     """The same tiers, each keeping a random share of its examples: that which it keeps on calibration."""
     tiers = tuple(members for members, _ in shape)
 
+    rates = [round(rate, 4) for rate in stays[: len(tiers) - 1]]
+
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        rng = np.random.default_rng(seed)
-        before = [ensemble_votes.random(members, rate, rng) for members, rate in zip(tiers[:-1], stays, strict=False)]
+        before = [ensemble_votes.random(tiers[at], rate, seed, at + 1) for at, rate in enumerate(rates)]
         return [*before, ensemble_votes.always(tiers[-1])]
 
-    return Candidate("random deferral", tiers, make, (*(f"random {rate:.0%}" for rate in stays[: len(tiers) - 1]), ""))
+    return Candidate("random deferral", tiers, make, (*(f"random {rate} seed {seed}" for rate in rates), ""))
 
 
 def ideal(shape: Shape) -> Candidate:
@@ -159,7 +160,7 @@ def _score_quantiles(ensemble_votes: EnsembleVotes, members: Ensemble, pools: bo
     return _quantiles(ensemble_votes.scored(members, pools)[1].astype(np.float64))
 
 
-def _quantiles(values: NDArray[np.float64]) -> list[float]:
+def _quantiles(values: NDArray[np.floating]) -> list[float]:
     """Thresholds at which 95%, 85% .. 5% of the examples leave, from low to high."""
     return [float(np.float32(value)) for value in np.quantile(values, LEVELS, method="nearest")]
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
 from sim import arguments
 from sim.output import Part, Table, log
-from sim.traces import Costs, TierSpec, Trace, parse_tiers, read_costs, to_cascade
+from sim.traces import Costs, TierSpec, Trace, exact, parse_tiers, read_costs, to_cascade
+from sim.traces.tiers import LowEntropy
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,11 @@ def lead(mine: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, floa
 def rule_text(rule: DeferralRule, n_members: int) -> str:
     if isinstance(rule, Agreement):
         return f"{rule.needed(n_members)} of {n_members}"
-    return f"confidence >= {rule.threshold:g}" if isinstance(rule, Confidence) else "always"
+    if isinstance(rule, Confidence):
+        return f"confidence >= {exact(rule.threshold)}"
+    if isinstance(rule, LowEntropy):
+        return f"entropy <= {exact(rule.most)}"
+    return {"AtRandom": "at random", "Ideal": "where right"}.get(type(rule).__name__, "always")
 
 
 def as_part(result: Replayed, costs: Sequence[Costs]) -> Part:
@@ -136,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="TIER",
         help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where no rule is given; "
-        "'a@confidence>=0.8' defers by score",
+        "'a@confidence>=0.8' defers by score; every system that pareto prints is read, tiers as it writes them",
     )
     arguments.add_costs(parser)
     arguments.add_output(parser, "CSV and a chapter of report.html")

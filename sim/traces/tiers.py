@@ -10,14 +10,54 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.cascade import Always, Batch, Cascade, Confidence, ConfigError, DeferralRule, Vote, parse_agreement
+from coe.cascade import Always, Batch, Cascade, Confidence, ConfigError, DeferralRule, Ideal, Vote, parse_agreement
 from coe.cascade.types import NO_LABEL, Array, Labels
 from coe.cascade.vote import is_settled, leaders, plurality, pool
 from coe.link import Clock
 
-from .trace import Answers, Trace
+from .trace import CHUNK, Answers, Trace
 
-CHUNK = 2048  # examples voted on together: bounds the memory that a thousand labels take
+NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+
+
+def exact(value: float) -> str:
+    """The shortest decimal that is read as the same float32: scores and their thresholds are compared in it."""
+    return np.format_float_positional(np.float32(value), trim="-")
+
+
+@dataclass(frozen=True, slots=True)
+class LowEntropy:
+    """Baseline, for studies: one model's answer stands where the entropy of its output is at most `most` nats."""
+
+    most: float
+    pools_scores: bool = False
+
+    def needed(self, n_members: int) -> None:
+        return None
+
+    def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
+        return vote.score >= -self.most
+
+
+@dataclass(frozen=True, slots=True)
+class AtRandom:
+    """Baseline, for studies: an answer stands by chance; `stands` (N,), of every row of the trace."""
+
+    stands: NDArray[np.bool_]
+    pools_scores: bool = False
+
+    def needed(self, n_members: int) -> None:
+        return None
+
+    def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
+        stands: NDArray[np.bool_] = self.stands[batch.x[:, 0].astype(np.intp)]
+        return stands
+
+
+def by_chance(rate: float, seed: int, tier: int, n: int) -> NDArray[np.bool_]:
+    """(N,) True at random, at this rate, in tier number `tier`."""
+    chosen: NDArray[np.bool_] = np.random.default_rng([seed, tier]).random(n) < rate
+    return chosen
 
 
 class RecordedTier:
@@ -72,6 +112,8 @@ def vote_of(trace: Trace, members: Sequence[str], rule: DeferralRule, *, early: 
         for rows in np.split(np.arange(len(trace)), range(CHUNK, len(trace), CHUNK))
     ]
     labels, count, asked, score = (np.concatenate(column) for column in zip(*pieces, strict=True))
+    if isinstance(rule, LowEntropy):
+        score = -trace.models[members[0]].entropy()
     return Vote(labels, count, asked, len(members), score)
 
 
@@ -116,10 +158,16 @@ def _stacked(answers: Sequence[Answers], column: str) -> Array | None:
 
 @dataclass(frozen=True, slots=True)
 class TierSpec:
-    """A tier as a command line names it: 'a,b,c@2/3'."""
+    """A tier as a command line names it: 'a,b,c@2/3'.
+
+    Args:
+        members: the models that an example pays for there.
+        earlier: models of earlier tiers whose outputs are pooled with theirs.
+    """
 
     members: tuple[str, ...]
     rule: DeferralRule
+    earlier: tuple[str, ...] = ()
 
 
 def parse_tiers(texts: Sequence[str], trace: Trace) -> tuple[list[TierSpec], list[str]]:
@@ -141,24 +189,39 @@ def parse_tiers(texts: Sequence[str], trace: Trace) -> tuple[list[TierSpec], lis
                 findings.append(f'--tiers: tier {number}: no model "{name}" in the trace ({hint})')
         if len(set(names)) < len(names):
             findings.append(f'--tiers: tier {number}: expected each model once, got "{text}" (drop the second)')
+        rule = rule.strip()
+        earlier = tuple(name for spec in specs for name in spec.members) if rule.startswith("mean") else ()
+        outputs = [trace.models[name].probabilities for name in (*earlier, *names) if name in trace.models]
+        if re.match("mean|entropy", rule) and any(one is None for one in outputs):
+            findings.append(f'--tiers: tier {number}: "@{rule}" needs probabilities, and the trace has none')
+            continue
         try:
-            found, warning = _rule(rule.strip(), names, trace, is_last=number == len(texts))
+            found, warning = _rule(rule, names, trace, number, is_last=number == len(texts))
         except ValueError as error:
             findings.append(f"--tiers: tier {number}: {error}")
             continue
-        specs.append(TierSpec(names, found))
+        specs.append(TierSpec(names, found, earlier))
         warnings += [f"--tiers: tier {number}: {warning}"] if warning else []
     if findings:
         raise ConfigError(findings)
     return specs, warnings
 
 
-def _rule(text: str, names: Sequence[str], trace: Trace, is_last: bool) -> tuple[DeferralRule, str | None]:
+def _rule(text: str, names: Sequence[str], trace: Trace, number: int, is_last: bool) -> tuple[DeferralRule, str | None]:
+    """The rule that a text means, and a warning: those of a cascade, and those of the baselines as `pareto` prints."""
     if is_last:
-        return Always(), f'the last tier always answers, so "@{text}" has no effect (leave it out)' if text else None
-    if match := re.fullmatch(r"confidence\s*>=\s*([\d.]+)", text):
-        pools = all(name in trace.models and trace.models[name].probabilities is not None for name in names)
-        return Confidence(float(match[1]), pools_scores=pools), None
+        is_pooled = text == "mean"
+        unread = f'the last tier always answers, so "@{text}" has no effect (leave it out)'
+        return Always(pools_scores=is_pooled), unread if text and not is_pooled else None
+    if match := re.fullmatch(rf"(mean )?confidence\s*>=\s*{NUMBER}", text):
+        known = all(name in trace.models and trace.models[name].probabilities is not None for name in names)
+        return Confidence(float(match[2]), pools_scores=bool(match[1]) or (known and len(names) > 1)), None
+    if match := re.fullmatch(rf"entropy\s*<=\s*{NUMBER}", text):
+        return LowEntropy(float(match[1])), None
+    if match := re.fullmatch(rf"random {NUMBER} seed (\d+)", text):
+        return AtRandom(by_chance(float(match[1]), int(match[2]), number, len(trace))), None
+    if text == "where right":
+        return Ideal(dict(zip(trace.ids, trace.labels.tolist(), strict=True))), None
     if len(names) == 1:
         raise ValueError(
             f"one member always agrees with itself, so this tier would never defer "
@@ -176,7 +239,7 @@ def to_cascade(specs: Sequence[TierSpec], trace: Trace, early: Sequence[bool] = 
     rules = [*(spec.rule for spec in specs[:-1]), Always(specs[-1].rule.pools_scores)]
     return Cascade(
         [
-            RecordedTier(f"tier {number}", vote_of(trace, spec.members, rule, early=ends), rule)
+            RecordedTier(f"tier {number}", vote_of(trace, (*spec.earlier, *spec.members), rule, early=ends), rule)
             for number, (spec, rule, ends) in enumerate(
                 zip(specs, rules, early or [False] * len(specs), strict=True), start=1
             )

@@ -13,6 +13,7 @@ from coe.cascade import Batch
 from coe.cascade.types import Array
 
 Rows = NDArray[np.intp]
+CHUNK = 2048  # examples worked on together: bounds the memory that a thousand labels take
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,15 @@ class Answers:
         scores = outputs[np.arange(len(predictions)), predictions]
         kept = outputs.astype(np.float16)
         return cls(predictions.astype(np.int32), scores.astype(np.float32), kept, latency_s)
+
+    def entropy(self) -> NDArray[np.float32]:
+        """(B,) of the probabilities, in nats."""
+        assert self.probabilities is not None
+        entropy = np.empty(len(self.predictions), dtype=np.float32)
+        for start in range(0, len(entropy), CHUNK):
+            p = np.clip(self.probabilities[start : start + CHUNK].astype(np.float64), 1e-12, 1.0)
+            entropy[start : start + CHUNK] = -(p * np.log(p)).sum(axis=1)
+        return entropy
 
     def take(self, rows: Rows) -> Answers:
         """The answers on `rows` (A,), in that order."""

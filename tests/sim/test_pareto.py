@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulator import Program
-from traces_of import trace_of
+from traces_of import trace_of, traces
 
 from coe.cascade import Accounting, Agreement, Ideal
 from sim.output import Progress
 from sim.studies import baselines, pareto
 from sim.studies.candidates import Choices, cascade, drop_in, measure, pareto_set, shapes
+from sim.studies.replay import replay_trace
 from sim.sweep import EnsembleVotes
-from sim.traces import Costs, TierSpec, Trace, to_cascade
+from sim.traces import Costs, TierSpec, Trace, exact, parse_tiers, to_cascade
 
 COST = {"a": 1.0, "b": 2.0, "c": 3.0, "best": 50.0}
 COSTS = Costs("flops", COST)
@@ -108,6 +111,26 @@ def test_the_chosen_cascade_is_what_the_cascade_itself_says(study: pareto.Study)
         specs = [TierSpec(own, Agreement(max(needed, 1) * one_of(own))) for own, needed in candidate.shape]
         right = to_cascade(specs, study.report).decide(study.report.batch()).labels == study.report.labels
         assert ours.chosen.accuracy[row] == pytest.approx(right.mean())
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_every_system_printed_replays_to_the_same_exits_and_errors(data: st.DataObject):
+    trace = data.draw(traces().filter(lambda one: len(one) > 3))
+    study = study_of(trace, costs=[Costs("flops", {name: 1.0 + at for at, name in enumerate(trace.models)})], most=60)
+    for method in study.methods:
+        for row, candidate in enumerate(method.chosen.candidates):
+            replayed = replay_trace(study.report, parse_tiers(candidate.as_text().split(" | "), study.report)[0])
+            n_tiers = len(candidate.charged)
+            assert replayed.wrong_exits == method.chosen.outcomes.wrong[row, :n_tiers].tolist(), candidate.as_text()
+            exits = [round(share * len(study.report)) for share in replayed.exits]
+            assert exits == method.chosen.outcomes.exits[row, :n_tiers].tolist(), candidate.as_text()
+
+
+@given(st.floats(-1e6, 1e6, width=32))
+def test_a_threshold_is_printed_so_that_it_is_read_as_the_same_score(value: float):
+    assert np.float32(float(exact(value))) == np.float32(value)
+    assert "e" not in exact(value)
 
 
 def one_of(members: tuple[str, ...]):

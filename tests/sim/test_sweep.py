@@ -100,7 +100,7 @@ def test_ones_are_counted_the_same_without_numpy_2(monkeypatch):
 def test_a_random_tier_keeps_its_share_and_is_the_same_for_the_same_seed():
     trace = trace_of([0] * 4000, {"a": [0] * 4000}, {})
     ensemble_votes = EnsembleVotes(trace)
-    tiers = [ensemble_votes.random(("a",), 0.3, np.random.default_rng(5)) for _ in range(2)]
+    tiers = [ensemble_votes.random(("a",), 0.3, seed=5, number=1) for _ in range(2)]
     assert ones(tiers[0].is_final) == ones(tiers[1].is_final)
     assert ones(tiers[0].is_final) / 4000 == pytest.approx(0.3, abs=0.03)
 
