@@ -30,7 +30,8 @@ def add_costs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--costs",
         metavar="FILE",
-        help="YAML of what each model costs (flops, latency_s, usd_per_million), or the name of a bundled one; "
+        help="YAML of what each model costs (flops, latency_s, usd_per_million), the name of a bundled one, or a "
+        "table of prices; "
         "the trace's own latencies, and the FLOPs of a bundled one, are used besides",
     )
 
@@ -54,13 +55,21 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of the split and of random draws; default 0")
 
 
+def add_bound(parser: argparse.ArgumentParser) -> None:
+    """What is to be shown."""
+    parser.add_argument(
+        "--bound", type=share, default=0.01, metavar="SHARE", help="less accurate than the model, at most; default 1%%"
+    )
+    parser.add_argument("--delta", type=share, default=0.1, help="risk that the bound does not hold; default 10%%")
+
+
 def open_trace(options: argparse.Namespace) -> Trace:
     """The trace asked for, with the models asked for.
 
     Raises:
         ConfigError: it is none, or has no such model.
     """
-    trace = read_trace(options.trace)
+    trace = read_trace(Path(options.trace))
     if options.models is None:
         return trace
     check_models("--models", options.models, trace)
@@ -83,9 +92,18 @@ def names(text: str) -> list[str]:
 
 
 def share(text: str) -> float:
-    value = _number(text)
+    """A number between 0 and 1; a percent sign is understood."""
+    is_percent = text.rstrip().endswith("%")
+    value = _number(text.rstrip("% ")) / (100 if is_percent else 1)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text}")
+    return value
+
+
+def ratio(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text} (write 0.95)")
     return value
 
 

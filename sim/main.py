@@ -14,6 +14,7 @@ from coe.config.program import run_program
 from . import arguments
 from .output import Part, finish_parts, require_matplotlib
 from .studies import (
+    certify,
     delays,
     digits,
     errors,
@@ -23,12 +24,13 @@ from .studies import (
     paper,
     parallel,
     pareto,
+    plan,
     record,
     replay,
     report,
 )
 
-STUDIES = (digits, paper, record, replay, pareto, errors, exits, parallel, gpu_cost, model_table, report)
+STUDIES = (digits, paper, record, replay, pareto, plan, certify, errors, exits, parallel, gpu_cost, model_table, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

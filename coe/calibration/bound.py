@@ -58,7 +58,9 @@ def best_capital(x: ArrayLike, mean: float, bets: Bets = SPREAD) -> float:
     steps = _log_factors(bets.stakes, mean)[:, np.asarray(x, dtype=np.intp) + 1]  # (S, n)
     if not steps.size:
         return 0.0
-    return float(np.logaddexp.reduce(steps.cumsum(axis=1) + np.log(bets.weights)[:, None], axis=0).max())
+    capital = steps.cumsum(axis=1) + np.log(bets.weights)[:, None]
+    top = capital.max(axis=0)
+    return float((np.log(np.exp(capital - top).sum(axis=0)) + top).max())
 
 
 def is_certified(x: ArrayLike, epsilon: float, delta: float, bets: Bets = SPREAD) -> bool:

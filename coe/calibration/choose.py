@@ -207,7 +207,7 @@ def front(
 ) -> list[Candidate]:
     """The Pareto front within the budgets, from the cheapest and least accurate up.
 
-    An average counts one standard error more than it came to, so that it holds on other examples too. The first budget
+    An average counts two standard errors more than it came to, so that it holds on other examples too. The first budget
     is the cost of the front.
     """
     found: list[Candidate] = []
@@ -272,10 +272,10 @@ def _pareto(
     n = len(swept[0].right)
     accuracy = right.sum(axis=-1).ravel() / n
     shares = exits.reshape(-1, len(tiers)) / n
-    means = [shares @ own for own in charges]
-    upper = [
-        mean + np.sqrt(np.maximum(shares @ own**2 - mean**2, 0) / n) for own, mean in zip(charges, means, strict=True)
-    ]
+    upper = []
+    for own in charges:
+        mean = shares @ own
+        upper.append(mean + 2 * np.sqrt(np.maximum(shares @ own**2 - mean**2, 0) / n))
     good = np.flatnonzero(np.all([mean <= limit for mean, limit in zip(upper, most, strict=True)], axis=0))
     found = []
     for at in good[pareto_set(upper[0][good], accuracy[good])].tolist() if good.size else []:
@@ -347,26 +347,25 @@ class Certifier:
 
     def choice(self, system: System, expected: float) -> Choice:
         """The system with its bound."""
-        seen, unseen = (self._difference(system, panel, self.reference) for panel in (self.ranked, self.unseen))
-        both = np.concatenate([seen, unseen])
+        panels = (self.ranked, self.unseen)
+        both = np.concatenate([system.decide(own)[0].astype(np.int8) - own.right(self.reference) for own in panels])
         gain, loss = float((both > 0).mean()), float((both < 0).mean())
         if not gain and not loss and system.rule == "single":  # the reference itself
-            return Choice(system, expected, Bound(self.epsilon, self.delta, True, 0.0, len(unseen), 0), 0.0, 0.0)
+            return Choice(system, expected, Bound(self.epsilon, self.delta, True, 0.0, len(self.unseen), 0), 0.0, 0.0)
         low = min(lower_bound(x, self.delta, bets) for x, bets in self._differences(system))
         needed = sample_size(gain, loss, self.epsilon, self.delta)
-        labels = None if needed is None else round(needed * len(both) / max(len(unseen), 1))
-        bound = Bound(self.epsilon, self.delta, self.holds(system), low, len(unseen), labels)
+        labels = None if needed is None else round(needed * len(both) / len(self.unseen))
+        bound = Bound(self.epsilon, self.delta, self.holds(system), low, len(self.unseen), labels)
         return Choice(system, expected, bound, gain, loss)
 
     def _differences(self, system: System) -> Iterable[tuple[NDArray[np.int8], Bets]]:
+        """Per model: X on the unseen half, and bets by the other."""
+        ranked, unseen = (system.decide(panel)[0].astype(np.int8) for panel in (self.ranked, self.unseen))
+        n = len(ranked) + 2
         for name in self.against:
-            seen = self._difference(system, self.ranked, name)
-            n = len(seen) + 2
-            gain, loss = (float((seen > 0).sum() + 1) / n, float((seen < 0).sum() + 1) / n)
-            yield self._difference(system, self.unseen, name), Bets.expecting(gain, loss, self.epsilon)
-
-    def _difference(self, system: System, panel: Panel, name: str) -> NDArray[np.int8]:
-        return system.decide(panel)[0].astype(np.int8) - panel.right(name).astype(np.int8)
+            seen = ranked - self.ranked.right(name)
+            bets = Bets.expecting(float((seen > 0).sum() + 1) / n, float((seen < 0).sum() + 1) / n, self.epsilon)
+            yield unseen - self.unseen.right(name), bets
 
 
 def most_accurate(found: Sequence[Candidate], certifier: Certifier) -> Choice | None:

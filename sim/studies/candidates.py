@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, islice, pairwise
+from itertools import combinations, islice, pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.calibration.choose import pareto_set as pareto_set  # beside `measure`, whose columns it takes
 from coe.cascade import Accounting, tier_charges
 from sim.sweep import EnsembleVotes, Outcomes, SweptTier, sweep
 from sim.traces import Costs, Trace
 
 MOST_MEMBERS, MOST_TIERS = 5, 5
+MOST_RANKED = 4  # tiers of a cascade whose thresholds are tried in every combination
 
 Ensemble = tuple[str, ...]
 Shape = tuple[tuple[Ensemble, int], ...]  # per tier: members, votes needed (0: it always answers)
@@ -73,40 +75,68 @@ def cascade(shape: Shape) -> Candidate:
 def shapes(cost: dict[str, float], most: int, rng: np.random.Generator) -> tuple[list[Shape], bool]:
     """Cascades of 2 to MOST_TIERS tiers of different models, no tier cheaper than the one before; and whether these
     are all there are. Where there are more than `most`, as many are drawn at random."""
-    models = by_cost(cost)
-    found = list(islice(_every(models, cost, 0.0, MOST_TIERS), most + 1))
+    every = (
+        tuple(zip(tiers, (*needed, 0), strict=True))
+        for tiers in _every(by_cost(cost), cost, 0.0, MOST_TIERS, 2)
+        for needed in product(*(range(2, len(tier) + 1) for tier in tiers[:-1]))
+        if len(tiers) > 1
+    )
+    found = list(islice(every, most + 1))
     if len(found) <= most:
         return found, True
+    return list(_drawn(lambda: _draw(cost, rng, 2), most)), False
+
+
+def sequences(cost: dict[str, float], most: int, rng: np.random.Generator) -> list[tuple[Ensemble, ...]]:
+    """The tiers of 1 to MOST_RANKED ensembles or single models, no tier cheaper than the one before, small ones first.
+
+    Where there are more than `most`, every model alone, every pair of them, and others at random.
+    """
+    models = by_cost(cost)
+    found = list(islice(_every(models, cost, 0.0, MOST_RANKED, 1), most + 1))
+    if len(found) > most:
+        known = {((one,),) for one in models} | {((one,), (other,)) for one, other in combinations(models, 2)}
+        shapes = _drawn(lambda: _draw(cost, rng, 1), most)
+        drawn = {tuple(members for members, _ in shape) for shape in shapes}
+        found = [*known, *(tiers for tiers in drawn - known if len(tiers) <= MOST_RANKED)]
+    return sorted(found, key=lambda tiers: (sum(map(len, tiers)), len(tiers), tiers))
+
+
+def _drawn(draw: Callable[[], Shape | None], most: int) -> dict[Shape, None]:
+    """Up to `most` different shapes."""
     drawn: dict[Shape, None] = {}
     for _ in range(20 * most):
-        if (shape := _draw(models, cost, rng)) is not None:
+        if (shape := draw()) is not None:
             drawn[shape] = None
         if len(drawn) == most:
             break
-    return list(drawn), False
+    return drawn
 
 
-def _every(models: Sequence[str], cost: dict[str, float], least: float, tiers_left: int) -> Iterator[Shape]:
-    """Shapes of up to `tiers_left` tiers whose first costs at least `least`."""
-    for first in ensembles(models, least=2):
+def _every(
+    models: Sequence[str], cost: dict[str, float], least: float, tiers_left: int, smallest: int
+) -> Iterator[tuple[Ensemble, ...]]:
+    """Up to `tiers_left` tiers whose first costs at least `least`; all but the last of `smallest` members at least."""
+    for first in ensembles(models):
         dearest = max(cost[name] for name in first)
         if dearest < least:
             continue
-        rest = [name for name in models if name not in first]
-        for needed in range(2, len(first) + 1):
-            own = (first, needed)
-            for last in ensembles(rest):
-                if max(cost[name] for name in last) >= dearest:
-                    yield (own, (last, 0))
-            if tiers_left > 2:
-                for after in _every(rest, cost, dearest, tiers_left - 1):
-                    yield (own, *after)
+        yield (first,)
+        if tiers_left > 1 and len(first) >= smallest:
+            rest = [name for name in models if name not in first]
+            for after in _every(rest, cost, dearest, tiers_left - 1, smallest):
+                yield (first, *after)
 
 
-def _draw(models: Sequence[str], cost: dict[str, float], rng: np.random.Generator) -> Shape | None:
-    """One shape at random, a small one more often; None where the models do not suffice for it."""
+def _draw(cost: dict[str, float], rng: np.random.Generator, smallest: int) -> Shape | None:
+    """One shape at random, a small one more often; None where the models do not suffice for it.
+
+    Args:
+        smallest: members, at least, of a tier before the last; of a single one any vote is a majority.
+    """
+    models = by_cost(cost)
     n_tiers = 1 + _small(rng, MOST_TIERS - 1)
-    sizes = [1 + _small(rng, MOST_MEMBERS - 1) for _ in range(n_tiers - 1)]
+    sizes = [smallest - 1 + _small(rng, MOST_MEMBERS - 1) for _ in range(n_tiers - 1)]
     sizes.append(_small(rng, MOST_MEMBERS))
     if sum(sizes) > len(models):
         return None
@@ -115,9 +145,9 @@ def _draw(models: Sequence[str], cost: dict[str, float], rng: np.random.Generato
     # Members in the order of their cost, so that one ensemble is one and the same however it was drawn.
     groups = [tuple(sorted(order[a:b], key=models.index)) for a, b in pairwise(ends)]
     groups.sort(key=lambda group: (max(cost[name] for name in group), group))
-    if any(len(group) == 1 for group in groups[:-1]):
+    if any(len(group) < smallest for group in groups[:-1]):
         return None
-    needed = [int(rng.integers(2, len(group) + 1)) for group in groups[:-1]]
+    needed = [int(rng.integers(min(2, len(group)), len(group) + 1)) for group in groups[:-1]]
     return tuple(zip(groups, [*needed, 0], strict=True))
 
 
@@ -188,18 +218,6 @@ def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, cost
         for accounting in Accounting
     }
     return Measured(candidates, outcomes, charged)
-
-
-def pareto_set(costs: Values, accuracy: Values) -> list[int]:
-    """The Pareto set, by rising cost: nothing else is as cheap and as accurate. Paper: Figure 6."""
-    order = np.lexsort((-accuracy, costs))
-    found: list[int] = []
-    best = -np.inf
-    for at in order.tolist():
-        if accuracy[at] > best:
-            found.append(at)
-            best = accuracy[at]
-    return found
 
 
 def drop_in(costs: Values, accuracy: Values, needed: float) -> int:

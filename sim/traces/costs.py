@@ -14,6 +14,7 @@ AXES = {
     "flops": "FLOPs per example",
     "latency_s": "model time per example",
     "usd_per_million": "US dollars per million examples",
+    "usd_per_10k_calls": "US dollars per 10,000 calls",
     "layers": "transformer layers per example",
 }
 
@@ -39,7 +40,7 @@ class Costs:
         """A value in its unit, short."""
         if self.kind == "latency_s":
             return format_seconds(value)
-        if self.kind == "usd_per_million":
+        if self.kind.startswith("usd_per_"):
             return f"${value:,.0f}" if value >= 100 else f"${value:.3g}"
         return si_prefixed(value) if self.kind == "flops" else f"{value:.3g}"
 

@@ -427,12 +427,16 @@ def read_costs(reference: str | None, trace: Trace) -> list[Costs]:
     """Every kind of cost that is known of all models in the trace; the file's first, in its order.
 
     Args:
-        reference: a YAML file, or the name of a bundled one; None: what comes with the trace (FLOPs of the bundled
-            tasks, latencies where they were recorded).
+        reference: a YAML file, the name of a bundled one, or a table of prices (TSV or CSV: `task`, `model` and
+            `price_usd_per_10k_calls`); None: what comes with the trace (FLOPs of the bundled tasks, latencies where
+            they were recorded).
     Raises:
         ConfigError: a model of the trace is missing in the file, or a number is none.
     """
-    found = [] if reference is None else costs_in(reference, list(trace.models))
+    if reference is not None and Path(reference).suffix in DELIMITERS:
+        found = [_prices(Path(reference), trace)]
+    else:
+        found = [] if reference is None else costs_in(reference, list(trace.models))
     if trace.task is not None and not any(costs.kind == "flops" for costs in found):
         flops = flops_of(trace.task, trace)
         found += [] if flops is None else [flops]
@@ -441,6 +445,25 @@ def read_costs(reference: str | None, trace: Trace) -> list[Costs]:
     if len(known) == len(seconds) and not any(costs.kind == "latency_s" for costs in found):
         found.append(Costs("latency_s", known, "medians of the trace, one example at a time"))
     return found
+
+
+PRICE = "price_usd_per_10k_calls"
+
+
+def _prices(path: Path, trace: Trace) -> Costs:
+    """The prices of the task that the trace is named after."""
+    table = read_table(path)
+    for column in ("task", "model", PRICE):
+        if column not in table:
+            raise ConfigError([f"expected a column {column}, got none (or write a YAML file of costs)"], str(path))
+    prices = numbers_of(path, PRICE, table[PRICE])
+    rows = [row for row, task in enumerate(table["task"]) if task.lower() in trace.name.lower().split("_")]
+    found = {table["model"][row]: float(prices[row]) for row in rows if prices[row] >= 0}
+    missing = [name for name in trace.models if name not in found]
+    if missing:
+        message = f'expected a price of "{missing[0]}" for the task of {trace.name}, got none (add a line)'
+        raise ConfigError([message], str(path))
+    return Costs("usd_per_10k_calls", {name: found[name] for name in trace.models}, f"prices in {path.name}")
 
 
 def is_wide(columns: Columns) -> bool:

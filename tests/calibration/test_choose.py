@@ -93,21 +93,21 @@ def test_the_order_of_the_members_changes_no_decision():
 
 
 def certifier(epsilon: float = 0.01, seed: int = 3) -> Certifier:
-    return Certifier(panel(), panel(seed=seed), "c", ("a", "b", "c"), epsilon, 0.1)
+    return Certifier(panel(600), panel(600, seed=seed), "c", ("a", "b", "c"), epsilon, 0.1)
 
 
 def test_the_most_accurate_comes_with_a_bound_against_every_model():
-    choice = most_accurate(front(panel(), SEQUENCES, [cost()]), certifier())
+    choice = most_accurate(front(panel(600), SEQUENCES, [cost()]), certifier())
     assert choice is not None
     assert choice.bound.holds
     assert choice.bound.lower_bound > -0.01
-    assert choice.bound.n == 1200
+    assert choice.bound.n == 600
     assert choice.gain > choice.loss
 
 
 def test_the_cheapest_certified_is_no_dearer_and_stops_where_nothing_is_shown():
-    found = front(panel(), SEQUENCES, [cost()])
-    cheap = cheapest_certified(found, certifier(0.02))
+    found = front(panel(600), SEQUENCES, [cost()])
+    cheap = cheapest_certified(found, certifier(0.03))
     assert cheap is not None
     assert cheap.bound.holds
     charges = np.array(cost().charges(cheap.system.tiers))

@@ -1,0 +1,420 @@
+"""`coe-sim plan`: what to run where, chosen and certified on labelled predictions, and what that came to on others."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.calibration import Calibration, TableMember
+from coe.calibration.bound import difference_interval, examples_needed, share_interval
+from coe.calibration.choose import (
+    FEW,
+    Budget,
+    Candidate,
+    Certifier,
+    Choice,
+    Panel,
+    System,
+    Tiers,
+    best_single,
+    cheapest_certified,
+    front,
+    most_accurate,
+    wrong_together,
+)
+from coe.cascade import Accounting, ConfigError, tier_charges
+from sim import arguments
+from sim.output import Part, Progress, Table, write_json
+from sim.sweep import EnsembleVotes
+from sim.traces import Costs, Trace, pick, read_costs
+
+from .candidates import sequences
+
+MOST_COST = 0.95  # of the reference's
+MOST_SEQUENCES = 2000
+TIMES = {"flops": "FLOPs", "latency_s": "time", "layers": "layers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a system may cost and must promise.
+
+    Args:
+        on_device: models that may run on the device; None: nothing is known of a device.
+        max_cost: average cost against the reference's; max_sent: share that leaves the device; max_latency_s: average.
+        epsilon, delta: the bound: at least as accurate as the reference less epsilon, with probability 1 - delta.
+        certified: the cheapest that is certified; False: the most accurate within the limits.
+        reference: the single model compared with; None: the most accurate, and the bound is against every model.
+        n_calibration: labelled examples to choose and certify on, at most half of all; None: half.
+    """
+
+    on_device: Sequence[str] | None = None
+    max_cost: float = MOST_COST
+    max_sent: float | None = None
+    max_latency_s: float | None = None
+    accounting: Accounting | None = None
+    epsilon: float = 0.01
+    delta: float = 0.1
+    certified: bool = False
+    reference: str | None = None
+    n_calibration: int | None = None
+    most: int = MOST_SEQUENCES
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A choice over the examples that had no part in it: right (n,) and exit_tier (n,) from 0."""
+
+    choice: Choice
+    right: NDArray[np.bool_]
+    exit_tier: NDArray[np.intp]
+
+    @property
+    def shares(self) -> list[float]:
+        return self.choice.system.shares(self.exit_tier)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was chosen, and from what.
+
+    Args:
+        reference_right: (n,) where the reference is right, on the test examples.
+        plain: the best plain agreement within the limits; None: there is none.
+        found: the front, and refused: in words, why not something else.
+    """
+
+    trace: Trace
+    wishes: Wishes
+    costs: Costs
+    accounting: Accounting
+    reference: str
+    reference_right: NDArray[np.bool_]
+    n_calibration: int
+    chosen: Tested
+    plain: Tested | None
+    found: Sequence[Candidate]
+    wrong_together: float | None
+    ranked: Panel
+
+    def cost(self, tested: Tested) -> dict[str, float]:
+        """By accounting, against the reference's."""
+        return {
+            kind.value: float(np.dot(tested.shares, self.charges(tested.choice.system.tiers, kind)))
+            for kind in Accounting
+        }
+
+    def charges(self, tiers: Tiers, kind: Accounting) -> NDArray[np.float64]:
+        return relative_charges(self.costs, self.reference, tiers, kind)
+
+    def kept(self, tested: Tested) -> float | None:
+        """The share of the test examples that is answered on the device, or by the first tier of several."""
+        tiers = tested.choice.system.tiers
+        if self.wishes.on_device is None:
+            return tested.shares[0] if len(tiers) > 1 else None
+        return float(sum(tested.shares[: n_on_device(tiers, self.wishes.on_device)]))
+
+
+def relative_charges(costs: Costs, reference: str, tiers: Tiers, kind: Accounting) -> NDArray[np.float64]:
+    own = tier_charges([[costs.of[name] for name in tier] for tier in tiers], kind)
+    return own / costs.of[reference]
+
+
+def n_on_device(tiers: Tiers, on_device: Sequence[str]) -> int:
+    """Tiers from the first on whose members may all run on the device."""
+    place = 0
+    while place < len(tiers) and set(tiers[place]) <= set(on_device):
+        place += 1
+    return place
+
+
+def panel_of(trace: Trace, n_labels: int) -> Panel:
+    """The trace as the chooser takes it; plain votes are those of `coe.cascade`."""
+    labels = np.stack([answers.predictions for answers in trace.models.values()]).astype(np.int64)
+    unknown = np.full(len(trace), np.nan)
+    scores = np.stack([unknown if one.scores is None else one.scores for one in trace.models.values()])
+    votes = EnsembleVotes(trace).counted
+    return Panel(tuple(trace.models), labels, scores.astype(np.float64), trace.labels.astype(np.int64), n_labels, votes)
+
+
+def n_labels_of(trace: Trace) -> int:
+    """Those of the models' outputs; else up to the highest label in the trace."""
+    outputs = [one.probabilities.shape[1] for one in trace.models.values() if one.probabilities is not None]
+    highest = max(int(one.predictions.max()) for one in trace.models.values())
+    return max(*map(int, outputs), int(trace.labels.max()) + 1, highest + 1, 2)
+
+
+def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Progress) -> Plan:
+    """Choose on one quarter of twice `n_calibration`, certify on the next, report on the rest.
+
+    Raises:
+        ConfigError: a wish cannot be met by any means: an unknown model, no cost, no latency, too few examples.
+    """
+    rng = np.random.default_rng(wishes.seed)
+    order = rng.permutation(len(trace))
+    n = min(wishes.n_calibration or len(trace), len(trace) // 2)
+    if n < 4:
+        raise ConfigError([f"TRACE: expected 8 examples at least, got {len(trace)} (record more)"])
+    n_labels = n_labels_of(trace)
+    ranked, unseen, test = (
+        panel_of(trace.take(rows), n_labels) for rows in (order[: n // 2], order[n // 2 : n], order[n:])
+    )
+    reference = wishes.reference or best_single(ranked)
+    against = list(trace.models) if wishes.reference is None else [wishes.reference]
+    accounting = wishes.accounting or (Accounting.REACH if costs[0].kind == "latency_s" else Accounting.REACH_SERIAL)
+    if costs[0].of[reference] <= 0:
+        raise ConfigError([f"--costs: expected a cost above 0 of the reference {reference}, got 0 (write it)"])
+    budgets = _budgets(costs, reference, accounting, wishes)
+    certifier = Certifier(ranked, unseen, reference, against, wishes.epsilon, wishes.delta)
+    tried = sequences(dict(costs[0].of), wishes.most, rng)
+    progress.start("ranking tiers", len(tried))
+    found = front(ranked, tried, budgets, progress=progress.show)
+    progress.end()
+    choose: Callable[[Sequence[Candidate], Certifier], Choice | None]
+    choose = cheapest_certified if wishes.certified else most_accurate
+    choice = choose(found, certifier) or _reference_alone(reference, found, certifier)
+    plain = most_accurate(front(ranked, tried, budgets, ["agreement"]), certifier)
+    return Plan(
+        trace, wishes, costs[0], accounting, reference, test.right(reference), n,
+        _tested(choice, test), None if plain is None else _tested(plain, test), found,
+        wrong_together(ranked, reference, costs[0].of), ranked,
+    )  # fmt: skip
+
+
+def _tested(choice: Choice, panel: Panel) -> Tested:
+    return Tested(choice, *choice.system.decide(panel))
+
+
+def _reference_alone(reference: str, found: Sequence[Candidate], certifier: Certifier) -> Choice:
+    """The reference, with the labels after which the best of the front would do instead."""
+    alone = certifier.choice(System("single", ((reference,),)), float(certifier.ranked.right(reference).mean()))
+    best = most_accurate(found, certifier)
+    needed = None if best is None else best.bound.labels_needed
+    return replace(alone, bound=replace(alone.bound, labels_needed=needed))
+
+
+def _budgets(costs: Sequence[Costs], reference: str, accounting: Accounting, wishes: Wishes) -> list[Budget]:
+    budgets = [Budget(lambda tiers: relative_charges(costs[0], reference, tiers, accounting).tolist(), wishes.max_cost)]
+    if wishes.max_sent is not None:
+        if wishes.on_device is None:
+            raise ConfigError(["--max-sent: expected --on-device beside it, got none (name the models it can run)"])
+        on_device = wishes.on_device
+
+        def sent(tiers: Tiers) -> list[float]:
+            n_kept = n_on_device(tiers, on_device)
+            return [float(place >= n_kept) for place in range(len(tiers))]
+
+        budgets.append(Budget(sent, wishes.max_sent))
+    if wishes.max_latency_s is not None:
+        seconds = next((one for one in costs if one.kind == "latency_s"), None)
+        if seconds is None:
+            raise ConfigError(["--max-latency: expected latencies of the models, got none (latency_s: in --costs)"])
+
+        def latency(tiers: Tiers) -> list[float]:
+            own = [[seconds.of[name] for name in tier] for tier in tiers]
+            return [float(one) for one in tier_charges(own, Accounting.REACH)]
+
+        budgets.append(Budget(latency, wishes.max_latency_s))
+    return budgets
+
+
+def table_of(plan: Plan) -> Calibration:
+    """The choice as `calibration.json` holds it."""
+    system = plan.chosen.choice.system
+    labels = tuple(map(str, range(plan.ranked.n_labels)))
+    thresholds: list[str | float] = list(system.thresholds)
+    if system.rule == "agreement":
+        thresholds = [f"{t:g}/{len(tier)}" for t, tier in zip(system.thresholds, system.tiers, strict=False)]
+    tiers = tuple(tuple(map(TableMember, tier)) for tier in system.tiers)
+    return Calibration(
+        system.rule, plan.trace.task or plan.trace.name, labels, None, tiers, system.stages, tuple(thresholds),
+        plan.n_calibration, date.today().isoformat(), plan.reference, plan.chosen.choice.bound,
+    )  # fmt: skip
+
+
+def content_of(plan: Plan) -> dict[str, Any]:
+    """What `--json` prints: accuracies and costs on the examples not used for calibration."""
+    test = len(plan.reference_right)
+    return {
+        "trace": plan.trace.name,
+        "n_calibration": plan.n_calibration,
+        "n_test": test,
+        "cost": plan.costs.kind,
+        "accounting": plan.accounting.value,
+        "reference": {"model": plan.reference, "accuracy": float(plan.reference_right.mean())},
+        "chosen": _judged(plan, plan.chosen),
+        "plain": None if plan.plain is None else _judged(plan, plan.plain),
+        "front": [
+            {"system": one.system.as_text(), "rule": one.system.rule, "cost": one.cost, "accuracy": one.accuracy}
+            for one in plan.found
+        ],
+        "words": in_words(plan),
+    }
+
+
+def _judged(plan: Plan, tested: Tested) -> dict[str, Any]:
+    difference = tested.right.astype(int) - plan.reference_right
+    n = len(difference)
+    low, high = difference_interval(int((difference > 0).sum()), int((difference < 0).sum()), n)
+    bound = tested.choice.bound
+    return {
+        "system": tested.choice.system.as_text(),
+        "rule": tested.choice.system.rule,
+        "accuracy": float(tested.right.mean()),
+        "accuracy_low_high": share_interval(int(tested.right.sum()), n),
+        "difference": float(difference.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "cost": plan.cost(tested),
+        "kept": plan.kept(tested),
+        "exit_shares": tested.shares,
+        "certificate": {
+            "epsilon": bound.epsilon,
+            "delta": bound.delta,
+            "holds": bound.holds,
+            "lower_bound": bound.lower_bound,
+            "labels_needed": bound.labels_needed,
+        },
+    }
+
+
+def in_words(plan: Plan) -> list[str]:
+    """The plan in sentences, the one that matters most first."""
+    choice, n = plan.chosen.choice, plan.n_calibration
+    bound, sure = choice.bound, f"{1 - choice.bound.delta:.0%} confidence ({n:,} examples)"
+    more = _more_labels(bound.labels_needed, n)
+    name = "best single" if plan.wishes.reference is None else plan.reference
+    if choice.system == System("single", ((plan.reference,),)):
+        what = "certified" if plan.wishes.certified else "found within the limits"
+        lines = [f"run {plan.reference} alone: nothing cheaper can be {what}{more}"]
+    else:
+        kept = plan.kept(plan.chosen)
+        where = "on the device" if plan.wishes.on_device is not None else "at the first tier"
+        parts = [] if kept is None else [f"keeps {kept:.0%} {where}"]
+        cost = plan.cost(plan.chosen)[plan.accounting.value]
+        parts.append(f"{cost:.2f}x the {TIMES.get(plan.costs.kind, 'price')}")
+        if bound.holds:
+            parts.append(f"at least {name} - {100 * bound.epsilon:.1f} points with {sure}")
+        else:
+            parts.append(
+                f"not shown to be within {100 * bound.epsilon:.1f} points of {name}, only within "
+                f"{max(-100 * bound.lower_bound, 0):.1f} with {sure}{more}"
+            )
+        lines = ["; ".join(parts), f"the system: {choice.system.as_text()}, by {choice.system.rule}"]
+    wrong = plan.wrong_together
+    if wrong is not None and wrong > 1 - float(plan.ranked.right(plan.reference).mean()):
+        lines.append(
+            f"these models agree wrongly too often: where all that are cheaper than {plan.reference} agree, "
+            f"{wrong:.1%} is wrong, so plain agreement cannot keep its accuracy"
+        )
+    if n < FEW:
+        half = n - n // 2
+        size = next(k for k in (1, 2, 5, 10, 20, 50, 100) if k == 100 or examples_needed(k / 100)[0] <= half)
+        lines.append(
+            f"{n} labels are few: the {half} that certify can show {size}% at best, and only where none of them is "
+            f"lost; {FEW} show more, 3,000 one point as a rule"
+        )
+    return lines
+
+
+def _more_labels(needed: int | None, n: int) -> str:
+    if needed is None:
+        return "; more labels would hardly change that"
+    return f"; about {needed - n:,} more labels would do" if needed > n else ""
+
+
+def as_part(plan: Plan) -> Part:
+    test = len(plan.reference_right)
+    lines = [[f"reference: {plan.reference}", f"{plan.reference_right.mean():.2%}", "", "1.00x", "", ""]]
+    for title, tested in (("chosen", plan.chosen), ("plain agreement", plan.plain)):
+        if tested is not None:
+            judged, bound = _judged(plan, tested), tested.choice.bound
+            lines.append([
+                f"{title}: {judged['system']}", f"{judged['accuracy']:.2%}",
+                f"{judged['difference']:+.2%} ({judged['difference_low']:+.2%} to {judged['difference_high']:+.2%})",
+                f"{judged['cost'][plan.accounting.value]:.2f}x", " / ".join(f"{s:.1%}" for s in judged["exit_shares"]),
+                f"{bound.lower_bound:+.2%}",
+            ])  # fmt: skip
+    note = (
+        f"Chosen and certified on {plan.n_calibration:,} labelled examples, reported on {test:,} others; differences "
+        f"with 95% intervals; cost by {plan.accounting.value}; bound: the least difference that the labelled examples "
+        f"show with {1 - plan.wishes.delta:.0%} confidence."
+    )
+    header = ("system", "accuracy", "difference", "cost", "exits", "bound")
+    content = content_of(plan)
+    table = Table("plan", "what to run", header, lines, note)
+    return Part(f"{plan.trace.name}-plan", f"What to run: {plan.trace.name}", content["words"], [table], content)
+
+
+NAME = "plan"
+HELP = "what to run where, chosen and certified on labelled predictions"
+DESCRIPTION = "Choose tiers, thresholds and rule under constraints on labelled predictions, with a stated bound."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_trace(parser)
+    arguments.add_costs(parser)
+    parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
+    parser.add_argument("--on-device", type=arguments.names, metavar="M1,M2", help="models that may run on the device")
+    parser.add_argument(
+        "--max-cost", type=arguments.ratio, default=MOST_COST, metavar="X",
+        help="average cost at most, against the reference's; default 0.95",
+    )  # fmt: skip
+    parser.add_argument("--max-sent", type=arguments.share, metavar="SHARE", help="that may leave the device: 10%%")
+    parser.add_argument("--max-latency", type=arguments.seconds, metavar="TIME", help="of an example, on average: 50ms")
+    parser.add_argument(
+        "--calibration", type=arguments.count, metavar="N",
+        help="labelled examples to choose and certify on; default, and at most: half of all",
+    )  # fmt: skip
+    parser.add_argument("--reference", metavar="MODEL", help="the single model to match; default: the most accurate")
+    parser.add_argument(
+        "--certified", action="store_true", help="the cheapest that is certified, in place of the most accurate"
+    )
+    arguments.add_bound(parser)
+    parser.add_argument(
+        "--accounting", choices=[kind.value for kind in Accounting],
+        help="default: reach for latency_s, reach-serial for all else",
+    )  # fmt: skip
+    parser.add_argument("--most", type=arguments.count, default=MOST_SEQUENCES, metavar="N", help="tiers tried; 2000")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the split and of random draws; default 0")
+    arguments.add_output(parser, "calibration.json, plan.json and a chapter of report.html")
+
+
+def wishes_of(options: argparse.Namespace, trace: Trace) -> Wishes:
+    """Raises ConfigError where a model named is not in the trace."""
+    if options.reference is not None:
+        arguments.check_models("--reference", [options.reference], trace)
+    if options.on_device is not None:
+        arguments.check_models("--on-device", options.on_device, trace)
+    return Wishes(
+        options.on_device, options.max_cost, options.max_sent,
+        None if options.max_latency is None else options.max_latency[0],
+        None if options.accounting is None else Accounting(options.accounting), options.bound, options.delta,
+        options.certified, options.reference, options.calibration, options.most, options.seed,
+    )  # fmt: skip
+
+
+def run_command(options: argparse.Namespace) -> Part:
+    trace = arguments.open_trace(options)
+    known = read_costs(options.costs, trace)
+    first = pick(known, options.by)
+    costs = [first, *(one for one in known if one is not first)]
+    plan = make_plan(trace, costs, wishes_of(options, trace), Progress(1))
+    part = as_part(plan)
+    if options.out:
+        write_plan(plan, part.content, options.out)
+    return part
+
+
+def write_plan(plan: Plan, content: Mapping[str, Any], folder: Path) -> None:
+    """`calibration.json` and `plan.json`."""
+    write_json(folder, "plan.json", content)
+    table_of(plan).write(folder / "calibration.json")
