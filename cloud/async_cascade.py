@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coe.cascade.cascade import Cascade, Decisions, Run
-from coe.cascade.errors import TierError
+from coe.cascade.errors import TierError, TierFailed
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
@@ -59,7 +59,8 @@ class AsyncCascade:
         """Every row's answer, in order. `on_step` is called with the run after each tier but the last one it needs.
 
         Raises:
-            TierError: the first tier gave no answer, or a later one did not and the cascade does not fall back.
+            TierError: the first tier gave no answer, or a later one did not and the cascade does not fall back. Rows
+                on which no member voted are in `failed` of what is returned.
         """
         run = self.cascade.start(batch)
         while run.question is not None:
@@ -123,7 +124,7 @@ class CascadeBatcher:
         Raises:
             TierOverloaded: too many rows are waiting for a tier.
             TierTimeout: the deadline passed in the queue.
-            TierError: as `AsyncCascade.decide`.
+            TierError: as `AsyncCascade.decide`; TierFailed: no member voted on one of these rows.
         """
         entry = QueuedRows(batch)
         gap, self._arrived = entry.queued_at - self._arrived, entry.queued_at
@@ -169,7 +170,7 @@ class CascadeBatcher:
         self._ended = time.perf_counter()
         self._took = self._ended - started
 
-    async def _decide(self, group: Sequence[QueuedRows]) -> list[Decided]:
+    async def _decide(self, group: Sequence[QueuedRows]) -> list[Decided | TierFailed]:
         """What came of each entry; those whose rows have all left the cascade are answered at once."""
         started = time.perf_counter()
         batch, waiting = merged_batch(group), with_rows(group)
@@ -185,9 +186,12 @@ class CascadeBatcher:
                 for (entry, _), decided in zip(ready, of(ready, decisions), strict=True):
                     entry.settle(decided)
 
-        def of(entries: list[tuple[QueuedRows, slice]], decisions: Decisions) -> list[Decided]:
+        def of(entries: list[tuple[QueuedRows, slice]], decisions: Decisions) -> list[Decided | TierFailed]:
             columns: dict[str, np.ndarray] = {}
-            return [Decided(decisions, rows, columns, started - entry.queued_at) for entry, rows in entries]
+            return [
+                decisions.failure(rows) or Decided(decisions, rows, columns, started - entry.queued_at)
+                for entry, rows in entries
+            ]
 
         decisions = await self.cascade.decide(batch, on_step if self._has_steps else None)
         return of(with_rows(group), decisions)

@@ -269,6 +269,8 @@ class Agent:
     def _decided(self, example: Example, run: Run, started: float) -> Outcome:
         latency_s = time.perf_counter() - started
         decisions = run.decisions()
+        if (error := decisions.failure()) is not None:
+            return replace(self._failed(example, started, f"{error.reason}: {error}"), call=error.call)
         return Outcome(example.id, decisions[0], latency_s, example.truth, decisions=decisions)
 
     def _failed(self, example: Example, started: float, reason: str) -> Outcome:

@@ -9,6 +9,7 @@ from itertools import product
 from coe.cascade.types import Array
 
 DEFERS = "defers"
+NOBODY = -1  # the ballot of a member that failed
 
 
 def ballot(output: Sequence[float]) -> int:
@@ -75,7 +76,7 @@ def outcomes(cast: Sequence[int], left: int, n_labels: int, needed: int) -> set[
 
 def members_asked(ballots: Sequence[int], n_labels: int, needed: int) -> int:
     """How many of the members, in turn, it takes until only one outcome is left."""
-    for asked in range(1, len(ballots)):
+    for asked in range(1, len(ballots)):  # a member not asked yet may vote for any label; one that failed did not
         if len(outcomes(ballots[:asked], len(ballots) - asked, n_labels, needed)) == 1:
             return asked
     return len(ballots)

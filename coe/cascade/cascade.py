@@ -8,15 +8,16 @@ agent can hand a deferred example to a waiting thread, and a server can ask a ti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import TierError
+from .errors import TierError, TierFailed
 from .rule import Always, DeferralRule
 from .tier import Tier
-from .types import NO_CALL, Array, Batch, Decision, Labels, Vote
+from .types import NO_CALL, NO_LABEL, Array, Batch, Decision, Labels, Vote
 
 Question = tuple[Tier, DeferralRule, Batch]  # whom to ask, the rule that will judge the vote, the examples
 
@@ -34,6 +35,8 @@ def algorithm_1(run: Run) -> Generator[Question, tuple[Vote, float], None]:
             return
         run.write(vote, time_s)
         run.leave(rule.exits(batch, vote))  # vote(x; H_i) >= theta_v: x leaves the cascade with answer y
+    if run.remaining() is not None:  # no member of the last tier voted
+        run.fall_back(None)
 
 
 class Cascade:
@@ -63,11 +66,15 @@ class Cascade:
 
         Raises:
             TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
+            TierFailed: an example has none, because no member voted on it.
         """
         run = self.start(batch)
         while run.question is not None:
             run.step()
-        return run.decisions()
+        decisions = run.decisions()
+        if (failure := decisions.failure()) is not None:
+            raise failure
+        return decisions
 
     def start(self, batch: Batch) -> Run:
         """The run of Algorithm 1 on a batch, to be taken step by step."""
@@ -86,11 +93,12 @@ class Cascade:
 class Run:
     """One batch on its way through Algorithm 1.
 
-    `question` is the open one, None once every example has its answer; `active` (A,) indexes the examples still in
-    the cascade, None: all of them; `visits` are the votes so far, one a tier.
+    `question` is the open one, None once every example has its answer, or none (`failed` has the errors of these);
+    `active` (A,) indexes the examples still in the cascade, None: all of them; `visits` are the votes so far, one a
+    tier.
     """
 
-    __slots__ = ("_algorithm", "active", "batch", "cascade", "degraded", "question", "visits")
+    __slots__ = ("_algorithm", "active", "batch", "cascade", "degraded", "failed", "question", "visits")
 
     def __init__(self, cascade: Cascade, batch: Batch) -> None:
         self.cascade = cascade
@@ -98,6 +106,7 @@ class Run:
         self.active: NDArray[np.intp] | None = None if len(batch) else _NOBODY
         self.visits: list[Visit] = []
         self.degraded: dict[int, str] = {}
+        self.failed: dict[int, TierFailed] = {}
         self._algorithm = algorithm_1(self)
         self.question: Question | None = next(self._algorithm, None)
 
@@ -148,7 +157,7 @@ class Run:
             self.question = None
 
     def decisions(self) -> Decisions:
-        return Decisions(self.batch, self.visits, self.degraded)
+        return Decisions(self.batch, self.visits, self.degraded, self.failed)
 
     def remaining(self) -> Batch | None:
         """The examples still in the cascade; None where all have left."""
@@ -169,23 +178,52 @@ class Run:
             stay = np.flatnonzero(~exits)
             self.active = stay if self.active is None else self.active[stay]
 
-    def fall_back(self, error: TierError) -> None:
-        """Give the tier before the last word on the remaining examples, with all its members asked.
+    def fall_back(self, error: TierError | None) -> None:
+        """Give the tiers before the last word on the remaining examples, with all their members asked: each example
+        is answered by the last one of which a member votes on it.
 
+        Args:
+            error: why the tier asked gave no answer; None: none of its members voted.
         Raises:
             TierError: `error`, where there is no tier before, or its answer may not be kept.
         """
-        if not self.falls_back:
+        if error is not None and not self.falls_back:
             raise error
-        before = self.visits[-1]
         rows = np.arange(len(self.batch)) if self.active is None else self.active
+        for number in range(len(self.visits) - 1, -1, -1):
+            rows, failure = self._answer_at(number, rows, error)
+            if failure is None:
+                break
+            error = failure
+            if not self.cascade.keep_last_answer:
+                break
+        if rows.size:
+            assert isinstance(error, TierFailed)
+            self.failed.update(dict.fromkeys(rows.tolist(), error))
+        self.active = _NOBODY
+
+    def _answer_at(
+        self, number: int, rows: NDArray[np.intp], error: TierError | None
+    ) -> tuple[NDArray[np.intp], TierFailed | None]:
+        """Let a visit's whole vote stand for `rows`. Returns those on which no member voted, and the error of these."""
+        before, tier = self.visits[number], self.cascade.tiers[number]
         at = rows if before.rows is None else np.searchsorted(before.rows, rows)
-        tier = self.cascade.tiers[len(self.visits) - 1]
         started = time.perf_counter()
         whole = tier.complete(self.batch.take(rows), before.vote.take(at))
-        before.vote = before.vote.replaced(at, whole, before.vote.call + error.call)
-        before.time_s += time.perf_counter() - started
-        self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows)
+        time_s = before.time_s + time.perf_counter() - started
+        vote = before.vote.replaced(at, whole, before.vote.call + (NO_CALL if error is None else error.call))
+        silent = whole.labels == NO_LABEL
+        if error is not None:
+            self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows[~silent])
+        if not silent.any():
+            self.visits[number] = Visit(before.first_tier, before.rows, vote, time_s)
+            return _NOBODY, None
+        stays = np.setdiff1d(np.arange(len(vote)), at[silent])
+        left = stays if before.rows is None else before.rows[stays]
+        self.visits[number:] = [Visit(before.first_tier, left, vote.take(stays), time_s)] if stays.size else []
+        reasons = "; ".join((whole.failures or {}).values())
+        failure = TierFailed(tier.name, f"no member voted: {reasons}").with_call(vote.call)
+        return rows[silent], failure
 
 
 _NOBODY: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
@@ -217,14 +255,27 @@ class Visit:
 
 
 class Decisions:
-    """The answers to a batch, in the caller's order, read from the tiers' votes."""
+    """The answers to a batch, in the caller's order, read from the tiers' votes. A row in `failed` has none."""
 
-    __slots__ = ("batch", "degraded", "visits")
+    __slots__ = ("batch", "degraded", "failed", "visits")
 
-    def __init__(self, batch: Batch, visits: Sequence[Visit], degraded: dict[int, str]) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        visits: Sequence[Visit],
+        degraded: Mapping[int, str],
+        failed: Mapping[int, TierFailed] = MappingProxyType({}),
+    ) -> None:
         self.batch = batch
         self.visits = visits
         self.degraded = degraded
+        self.failed = failed
+
+    def failure(self, rows: slice = slice(None)) -> TierFailed | None:
+        """The error of the first of these rows that has no answer; None where all have one."""
+        if not self.failed:
+            return None
+        return next((self.failed[row] for row in range(len(self))[rows] if row in self.failed), None)
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -302,6 +353,9 @@ class Decisions:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> Decision:
+        """One row's answer. Raises TierFailed where it has none."""
+        if row in self.failed:
+            raise self.failed[row]
         votes: list[float] = []
         times: list[float] = []
         call = NO_CALL

@@ -12,6 +12,7 @@
         ├── TierUnavailable    it cannot be reached, or went away in the call
         ├── TierTimeout        no answer within the deadline
         ├── TierOverloaded     it sheds load: try later
+        ├── TierFailed         none of its members voted
         └── TierRejected       it refused the request: trying again will not help
 
 Nothing here knows of gRPC: `coe.protocol.status` holds the one table between these and status codes.
@@ -129,6 +130,12 @@ class OverQuota(TierOverloaded):
     reason = "quota"
 
 
+class TierFailed(TierError):
+    """None of the tier's members voted on an example: each raised, or its output was not what it should be."""
+
+    reason = "failed"
+
+
 class TierRejected(TierError):
     """The tier refused the request; the same request will be refused again."""
 
@@ -138,3 +145,13 @@ class TierRejected(TierError):
 def describe_error(error: BaseException) -> str:
     """An error in one line: the operating system's words where it has them, else its first line, else its type."""
     return getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+
+
+MOST_REASON = 200  # characters
+
+
+def describe_failure(error: BaseException) -> str:
+    """Why a member failed, in one line with the error's type, unless it is an error of this project."""
+    words = describe_error(error)
+    kind = type(error).__name__
+    return (words if isinstance(error, CascadeError) or words == kind else f"{kind}: {words}")[:MOST_REASON]

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .types import Batch, Vote
+from .types import NO_LABEL, Batch, Vote
 
 NEAR_MISS = Fraction(2, 100)  # a decimal this little above a reachable fraction was probably meant as it
 
@@ -69,7 +69,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Always:
-    """The last tier's rule: it answers, whatever its vote. Paper: Algorithm 1, last line."""
+    """The last tier's rule: it answers, whatever its vote, if a member voted at all. Paper: Algorithm 1, last line."""
 
     pools_scores: bool = False
     asks_all: bool = False  # the vote itself is wanted (a tier served to others), not only the label
@@ -78,7 +78,8 @@ class Always:
         return None if self.pools_scores or self.asks_all else 0
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
-        return np.ones(len(vote), dtype=np.bool_)
+        stands: NDArray[np.bool_] = vote.labels != NO_LABEL
+        return stands
 
 
 @dataclass(frozen=True, slots=True)

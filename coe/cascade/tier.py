@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, ModelError
+from .errors import InputError, ModelError, describe_failure
 from .rule import Always, DeferralRule
 from .types import NO_LABEL, Array, Batch, Labels, Vote
 from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one
 from .vote import pool as pooled
+
+log = logging.getLogger(__name__)
 
 Prepare = Callable[[Array], Array]
 
@@ -90,7 +93,9 @@ class LocalTier:
     `asked`, `count` and `score` are over the members that were asked; side by side these are the first that came
     back, so the three may differ from one time to the next, and the label of a row that goes on may too.
 
-    Side by side, a member that fails does not fail a vote that is settled without it: that is logged.
+    A member that raises, or whose output is not (B, L) finite numbers, does not vote on the rows concerned: it is
+    asked about the rows of a batch one by one to find them. It was asked, and agrees with nobody; labels and scores
+    are those of the members that voted. `failures` counts it.
 
     Args:
         early: stop when the outcome is settled; False: every member is asked.
@@ -118,9 +123,12 @@ class LocalTier:
         self.rule = rule
         self.members = tuple(members)
         self.early = early
+        self.failures = MemberFailures(name, [member.name for member in members])
         self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
         self._numbers: Labels = np.arange(max(len(members), members[0].n_labels) + 1, dtype=np.int64)  # of votes on one
         self._numbers.flags.writeable = False
+        self._shape_of_one = (1, members[0].n_labels)
+        self._is_short = members[0].n_labels <= SHORT
         self._pool = pool
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
@@ -132,8 +140,7 @@ class LocalTier:
             return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
             return self._vote_on_one(batch.x, needed)
-        probabilities, asked = self._ask_in_turn(batch.x, needed)
-        return self._tally(probabilities, asked, rule.pools_scores)
+        return self._vote_in_turn(batch.x, needed, rule.pools_scores)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
         short = np.flatnonzero(vote.asked < len(self.members))
@@ -146,9 +153,10 @@ class LocalTier:
         for place, (index, known) in enumerate(zip(indices, vote.probabilities, strict=False)):  # let go: ask anew
             probabilities[index] = known[short]
             missing[index] = np.flatnonzero(vote.asked[short] <= place)
+        reasons = dict(vote.failures or {})
         calls = {
-            index: partial(self._output, member, _Inputs(batch.x[short[missing[index]]]))
-            for index, member in enumerate(self.members)
+            index: partial(self._ask, index, _Inputs(batch.x[short[missing[index]]]), reasons)
+            for index in range(len(self.members))
             if missing[index].size
         }
         if self._pool is not None:
@@ -157,7 +165,9 @@ class LocalTier:
             outputs = {index: call() for index, call in calls.items()}
         for index, output in outputs.items():
             probabilities[index, missing[index]] = output
-        return vote.replaced(short, self._tally(probabilities, None, pools_scores=False))
+        whole = vote.replaced(short, self._tally(probabilities, None, pools_scores=False))
+        whole.failures = reasons or None
+        return whole
 
     def warm_up(self, example: Array, sizes: Iterable[int]) -> None:
         """Ask every member about that many copies of an example, where it would be asked: a runtime plans and
@@ -178,51 +188,73 @@ class LocalTier:
             member.close()
 
     def _vote_on_one(self, x: Array, needed: int | None) -> Vote:
-        """`_ask_in_turn` and `_tally` for one example, on plain integers: the device's hot path."""
-        ballots: list[int] = []
-        outputs: list[Array] = []
+        """`_vote_in_turn` for one example, on plain integers: the device's hot path."""
+        ballots: list[int] = []  # cast
+        outputs: list[Array] = []  # of the members asked
+        reasons: dict[int, str] | None = None
         left = len(self.members)
         prepare, ready = None, x
         for member in self.members:
-            if member.prepare != prepare:  # members with one input spec share the prepared input
-                prepare = member.prepare
-                ready = prepare(x)
-            output = member.predict(ready)  # (1, L)
-            ballot = int(output.argmax())
-            if not math.isfinite(output.item(ballot)):  # argmax points at a NaN if there is one
-                raise self._not_a_number(member)
-            outputs.append(output)
-            ballots.append(ballot)
+            own = member.prepare
+            try:
+                if own != prepare:  # members with one input spec share the prepared input
+                    ready = own(x)
+                    prepare = own
+                output = member.predict(ready)  # (1, L)
+                if output.shape != self._shape_of_one:
+                    raise self._wrong_shape(output, 1)
+                if self._is_short:
+                    row = output.tolist()[0]
+                    if not math.isfinite(sum(row)):
+                        raise _not_finite()
+                    ballot = row.index(max(row))
+                else:
+                    ballot = int(output.argmax())
+                    if not (math.isfinite(output.item(ballot)) and math.isfinite(output.item(output.argmin()))):
+                        raise _not_finite()
+            except FAILURES as error:
+                if own != prepare and isinstance(error, InputError):
+                    raise
+                reasons = reasons or {}
+                reasons[len(outputs)] = self.failures.count(len(outputs), error)
+                outputs.append(np.full(self._shape_of_one, np.nan, dtype=np.float32))
+            else:
+                outputs.append(output)
+                ballots.append(ballot)
             left -= 1
             if left and needed is not None and is_settled(*leaders_of_one(ballots), left, needed):
                 break
+        voted = outputs
+        if reasons is not None:
+            voted = [output for index, output in enumerate(outputs) if index not in reasons]
+        if self.failures.is_any:
+            self.failures.count_votes(len(outputs), reasons or ())
         top, _ = leaders_of_one(ballots)
-        try:
-            label, score = plurality_of_one(ballots, top, outputs)
-        except (OverflowError, ValueError):  # an infinity that was no member's highest
-            raise self._not_a_number(self.members[0]) from None
+        label, score = plurality_of_one(ballots, top, voted)
         numbers = self._numbers
         return Vote(
-            labels=numbers[label : label + 1],
+            labels=numbers[label : label + 1] if ballots else np.array((NO_LABEL,), dtype=np.int64),
             count=numbers[top : top + 1],
-            asked=numbers[len(ballots) : len(ballots) + 1],
+            asked=numbers[len(outputs) : len(outputs) + 1],
             n_members=len(self.members),
             score=np.array((score,), dtype=np.float32),
             probabilities=outputs,
+            failures=reasons,
         )
 
-    def _ask_in_turn(self, x: Array, needed: int | None) -> tuple[Array, Labels]:
-        """Outputs (M, B, L) and how many members were asked (B,); rows leave as they are settled."""
+    def _vote_in_turn(self, x: Array, needed: int | None, pools_scores: bool) -> Vote:
+        """Members one after another; rows leave as they are settled."""
         n_members = len(self.members)
         ballots = np.full((n_members, len(x)), NO_LABEL, dtype=np.int64)
         asked = np.zeros(len(x), dtype=np.int64)
         probabilities = np.zeros((n_members, len(x), self.members[0].n_labels), dtype=np.float32)
         active: NDArray[np.intp] = np.arange(len(x))
         inputs = _Inputs(x)
-        for index, member in enumerate(self.members):
-            output = member.predict(inputs.prepared_by(member))  # (A, L)
+        reasons: dict[int, str] = {}
+        for index in range(n_members):
+            output = self._ask(index, inputs, reasons)  # (A, L)
             probabilities[index, active] = output
-            ballots[index, active] = output.argmax(axis=1)
+            ballots[index, active] = _ballots(output)
             asked[active] = index + 1
             if needed is not None:
                 top, runner_up = leaders(ballots[: index + 1, active])
@@ -231,56 +263,157 @@ class LocalTier:
                     break
                 if not stays.all():
                     active = active[stays]
-                    inputs = inputs.take(stays)
-        return probabilities, asked
+                    inputs = inputs.take(np.flatnonzero(stays))
+        vote = self._tally(probabilities, asked, pools_scores)
+        vote.failures = reasons or None
+        return vote
 
     def _vote_side_by_side(self, pool: MemberRunner, x: Array, needed: int | None, pools_scores: bool) -> Vote:
         inputs, n_members = _Inputs(x), len(self.members)
+        reasons: dict[int, str] = {}
 
         def is_enough(outputs: Mapping[int, Array]) -> bool:
             assert needed is not None
             left = n_members - len(outputs)
             if len(x) == 1:
-                ballots = [int(output.argmax()) for output in outputs.values()]
+                ballots = [int(output.argmax()) for output in outputs.values() if not math.isnan(output.item(0))]
                 return bool(is_settled(*leaders_of_one(ballots), left, needed))
-            top, runner_up = leaders(np.stack([output.argmax(axis=1) for output in outputs.values()]))
+            top, runner_up = leaders(np.stack([_ballots(output) for output in outputs.values()]))
             return bool(np.all(is_settled(top, runner_up, left, needed)))
 
-        calls = {index: partial(self._output, member, inputs) for index, member in enumerate(self.members)}
+        calls = {index: partial(self._ask, index, inputs, reasons) for index in range(n_members)}
         outputs = pool.run(calls, None if needed is None else is_enough)
         indices = sorted(outputs)
         vote = self._tally(np.stack([outputs[index] for index in indices]), None, pools_scores)
+        vote.failures = {index: reasons[index] for index in indices if index in reasons} or None
         if len(indices) < n_members:
             vote.member_indices = indices
         return vote
 
-    def _output(self, member: Member, inputs: _Inputs) -> Array:
-        """(B, L) from one member, all of it numbers."""
-        output = member.predict(inputs.prepared_by(member))
-        if not np.isfinite(output).all():
-            raise self._not_a_number(member)
+    def _ask(self, index: int, inputs: _Inputs, reasons: dict[int, str]) -> Array:
+        """(B, L) from one member: NaN throughout in the rows on which it does not vote, and in `reasons` why.
+
+        Raises:
+            InputError: an example is none of this task, so that it cannot be prepared.
+        """
+        member, ready = self.members[index], None
+        try:
+            ready = inputs.prepared_by(member)
+            output = member.predict(ready)
+            if output.shape != (len(inputs), self.members[0].n_labels):
+                raise self._wrong_shape(output, len(inputs))
+            votes = np.asarray(np.isfinite(output).all(axis=1))  # (B,)
+        except FAILURES as error:
+            if ready is None and isinstance(error, InputError):
+                raise
+            if len(inputs) > 1:
+                one_by_one = [self._ask(index, inputs.take(np.array([row])), reasons) for row in range(len(inputs))]
+                return np.concatenate(one_by_one)
+            reasons[index] = self.failures.count(index, error)
+            return np.full(self._shape_of_one, np.nan, dtype=np.float32)
+        n_votes = int(np.count_nonzero(votes))
+        if n_votes < len(votes):
+            reasons[index] = self.failures.count(index, _not_finite(), len(votes) - n_votes)
+            output = np.where(votes[:, None], output, np.nan)
+        elif self.failures.is_any:
+            self.failures.count_vote(index)
         return output
 
     def _tally(self, probabilities: Array, asked: Labels | None, pools_scores: bool) -> Vote:
         """The vote over outputs (M, B, L), of which the first `asked` (B,) of each row count (None: all)."""
-        bad = ~np.isfinite(probabilities).all(axis=(1, 2))  # (M,)
-        if bad.any():
-            raise self._not_a_number(self.members[int(bad.argmax())])
         n_asked, n_rows = probabilities.shape[:2]
-        ballots = probabilities.argmax(axis=2)  # (M, B)
+        ballots = _ballots(probabilities)  # (M, B)
         if asked is None:
             asked = np.full(n_rows, n_asked, dtype=np.int64)
         else:
             ballots[np.arange(n_asked)[:, None] >= asked] = NO_LABEL
         if pools_scores:
-            labels, score = pooled(probabilities)
-            count = (ballots == labels).sum(axis=0)
+            labels, score = pooled(probabilities, ballots)
+            count = ((ballots == labels) & (labels != NO_LABEL)).sum(axis=0)
         else:
             labels, count, score = plurality(ballots, probabilities)
         return Vote(labels, count, asked, len(self.members), score, tuple(probabilities))
 
-    def _not_a_number(self, member: Member) -> InputError:
-        return InputError(f"tier {self.name}: the output of member {member.name} is not a number (NaN or infinity)")
+    def _wrong_shape(self, output: Array, n_rows: int) -> ModelError:
+        expected = [n_rows, self.members[0].n_labels]
+        return ModelError(f"expected an output of shape {expected}, got {list(output.shape)}")
+
+
+FAILURES = (Exception, SystemExit)  # of a member: whatever it raises but what stops the program (KeyboardInterrupt)
+SHORT = 64  # labels up to which a row's highest score is found sooner in a list than in an array
+
+
+def _not_finite() -> ModelError:
+    return ModelError("its output is not a number (NaN or infinity)")
+
+
+def _ballots(outputs: Array) -> Labels:
+    """(.., B) labels of outputs (.., B, L) as `_ask` gives them; NO_LABEL where they are NaN."""
+    ballots: Labels = outputs.argmax(axis=-1)
+    silent = np.isnan(outputs[..., 0])
+    if silent.any():
+        ballots[silent] = NO_LABEL
+    return ballots
+
+
+class MemberFailures:
+    """Counts the votes that a tier's members did not cast, and logs a member that begins to fail and works again.
+
+    `n_failed[index]` counts the rows on which that member did not vote, `reasons` has the last reason of those that
+    fail now. Thread-safe.
+    """
+
+    def __init__(self, tier: str, names: Sequence[str]) -> None:
+        self.tier = tier
+        self.names = tuple(names)
+        self.n_failed = [0] * len(names)
+        self.reasons: dict[int, str] = {}
+        self._n_good: dict[int, int] = {}  # votes in a row since, of those that fail now
+        self._n_before: dict[int, int] = {}  # `n_failed` as they began
+        self._lock = threading.Lock()
+
+    @property
+    def is_any(self) -> bool:
+        """True if a member fails now."""
+        return bool(self.reasons)
+
+    def count(self, index: int, error: BaseException, n_rows: int = 1) -> str:
+        """Count rows on which a member did not vote. Returns which member and why."""
+        reason = describe_failure(error)
+        with self._lock:
+            is_new = index not in self.reasons
+            if is_new:
+                self._n_before[index] = self.n_failed[index]
+            self.n_failed[index] += n_rows
+            self.reasons[index] = reason
+            self._n_good[index] = 0
+        words = f"member {self.names[index]}: {reason}"
+        if is_new:
+            log.warning(
+                "tier %s: %s; it does not vote where it fails, which is logged once and counted", self.tier, words
+            )
+        return words
+
+    def count_vote(self, index: int) -> None:
+        """Count a vote of a member; after RECOVERED of them in a row one that failed works again."""
+        with self._lock:
+            if index not in self.reasons:
+                return
+            self._n_good[index] += 1
+            if self._n_good[index] < RECOVERED:
+                return
+            del self.reasons[index], self._n_good[index]
+            n_missed = self.n_failed[index] - self._n_before.pop(index)
+        log.warning("tier %s: member %s votes again; it missed %d examples", self.tier, self.names[index], n_missed)
+
+    def count_votes(self, n_asked: int, failed: Container[int]) -> None:
+        """`count_vote` for the first `n_asked` members but those that failed."""
+        for index in range(n_asked):
+            if index not in failed:
+                self.count_vote(index)
+
+
+RECOVERED = 20  # votes in a row
 
 
 class _Inputs:
@@ -292,10 +425,15 @@ class _Inputs:
         self._turns: dict[Prepare, threading.Lock] = {}
         self._ready: dict[Prepare, Array] = {}
 
-    def take(self, rows: NDArray[np.bool_]) -> _Inputs:
-        """The rows where True alone."""
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def take(self, rows: NDArray[np.intp]) -> _Inputs:
+        """The examples at `rows` (A,) alone."""
         taken = _Inputs(self._x[rows])
-        taken._ready = {prepare: ready[rows] for prepare, ready in self._ready.items()}
+        with self._lock:
+            known = list(self._ready.items())
+        taken._ready = {prepare: ready[rows] for prepare, ready in known}
         return taken
 
     def prepared_by(self, member: Member) -> Array:

@@ -118,19 +118,21 @@ class Vote:
     """What one tier says of a batch.
 
     Args:
-        labels: (B,) int64, the tier's label.
+        labels: (B,) int64, the tier's label; NO_LABEL where no member voted, with a `count` of 0 and a `score` of NaN.
         count: (B,) int64, votes for that label.
         asked: (B,) int64, members asked: the first `asked[b]` of `member_indices` voted on row b.
         n_members: members the tier has.
-        score: (B,) float32, mean probability that the members asked give the label; NaN where unknown.
+        score: (B,) float32, mean probability that the members asked that voted give the label; NaN where unknown.
         probabilities: (B, L) of each member asked, in the order of `member_indices`; rows at or after `asked` are
-            undefined. Empty where a tier does not show its members (a remote one).
+            undefined, those on which the member did not vote are NaN. Empty where a tier does not show its members (a
+            remote one).
         member_indices: of the members asked; None: from the first on, in order. A tier whose members vote side by
             side is content with those that came first.
         exit_tier: (B,) int64, for a tier that is a cascade itself: which of its tiers answered, from 1.
         tier_votes: (B, T) float32, then: the vote of each of its tiers, NaN where not visited.
         degraded: B reasons (None: not degraded), where the tier itself had to fall back.
         call: what asking another machine took.
+        failures: by index, which members did not vote on a row and why; None: all that were asked voted.
     """
 
     labels: Labels
@@ -144,6 +146,7 @@ class Vote:
     tier_votes: NDArray[np.float32] | None = None
     degraded: tuple[str | None, ...] | None = None
     call: CallCost = NO_CALL
+    failures: Mapping[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

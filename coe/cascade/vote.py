@@ -6,6 +6,7 @@ of the tied labels wins, then the lower label. No result depends on the order of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import TypeVar
@@ -52,7 +53,9 @@ def leaders(ballots: Labels) -> tuple[Labels, Labels]:
 
 
 def leaders_of_one(ballots: list[int]) -> tuple[int, int]:
-    """`leaders` for one example, on plain integers: what a device decides on, batch 1."""
+    """`leaders` for one example, on plain integers: what a device decides on, batch 1. Of the ballots cast alone."""
+    if not ballots:
+        return 0, 0
     top = ballots.count(ballots[0])
     if top == len(ballots):
         return top, 0
@@ -61,7 +64,9 @@ def leaders_of_one(ballots: list[int]) -> tuple[int, int]:
 
 
 def plurality_of_one(ballots: list[int], top: int, outputs: Sequence[Array]) -> tuple[int, float]:
-    """`plurality` for one example: its label and score, from each member's (1, L) output."""
+    """`plurality` for one example: its label and score, from the ballots cast and these members' (1, L) outputs."""
+    if not ballots:
+        return NO_LABEL, math.nan
     label = ballots[0]
     if top < len(ballots):
         leading = {label for label in ballots if ballots.count(label) == top}
@@ -87,18 +92,19 @@ def votes_per_ballot(ballots: Labels) -> Labels:
 def plurality(
     ballots: Labels, probabilities: Array | None, top_scores: Array | None = None
 ) -> tuple[Labels, Labels, NDArray[np.float32]]:
-    """The tier's label, the votes for it and its score, each (B,).
+    """The tier's label, the votes for it and its score, each (B,); NO_LABEL, 0 and NaN where no ballot was cast.
 
     Args:
-        ballots: (M, B) int64, each member's top-1 label, NO_LABEL where it was not asked.
-        probabilities: (M, B, L), or None where only top-1 scores were recorded.
+        ballots: (M, B) int64, each member's top-1 label, NO_LABEL where it did not vote.
+        probabilities: (M, B, L), or None where only top-1 scores were recorded. What it holds where a member did
+            not vote counts for nothing.
         top_scores: (M, B), then: each member's score of its own label. A label's score is then the mean over
             the members that voted for it.
     """
     votes = votes_per_ballot(ballots)  # (M, B)
     count = votes.max(axis=0)  # (B,)
     leads = (votes == count) & (ballots != NO_LABEL)  # (M, B) ballots for a leading label
-    labels = _lowest(ballots, leads)
+    labels = np.where(count > 0, _lowest(ballots, leads), NO_LABEL)
     tied = np.flatnonzero((leads & (ballots != labels)).any(axis=0))
     if tied.size:
         given, known = (None if scores is None else scores[:, tied] for scores in (probabilities, top_scores))
@@ -153,14 +159,19 @@ def _mean_units(
     """(B,) mean score of `labels`, in units; NaN where no score is known."""
     if probabilities is not None:
         given = np.take_along_axis(probabilities, labels[None, :, None], axis=2)[..., 0]  # (M, B)
-        counted = ballots != NO_LABEL  # every member asked, whatever it voted
+        counted = ballots != NO_LABEL  # every member that voted, for whatever
     elif top_scores is not None:
         given = top_scores
         counted = ballots == labels
     else:
         return np.full(labels.shape, np.nan)
-    mean: NDArray[np.float64] = _in_units(np.where(counted, given, 0)).sum(axis=0) / counted.sum(axis=0)
-    return mean
+    return _divided(_in_units(np.where(counted, given, 0)).sum(axis=0), counted.sum(axis=0))
+
+
+def _divided(sums: Array, counts: Labels) -> NDArray[np.float64]:
+    """(B,) sums / counts; NaN where a count is 0."""
+    means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    return means
 
 
 def exact_share(share: float) -> Fraction:
@@ -168,12 +179,15 @@ def exact_share(share: float) -> Fraction:
     return Fraction(share).limit_denominator(MOST_MEMBERS)
 
 
-def pool(probabilities: Array) -> tuple[Labels, NDArray[np.float32]]:
-    """Label and probability of the members' mean output, each (B,); for the confidence baselines.
+def pool(probabilities: Array, ballots: Labels | None = None) -> tuple[Labels, NDArray[np.float32]]:
+    """Label and probability of the mean output of the members that voted, each (B,); for the confidence baselines.
 
-    Wang et al., "Wisdom of Committees", 2021. `probabilities` is (M, B, L).
+    Wang et al., "Wisdom of Committees", 2021. `probabilities` is (M, B, L), `ballots` as of `plurality`, None where
+    every member voted; NO_LABEL and NaN where none did.
     """
-    units = _in_units(probabilities).sum(axis=0)  # (B, L)
+    voted = np.ones(probabilities.shape[:2], dtype=np.bool_) if ballots is None else ballots != NO_LABEL
+    units = _in_units(np.where(voted[..., None], probabilities, 0)).sum(axis=0)  # (B, L)
+    n_voted = voted.sum(axis=0)
     labels = units.argmax(axis=1)
-    best = units[np.arange(len(labels)), labels] / len(probabilities) / SCORE_UNITS
-    return labels, best.astype(np.float32)
+    best = _divided(units[np.arange(len(labels)), labels], n_voted) / SCORE_UNITS
+    return np.where(n_voted > 0, labels, NO_LABEL), best.astype(np.float32)

@@ -8,7 +8,6 @@ poll had queued is taken back, so that nothing piles up behind a straggler.
 from __future__ import annotations
 
 import contextlib
-import logging
 import statistics
 import threading
 import time
@@ -104,8 +103,6 @@ def cheapest_first(seconds: Sequence[float]) -> list[int]:
     return sorted(range(len(seconds)), key=lambda index: seconds[index])
 
 
-log = logging.getLogger(__name__)
-
 Call = Callable[[], Array]
 IsEnough = Callable[[Mapping[int, Array]], bool]
 
@@ -126,7 +123,6 @@ class MemberPool:
 
     def __init__(self, tier: str, names: Sequence[str], n_threads: int) -> None:
         self._tier = tier
-        self._names = tuple(names)
         self._n_threads = min(n_threads, len(names))
         self._pool = ThreadPoolExecutor(self._n_threads, f"coe-{tier}")
         self._lock = threading.Lock()  # over everything below
@@ -135,7 +131,6 @@ class MemberPool:
         self._queues: tuple[deque[tuple[_Poll, Call]], ...] = tuple(deque() for _ in names)
         self._ready: deque[int] = deque()  # members with something queued and nobody at work on it
         self._busy = [False] * len(names)  # ready, or at work
-        self._logged: dict[int, str] = {}  # what was last logged of a member that fails
 
     @classmethod
     def of(cls, tier: str, members: Sequence[Member], n_threads: int | None = None) -> MemberPool | None:
@@ -146,28 +141,22 @@ class MemberPool:
     def run(self, calls: Mapping[int, Call], is_enough: IsEnough | None = None) -> dict[int, Array]:
         """Outputs by member index: all of them, or those that were back when `is_enough` said yes to them.
 
-        A member whose call raises counts as one that does not come back: where the others are enough without it, that
-        is logged and no more. So whether the outputs are enough in the end does not depend on who came first.
-
         Args:
             calls: by member index.
             is_enough: given outputs by member index, at least one; if True, then also with more outputs.
 
         Raises:
-            the error of the first member that failed, where the others are not enough.
+            what a call raised: that of the first member which did.
         """
         poll = _Poll(self._lock, FEWEST if is_enough else len(calls), len(calls))
         self._queue(poll, calls)
         try:
             while True:
-                outputs, n_back = poll.wait()
-                if len(outputs) == len(calls):
-                    return outputs
-                if is_enough is not None and outputs and is_enough(outputs):
-                    poll.is_settled = True
-                    return outputs
-                if n_back == len(calls):
+                outputs = poll.wait()
+                if poll.errors:
                     raise poll.errors[min(poll.errors)]
+                if len(outputs) == len(calls) or (is_enough is not None and is_enough(outputs)):
+                    return outputs
         finally:
             self._end(poll, calls)
 
@@ -191,12 +180,9 @@ class MemberPool:
                         self._n_at_work += 1
 
     def _end(self, poll: _Poll, calls: Mapping[int, Call]) -> None:
-        """Take back what has not begun; what is at work is nobody's from here on. Errors nobody is given are told."""
+        """Take back what has not begun; what is at work is nobody's from here on."""
         with self._lock:
             poll.is_open = False
-            if poll.is_settled:
-                for index, error in poll.errors.items():
-                    self._log_failure(index, error)
             for index in calls.keys() - poll.outputs.keys() - poll.errors.keys():
                 with contextlib.suppress(ValueError):
                     self._queues[index].remove((poll, calls[index]))
@@ -225,27 +211,10 @@ class MemberPool:
             output = call()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the poll
             with self._lock:
-                if poll.is_open:
-                    poll.take_error(index, error)
-                else:
-                    self._log_failure(index, error)
+                poll.take_error(index, error)
         else:
             with self._lock:
-                self._logged.pop(index, None)
-                if poll.is_open:
-                    poll.take(index, output)
-
-    def _log_failure(self, index: int, error: BaseException) -> None:
-        """Log a failure nobody was given; the same words again only after the member worked in between."""
-        words = f"{type(error).__name__}: {error}"
-        if self._logged.get(index) != words:
-            self._logged[index] = words
-            log.warning(
-                "tier %s: the vote was settled without member %s, which failed: %s",
-                self._tier,
-                self._names[index],
-                words,
-            )
+                poll.take(index, output)
 
 
 class _Poll:
@@ -256,7 +225,7 @@ class _Poll:
         n_calls: how many there are to come.
     """
 
-    __slots__ = ("errors", "is_open", "is_settled", "lock", "n_calls", "news", "outputs", "wanted")
+    __slots__ = ("errors", "is_open", "lock", "n_calls", "news", "outputs", "wanted")
 
     def __init__(self, lock: threading.Lock, wanted: int, n_calls: int) -> None:
         self.lock = lock
@@ -266,28 +235,29 @@ class _Poll:
         self.outputs: dict[int, Array] = {}
         self.errors: dict[int, BaseException] = {}
         self.is_open = True
-        self.is_settled = False
 
     @property
     def n_back(self) -> int:
         return len(self.outputs) + len(self.errors)
 
     def take(self, index: int, output: Array) -> None:
-        self.outputs[index] = output
-        self._wake()
+        if self.is_open:
+            self.outputs[index] = output
+            self._wake()
 
     def take_error(self, index: int, error: BaseException) -> None:
-        self.errors[index] = error
-        self._wake()
+        if self.is_open:
+            self.errors[index] = error
+            self._wake()
 
-    def wait(self) -> tuple[dict[int, Array], int]:
-        """The outputs when enough members are back, and how many are; the next time one more."""
+    def wait(self) -> dict[int, Array]:
+        """The outputs when enough members are back, the next time one more; or as soon as a call has raised."""
         with self.lock:
-            while self.n_back < self.wanted:
+            while self.n_back < self.wanted and not self.errors:
                 self.news.wait()
             self.wanted = min(self.n_back + 1, self.n_calls)
-            return dict(self.outputs), self.n_back
+            return dict(self.outputs)
 
     def _wake(self) -> None:
-        if self.n_back >= self.wanted:
+        if self.n_back >= self.wanted or self.errors:
             self.news.notify()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from coe.cascade.cascade import Cascade
-from coe.cascade.errors import ConfigError, InputError
+from coe.cascade.errors import ConfigError, InputError, TierFailed
 from coe.config.open import open_cascade
 from coe.config.program import positive_int
 from coe.models.inputs import InputDecoder
@@ -276,10 +276,10 @@ def calibrate(
             run = cascade.start(remote_tiers.decoder.batch([example.id], [example.value]))
             while not run.is_done and not run.next_tier.waits:
                 run.step()
-        except InputError:
+            decision = run.decisions()[0] if run.is_done else None
+        except (InputError, TierFailed):
             found.n_bad += 1
             continue
-        decision = run.decisions()[0] if run.is_done else None
         what = category(Outcome(example.id, decision, 0.0, deferred=decision is None))
         assert what is not None
         found.categories[what] += 1

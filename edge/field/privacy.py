@@ -16,7 +16,7 @@ import numpy as np
 from coe.cascade.cascade import Cascade, Run
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Always
-from coe.cascade.types import Array
+from coe.cascade.types import NO_LABEL, Array
 from coe.config.cascade import CascadeConfig
 from coe.models.inputs import InputDecoder
 from edge.agent import HeldBackError
@@ -55,6 +55,9 @@ class SendPolicy:
         for label in sorted(self.never_send):
             if votes[label]:
                 return f'class "{self.labels[label]}" is never sent'
+            if votes[NO_LABEL]:
+                return f'class "{self.labels[label]}" is never sent, and a member that failed did not say what this is'
+        del votes[NO_LABEL]
         if self.privacy_filter is None or example.value is None:
             return None
         try:
@@ -93,11 +96,11 @@ def send_policy_check(policy: SendPolicy, cascade: Cascade, decoder: InputDecode
 
 
 def _votes_of(run: Run, number: int) -> list[int]:
-    """The label of each member of a tier that the run has visited."""
+    """The label of each member of a tier that the run has visited; NO_LABEL where it failed."""
     vote, tier = run.visits[number].vote, run.cascade.tiers[number]
     if len(vote.probabilities) < vote.n_members:  # the vote was settled before all had voted
         vote = tier.vote(run.batch, Always(asks_all=True))
-    return [int(np.argmax(output[0])) for output in vote.probabilities]
+    return [NO_LABEL if np.isnan(output[0]).any() else int(np.argmax(output[0])) for output in vote.probabilities]
 
 
 def load_privacy_filter(reference: str, folder: Path) -> PrivacyFilter:

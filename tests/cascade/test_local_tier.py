@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import members_of, one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, CallCost, Confidence, Ideal, InputError, LocalTier, ModelError
+from coe.cascade import Agreement, Always, Batch, CallCost, Confidence, Ideal, InputError, LocalTier, ModelError
+from coe.cascade.tier import RECOVERED
 from coe.models import TableMember
 from coe.models.pool import MemberPool
 
@@ -213,28 +214,152 @@ def test_a_confidence_tier_answers_with_the_label_of_the_mean_output():
     assert vote.score[0] == pytest.approx((0.35 + 0.35 + 0.9) / 3)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize(
-    ("n_rows", "early", "parallel"), [(1, True, False), (1, False, False), (2, True, False), (2, True, True)]
-)
-def test_an_output_that_is_no_number_is_an_error_of_that_example_and_names_the_member(bad, n_rows, early, parallel):
-    outputs = [one_hot([1, 1]), one_hot([1, 1])]
-    outputs[1][0, 2] = bad
-    tier = table_tier(outputs, Fraction(1), "device", early=early, parallel=parallel)
-    try:
-        with pytest.raises(InputError, match=r"tier device: .* member member-2 is not a number \(NaN or infinity\)"):
-            tier.vote(rows(n_rows), tier.rule)
-    finally:
-        tier.close()
+class Failing(TableMember):
+    """Fails on some rows of its table: raises if any of them is asked about, or gives what is no probability.
+
+    Args:
+        how: by row.
+    """
+
+    def __init__(self, table, name, how):
+        super().__init__(table, name)
+        self.how = how
+
+    def predict(self, x):
+        output = super().predict(x).copy()
+        for place, row in enumerate(x[:, 0].tolist()):
+            how = self.how.get(row)
+            if how == "shape":
+                return output[:, :-1]
+            if isinstance(how, BaseException):
+                raise how
+            if how is not None:
+                output[place, how[0]] = how[1]
+        return output
 
 
-def test_an_output_that_is_no_number_shows_when_a_vote_is_completed():
-    outputs = [one_hot([1]), one_hot([0]), one_hot([1])]
-    outputs[2][0, 0] = np.nan
-    tier = table_tier(outputs, Fraction(1))
-    vote = tier.vote(rows(1), tier.rule)  # settled by the first two
-    with pytest.raises(InputError, match="member-3"):
-        tier.complete(rows(1), vote)
+HOWS = [
+    OSError("disk on fire"),
+    MemoryError(),
+    InputError("not mine"),
+    SystemExit(3),
+    "shape",
+    *[(column, bad) for column in (0, 1) for bad in (np.nan, np.inf, -np.inf)],
+]
+
+
+@st.composite
+def failing_tables(draw):
+    """Tables as of `tables`, and for each member on which rows it fails, and how."""
+    members = draw(tables())
+    row = st.integers(0, len(members[0]) - 1)
+    return members, [draw(st.dictionaries(row, st.sampled_from(HOWS), max_size=2)) for _ in members]
+
+
+def failing_tier(members, hows, rule, order=None, *, early=True, parallel=False):
+    seats = range(len(members)) if order is None else order
+    failing = [Failing(members[index], f"member-{index}", hows[index]) for index in seats]
+    pool = MemberPool.of("tier", failing) if parallel else None
+    return LocalTier("tier", failing, rule, early=early, pool=pool)
+
+
+@given(failing_tables(), thetas() | st.sampled_from([Fraction(2, 3), Fraction(1)]), st.booleans(), st.data())
+def test_a_member_that_fails_does_not_vote_and_nothing_depends_on_order_threads_or_batch(drawn, theta, is_last, data):
+    members, hows = drawn
+    rule = Always() if is_last else Agreement(theta)
+    batch = rows(len(members[0]))
+    order = data.draw(st.permutations(range(len(members))))
+    for row in range(len(batch)):
+        voted = [index for index in range(len(members)) if row not in hows[index]]
+        label, count, score = (-1, 0, float("nan"))
+        if voted:
+            label, count, score = oracle.vote([members[index][row].tolist() for index in voted])
+        exits = bool(voted) if is_last else Fraction(count, len(members)) >= theta
+        for parallel in (False, True):
+            for early in (False, True):
+                tier = failing_tier(members, hows, rule, order, early=early, parallel=parallel)
+                alone = tier.vote(rows(1, first=row), rule)
+                together = tier.vote(batch, rule).take(np.array([row]))
+                for vote, asked in ((alone, rows(1, first=row)), (together, batch.take(np.array([row])))):
+                    assert rule.exits(asked, vote).tolist() == [exits]
+                    if exits:
+                        assert vote.labels.tolist() == [label]
+                    whole = tier.complete(asked, vote)
+                    if not early or not exits:
+                        assert (whole.labels.tolist(), whole.count.tolist()) == ([label], [count])
+                        assert whole.asked.tolist() == [len(members)]
+                        assert whole.score[0] == pytest.approx(float(score), abs=1e-6, nan_ok=True)
+                tier.close()
+
+
+@given(failing_tables(), thetas())
+def test_no_more_members_are_asked_than_settle_it_with_those_that_failed_counted_as_no_votes(drawn, theta):
+    members, hows = drawn
+    rule = Agreement(theta)
+    for row in range(len(members[0])):
+        ballots = [
+            oracle.NOBODY if row in how else oracle.ballot(table[row].tolist())
+            for table, how in zip(members, hows, strict=True)
+        ]
+        asked = oracle.members_asked(ballots, members[0].shape[1], oracle.needed(theta, len(members)))
+        for n_rows in (1, 2):
+            batch = Batch(("x",) * n_rows, np.full((n_rows, 1), row))
+            assert failing_tier(members, hows, rule).vote(batch, rule).asked.tolist() == [asked] * n_rows
+
+
+@given(failing_tables(), st.booleans())
+def test_pooled_scores_are_of_the_members_that_voted(drawn, parallel):
+    members, hows = drawn
+    tier = failing_tier(members, hows, Confidence(0.5), parallel=parallel)
+    vote = tier.vote(rows(len(members[0])), tier.rule)
+    tier.close()
+    for row in range(len(members[0])):
+        voted = [table[row] for table, how in zip(members, hows, strict=True) if row not in how]
+        if not voted:
+            assert (vote.labels[row], vote.count[row]) == (-1, 0)
+            assert not tier.rule.exits(rows(len(members[0])), vote)[row]
+        else:
+            assert vote.score[row] == pytest.approx(np.mean(voted, axis=0, dtype=np.float64).max(), abs=1e-6)
+
+
+def test_a_row_on_which_a_member_raises_does_not_cost_its_votes_on_the_others():
+    hows = [{1: OSError("disk on fire")}, {}, {}]
+    tier = failing_tier([one_hot([1, 1, 1])] * 3, hows, Agreement(Fraction(1)), early=False)
+    vote = tier.vote(rows(3), tier.rule)
+    assert vote.count.tolist() == [3, 2, 3]
+    assert np.isnan(vote.probabilities[0]).any(axis=1).tolist() == [False, True, False]
+    assert vote.failures == {0: "member member-0: OSError: disk on fire"}
+    assert tier.failures.n_failed == [1, 0, 0]
+
+
+def test_a_member_that_keeps_failing_is_logged_once_and_once_more_when_it_works_again(caplog):
+    tier = failing_tier([one_hot([1, 1])] * 3, [{0: OSError("disk on fire")}, {}, {}], Agreement(Fraction(2, 3)))
+    for row in [0] * 5 + [1] * RECOVERED * 2 + [0]:
+        assert tier.vote(rows(1, first=row), tier.rule).labels.tolist() == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tier tier: member member-0: OSError: disk on fire; it does not vote where it fails, "
+        "which is logged once and counted",
+        "tier tier: member member-0 votes again; it missed 5 examples",
+        "tier tier: member member-0: OSError: disk on fire; it does not vote where it fails, "
+        "which is logged once and counted",
+    ]
+    assert tier.failures.n_failed == [6, 0, 0]
+
+
+@pytest.mark.parametrize("n_rows", [1, 2])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_an_example_that_cannot_be_prepared_is_the_callers_error(n_rows, parallel):
+    def refuse(x):
+        raise InputError("expected a pair of texts")
+
+    members = members_of([one_hot([1, 1])] * 2)
+    for member in members:
+        member.prepare = refuse
+    tier = LocalTier("t", members, Agreement(Fraction(1)), pool=MemberPool.of("t", members) if parallel else None)
+    with pytest.raises(InputError, match="a pair of texts"):
+        tier.vote(rows(n_rows), tier.rule)
+    tier.close()
+    assert tier.failures.n_failed == [0, 0]
 
 
 def test_a_tier_needs_a_member():
