@@ -19,7 +19,7 @@ from strategies import Broken, one_hot, rows, table_tier
 
 from cloud.async_cascade import AsyncCascade, CascadeBatcher
 from cloud.tier_batcher import TierBatcher
-from coe.cascade import Agreement, Always, Batch, Cascade, InputError, LocalTier, Tier, TierOverloaded, TierTimeout
+from coe.cascade import Agreement, Always, Batch, Cascade, LocalTier, Tier, TierFailed, TierOverloaded, TierTimeout
 from coe.protocol.core import Decided
 
 TWO_OF_THREE = Agreement(Fraction(2, 3))
@@ -178,7 +178,7 @@ def test_a_row_that_cannot_be_answered_is_its_own_callers_and_nobody_elses():
         return list(await asyncio.gather(*(batcher.decide(batch) for batch in asks), return_exceptions=True))
 
     first, refused, last = run(work, cascade)
-    assert isinstance(refused, InputError)
+    assert isinstance(refused, TierFailed)
     served: Any = SimpleNamespace(n_tiers=1)
     assert [first.column("label", served).tolist(), last.column("label", served).tolist()] == [[1], [2]]
 
