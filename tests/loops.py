@@ -13,7 +13,7 @@ from cloud.tier_batcher import TierBatcher
 from coe.cascade import Batch, DeferralRule, Tier, Vote
 
 T = TypeVar("T")
-BOUND_S = 20.0
+BOUND_S = 90.0
 
 
 class Loop:

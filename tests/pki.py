@@ -110,5 +110,5 @@ def call(address: str, credentials: grpc.ChannelCredentials, metadata: Any = Non
     """One call on a connection of its own. Raises grpc.RpcError."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     with grpc.secure_channel(address, credentials, options) as channel:
-        answer: bytes = channel.unary_unary(ECHO)(b"", timeout=5, metadata=metadata)
+        answer: bytes = channel.unary_unary(ECHO)(b"", timeout=60, metadata=metadata)
     return answer.decode()

@@ -32,7 +32,7 @@ def bench(name: str, *arguments: str) -> dict:
 
 def ask(worker: str, **job: object) -> dict:
     done = subprocess.run(
-        [sys.executable, str(BENCH / worker)], input=json.dumps(job) + "\n", capture_output=True, text=True, timeout=60
+        [sys.executable, str(BENCH / worker)], input=json.dumps(job) + "\n", capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

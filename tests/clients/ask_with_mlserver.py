@@ -21,7 +21,7 @@ from mlserver.grpc import converters
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-BOUND_S = 30.0
+BOUND_S = 90.0
 
 
 def main(address: str, model: str) -> None:

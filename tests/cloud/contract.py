@@ -26,7 +26,7 @@ from coe.protocol.codec import add_input, read_outputs
 from coe.protocol.remote import RemoteTier
 from coe.protocol.service import METHODS, SERVICE, path
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 
 
 def at_home() -> Cascade:

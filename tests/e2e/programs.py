@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-BOUND_S = 30.0  # nothing here may take longer, on any machine
+BOUND_S = 90.0  # nothing here may take longer, on any machine
 READY = re.compile(r"ready on (\S+):(\d+): (.*)")
 
 EDGE = """

@@ -42,7 +42,7 @@ def test_a_missing_package_is_named_with_its_pip_install(tmp_path: Path, package
     (tmp_path / "torch.yaml").write_text(TORCH)
     code = HIDE.format(package=package, program=program)
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=240, cwd=tmp_path
     )
     assert done.returncode == 2, done.stderr
     assert fix in done.stderr.splitlines()[-1]
@@ -79,7 +79,7 @@ def test_a_task_of_the_other_distribution_is_named_with_its_pip_install(tmp_path
     (tmp_path / "cifar10.yaml").write_text(CIFAR10 + source)
     code = NO_ZOO.format(program=program)
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=240, cwd=tmp_path
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()

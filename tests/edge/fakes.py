@@ -15,7 +15,7 @@ from coe.models.inputs import InputDecoder
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 
-BOUND_S = 20.0
+BOUND_S = 90.0
 DECODER = InputDecoder(InputSpec("tensor", (1,), dtype="int64"))
 
 

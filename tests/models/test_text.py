@@ -219,7 +219,7 @@ def test_a_device_without_texts_does_not_load_the_tokenizers(tmp_path):
         "member.predict(member.prepare(batch.x))\n"
         "print([name for name in ('tokenizers', 'huggingface_hub') if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert (told.stderr, told.stdout.strip()) == ("", "[]")
 
 
@@ -235,5 +235,5 @@ def test_tokenizing_takes_no_threads_of_its_own(input_spec):
         "print(len(os.listdir('/proc/self/task')) - before)"
     )
     run = [sys.executable, "-c", code, str(input_spec.tokenizer)]
-    told = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(run, capture_output=True, text=True, timeout=240)
     assert (told.stderr, told.stdout.strip()) == ("", "0")

@@ -63,7 +63,7 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 def test_from_the_wire_through_onnx_runtime_memory_does_not_grow_by_the_tensors_size(tmp_path):
     told = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "wide.onnx")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", MEASURE, str(tmp_path / "wide.onnx")], capture_output=True, text=True, timeout=240
     )
     assert told.returncode == 0, told.stderr
     assert float(told.stdout) < 24  # MiB, of a tensor of 128

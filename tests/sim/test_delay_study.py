@@ -27,7 +27,7 @@ ROW_KEYS = {
 
 
 def sim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "sim.main", *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "sim.main", *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == code, done.stderr
     return done
 
@@ -165,13 +165,13 @@ def test_a_study_that_is_terminated_leaves_no_program_behind(tmp_path: Path):
     command = [sys.executable, "-m", "sim.main", "--delays", "2s", "--limit", "50"]
     study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     children = Path(f"/proc/{study.pid}/task/{study.pid}/children")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(found := children.read_text().split()) < 2:  # a server and an agent
         assert time.monotonic() < deadline
         assert study.poll() is None
         time.sleep(0.05)
     study.send_signal(signal.SIGTERM)
-    assert study.wait(30) == 130
+    assert study.wait(120) == 130
     assert not [child for child in found if Path(f"/proc/{child}").exists()]
     assert not list(tmp_path.glob("coe-sim-*"))
 

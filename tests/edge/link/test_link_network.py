@@ -28,7 +28,7 @@ print(network.has_any())
 def test_an_interface_that_comes_up_is_seen_once():
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a network namespace needs Linux and root")
-    told = subprocess.run(["unshare", "-n", sys.executable, "-c", TAKES_UP], capture_output=True, text=True, timeout=60)
+    told = subprocess.run(["unshare", "-n", sys.executable, "-c", TAKES_UP], capture_output=True, text=True, timeout=90)
     if "unshare" in told.stderr:
         pytest.skip(f"no network namespaces here: {told.stderr.strip()}")
     assert told.stdout.split() == ["False", "True", "False", "False"], told.stderr

@@ -48,7 +48,7 @@ def test_a_device_loads_these_packages_and_no_other_on_its_way_to_a_decision(tmp
         [sys.executable, "-c", CHILD, "--config", str(config), "--limit", "5"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     code, _, names = done.stderr.strip().splitlines()[-1].partition(" ")
     assert (code, len(done.stdout.splitlines())) == ("0", 5), done.stderr

@@ -19,7 +19,7 @@ def decided_at(home) -> tuple[str, list[str]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "CI", "GITHUB"))}
     environment = kept | {"HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", ONNX], capture_output=True, text=True, timeout=60, env=environment, check=True
+        [sys.executable, "-c", ONNX], capture_output=True, text=True, timeout=240, env=environment, check=True
     )
     return done.stdout.splitlines()[-1], sorted(path.name for path in home.rglob("*") if path.is_file())
 

@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-BOUND_S = 30.0
+BOUND_S = 90.0
 
 
 class Manager:

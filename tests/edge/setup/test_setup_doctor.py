@@ -440,12 +440,12 @@ def test_it_is_a_program_of_its_own(tmp_path):
         [sys.executable, "-m", "edge.main", "doctor", "--config", str(tmp_path / "none.yaml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 1
     assert "cannot be read: No such file" in done.stdout
     assert done.stderr == ""
-    wrong = subprocess.run([sys.executable, "-m", "edge.main", "doctor", "--what"], capture_output=True, timeout=60)
+    wrong = subprocess.run([sys.executable, "-m", "edge.main", "doctor", "--what"], capture_output=True, timeout=240)
     assert wrong.returncode == 2
 
 

@@ -42,7 +42,7 @@ def test_the_bundled_models_make_a_config_that_decides(tmp_path, capsys):
         [sys.executable, "-m", "edge.main", "--config", str(path), "--limit", "3"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0
     assert done.stdout.count("\n") == 3

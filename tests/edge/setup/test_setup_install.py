@@ -131,7 +131,7 @@ def test_systemd_itself_finds_nothing_wrong_with_it(tmp_path, name):
     text = ServiceUnit(read_config(path), ("/bin/true",), "root").text()
     target = tmp_path / "coe-edge.service"
     target.write_text(text)
-    printed = subprocess.run(["systemd-analyze", "verify", str(target)], capture_output=True, text=True, timeout=60)
+    printed = subprocess.run(["systemd-analyze", "verify", str(target)], capture_output=True, text=True, timeout=240)
     ours = [line for line in (printed.stdout + printed.stderr).splitlines() if "coe-edge.service" in line]
     assert (printed.returncode, ours) == (0, [])
 
@@ -213,7 +213,7 @@ def test_who_is_not_root_is_told_to_use_sudo(tmp_path):
         f"import os, sys; sys.argv[1:] = ['install-service', '--config', {str(path)!r}, '--yes'];"
         "import edge.main, edge.setup.install_service; os.setuid(65534); sys.exit(edge.main.main())"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert printed.returncode == 2
     assert "expected to be run by root" in printed.stderr
     assert "(sudo " in printed.stderr
