@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,11 @@ class LinkBudget:
     """Counts what the tiers' calls send and receive, and refuses calls beyond the limits. Thread-safe.
 
     An hour begins with the first example sent in it. Calls under way are finished, so a month may end over its limit by
-    these. A killed agent forgets what was sent since it last wrote the file: a hundredth of the limit at most, and a
-    call.
+    these. A killed agent forgets what was sent since it last wrote the file: a hundredth of the limit and a call.
 
     Args:
         path: file that keeps the months' counts.
-        wall_clock: seconds since 1970.
-        clock: seconds that only go forward.
+        wall_clock: seconds since 1970; `clock`: seconds that only go forward.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class LinkBudget:
         self._lock = threading.Lock()
         self._months = read_months(path)
         self._hour_from, self._n_in_hour = clock(), 0
-        self._saved_at, self._unsaved_bytes, self._is_changed = clock(), 0, False
+        self._saved_at, self._unsaved_bytes = clock(), 0
 
     def take(self, tier: str, n: int = 1) -> None:
         """Count `n` examples that are about to be sent.
@@ -79,8 +77,8 @@ class LinkBudget:
         with self._lock:
             if error := self._refusal(tier):
                 raise error
-            if self._clock() - self._hour_from >= HOUR_S or not self._n_in_hour:
-                self._hour_from, self._n_in_hour = self._clock(), 0
+            if not self._n_in_hour:
+                self._hour_from = self._clock()
             self._n_in_hour += n
 
     def allows(self) -> bool:
@@ -95,46 +93,39 @@ class LinkBudget:
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
         """Count an example that was not sent: for a limit, or because it is like one that was (`edge/field/scenes`)."""
-        decision = outcome.decision
-        is_reused = decision is not None and decision.id != outcome.id
+        is_reused = outcome.decision is not None and outcome.decision.id != outcome.id
         reason = "duplicate" if is_reused else outcome.reason
         if outcome.deferred and not outcome.corrects and reason in NOT_SENT:
             with self._lock:
                 self._add(reason, 1)
 
     def report(self) -> dict[str, Any]:
-        """Counts of this month, and of the hour, as plain data; a limit that is not set is None."""
+        """Counts of this month, and of the hour, as plain data."""
         with self._lock:
-            counts = self._counts()
-            return {
-                "month": month_of(self._wall_clock(), self._months),
-                "bytes": counts["bytes"],
-                "max_bytes": self.config.max_bytes_per_month,
-                "examples_in_hour": self._n_in_hour if self._clock() - self._hour_from < HOUR_S else 0,
-                "max_examples_per_hour": self.config.max_examples_per_hour,
-                "not_sent": {reason: counts[reason] for reason in NOT_SENT},
-            }
+            self._refusal("")  # which notices that an hour is over
+            month, counts = month_of(self._wall_clock(), self._months), self._counts()
+            not_sent = {reason: counts[reason] for reason in NOT_SENT}
+            return {"month": month, "bytes": counts["bytes"], "examples_in_hour": self._n_in_hour, "not_sent": not_sent}
 
     def close(self) -> None:
         with self._lock:
-            if self._is_changed:
-                self._save()
+            self._save()
 
     def _refusal(self, tier: str) -> TierError | None:
         limit, most = self.config.max_bytes_per_month, self.config.max_examples_per_hour
+        if self._clock() - self._hour_from >= HOUR_S:
+            self._n_in_hour = 0
         if limit is not None and self._counts()["bytes"] >= limit:
             return OverCap(tier, f"the {limit / 1e6:g} MB of this month are used up (link.max_mb_per_month)")
-        if most is not None and self._n_in_hour >= most and self._clock() - self._hour_from < HOUR_S:
+        if most is not None and self._n_in_hour >= most:
             return OverBudget(tier, f"{self._n_in_hour} examples were sent in this hour (link.max_examples_per_hour)")
         return None
 
     def _counts(self) -> Counter[str]:
-        """This month's."""
         return self._months.setdefault(month_of(self._wall_clock(), self._months), Counter())
 
     def _add(self, what: str, n: int) -> None:
         self._counts()[what] += n
-        self._is_changed = True
         self._unsaved_bytes += n if what == "bytes" else 0
         limit = self.config.max_bytes_per_month
         is_much = limit is not None and self._unsaved_bytes >= SAVE_SHARE * limit
@@ -142,7 +133,7 @@ class LinkBudget:
             self._save()
 
     def _save(self) -> None:
-        self._saved_at, self._unsaved_bytes, self._is_changed = self._clock(), 0, False
+        self._saved_at, self._unsaved_bytes = self._clock(), 0
         months = {name: self._months[name] for name in sorted(self._months)[-KEPT_MONTHS:]}
         beside = self.path.with_suffix(".new")
         with contextlib.suppress(OSError):  # a full disk: the counts are still in memory
@@ -151,7 +142,7 @@ class LinkBudget:
             os.replace(beside, self.path)
 
 
-def month_of(at: float, months: Mapping[str, object]) -> str:
+def month_of(at: float, months: Collection[str]) -> str:
     """The month of a wall-clock second, such as "2026-11"; the latest of `months` where the clock was not set yet."""
     month = time.strftime("%Y-%m", time.gmtime(at))
     return max(months) if months and month < CLOCK_IS_SET else month

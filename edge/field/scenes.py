@@ -19,35 +19,32 @@ from edge.sources import Example
 
 from .config import SceneConfig
 
-SIDE = 16  # cells of a thumbnail, each way
+SIDE = 16  # parts of a picture, each way
 MOST_PIXELS = 256  # of a picture's side that are looked at
 
 
 class SameScene(TierError):
-    """An example like this one is on its way to the cloud, or waits for it."""
+    """An example like this one has no answer yet."""
 
     reason = "duplicate"
 
 
 @dataclass(slots=True, eq=False)
 class Scene:
-    """One that was sent: its example's id, its picture, when, and its outcome once it has the cloud's answer."""
+    """One that was sent: its example's id, when, its picture (`cells_of`), and its outcome once the cloud answered."""
 
     id: str
+    at: float
     size: tuple[int, ...]
     cells: NDArray[np.float32]
-    at: float
     outcome: Outcome | None = None
 
 
 class SceneFilter:
-    """Remembers the latest scenes that were sent, and what the cloud answered. Also an outcome observer.
+    """Remembers the latest scenes that were sent, and the cloud's answers. Also an outcome observer.
 
-    Two pictures show the same scene if they have the same size and no cell of their thumbnails (`cells_of`) differs by
-    more than `difference`. The largest difference counts, not the mean, in which a small change would be lost.
-
-    Args:
-        clock: seconds that only go forward.
+    Two pictures show the same scene if they have the same size and no cell of one differs by more than `difference`
+    from the other's. The largest difference counts, not the mean, in which a small change would be lost.
     """
 
     def __init__(self, config: SceneConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,32 +61,31 @@ class SceneFilter:
         x = run.batch.x
         if x.dtype != np.uint8 or x.ndim != 4:
             return None
-        cells, now = cells_of(x[0]), self._clock()
+        new = Scene(example.id, self._clock(), x.shape[1:], cells_of(x[0]))
         with self._lock:
-            same = next((scene for scene in self._scenes if self._is_same(scene, x.shape[1:], cells, now)), None)
+            same = next((scene for scene in self._scenes if self._is_same(scene, new)), None)
             if same is None or (same.outcome is None and not run.falls_back):
-                self._scenes.append(Scene(example.id, x.shape[1:], cells, now))
+                self._scenes.append(new)
                 return None
         if same.outcome is None:
             run.fail(SameScene(run.next_tier.name, f"the same scene as {same.id}, which has no answer yet"))
         return same.outcome
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
-        if not outcome.deferred or outcome.corrects:
-            return
+        decision = outcome.decision
         with self._lock:
             sent = next((scene for scene in self._scenes if scene.id == outcome.id), None)
-            if sent is None or (outcome.decision is not None and outcome.decision.id != outcome.id):
+            if sent is None or outcome.corrects or not outcome.deferred:
                 return
-            if outcome.decision is not None and not outcome.reason:
-                sent.outcome = replace(outcome, decision=replace(outcome.decision, call=NO_CALL))
+            if decision is not None and not outcome.reason:
+                sent.outcome = replace(outcome, decision=replace(decision, call=NO_CALL))
             elif not outcome.spooled:
                 self._scenes.remove(sent)
 
-    def _is_same(self, scene: Scene, size: tuple[int, ...], cells: NDArray[np.float32], now: float) -> bool:
-        if scene.size != size or now - scene.at > self.config.max_age_s:
+    def _is_same(self, old: Scene, new: Scene) -> bool:
+        if old.size != new.size or new.at - old.at > self.config.max_age_s:
             return False
-        return bool(np.abs(scene.cells - cells).max() <= self.config.difference)
+        return bool(np.abs(old.cells - new.cells).max() <= self.config.difference)
 
 
 def cells_of(pixels: Array) -> NDArray[np.float32]:

@@ -82,9 +82,7 @@ def _links(links: list[dict[str, Any]]) -> Iterator[Any]:
 
 def _link_budget(budget: dict[str, Any]) -> Iterator[Any]:
     yield _gauge("link_month_bytes", "Bytes of requests and answers in this calendar month (UTC).", budget["bytes"])
-    yield _gauge("link_hour_examples", "Examples sent in this hour.", budget["examples_in_hour"])
-    what = "Examples that were not sent in this month, by reason."
-    yield _gauge("not_sent_in_month", what, budget["not_sent"], "reason")
+    yield _gauge("not_sent_in_month", "Examples not sent in this month, by reason.", budget["not_sent"], "reason")
 
 
 def _spool(spool: dict[str, Any]) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import json
 import shutil
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,30 +77,20 @@ def examples_sent(config: AgentConfig) -> Iterator[Statement]:
 def _limits(config: AgentConfig) -> Iterator[Statement]:
     """What is not sent although a server would be asked, and how many examples that were in this month."""
     months = read_months(config.state / "link.json")
-    counts: Mapping[str, int] = months.get(month_of(time.time(), months), {})
-    link, scene = config.link, config.field.same_scene
+    counts: Mapping[str, int] = months.get(month_of(time.time(), months), Counter())
+    link, scene, spool = config.link, config.field.same_scene, config.spool
     if link.max_bytes_per_month is not None:
-        text = (
-            f"Requests and answers together end at {link.max_bytes_per_month / 1e6:g} MB in a calendar month (UTC); in "
-            f"this one there were {counts.get('bytes', 0) / 1e6:.1f} MB, and {counts.get('cap', 0):,} examples were "
-            "not sent for it."
-        )
+        text = f"Calls end at {link.max_bytes_per_month / 1e6:g} MB in a calendar month (UTC); in this one they took "
+        text += f"{counts['bytes'] / 1e6:.1f} MB, and {counts['cap']:,} examples were not sent for it."
         yield Statement("leaves", "link.max_mb_per_month", text)
     if link.max_examples_per_hour is not None:
-        text = (
-            f"At most {link.max_examples_per_hour:,} examples are sent in an hour; {counts.get('budget', 0):,} of this "
-            "month were not sent for it."
-        )
-        yield Statement("leaves", "link.max_examples_per_hour", text)
+        text = f"At most {link.max_examples_per_hour:,} examples are sent in an hour; in this month "
+        yield Statement("leaves", "link.max_examples_per_hour", f"{text}{counts['budget']:,} were not sent for it.")
     if scene is not None:
-        text = (
-            f"A picture that looks like one of the last {scene.remember} that were sent, at most "
-            f"{scene.max_age_s / 60:g} minutes before, is not sent; {counts.get('duplicate', 0):,} of this month "
-            "were not."
-        )
-        yield Statement("leaves", "same_scene", text)
-    if config.spool is not None and config.spool.send_between:
-        text = f"What is kept for a later answer is sent between {', '.join(config.spool.windows)} alone."
+        text = f"A picture like one of the last {scene.remember} sent in {scene.max_age_s / 60:g} minutes is not sent; "
+        yield Statement("leaves", "same_scene", f"{text}in this month {counts['duplicate']:,} were not.")
+    if spool is not None and spool.send_between:
+        text = f"What is kept for a later answer is sent between {', '.join(spool.send_between)} alone."
         yield Statement("leaves", "spool.send_between", text)
 
 

@@ -171,18 +171,23 @@ def state_topic(config: MqttConfig) -> str:
 def discovery_configs(config: MqttConfig) -> Iterator[tuple[str, Facts]]:
     """Topics and configs of Home Assistant's entities: last label, share kept on the device, link."""
     node = re.sub(r"[^\w-]", "_", f"coe_{this_host()}", flags=re.ASCII)
-    both = {"availability_topic": config.status_topic, "origin": {"name": "coe-edge", "sw_version": __version__}}
-    both["device"] = {"identifiers": [node], "name": f"coe {this_host()}", "model": "coe-edge"}
-    label = {"state_topic": re.sub(r"[^/]*\{(id|name)\}[^/]*", "+", config.topic), "icon": "mdi:label"}
-    label["value_template"] = "{{ value_json.name | default('none') }}"
-    kept = {"state_topic": state_topic(config), "unit_of_measurement": "%", "state_class": "measurement"}
-    kept["value_template"] = "{{ (value_json.kept_share * 100) | round(1) }}"
-    link = {"state_topic": state_topic(config), "device_class": "connectivity"}
-    link["value_template"] = "{{ 'ON' if value_json.link_up else 'OFF' }}"
-    entities = (("sensor", "label", "Last label", label), ("sensor", "kept", "Kept on the device", kept))
-    for kind, key, name, entity in (*entities, ("binary_sensor", "link", "Link", link)):
-        topic = f"{config.discovery}/{kind}/{node}/{key}/config"
-        yield topic, {"name": name, "unique_id": f"{node}_{key}", **entity, **both}
+    device = {"identifiers": [node], "name": f"coe {this_host()}", "model": "coe-edge", "sw_version": __version__}
+    labels, state = re.sub(r"[^/]*\{(id|name)\}[^/]*", "+", config.topic), state_topic(config)
+    for kind, key, name, topic, template, more in (
+        ("sensor", "label", "Last label", labels, "value_json.name | default('none')", {}),
+        ("sensor", "kept", "Kept", state, "(value_json.kept_share * 100) | round(1)", {"unit_of_measurement": "%"}),
+        (
+            "binary_sensor",
+            "link",
+            "Link",
+            state,
+            "iif(value_json.link_up, 'ON', 'OFF')",
+            {"device_class": "connectivity"},
+        ),
+    ):
+        entity = {"name": name, "unique_id": f"{node}_{key}", "device": device, "state_topic": topic, **more}
+        entity |= {"value_template": f"{{{{ {template} }}}}", "availability_topic": config.status_topic}
+        yield f"{config.discovery}/{kind}/{node}/{key}/config", entity
 
 
 def topic_of(config: MqttConfig, record: Record) -> str:

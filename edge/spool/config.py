@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from coe.config import Fields
 from coe.config.settings import REQUIRED, read_settings, setting
 
 ENDS = ("oldest", "newest")
-WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+WINDOW = re.compile(r"(?P<start>{0})-(?!(?P=start)){0}".format(r"(?:[01]\d|2[0-3]):[0-5]\d"), re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,16 @@ class SpoolConfig:
     sync: str = setting(
         "full", "What a kept example survives: full, a power cut too; normal, a crash.", choices=("full", "normal")
     )
-    send_between: tuple[tuple[int, int], ...] = setting(
-        (),
-        "Times of the day (local) in which it is sent.",
-        usual="always",
-        example='["22:00-06:00"]',
+    send_between: tuple[str, ...] = setting(
+        (), "Times of the day (local) in which it is sent.", usual="always", example='["22:00-06:00"]'
     )
 
-    def sends_at(self, now: time.struct_time) -> bool:
-        """True if kept examples may be sent at this local time."""
-        at = now.tm_hour * 60 + now.tm_min
-        return not self.send_between or any(
-            start <= at < end if start < end else (at >= start or at < end) for start, end in self.send_between
+    def sends_at(self, time_of_day: str) -> bool:
+        """True if kept examples may be sent at this time, such as "07:30"."""
+        windows = [window.split("-") for window in self.send_between]
+        return not windows or any(
+            start <= time_of_day < end if start < end else not end <= time_of_day < start for start, end in windows
         )
-
-    @property
-    def windows(self) -> list[str]:
-        """`send_between` as it is written."""
-        return [f"{a // 60:02}:{a % 60:02}-{b // 60:02}:{b % 60:02}" for a, b in self.send_between]
 
 
 def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
@@ -60,22 +51,11 @@ def read_spool(fields: Fields, state: Path, folder: Path) -> SpoolConfig | None:
     if fields.has("spool") and not is_on:
         fields.warn("spool", "has no effect (write `when_unavailable: spool`)")
     entry = fields.section("spool", {})
-    path = entry.path("path", folder, None) or state / "spool.db"
-    config = read_settings(SpoolConfig, entry, path=path, send_between=_read_windows(entry))
+    config = read_settings(SpoolConfig, entry, path=entry.path("path", folder, None) or state / "spool.db")
+    for number, window in enumerate(config.send_between):
+        if WINDOW.fullmatch(window) is None:
+            entry.wrong(f"send_between[{number}]", f'expected start-end, got "{window}" (write "22:00-06:00")')
     return config if is_on else None
-
-
-def _read_windows(entry: Fields) -> tuple[tuple[int, int], ...]:
-    """`send_between: ["22:00-06:00"]` as minutes of the day: start and end; one that ends before it starts has
-    midnight in it."""
-    windows = []
-    for number, text in enumerate(entry.texts("send_between", ())):
-        if (found := WINDOW.fullmatch(text)) is None or found.group(1, 2) == found.group(3, 4):
-            entry.wrong(f"send_between[{number}]", f'expected start-end, got "{text}" (write "22:00-06:00")')
-            continue
-        a, b, c, d = map(int, found.groups())
-        windows.append((a * 60 + b, c * 60 + d))
-    return tuple(windows)
 
 
 def read_state(fields: Fields, path: Path) -> Path:

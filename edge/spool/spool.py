@@ -268,7 +268,7 @@ class Spool:
             ask=self._remote_tiers.ask,
             correct=self._correct,
             is_busy=lambda: agent.n_waiting > 0,
-            is_up=lambda: config.sends_at(time.localtime()) and is_up(),
+            is_up=lambda: config.sends_at(time.strftime("%H:%M")) and is_up(),
             give_up=agent.give_up,
         )
         self._facts: dict[str, Any] = {"waiting": 0, "dropped": {}, "bytes": 0, "oldest_s": None, "error": "unreadable"}
@@ -301,7 +301,7 @@ class Spool:
         status = self.store.status()
         if status is not None:
             self._facts = status.facts()
-        return self._facts | {"is_open": self.store.config.sends_at(time.localtime())}
+        return self._facts | {"is_open": self.store.config.sends_at(time.strftime("%H:%M"))}
 
     def close(self) -> None:
         """Stop; the next start sends the rest of the backlog."""

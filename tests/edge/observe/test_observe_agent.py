@@ -119,7 +119,6 @@ def test_the_metrics_say_what_the_agent_did(device):
         "coe_edge_link_rebuilds_total{tier=cloud}": 1,
         "coe_edge_link_round_trip_seconds{tier=cloud}": 0.03,
         "coe_edge_link_month_bytes": 12,
-        "coe_edge_link_hour_examples": 6,
         "coe_edge_not_sent_in_month{reason=duplicate}": 1,
         "coe_edge_spool_examples": 3,
         "coe_edge_spool_dropped_total{reason=age}": 2,

@@ -510,9 +510,8 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_outside_its_windows_the_backlog_waits(tmp_path, is_open):
-    now = time.localtime()
-    minute = now.tm_hour * 60 + now.tm_min
-    near, far = ((minute - 60) % 1440, (minute + 60) % 1440), ((minute + 60) % 1440, (minute + 120) % 1440)
+    earlier, later, much_later = (time.strftime("%H:%M", time.localtime(time.time() + s)) for s in (-3600, 3600, 7200))
+    near, far = f"{earlier}-{later}", f"{later}-{much_later}"
     cloud = Cloud()
     agent, sinks = agent_with(cloud, tmp_path)
     spool = spooling(agent, sinks, tmp_path, windows=(near if is_open else far,))
