@@ -1,16 +1,16 @@
 """What a number of labelled examples can show: bounds, power and sample size.
 
 X = right(cascade) - right(reference) on an example, -1, 0 or 1. "At least as accurate, less epsilon" is tested by
-betting against mean X <= -epsilon: a bettor's capital, which a true hypothesis lets grow tenfold with probability 1/10
-at most, whenever one looks (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2023).
-It holds for examples drawn as these were, on average over them, and not when inputs change.
+betting against mean X <= -epsilon: where that is true, a bettor's capital grows to 1 / delta with probability delta at
+most (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2023). Each stake is that with
+which the capital, looked at once, after all examples, shows most; it follows from how often the two differed before.
+The bound holds for examples drawn as these were, on average over them, and not when inputs change.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -18,65 +18,48 @@ from numpy.typing import ArrayLike, NDArray
 
 Values = NDArray[np.float64]
 
-STAKES = (0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.32, 0.45, 0.6, 0.75, 0.9, 0.98)  # of the largest bet allowed
-LOOKS = 25  # at a simulated capital on its way
-REPEATS = 400
+LARGEST_STAKE = 0.95  # of a bet that could ruin
+FIRST_GUESS = (1, 20)  # examples on which the two differ, of how many, where nothing is known
+REPEATS = 2000  # simulated draws
 MOST_EXAMPLES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Bets:
-    """Capital spread over stakes, each a share in (0, 1) of the largest bet that cannot ruin.
+def _stakes(differ: ArrayLike, n: int, delta: float) -> Values:
+    """(...) the best stake for `n` examples, where the two differ on these shares of them."""
+    stakes: Values = np.sqrt(2 * math.log(1 / delta) / (n * np.asarray(differ, dtype=np.float64)))
+    return np.minimum(stakes, LARGEST_STAKE)
 
-    Any spread fixed before the examples are seen keeps the promise; one near the best makes it sooner.
+
+def _capital(x: Values, stakes: Values, mean: float) -> float:
+    """Log of the capital after examples (n,), against a mean of at most `mean`."""
+    return float(np.log1p(stakes * (x - mean) / (1 + mean)).sum())
+
+
+def _bets(x: ArrayLike, delta: float, before: tuple[int, int]) -> tuple[Values, Values]:
+    """The examples, and the stake on each, by those before it."""
+    found = np.asarray(x, dtype=np.float64)
+    seen = before[0] + np.concatenate([[0.0], np.abs(found).cumsum()[:-1]])[: len(found)]
+    return found, _stakes((seen + 1) / (before[1] + np.arange(len(found)) + 2), max(len(found), 1), delta)
+
+
+def is_certified(x: ArrayLike, epsilon: float, delta: float, before: tuple[int, int] = FIRST_GUESS) -> bool:
+    """Whether mean X > -epsilon is shown by examples (n,) in a random order; wrongly with probability `delta` at most.
+
+    Args:
+        before: on how many other examples the two differed, and of how many.
     """
-
-    stakes: Values
-    weights: Values
-
-    @classmethod
-    def expecting(cls, gain: float, loss: float, epsilon: float) -> Bets:
-        """Half on the best stake where the cascade alone is right (wrong) on these shares; half over all."""
-        stakes, weights = np.array(STAKES), np.full(len(STAKES), 0.5 / len(STAKES))
-        fine = np.linspace(0.005, 0.99, 198)
-        growth = _log_factors(fine, -epsilon) @ np.array([loss, max(1 - gain - loss, 0.0), gain])
-        return cls(np.append(stakes, fine[growth.argmax()]), np.append(weights, 0.5))
+    return _capital(*_bets(x, delta, before), -epsilon) >= math.log(1 / delta)
 
 
-SPREAD = Bets(np.array(STAKES), np.full(len(STAKES), 1 / len(STAKES)))
-
-
-def _log_factors(stakes: Values, mean: float) -> Values:
-    """(S, 3) log of the capital's factor on X = -1, 0, 1, against a mean of at most `mean`."""
-    x = np.array([-1.0, 0.0, 1.0])
-    factors: Values = np.log1p(stakes[:, None] * (x - mean) / (1 + mean))
-    return factors
-
-
-def best_capital(x: ArrayLike, mean: float, bets: Bets = SPREAD) -> float:
-    """The most that the log of the capital came to, over examples (n,) in {-1, 0, 1} in their (random) order."""
-    steps = _log_factors(bets.stakes, mean)[:, np.asarray(x, dtype=np.intp) + 1]  # (S, n)
-    if not steps.size:
-        return 0.0
-    capital = steps.cumsum(axis=1) + np.log(bets.weights)[:, None]
-    top = capital.max(axis=0)
-    return float((np.log(np.exp(capital - top).sum(axis=0)) + top).max())
-
-
-def is_certified(x: ArrayLike, epsilon: float, delta: float, bets: Bets = SPREAD) -> bool:
-    """Whether mean X > -epsilon is shown: wrongly so with probability `delta` at most."""
-    return best_capital(x, -epsilon, bets) >= math.log(1 / delta)
-
-
-def lower_bound(x: ArrayLike, delta: float, bets: Bets = SPREAD) -> float:
+def lower_bound(x: ArrayLike, delta: float, before: tuple[int, int] = FIRST_GUESS) -> float:
     """A mean of X that the true one is below with probability `delta` at most."""
-    found = np.asarray(x, dtype=np.intp)
+    found, stakes = _bets(x, delta, before)
     low, high = -1.0 + 1e-9, float(found.mean()) if found.size else -1.0
-    if high <= low or best_capital(found, low, bets) < math.log(1 / delta):
+    if high <= low or _capital(found, stakes, low) < math.log(1 / delta):
         return -1.0
-    for _ in range(24):
+    for _ in range(30):
         middle = (low + high) / 2
-        if best_capital(found, middle, bets) >= math.log(1 / delta):
+        if _capital(found, stakes, middle) >= math.log(1 / delta):
             low = middle
         else:
             high = middle
@@ -85,12 +68,10 @@ def lower_bound(x: ArrayLike, delta: float, bets: Bets = SPREAD) -> float:
 
 def power(n: int, gain: float, loss: float, epsilon: float, delta: float, seed: int = 0) -> float:
     """The probability that `n` examples certify, where the cascade alone is right (wrong) on these shares of them."""
-    bets = Bets.expecting(gain, loss, epsilon)
-    rng = np.random.default_rng(seed)
-    looks = np.diff(np.linspace(0, n, min(LOOKS, n) + 1).astype(np.int64))
-    counts = np.stack([rng.multinomial(many, [loss, 1 - gain - loss, gain], REPEATS) for many in looks.tolist()])
-    capital = counts.cumsum(axis=0) @ _log_factors(bets.stakes, -epsilon).T + np.log(bets.weights)
-    return float((np.logaddexp.reduce(capital, axis=2).max(axis=0) >= math.log(1 / delta)).mean())
+    counts = np.random.default_rng(seed).multinomial(n, [loss, 1 - gain - loss, gain], REPEATS)
+    stake = _stakes(max(gain + loss, 1 / (n + 2)), n, delta)
+    steps = np.log1p(stake * (np.array([-1.0, 0.0, 1.0]) + epsilon) / (1 - epsilon))
+    return float((counts @ steps >= math.log(1 / delta)).mean())
 
 
 def sample_size(gain: float, loss: float, epsilon: float, delta: float, wanted: float = 0.8) -> int | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.cascade.types import Array, Labels
 from coe.cascade.vote import plurality
 
-from .bound import Bets, is_certified, lower_bound, sample_size
+from .bound import is_certified, lower_bound, sample_size
 from .fit import fit, out_of_fold, with_share
 from .table import Bound
 from .vote import StageVote, Values
@@ -329,7 +329,7 @@ class Certifier:
     """Tests systems on examples that nothing was chosen on.
 
     Args:
-        ranked: the half that candidates were fitted and ranked on: it says how to bet.
+        ranked: the half that candidates were fitted and ranked on: it says how much to bet.
         unseen: the other half.
         reference: the model compared with; against: models that the bound must hold against, each.
     """
@@ -343,7 +343,7 @@ class Certifier:
 
     def holds(self, system: System) -> bool:
         """Whether it is shown against each model; no correction is needed where all must pass."""
-        return all(is_certified(x, self.epsilon, self.delta, bets) for x, bets in self._differences(system))
+        return all(is_certified(x, self.epsilon, self.delta, before) for x, before in self._differences(system))
 
     def choice(self, system: System, expected: float) -> Choice:
         """The system with its bound."""
@@ -352,20 +352,18 @@ class Certifier:
         gain, loss = float((both > 0).mean()), float((both < 0).mean())
         if not gain and not loss and system.rule == "single":  # the reference itself
             return Choice(system, expected, Bound(self.epsilon, self.delta, True, 0.0, len(self.unseen), 0), 0.0, 0.0)
-        low = min(lower_bound(x, self.delta, bets) for x, bets in self._differences(system))
+        low = min(lower_bound(x, self.delta, before) for x, before in self._differences(system))
         needed = sample_size(gain, loss, self.epsilon, self.delta)
         labels = None if needed is None else round(needed * len(both) / len(self.unseen))
         bound = Bound(self.epsilon, self.delta, self.holds(system), low, len(self.unseen), labels)
         return Choice(system, expected, bound, gain, loss)
 
-    def _differences(self, system: System) -> Iterable[tuple[NDArray[np.int8], Bets]]:
-        """Per model: X on the unseen half, and bets by the other."""
+    def _differences(self, system: System) -> Iterable[tuple[NDArray[np.int8], tuple[int, int]]]:
+        """Per model: X on the unseen half, and how often the two differ on the other, of how many."""
         ranked, unseen = (system.decide(panel)[0].astype(np.int8) for panel in (self.ranked, self.unseen))
-        n = len(ranked) + 2
         for name in self.against:
-            seen = ranked - self.ranked.right(name)
-            bets = Bets.expecting(float((seen > 0).sum() + 1) / n, float((seen < 0).sum() + 1) / n, self.epsilon)
-            yield unseen - self.unseen.right(name), bets
+            differ = int((ranked != self.ranked.right(name)).sum())
+            yield unseen - self.unseen.right(name), (differ, len(ranked))
 
 
 def most_accurate(found: Sequence[Candidate], certifier: Certifier) -> Choice | None:
@@ -391,9 +389,16 @@ def cheapest_certified(found: Sequence[Candidate], certifier: Certifier) -> Choi
     return None if kept is None else certifier.choice(*kept)
 
 
-def best_single(panel: Panel) -> str:
-    """The most accurate model, the first of equals."""
-    return max(panel.names, key=lambda name: float(panel.right(name).mean()))
+def best_single(panel: Panel, cost: Mapping[str, float]) -> str:
+    """The most accurate model; of those within a standard error of it, which labels cannot tell apart, the dearest."""
+    right = {name: panel.right(name).astype(np.float64) for name in panel.names}
+    top = max(sorted(panel.names), key=lambda name: float(right[name].mean()))
+
+    def is_close(name: str) -> bool:
+        behind = right[top] - right[name]
+        return bool(behind.mean() <= behind.std() / max(len(behind), 1) ** 0.5)
+
+    return max(filter(is_close, sorted(panel.names)), key=lambda name: (cost[name], float(right[name].mean())))
 
 
 def wrong_together(panel: Panel, reference: str, cost: Mapping[str, float]) -> float | None:

@@ -51,7 +51,8 @@ class Wishes:
         max_cost: average cost against the reference's; max_sent: share that leaves the device; max_latency_s: average.
         epsilon, delta: the bound: at least as accurate as the reference less epsilon, with probability 1 - delta.
         certified: the cheapest that is certified; False: the most accurate within the limits.
-        reference: the single model compared with; None: the most accurate, and the bound is against every model.
+        reference: the single model compared with; None: the most accurate (of those that labels cannot tell apart, the
+            dearest), and the bound is against every model.
         n_calibration: labelled examples to choose and certify on, at most half of all; None: half.
     """
 
@@ -167,7 +168,7 @@ def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Pr
     ranked, unseen, test = (
         panel_of(trace.take(rows), n_labels) for rows in (order[: n // 2], order[n // 2 : n], order[n:])
     )
-    reference = wishes.reference or best_single(ranked)
+    reference = wishes.reference or best_single(ranked, costs[0].of)
     against = list(trace.models) if wishes.reference is None else [wishes.reference]
     accounting = wishes.accounting or (Accounting.REACH if costs[0].kind == "latency_s" else Accounting.REACH_SERIAL)
     if costs[0].of[reference] <= 0:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from coe.calibration.bound import (
-    Bets,
     binomial_tail,
     difference_interval,
     examples_needed,
@@ -25,8 +24,7 @@ def drawn(rng: np.random.Generator, n: int, gain: float, loss: float) -> np.ndar
 @pytest.mark.parametrize("gain", [0.0, 0.02])
 def test_at_the_boundary_a_tenth_at_most_is_certified(gain):
     rng = np.random.default_rng(0)
-    bets = Bets.expecting(gain, gain, 0.01)
-    found = [is_certified(drawn(rng, 1000, gain, gain + 0.01), 0.01, 0.1, bets) for _ in range(200)]
+    found = [is_certified(drawn(rng, 1000, gain, gain + 0.01), 0.01, 0.1) for _ in range(200)]
     assert np.mean(found) <= 0.1 + 2 * 0.021
 
 

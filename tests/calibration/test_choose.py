@@ -122,10 +122,17 @@ def test_the_reference_itself_needs_no_test():
     assert (choice.bound.holds, choice.bound.lower_bound) == (True, 0.0)
 
 
+def test_of_models_that_labels_cannot_tell_apart_the_dearest_is_the_reference():
+    data = panel(200, (0.8, 0.5, 0.79), seed=5)
+    assert best_single(data, COST) == "c"
+    assert best_single(data, {**COST, "a": 30.0}) == "a"
+    assert best_single(panel(4000, (0.85, 0.5, 0.8), seed=5), COST) == "a"
+
+
 def test_models_that_agree_wrongly_are_noticed():
     truth = np.zeros(100, dtype=np.int64)
     labels = np.stack([np.ones(100, dtype=np.int64)] * 2 + [truth])
     data = Panel(("a", "b", "c"), labels, np.full((3, 100), np.nan), truth, 2)
-    assert best_single(data) == "c"
+    assert best_single(data, COST) == "c"
     assert wrong_together(data, "c", COST) == 1.0
     assert wrong_together(data, "b", COST) is None
