@@ -7,6 +7,7 @@ a waiting thread, at the tier where it stands, and comes back as an outcome like
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 import time
@@ -16,12 +17,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from coe.cascade.cascade import Cascade, Run
-from coe.cascade.errors import InputError, TierError
+from coe.cascade.errors import ConfigError, InputError, TierError, describe_failure
 from coe.cascade.types import Decision
 from coe.link import RealClock
 from coe.models.inputs import InputDecoder
 from coe.protocol import trace_context
 
+from .crash_journal import CrashJournal
 from .link import MovingAverage
 from .sinks import Event, Outcome, ReorderBuffer, Sink
 from .sources import Example, Source
@@ -63,6 +65,10 @@ class RemoteTiers:
         return replace(decision, exit_tier=decision.exit_tier + self.first_tier - 1)
 
 
+log = logging.getLogger(__name__)
+
+BUG = "error"  # the reason's first word where an example met an unexpected error
+CRASHED = "crashed: the process ended twice while this was being decided (a member crashed it, hung or took its memory)"
 PRECISE_S = 0.05  # shorter waits between examples are kept to the microsecond, and cannot be interrupted
 
 
@@ -130,6 +136,8 @@ class Agent:
         self.n_waiting = 0  # examples that wait for a server
         self.local_s = MovingAverage()  # the device's own part of an example that waits for a server
         self.busy_since: float | None = None  # `time.monotonic()` second at which it took its example; None: idle
+        self.journal: CrashJournal | None = None
+        self._logged: set[type[Exception]] = set()  # unexpected errors
         self._reorder: ReorderBuffer[tuple[Example, Outcome]] | None = ReorderBuffer() if ordered else None
         self._slots = threading.Semaphore(max(max_in_flight, 1))
         self._waiters = ThreadPoolExecutor(max_in_flight, "coe-wait") if max_in_flight else None
@@ -142,7 +150,7 @@ class Agent:
 
         Raises:
             OSError: the sink cannot be written.
-            CascadeError: a member failed: the cascade is not fit to decide.
+            ConfigError: a server decides another task.
         """
         next_at = time.perf_counter()
         try:
@@ -190,34 +198,18 @@ class Agent:
     def _take(self, number: int, example: Example) -> None:
         """Decide one example as far as this machine can."""
         started = time.perf_counter()
-        now = self.busy_since = time.monotonic()
+        self.busy_since = time.monotonic()
         if example.value is None:
             self._done(number, example, Outcome(example.id, None, 0.0, example.truth, example.error))
             return
-        try:
-            run = self.cascade.start(
-                self.decoder.batch([example.id], [example.value], min(now + self.deadline_s, example.deadline))
-            )
-            while not run.is_done and not run.next_tier.waits:
-                run.step()
-            if not run.is_done and self.hold_back is not None:
-                self._hold_back(example, run)
-            known = None if run.is_done or self.known_answer is None else self.known_answer(example, run)
-        except InputError as error:
-            self._done(number, example, self._failed(example, started, str(error)))
+        if self.journal is not None and self.journal.is_given_up(example.id):
+            slot = self.journal.begin(example.id)
+            self._done(number, example, self._failed(example, started, CRASHED))
+            self.journal.end(slot)  # once it has its record
             return
-        except HeldBackError as error:  # and the device has no answer of its own
-            failed = self._failed(example, started, f"{error.reason}: {error}")
-            self._done(number, example, replace(failed, deferred=True))
-            return
-        if known is not None:
-            latency_s, decisions = time.perf_counter() - started, known.decisions
-            outcome = Outcome(example.id, known.decision, latency_s, example.truth, deferred=True, decisions=decisions)
-            self._done(number, example, outcome)
-            return
-        if run.is_done:
-            outcome = self._decided(example, run, started)
-            self._done(number, example, replace(outcome, deferred=True) if outcome.reason else outcome)
+        run = self._decide_here(example, started, self.busy_since)
+        if isinstance(run, Outcome):
+            self._done(number, example, run)
             return
         self.busy_since = None
         self.local_s.add(time.perf_counter() - started)
@@ -228,6 +220,34 @@ class Agent:
             self._wait(number, example, run, started)
         else:
             self._waiters.submit(self._wait, number, example, run, started)
+
+    def _decide_here(self, example: Example, started: float, now: float) -> Outcome | Run:
+        """The outcome, whatever happens; or the run, where its next tier `waits`."""
+        assert example.value is not None
+        slot = -1 if self.journal is None else self.journal.begin(example.id)
+        try:
+            run = self.cascade.start(
+                self.decoder.batch([example.id], [example.value], min(now + self.deadline_s, example.deadline))
+            )
+            while not run.is_done and not run.next_tier.waits:
+                run.step()
+            if not run.is_done and self.hold_back is not None:
+                self._hold_back(example, run)
+            known = None if run.is_done or self.known_answer is None else self.known_answer(example, run)
+            if known is not None:
+                took, decisions = time.perf_counter() - started, known.decisions
+                return Outcome(example.id, known.decision, took, example.truth, deferred=True, decisions=decisions)
+            if not run.is_done:
+                return run
+            outcome = self._decided(example, run, started)
+            return replace(outcome, deferred=True) if outcome.decision and outcome.reason else outcome
+        except HeldBackError as error:  # and the device has no answer of its own
+            return replace(self._failed_by(error, example, started), deferred=True)
+        except Exception as error:  # noqa: BLE001 - nothing that one example does ends the agent
+            return self._failed_by(error, example, started)
+        finally:
+            if self.journal is not None:
+                self.journal.end(slot)
 
     def _hold_back(self, example: Example, run: Run) -> None:
         assert self.hold_back is not None
@@ -244,15 +264,13 @@ class Agent:
         span = trace_context.begin()
         try:
             while not run.is_done:
-                run.step()
+                self._ask_next(example, run)
             outcome = self._decided(example, run, started)
-        except TierError as error:  # no tier before it answered, or falling back is off
-            outcome = replace(self._failed(example, started, f"{error.reason}: {error}"), call=error.call)
-        except InputError as error:
-            outcome = self._failed(example, started, str(error))
-        except Exception as error:  # noqa: BLE001 - `run` raises it; the example still gets its outcome
+        except ConfigError as error:  # the server decides another task; the example still gets its outcome
             self.give_up(error)
             outcome = self._failed(example, started, str(error))
+        except Exception as error:  # noqa: BLE001 - nothing that one example does ends the agent
+            outcome = self._failed_by(error, example, started)
         finally:
             trace_context.end()
             with self._counting:
@@ -266,15 +284,44 @@ class Agent:
         except OSError as error:
             self.give_up(error)
 
+    def _ask_next(self, example: Example, run: Run) -> None:
+        """`run.step`, with what this device's own members do, should the tier not answer, in the journal."""
+        assert run.question is not None
+        tier, rule, batch = run.question
+        asked_at = time.perf_counter()
+        try:
+            vote = tier.vote(batch, rule)
+        except TierError as error:
+            slot = -1 if self.journal is None else self.journal.begin(example.id)
+            try:
+                run.fail(error)
+            finally:
+                if self.journal is not None:
+                    self.journal.end(slot)
+            return
+        run.take(vote, time.perf_counter() - asked_at)
+
     def _decided(self, example: Example, run: Run, started: float) -> Outcome:
         latency_s = time.perf_counter() - started
         decisions = run.decisions()
         if (error := decisions.failure()) is not None:
-            return replace(self._failed(example, started, f"{error.reason}: {error}"), call=error.call)
+            return self._failed_by(error, example, started)
         return Outcome(example.id, decisions[0], latency_s, example.truth, decisions=decisions)
 
     def _failed(self, example: Example, started: float, reason: str) -> Outcome:
         return Outcome(example.id, None, time.perf_counter() - started, example.truth, reason)
+
+    def _failed_by(self, error: Exception, example: Example, started: float) -> Outcome:
+        if isinstance(error, TierError):
+            failed = self._failed(example, started, f"{error.reason}: {error}")
+            return replace(failed, call=error.call)
+        if isinstance(error, InputError):
+            return self._failed(example, started, str(error))
+        reason = f"{BUG}: {describe_failure(error)}"
+        if type(error) not in self._logged:  # a bug, or no memory left for this one
+            self._logged.add(type(error))
+            log.error("example %s: %s; logged once, its kind is counted", example.id, reason, exc_info=error)
+        return self._failed(example, started, reason)
 
     def _done(self, number: int, example: Example, outcome: Outcome) -> None:
         with self._writing:

@@ -21,6 +21,7 @@ from coe.protocol.remote import remote_of
 
 from .agent import Agent
 from .config import AgentConfig
+from .crash_journal import CrashJournal
 from .field.monitors import open_monitors
 from .field.privacy import describe_send_policy
 from .link import LinkLog, LinkState
@@ -124,6 +125,9 @@ class AgentSession:
                 interval_s=config.source.interval_s,
             )
             self.agent.tally = tally or self.agent.tally
+            if any(part.kind == "folder" for part in config.source.each):  # which gives an example again after a crash
+                self.agent.journal = CrashJournal(config.state / "under-way")
+                opened.callback(self.agent.journal.close)
             if self.budget is not None:
                 self.agent.observers.append(self.budget)
             self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state)

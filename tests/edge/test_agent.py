@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from fractions import Fraction
 
 import pytest
 from fakes import BOUND_S, DECODER, UNANIMOUS, Far, ListSink, Numbers, Seat, until
 
-from coe.cascade import Cascade, InputError, LocalTier, ModelError, TierTimeout, TierUnavailable
+from coe.cascade import Agreement, Cascade, InputError, LocalTier, TierTimeout, TierUnavailable
 from edge.agent import Agent, RemoteTiers
 from edge.sinks import Event, Outcome
 from edge.sources import Example
@@ -111,31 +112,76 @@ def test_an_input_that_a_far_tier_cannot_take_fails_alone():
     assert {outcome.error for outcome in sink.outcomes} == {None, "not for this member"}
 
 
-def test_a_member_that_fails_stops_the_agent_with_its_error():
-    class Broken(Seat):
-        def predict(self, x):
-            if x[0, 0] == 6:
-                raise ModelError("tier device: the output of member seat-1 is not a number")
-            return super().predict(x)
-
-    sink, source = ListSink(), Numbers(1000)
-    cascade = Cascade([LocalTier("device", [Broken(1), Seat(2)], UNANIMOUS), Far()])
-    with pytest.raises(ModelError, match="not a number"):
-        Agent(cascade, DECODER, sink).run(source)
-    assert source.n_taken == 7
-    assert sorted(sink.ids) == [f"x{number}" for number in range(6)]  # those taken before have their outcome
+def down(batch):
+    raise TierUnavailable("cloud", "it is gone")
 
 
-def test_a_bug_behind_the_wire_stops_the_agent_but_its_example_has_an_outcome():
+class Broken(Seat):
+    """Raises on some examples."""
+
+    def __init__(self, label, *on, error=MemoryError):
+        super().__init__(label)
+        self.on, self.error = on, error
+
+    def predict(self, x):
+        if int(x[0, 0]) in self.on:
+            raise self.error("no room")
+        return super().predict(x)
+
+
+@pytest.mark.parametrize("seats", [[Broken(1, 6), Seat(1), Seat(1)], [Seat(1), Seat(1), Broken(1, 6)]])
+@pytest.mark.parametrize(("rule", "exits"), [(Agreement(Fraction(2, 3)), 1), (UNANIMOUS, 2)])
+def test_where_a_member_fails_the_others_settle_it_or_the_next_tier_is_asked(seats, rule, exits):
+    sink = ListSink()
+    tally = Agent(Cascade([LocalTier("device", seats, rule), Far()]), DECODER, sink).run(Numbers(10))
+    by_id = {outcome.id: outcome.decision for outcome in sink.outcomes}
+    assert (tally.n, tally.n_failed) == (10, 0)
+    assert {by_id[f"x{number}"].exit_tier for number in range(10) if number != 6} == {1}
+    assert by_id["x6"].exit_tier == exits
+
+
+def test_where_the_next_tier_gives_no_answer_those_that_voted_give_it():
+    sink = ListSink()
+    cascade = Cascade([LocalTier("device", [Broken(1, 3), Seat(2), Seat(2)], UNANIMOUS), Far(down)])
+    Agent(cascade, DECODER, sink).run(Numbers(5))
+    decision = next(outcome.decision for outcome in sink.outcomes if outcome.id == "x3")
+    assert (decision.label, decision.exit_tier, decision.asked) == (2, 1, 3)
+    assert decision.vote == pytest.approx(2 / 3)
+    assert decision.degraded.startswith("unavailable: ")
+
+
+@pytest.mark.parametrize("tiers", [1, 2])
+def test_where_no_member_votes_and_no_tier_answers_the_example_has_an_error_that_names_them_and_why(tiers):
+    sink = ListSink()
+    device = LocalTier("device", [Broken(1, 3), Broken(1, 3, error=ValueError)], UNANIMOUS)
+    tally = Agent(Cascade([device, Far(down)][:tiers]), DECODER, sink).run(Numbers(5))
+    assert (tally.n, tally.n_failed) == (5, 1)
+    error = next(outcome.error for outcome in sink.outcomes if outcome.id == "x3")
+    assert error == (
+        "failed: tier device: no member voted: member seat-1: MemoryError: no room; member seat-1: ValueError: no room"
+    )
+
+
+def test_a_tier_whose_members_all_fail_is_no_answer_to_be_kept_and_the_tier_before_gives_it():
+    sink = ListSink()
+    tiers = [LocalTier("small", [Seat(1), Seat(2)], UNANIMOUS), LocalTier("large", [Broken(2, 3)], UNANIMOUS)]
+    Agent(Cascade(tiers), DECODER, sink).run(Numbers(5))
+    decisions = {outcome.id: outcome.decision for outcome in sink.outcomes}
+    assert [decisions[f"x{number}"].exit_tier for number in range(5)] == [1, 2, 1, 1, 1]
+    assert decisions["x3"].degraded.startswith("failed: tier large: no member voted: member seat-2: ")
+
+
+def test_an_unexpected_error_is_its_examples_alone_and_logged_once(caplog):
     def break_down(batch):
-        raise RuntimeError("a bug")
+        if batch.ids[0] in ("x3", "x5"):
+            raise RuntimeError("a bug")
 
-    sink, source = ListSink(), Numbers(100_000)
-    with pytest.raises(RuntimeError, match="a bug"):
-        agent_of(Far(break_down), sink).run(source)
-    assert source.n_taken < 100_000
-    assert len(sink.outcomes) == len(set(sink.ids)) == source.n_taken or source.n_taken - len(sink.outcomes) == 1
-    assert "a bug" in {outcome.error for outcome in sink.outcomes}
+    sink = ListSink()
+    tally = agent_of(Far(break_down), sink).run(Numbers(10))
+    assert (tally.n, tally.n_failed) == (10, 2)
+    errors = {outcome.id: outcome.error for outcome in sink.outcomes if outcome.error}
+    assert errors == dict.fromkeys(("x3", "x5"), "error: RuntimeError: a bug")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("error", [TierUnavailable("cloud", "gone"), TierTimeout("cloud", "late")])
