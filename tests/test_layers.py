@@ -51,7 +51,6 @@ THIRD_PARTY = {  # third-party packages that only these may import
     "tokenizers": ("coe.models.text", "recipes"),
     "safetensors": ("recipes",),
     "cv2": ("edge.sources",),
-    "watchdog": ("edge.sources",),
     "paho": ("edge.sinks",),
     "pyarrow": ("sim.traces", "sim.studies.record", "recipes"),
     "tqdm": ("sim", "recipes"),

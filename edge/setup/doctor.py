@@ -29,7 +29,7 @@ from edge.config import AgentConfig, default_config, read_config
 from edge.profile.plans import cores
 from edge.sinks import SinkConfig
 from edge.sources import SourceConfig, open_source
-from edge.sources.folder import why_not_watched
+from edge.sources.inotify import why_not_watched
 
 from .findings import Check, CheckContext, Finding, Level, Printer, fail, from_error, ok, split_fix, warn
 from .install_service import UNIT_NAME, UNITS

@@ -1,169 +1,66 @@
 """A folder of PNG and JPEG files: those there now, or watched for new ones through inotify or polling.
 
-With inotify, a file is taken as soon as it is closed, or moved in; the folder is scanned now and then all the same.
-With polling, a file is taken once two scans in a row found it the same.
+A file of a watched folder is taken once, when it is whole: when the kernel reports that it was closed or moved in, or
+says that no program has it open to write. Where it cannot say, on a network or of another user's file, one is whole
+that stays as it is and ends as an image ends, or stays as it is for long.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import os
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from coe.cascade.errors import ConfigError, RuntimeMissing, describe_error
-from coe.models.loading import import_runtime
+import numpy as np
+
+from coe.cascade.errors import ConfigError, describe_error
+from coe.cascade.types import Array
+from coe.link import Backoff
 
 from .base import Example
+from .inotify import SETTLE_S, FileWatcher, is_open_to_write, why_not_watched
 
 if TYPE_CHECKING:
     from edge.spool.history import FileHistory
 
 log = logging.getLogger(__name__)
 
-STOP_POLL_S = 0.2
-SETTLE_S = 0.015  # a program that copies a file often sets its time right after it closed it
-EVENT_TYPES = ("FileClosedEvent", "FileMovedEvent")
-# Filesystems where another machine may write, which inotify does not report.
-NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "virtiofs")
-
-
-def _watchdog_module(name: str) -> Any:
-    return import_runtime(f"watchdog.{name}", "watchdog", "pip install 'coe-cascade[edge]'")
-
-
-class FileWatcher:
-    """The names of files that were closed in a folder, or moved into it, through inotify.
-
-    Raises:
-        RuntimeMissing: watchdog is not installed.
-        OSError: the folder cannot be watched, such as when too many are watched already.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        observers = _watchdog_module("observers.inotify")
-        self._events = _watchdog_module("events")
-        self._changed = threading.Condition()
-        self._names: set[str] = set()
-        self._identity: tuple[int, int] | None = None  # of the folder that is watched
-        self._observers: list[Any] = []  # one each: watchdog delays the events after a file is moved away
-        try:
-            for _ in EVENT_TYPES:
-                self._observers.append(observers.InotifyObserver(generate_full_events=True))  # also moves from outside
-                self._observers[-1].start()
-            self.refresh()
-        except BaseException:
-            self.close()
-            raise
-
-    def refresh(self) -> None:
-        """Watch the folder that has the path now, should the one watched before be gone."""
-        identity = _identity(self.path)
-        emitters = [emitter for observer in self._observers for emitter in observer.emitters]  # they end with a folder
-        is_watched = len(emitters) == len(EVENT_TYPES) and all(emitter.is_alive() for emitter in emitters)
-        if identity is not None and identity == self._identity and is_watched:
-            return
-        self._identity = identity
-        for observer, kind in zip(self._observers, EVENT_TYPES, strict=True):
-            observer.unschedule_all()
-            if identity is not None:
-                observer.schedule(self, str(self.path), event_filter=[getattr(self._events, kind)])
-
-    def dispatch(self, event: Any) -> None:
-        """Called by watchdog, on a thread of its own."""
-        new_path = event.dest_path if isinstance(event, self._events.FileMovedEvent) else event.src_path
-        folder, name = os.path.split(os.fsdecode(new_path or ""))
-        if name and Path(folder) == self.path:
-            with self._changed:
-                self._names.add(name)
-                self._changed.notify()
-
-    def wait(self, stop: threading.Event, seconds: float) -> set[str]:
-        """Names of new files since the last call, once there are any; empty after `seconds`, or soon after `stop`."""
-        end = time.monotonic() + seconds
-        with self._changed:
-            while not self._names and not stop.is_set() and (left := end - time.monotonic()) > 0:
-                self._changed.wait(min(left, STOP_POLL_S))
-            is_any = bool(self._names)
-        if is_any:
-            time.sleep(SETTLE_S)
-        with self._changed:
-            names, self._names = self._names, set()
-            return names
-
-    def close(self) -> None:
-        logging.getLogger("watchdog").setLevel(logging.CRITICAL)  # it logs errors as it is stopped
-        for observer in self._observers:
-            observer.stop()
-        for observer in self._observers:
-            if observer.is_alive():
-                observer.join()
-
-
-def why_not_watched(path: Path) -> str:
-    """Why inotify may not report every new file in that folder; "" where it does."""
-    kind = filesystem_of(path)
-    if kind in NETWORK_FILESYSTEMS or kind == "vboxsf" or kind.startswith("fuse."):
-        return f"{path} is on {kind}, where other machines may write"
-    try:
-        _watchdog_module("observers.inotify")
-    except RuntimeMissing as error:
-        return str(error)
-    return ""
-
-
-def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """The kind of filesystem a folder is on, as Linux names it; "" where that is not known."""
-    found = (-1, "")
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return ""
-    where = path.resolve()
-    for line in lines:
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        at = Path(fields[1].replace("\\040", " "))
-        if where.is_relative_to(at) and len(at.parts) >= found[0]:  # the last one mounted there is in use
-            found = (len(at.parts), fields[2])
-    return found[1]
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 SUFFIXES = (".png", ".jpg", ".jpeg")
+ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")  # of a PNG, of a JPEG
 
 MOST_FILE_BYTES = 64 * 2**20
 MOST_GONE = 10_000  # names of deleted files that are remembered all the same
-SCAN_S = 1.0  # between two scans of a folder that is watched through inotify
+CHECK_S = 1.0  # how soon it is noticed that a folder was replaced
+SCAN_S = 60.0  # between two scans of a folder of which the kernel reports
+SCAN_SHARE, NAMES_SHARE = 1 / 400, 1 / 20  # most of a core that scans of a large folder take: idle, and as files come
+COARSE_S = 2.0  # a folder's time of change may stay the same for so long, although files come
+QUIET_S = 10.0  # a file that does not change for so long is whole, where nothing better is known
+OLD_S = 3600.0  # one on another machine, whose clock may be wrong, by its time of change
+EMPTY_S = 60.0  # an empty file that nobody fills is given as it is
+FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before a folder that cannot be read is looked for again
 
-Stamp = tuple[int, int]  # size in bytes, time of change in ns
+Stamp = tuple[int, int]  # size in bytes, time of change in ns; of a file that cannot be read: minus the error's number
 
 
 class FolderSource:
-    """Files in name order. A watched file is taken once it has stopped growing.
+    """Files in name order; with `watch`, then those that come.
 
     Args:
         path: the folder; files directly in it.
-        watch: after the first scan, go on with new files.
-        poll_s: between two scans without inotify.
+        watch: after the first scan, go on with new files. A folder that cannot be read is waited for.
+        poll_s: between two looks without inotify, and at a file that is not whole.
         uses_inotify: False: poll alone.
         history: which files were decided before; it has this folder. None: none were.
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: there is no such folder, and it is not watched.
     """
 
     def __init__(
@@ -175,7 +72,7 @@ class FolderSource:
         uses_inotify: bool = False,
         history: FileHistory | None = None,
     ) -> None:
-        if not path.is_dir():
+        if not watch and not os.path.isdir(path):
             raise ConfigError([f"source.path: expected a folder, got {path} (create it, or correct the path)"])
         self.path = path
         self.watch = watch
@@ -184,102 +81,267 @@ class FolderSource:
         self.history = history
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        watcher = self._open_watcher()  # before the first scan, so that no file is missed between the two
-        seen = self._scan()
-        if not self.watch:
-            yield from self._read(seen, stop)
+        if self.watch:
+            yield from _Watch(self).examples(stop)
             return
-        done: dict[str, Stamp] = {} if self.history is None else self.history.done(self.path)
-        before: dict[str, Stamp] = {}
-        try:
-            while not stop.is_set():
-                fresh = {name: stamp for name, stamp in seen.items() if done.get(name) != stamp}
-                settled = {name: stamp for name, stamp in fresh.items() if before.get(name) == stamp}
-                self._forget(done, seen)
-                yield from self._take(settled, done, stop)
-                if watcher is None:
-                    stop.wait(self.poll_s)
-                else:
-                    scan_s = self.poll_s if len(fresh) > len(settled) or not self.path.is_dir() else SCAN_S
-                    yield from self._watched_examples(watcher, scan_s, done, stop)
-                    watcher.refresh()
-                before, seen = seen, self._scan()
-        finally:
-            if watcher is not None:
-                watcher.close()
-
-    def _open_watcher(self) -> FileWatcher | None:
-        if not self.uses_inotify:
-            return None
-        try:
-            return FileWatcher(self.path)
-        except OSError as error:  # such as when too many folders are watched on this device
-            log.warning("%s cannot be watched through inotify (%s): it is scanned", self.path, describe_error(error))
-            return None
-
-    def _watched_examples(
-        self, watcher: FileWatcher, seconds: float, done: dict[str, Stamp], stop: threading.Event
-    ) -> Iterator[Example]:
-        """Files that inotify reports within `seconds`."""
-        end = time.monotonic() + seconds
-        while not stop.is_set() and (left := end - time.monotonic()) > 0:
-            for name in sorted(watcher.wait(stop, left)):
-                stamp = self._stamp(name)
-                if stamp is not None and stamp[0] > 0 and done.get(name) != stamp:  # an empty one may still be filled
-                    yield from self._take({name: stamp}, done, stop)
-
-    def _stamp(self, name: str) -> Stamp | None:
-        """The stamp of one file; None where it is not an image, or is gone."""
-        path = self.path / name
-        if name.lower().endswith(SUFFIXES):
-            with contextlib.suppress(OSError):
-                if path.is_file():
-                    status = path.stat()
-                    return status.st_size, status.st_mtime_ns
-        return None
-
-    def _scan(self) -> dict[str, Stamp]:
-        found = {}
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:  # no folder: nothing in it now
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # this file was deleted meanwhile
-                    if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                        status = entry.stat()
-                        found[entry.name] = (status.st_size, status.st_mtime_ns)
-        return found
-
-    def _take(self, stamps: dict[str, Stamp], done: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
-        """Examples of files that are complete."""
-        done.update(stamps)
-        yield from self._read(stamps, stop)
-
-    def _forget(self, done: dict[str, Stamp], seen: dict[str, Stamp]) -> None:
-        """Forget deleted files, once they are many; an empty folder may be one whose disk is not mounted."""
-        if not seen or len(done) < 2 * len(seen) + MOST_GONE:
-            return
-        gone = done.keys() - seen.keys()
-        for name in gone:
-            del done[name]
-        if self.history is not None:
-            self.history.forget(self.path, gone)
-
-    def _read(self, stamps: dict[str, Stamp], stop: threading.Event) -> Iterator[Example]:
-        for name in sorted(stamps):
+        for name in sorted(entry.name for entry in _images_in(self.path)):
             if stop.is_set():
                 return
-            answered = None
-            if self.history is not None:
-                self.history.take(self.path, name, stamps[name])
-                answered = partial(self.history.finish, self.path, name, stamps[name])
-            value, error = _bytes_of(self.path / name, stamps[name][0])
-            yield Example(name, value, error=error, answered=answered)
+            value, error = _bytes_of(self.path / name)
+            yield Example(name, value, error=error)
 
 
-def _bytes_of(path: Path, size: int) -> tuple[bytes | None, str | None]:
+class _Watch:
+    """A watched folder's state while its examples are taken."""
+
+    def __init__(self, source: FolderSource) -> None:
+        self._path, self._poll_s, self._history = source.path, source.poll_s, source.history
+        self._uses_inotify = source.uses_inotify
+        self._watcher: FileWatcher | None = None
+        self._is_local = False  # only this machine writes there
+        self._seen = SeenFiles()
+        self._not_whole: dict[str, tuple[Stamp, float]] = {}  # and since when they are as they are
+        self._identity: tuple[int, int] | None = None  # of the folder
+        self._failing_since: float | None = None
+        self._backoff = Backoff(min(source.poll_s, FIRST_WAIT_S), MOST_WAIT_S)
+        self._changed_ns = 0  # the folder's own time of change
+        self._changed_at = self._scanned_at = self._next_scan_at = self._next_names_at = 0.0  # `time.monotonic()`
+
+    def examples(self, stop: threading.Event) -> Iterator[Example]:
+        if self._history is not None:
+            for name, stamp in self._history.done(self._path):
+                self._seen.add(name, stamp)
+        try:
+            while not stop.is_set():
+                try:
+                    names = self._find()
+                except OSError as error:
+                    self._fails(error)
+                    stop.wait(self._backoff.next_s())
+                    continue
+                yield from self._take(dict.fromkeys(names, False), stop)
+                yield from self._take(self._wait(stop), stop)
+        finally:
+            self._close_watcher()
+
+    def _wait(self, stop: threading.Event) -> Mapping[str, bool]:
+        """Names of files that are reported until it is time for the next look."""
+        if self._watcher is None:
+            stop.wait(self._poll_s)
+            return {}
+        return self._watcher.wait(stop, self._poll_s if self._not_whole else CHECK_S)
+
+    def _find(self) -> Iterable[str]:
+        """Names of the files that may be new, from a scan if it is time for one, and those not whole before.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        status = os.stat(self._path)
+        if (status.st_dev, status.st_ino) != self._identity or (self._watcher is not None and self._watcher.is_gone):
+            self._attach(status)
+        now = time.monotonic()
+        if status.st_mtime_ns != self._changed_ns:
+            self._changed_ns, self._changed_at = status.st_mtime_ns, now
+        found = list(self._not_whole)
+        watcher = self._watcher
+        if now >= self._next_scan_at or (watcher is not None and watcher.missed):
+            if watcher is not None:
+                watcher.missed = False
+            found += self._scan()
+            self._scanned_at, took_s = now, time.monotonic() - now
+            least_s = self._poll_s if watcher is None else SCAN_S
+            self._next_scan_at = time.monotonic() + max(0.9 * least_s, took_s / SCAN_SHARE)
+        elif watcher is None and self._scanned_at < self._changed_at + COARSE_S and now >= self._next_names_at:
+            found += [entry.name for entry in _images_in(self._path) if self._seen.get(entry.name) is None]
+            self._scanned_at, took_s = now, time.monotonic() - now
+            self._next_names_at = time.monotonic() + took_s / NAMES_SHARE
+        if self._failing_since is not None:
+            log.info("%s can be read again, after %.1f s", self._path, time.monotonic() - self._failing_since)
+            self._failing_since = None
+        self._backoff.reset()
+        return found
+
+    def _attach(self, status: os.stat_result) -> None:
+        """Watch the folder that has the path now; raises OSError where it cannot be read."""
+        os.scandir(self._path).close()
+        self._close_watcher()
+        reason = why_not_watched(self._path)
+        self._is_local = not reason
+        if self._uses_inotify and not reason:
+            try:
+                self._watcher = FileWatcher(self._path)  # before the scan, so that no file is missed between the two
+            except OSError as error:  # such as when too many folders are watched on this device
+                reason = f"{self._path} cannot be watched through inotify ({describe_error(error)})"
+        if self._uses_inotify and reason:
+            log.warning("%s: it is scanned twice a second (`poll: true` says that this is meant)", reason)
+        self._identity = status.st_dev, status.st_ino
+        self._next_scan_at = 0.0
+
+    def _close_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+
+    def _fails(self, error: OSError) -> None:
+        self._identity = None
+        self._close_watcher()
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            log.warning("%s cannot be read (%s): it is looked for until it can", self._path, describe_error(error))
+
+    def _scan(self) -> list[str]:
+        """Names of files that are not seen, or have changed; deleted ones are forgotten, once they are many.
+
+        An empty folder may be one whose disk is not mounted: nothing is forgotten then.
+        """
+        seen, found, n_entries = self._seen, [], 0
+        there = seen.mark()
+        for entry in _images_in(self._path):
+            n_entries += 1
+            known = seen.get(entry.name, there)
+            if known is not None:
+                try:
+                    status = entry.stat()
+                except OSError:
+                    continue
+                if known == hash((status.st_size, status.st_mtime_ns)):
+                    continue
+            found.append(entry.name)
+        if n_entries and len(seen) >= 2 * n_entries + MOST_GONE:
+            seen.keep(there)
+            if self._history is not None:
+                self._history.forget(self._path, lambda name: seen.get(name) is None)
+        return found
+
+    def _take(self, names: Mapping[str, bool], stop: threading.Event) -> Iterator[Example]:
+        """Examples of the files that are whole. `names`: True for those that the kernel reported as closed."""
+        for name in sorted(name for name in names if name.lower().endswith(SUFFIXES)):
+            if stop.is_set():
+                return
+            stamp = self._look(name, names[name])
+            if stamp is None:
+                continue
+            self._seen.add(name, stamp)
+            done = None
+            if self._history is not None:
+                self._history.take(self._path, name, stamp)
+                done = partial(self._history.finish, self._path, name, stamp)
+            value, error = _bytes_of(self._path / name)
+            yield Example(name, value, error=error, answered=done)
+
+    def _look(self, name: str, is_reported: bool) -> Stamp | None:
+        """The stamp of a file that is whole and not seen; None: there is none, or not yet."""
+        now = time.monotonic()
+        before, since = self._not_whole.pop(name, (None, now))
+        try:
+            if not stat.S_ISREG(os.stat(self._path / name).st_mode):  # opening a pipe would show at its other end
+                return None
+            descriptor = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                is_written = is_open_to_write(descriptor) if self._is_local else None
+                status = os.fstat(descriptor)  # after the kernel's word, or it could change in between
+                stamp = status.st_size, status.st_mtime_ns
+                if self._seen.get(name) == hash(stamp):
+                    return None
+                since = since if stamp == before else now
+                if is_reported and is_written is not True and stamp[0] > 0:
+                    return stamp
+                if not is_written and self._is_whole(descriptor, status, is_written, now - since):
+                    return stamp
+            finally:
+                os.close(descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:  # given with its reason, once
+            stamp = -(error.errno or 1), 0
+            return None if self._seen.get(name) == hash(stamp) else stamp
+        self._not_whole[name] = stamp, since
+        return None
+
+    def _is_whole(self, descriptor: int, status: os.stat_result, is_written: bool | None, same_s: float) -> bool:
+        """Whether a file that was not reported is whole; `is_written` False: the kernel says that nobody writes it."""
+        size, is_same = status.st_size, same_s >= 0.9 * self._poll_s
+        if size == 0:  # created, and perhaps to be filled
+            return same_s >= EMPTY_S
+        age_s = time.time() - max(status.st_mtime, status.st_ctime)
+        if is_written is False:
+            return is_same or age_s > SETTLE_S
+        if age_s > (QUIET_S if self._is_local else OLD_S) or same_s >= QUIET_S:
+            return True
+        return is_same and os.pread(descriptor, 16, max(size - 16, 0)).endswith(ENDS)
+
+
+class SeenFiles:
+    """Which files were taken, and with which stamps: 8-byte hashes of both, since a folder may hold many."""
+
+    def __init__(self) -> None:
+        self._names = self._stamps = _view(np.empty(0, np.int64))  # by the names' hashes
+        self._newer: dict[int, int] = {}  # not among them yet
+
+    def __len__(self) -> int:
+        return len(self._names) + len(self._newer)
+
+    def add(self, name: str, stamp: Stamp) -> None:
+        self._newer[hash(name)] = hash(stamp)
+        if len(self._newer) >= max(1024, len(self._names) // 16):
+            self._merge()
+
+    def get(self, name: str, there: bytearray | None = None) -> int | None:
+        """The hash of that file's stamp; None: it was not taken. `there`: marks from `mark`, where it is noted."""
+        key = hash(name)
+        newer = self._newer.get(key)
+        if newer is not None:
+            return newer
+        at = bisect.bisect_left(self._names, key)
+        if at == len(self._names) or self._names[at] != key:
+            return None
+        if there is not None:
+            there[at] = 1
+        return int(self._stamps[at])
+
+    def mark(self) -> bytearray:
+        """A mark for each file, to be set by `get`; valid until the next `add`."""
+        self._merge()
+        return bytearray(len(self._names))
+
+    def keep(self, there: bytearray) -> None:
+        """Forget the files without a mark."""
+        is_there = np.frombuffer(there, dtype=bool)
+        self._names, self._stamps = _view(np.asarray(self._names)[is_there]), _view(np.asarray(self._stamps)[is_there])
+
+    def _merge(self) -> None:
+        newer = np.array([*self._newer.items()], dtype=np.int64).reshape(-1, 2)
+        names, at = np.unique(np.concatenate([newer[:, 0], self._names]), return_index=True)  # the first of equal ones
+        stamps = np.concatenate([newer[:, 1], self._stamps])[at]
+        self._names, self._stamps = _view(names), _view(stamps)
+        self._newer.clear()
+
+
+def _view(numbers: Array) -> memoryview:
+    """Whose items are Python's whole numbers, which `bisect` compares faster than NumPy's."""
+    return memoryview(numbers)  # type: ignore[arg-type]
+
+
+def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """A folder's files of an image's name; of what is no link, without asking the disk for each."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(SUFFIXES):
+                is_file = True
+                with contextlib.suppress(OSError):  # such as a loop of links: reading it says why
+                    is_file = entry.is_file()
+                if is_file:
+                    yield entry
+
+
+def _bytes_of(path: Path) -> tuple[bytes | None, str | None]:
     """A file's content, or why it cannot be read; one that is too large is not read into memory."""
-    if size > MOST_FILE_BYTES:
-        return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
     try:
-        return path.read_bytes(), None
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_FILE_BYTES:
+                return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
+            return file.readall(), None
     except OSError as failure:
         return None, f"cannot be read: {describe_error(failure)}"

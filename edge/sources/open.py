@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -16,8 +15,6 @@ from .config import SourceConfig
 
 if TYPE_CHECKING:
     from edge.spool.history import FileHistory
-
-log = logging.getLogger(__name__)
 
 
 class DigitsSource:
@@ -187,16 +184,12 @@ def open_source(config: SourceConfig, once: bool = False, history: FileHistory |
 
 
 def _open_folder(config: SourceConfig, once: bool, history: FileHistory | None) -> Source:
-    from .folder import FolderSource, why_not_watched
+    from .folder import FolderSource
 
     assert config.path is not None
     watch = config.watch and not once
-    uses_inotify = watch and not config.poll
-    if uses_inotify and (reason := why_not_watched(config.path)):
-        uses_inotify = False
-        log.warning("%s: it is scanned twice a second (`poll: true` says that this is meant)", reason)
     if history is not None and watch and config.remember:
         history.add(config.path)
     else:
         history = None
-    return FolderSource(config.path, watch, uses_inotify=uses_inotify, history=history)
+    return FolderSource(config.path, watch, uses_inotify=not config.poll, history=history)

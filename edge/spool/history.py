@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edge.sinks import Record, Rereadable, Sinks, Writer
@@ -216,39 +217,56 @@ class FileHistory:
         why = describe_error(error)
         log.warning("%s cannot be read (%s; now %s): nothing is remembered", self.path, why, aside.name)
 
-    def done(self, folder: Path) -> dict[str, Stamp]:
+    def done(self, folder: Path) -> Iterator[tuple[str, Stamp]]:
         """The folder's files that were decided, with their stamps then. Called once, before any is taken.
 
         Raises:
             OSError: an outcome that one sink has and another lacks cannot be written there.
         """
-        with self._lock:
-            db, number = self._db, self._numbers[folder]
-            if db is None:
-                return {}
-            columns = "name, size, changed_ns, mark"
-            try:
-                found = db.execute(f"SELECT {columns} FROM files WHERE folder = ?", (number,)).fetchall()
-            except sqlite3.Error as error:
+        try:
+            with self._lock:
+                number = self._numbers[folder]
+                decided, doubtful = self._resolve(number)
+            yield from decided.items()
+            for name, stamp in self._rows(number):
+                if name not in doubtful:
+                    yield name, stamp
+        except sqlite3.Error as error:
+            with self._lock:
                 self._give_up(error)
-                return {}
-            stamps = {os.fsdecode(name): (size, changed_ns) for name, size, changed_ns, _ in found}
-            taken = {os.fsdecode(name): [mark] for name, _, _, mark in found if mark is not None}  # by an older agent
-            for (its_number, name), entries in self._taken.items():
-                if its_number == number and stamps.get(name) != entries[-1][0]:
-                    stamps[name] = entries[-1][0]
-                    taken[name] = [mark for _, mark in entries]
-            decided = set(self._known) & set(taken)
-            if self._sinks is not None:
-                decided |= decided_ids(self._sinks, taken)
-            for name in taken:
-                if name in decided:
-                    self._done[number, name] = stamps[name]
-                else:
-                    del stamps[name]  # it is taken again, with a new mark
-                    self._taken.pop((number, name), None)
-            self._write()
-            return stamps
+
+    def _resolve(self, number: int) -> tuple[dict[str, Stamp], set[str]]:
+        """Of a folder's files that were taken before the process ended, those that the sinks have; and all of them."""
+        if self._db is None:
+            return {}, set()
+        query = "SELECT name, size, changed_ns, mark FROM files WHERE folder = ? AND "
+        rows = self._db.execute(query + "mark IS NOT NULL", (number,)).fetchall()  # by an older agent
+        stamps = {os.fsdecode(name): (size, changed_ns) for name, size, changed_ns, _ in rows}
+        taken = {os.fsdecode(name): [mark] for name, _, _, mark in rows}
+        for (its_number, name), entries in self._taken.items():
+            if its_number == number:
+                row = self._db.execute(query + "name = ?", (number, os.fsencode(name))).fetchone()
+                if row is None or row[1:3] != entries[-1][0]:
+                    stamps[name], taken[name] = entries[-1][0], [mark for _, mark in entries]
+        decided = set(self._known) & set(taken)
+        if self._sinks is not None:
+            decided |= decided_ids(self._sinks, taken)
+        for name in taken:
+            if name in decided:
+                self._done[number, name] = stamps[name]
+            else:
+                self._taken.pop((number, name), None)  # it is taken again, with a new mark
+        self._write()
+        return {name: stamps[name] for name in decided}, set(taken)
+
+    def _rows(self, number: int) -> Iterator[tuple[str, Stamp]]:
+        """A folder's rows by their names; some at a time, since all could be many."""
+        rows: list[tuple[bytes, int, int]] = [(b"", 0, 0)]
+        query = "SELECT name, size, changed_ns FROM files WHERE folder = ? AND name > ? ORDER BY name LIMIT 1024"
+        while rows:
+            with self._lock:
+                rows = [] if self._db is None else self._db.execute(query, (number, rows[-1][0])).fetchall()
+            yield from ((os.fsdecode(name), (size, changed_ns)) for name, size, changed_ns in rows)
 
     def take(self, folder: Path, name: str, stamp: Stamp) -> None:
         """The file is about to be decided."""
@@ -275,12 +293,13 @@ class FileHistory:
         with self._lock:
             self._write()
 
-    def forget(self, folder: Path, names: Collection[str]) -> None:
-        """These files were deleted long ago."""
+    def forget(self, folder: Path, is_gone: Callable[[str], bool]) -> None:
+        """Those of the folder's files were deleted long ago."""
+        number = self._numbers[folder]
         with self._lock, contextlib.suppress(sqlite3.Error):
-            if self._db is not None:
-                rows = [(self._numbers[folder], os.fsencode(name)) for name in names]
-                self._transact("DELETE FROM files WHERE folder = ? AND name = ?", rows)
+            gone = ((number, os.fsencode(name)) for name, _ in self._rows(number) if is_gone(name))
+            while some := list(itertools.islice(gone, AT_ONCE)):
+                self._transact("DELETE FROM files WHERE folder = ? AND name = ?", some)
 
     def close(self) -> None:
         with self._lock:

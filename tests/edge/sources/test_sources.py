@@ -7,8 +7,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,31 +91,8 @@ def test_a_file_that_is_too_large_is_an_error_and_is_not_read_into_memory(tmp_pa
     )  # fmt: skip
 
 
-def test_a_file_that_goes_away_during_the_look_does_not_hide_the_others(tmp_path, monkeypatch):
-    class Entry:
-        def __init__(self, entry: os.DirEntry) -> None:
-            self.name, self._entry = entry.name, entry
-
-        def is_file(self) -> bool:
-            return self._entry.is_file()
-
-        def stat(self) -> os.stat_result:
-            if self.name == "b.png":
-                raise FileNotFoundError(self.name)
-            return self._entry.stat()
-
-    @contextmanager
-    def scandir(path: Path) -> Iterator[list[Entry]]:
-        yield [Entry(entry) for entry in sorted(entries(path), key=lambda entry: entry.name)]
-
-    entries = os.scandir
-    for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / name).write_bytes(PNG)
-    monkeypatch.setattr(os, "scandir", scandir)
-    assert [example.id for example in everything(FolderSource(tmp_path))] == ["a.png", "c.png"]
-
-
-def test_no_such_folder_is_a_config_error(tmp_path):
+def test_no_such_folder_is_a_config_error_unless_it_is_watched(tmp_path):
+    FolderSource(tmp_path / "nowhere", watch=True)
     with pytest.raises(ConfigError, match=r"source\.path: expected a folder, got .*nowhere"):
         FolderSource(tmp_path / "nowhere")
 
@@ -158,32 +133,6 @@ def test_a_watched_folder_gives_what_is_there_and_what_comes(tmp_path):
         time.sleep(0.1)
     assert watching.ids == ["b.png", "a.png"]
     assert all(example.value == PNG for example in watching.examples)
-
-
-class Script:
-    """A stop event that does the next step of a script at each wait, and then is set."""
-
-    def __init__(self, *steps: Callable[[], object]) -> None:
-        self.steps = list(steps)
-
-    def is_set(self) -> bool:
-        return not self.steps
-
-    def wait(self, seconds: float) -> bool:
-        self.steps.pop(0)()
-        return self.is_set()
-
-
-def test_a_file_still_growing_is_taken_whole_once_it_has_stopped(tmp_path):
-    path = tmp_path / "slow.png"
-
-    def grow(n_bytes: int) -> Callable[[], object]:
-        return lambda: path.write_bytes(PNG[:n_bytes])
-
-    nothing = lambda: None  # noqa: E731
-    steps = [grow(10), grow(20), grow(len(PNG)), nothing, nothing, nothing]
-    examples = list(FolderSource(tmp_path, watch=True).examples(Script(*steps)))
-    assert [(example.id, example.value) for example in examples] == [("slow.png", PNG)]
 
 
 def test_a_file_written_again_is_taken_again(tmp_path):

@@ -231,7 +231,7 @@ def test_names_of_files_that_are_gone_are_forgotten_once_they_are_many_but_not_w
     assert life.run(1) == ["new.png"]
     life.end()
     life = Life(tmp_path)
-    assert set(life.history.done(tmp_path / "in")) == {"new.png"}
+    assert set(dict(life.history.done(tmp_path / "in"))) == {"new.png"}
     life.end()
 
 
@@ -247,11 +247,11 @@ def test_two_folders_do_not_share_names(tmp_path):
     history = opened_history(tmp_path, one, two)
     history.take(one, "a.png", (1, 2))
     history.finish(one, "a.png", (1, 2))
-    assert history.done(two) == {}
+    assert dict(history.done(two)) == {}
     history.close()
     history = opened_history(tmp_path, one, two)
-    assert history.done(one) == {"a.png": (1, 2)}
-    assert history.done(two) == {}
+    assert dict(history.done(one)) == {"a.png": (1, 2)}
+    assert dict(history.done(two)) == {}
     history.close()
 
 
