@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import heapq
 import logging
 import os
 import stat
@@ -38,6 +39,7 @@ ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")  # of a PNG, of a JPEG
 
 MOST_FILE_BYTES = 64 * 2**20
 MOST_GONE = 10_000  # names of deleted files that are remembered all the same
+MOST_FOUND = 16384  # names that one scan gives; in a folder with more new files the next one follows
 CHECK_S = 1.0  # how soon it is noticed that a folder was replaced
 SCAN_S = 60.0  # between two scans of a folder of which the kernel reports
 SCAN_SHARE, NAMES_SHARE = 1 / 400, 1 / 20  # most of a core that scans of a large folder take: idle, and as files come
@@ -87,7 +89,7 @@ class FolderSource:
         for name in sorted(entry.name for entry in _images_in(self.path)):
             if stop.is_set():
                 return
-            value, error = _bytes_of(self.path / name)
+            value, error = _bytes_of(os.path.join(self.path, name))
             yield Example(name, value, error=error)
 
 
@@ -126,10 +128,11 @@ class _Watch:
 
     def _wait(self, stop: threading.Event) -> Mapping[str, bool]:
         """Names of files that are reported until it is time for the next look."""
-        if self._watcher is None:
+        if self._next_scan_at and self._watcher is None:
             stop.wait(self._poll_s)
-            return {}
-        return self._watcher.wait(stop, self._poll_s if self._not_whole else CHECK_S)
+        elif self._next_scan_at and self._watcher is not None:
+            return self._watcher.wait(stop, self._poll_s if self._not_whole else CHECK_S)
+        return {}
 
     def _find(self) -> Iterable[str]:
         """Names of the files that may be new, from a scan if it is time for one, and those not whole before.
@@ -151,9 +154,11 @@ class _Watch:
             found += self._scan()
             self._scanned_at, took_s = now, time.monotonic() - now
             least_s = self._poll_s if watcher is None else SCAN_S
-            self._next_scan_at = time.monotonic() + max(0.9 * least_s, took_s / SCAN_SHARE)
+            is_all = len(found) < MOST_FOUND
+            self._next_scan_at = time.monotonic() + max(0.9 * least_s, took_s / SCAN_SHARE) if is_all else 0.0
         elif watcher is None and self._scanned_at < self._changed_at + COARSE_S and now >= self._next_names_at:
-            found += [entry.name for entry in _images_in(self._path) if self._seen.get(entry.name) is None]
+            names = (entry.name for entry in _images_in(self._path) if self._seen.get(entry.name) is None)
+            found += heapq.nsmallest(MOST_FOUND, names)
             self._scanned_at, took_s = now, time.monotonic() - now
             self._next_names_at = time.monotonic() + took_s / NAMES_SHARE
         if self._failing_since is not None:
@@ -191,23 +196,27 @@ class _Watch:
             log.warning("%s cannot be read (%s): it is looked for until it can", self._path, describe_error(error))
 
     def _scan(self) -> list[str]:
-        """Names of files that are not seen, or have changed; deleted ones are forgotten, once they are many.
+        """The first names of files that are not seen, or have changed; deleted ones are forgotten, once they are many.
 
         An empty folder may be one whose disk is not mounted: nothing is forgotten then.
         """
-        seen, found, n_entries = self._seen, [], 0
+        seen, n_entries = self._seen, 0
         there = seen.mark()
-        for entry in _images_in(self._path):
-            n_entries += 1
-            known = seen.get(entry.name, there)
-            if known is not None:
-                try:
+
+        def new_names() -> Iterator[str]:
+            nonlocal n_entries
+            for entry in _images_in(self._path):
+                n_entries += 1
+                known = seen.get(entry.name, there)
+                if known is None:
+                    yield entry.name
+                    continue
+                with contextlib.suppress(OSError):
                     status = entry.stat()
-                except OSError:
-                    continue
-                if known == hash((status.st_size, status.st_mtime_ns)):
-                    continue
-            found.append(entry.name)
+                    if known != hash((status.st_size, status.st_mtime_ns)):
+                        yield entry.name
+
+        found = heapq.nsmallest(MOST_FOUND, new_names())
         if n_entries and len(seen) >= 2 * n_entries + MOST_GONE:
             seen.keep(there)
             if self._history is not None:
@@ -227,17 +236,18 @@ class _Watch:
             if self._history is not None:
                 self._history.take(self._path, name, stamp)
                 done = partial(self._history.finish, self._path, name, stamp)
-            value, error = _bytes_of(self._path / name)
+            value, error = _bytes_of(os.path.join(self._path, name))
             yield Example(name, value, error=error, answered=done)
 
     def _look(self, name: str, is_reported: bool) -> Stamp | None:
         """The stamp of a file that is whole and not seen; None: there is none, or not yet."""
         now = time.monotonic()
         before, since = self._not_whole.pop(name, (None, now))
+        path = os.path.join(self._path, name)
         try:
-            if not stat.S_ISREG(os.stat(self._path / name).st_mode):  # opening a pipe would show at its other end
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would show at its other end
                 return None
-            descriptor = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 is_written = is_open_to_write(descriptor) if self._is_local else None
                 status = os.fstat(descriptor)  # after the kernel's word, or it could change in between
@@ -335,10 +345,10 @@ def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
                     yield entry
 
 
-def _bytes_of(path: Path) -> tuple[bytes | None, str | None]:
+def _bytes_of(path: str) -> tuple[bytes | None, str | None]:
     """A file's content, or why it cannot be read; one that is too large is not read into memory."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_FILE_BYTES:
                 return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
