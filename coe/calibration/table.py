@@ -158,7 +158,7 @@ class Calibration:
             raise ConfigError([f"{finding}; {MADE_BY}" for finding in findings], source)
 
 
-STAGE = ("b", "a", "c", "g", "d", "grids", "n_labels", "threshold")
+STAGE = ("b", "a", "c", "g", "d", "grids", "n_labels", "threshold", "gate_threshold")
 
 
 def _table(content: dict[str, Any]) -> Calibration:
@@ -192,7 +192,7 @@ def _table(content: dict[str, Any]) -> Calibration:
 
 
 def _stage(content: dict[str, Any]) -> StageVote:
-    own = {name: content[name] for name in STAGE}
+    own = {name: content.get(name) if name == "gate_threshold" else content[name] for name in STAGE}
     own["grids"] = tuple(tuple(map(float, grid)) for grid in own["grids"])
     for name in ("b", "a", "c", "d"):
         own[name] = tuple(map(float, own[name]))

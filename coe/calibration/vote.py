@@ -48,6 +48,7 @@ class StageVote:
         grids: (M, Q) quantiles of each member's score, rising; an empty one: its score is not used.
         n_labels: L.
         threshold: the tier answers where the label's p reaches this; None: always (the last tier).
+        gate_threshold: a stricter one, for inputs that are no longer as they were calibrated; None: there is none.
     """
 
     b: tuple[float, ...]
@@ -58,6 +59,7 @@ class StageVote:
     grids: tuple[tuple[float, ...], ...]
     n_labels: int
     threshold: float | None = None
+    gate_threshold: float | None = None
     _company: tuple[float, ...] = field(init=False, repr=False, compare=False)  # units of g by votes, from 0
     _bias: tuple[float, ...] = field(init=False, repr=False, compare=False)  # units of d; empty: none
     _unsaid: tuple[float, ...] = field(init=False, repr=False, compare=False)  # units of exp d
@@ -88,6 +90,8 @@ class StageVote:
             raise ValueError("grids: expected rising numbers, two at least or none, got others")
         if self.threshold is not None and not 0 <= self.threshold <= 2:
             raise ValueError(f"threshold: expected a number from 0 to 2, got {self.threshold}")
+        if self.gate_threshold is not None and not (self.threshold or 0) <= self.gate_threshold <= 2:
+            raise ValueError(f"gate_threshold: expected {self.threshold or 0} to 2, got {self.gate_threshold}")
         share = self.g / max(n_members - 1, 1)
         company = [0.0, *(float(round(share * (votes - 1) * UNITS)) for votes in range(1, n_members + 1))]
         object.__setattr__(self, "_company", tuple(company))

@@ -19,6 +19,7 @@ from .rule import Always, DeferralRule
 from .tier import Tier
 from .types import NO_CALL, NO_LABEL, Array, Batch, Decision, Labels, Vote
 
+Ballots = tuple[Labels, Array]  # (M, B) labels and scores of a tier's members
 Question = tuple[Tier, DeferralRule, Batch]  # whom to ask, the rule that will judge the vote, the examples
 
 
@@ -30,6 +31,7 @@ def algorithm_1(run: Run) -> Generator[Question, tuple[Vote, float], None]:
             return
         try:
             vote, time_s = yield tier, rule, batch  # y <- H_i(x)
+            vote = run.fused(len(run.visits), run.active, vote)
         except TierError as error:
             run.fall_back(error)  # Departs from the paper: the tier before has the last word
             return
@@ -50,14 +52,15 @@ class Cascade:
     """
 
     def __init__(
-        self, tiers: Sequence[Tier], *, keep_last_answer: bool = True, last_rule: Always | None = None
+        self, tiers: Sequence[Tier], *, keep_last_answer: bool = True, last_rule: DeferralRule | None = None
     ) -> None:
         if not tiers:
             raise ValueError("a cascade needs at least one tier, got none")
         self.tiers = tuple(tiers)
         self.keep_last_answer = keep_last_answer
         own = tiers[-1].rule
-        last_rule = last_rule or (own if isinstance(own, Always) else Always(pools_scores=own.pools_scores))
+        is_kept = isinstance(own, Always) or hasattr(own, "fuse")
+        last_rule = last_rule or (own if is_kept else Always(pools_scores=own.pools_scores))
         self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
         self.stages = tuple(zip(self.tiers, self.rules, strict=True))
 
@@ -76,9 +79,13 @@ class Cascade:
             raise failure
         return decisions
 
-    def start(self, batch: Batch) -> Run:
-        """The run of Algorithm 1 on a batch, to be taken step by step."""
-        return Run(self, batch)
+    def start(self, batch: Batch, known: Sequence[Ballots] = ()) -> Run:
+        """The run of Algorithm 1 on a batch, to be taken step by step.
+
+        Args:
+            known: what tiers before this cascade's first said, as `Vote.ballots` gives it, for a rule that fuses.
+        """
+        return Run(self, batch, known)
 
     @property
     def n_tiers(self) -> int:
@@ -98,11 +105,12 @@ class Run:
     tier.
     """
 
-    __slots__ = ("_algorithm", "active", "batch", "cascade", "degraded", "failed", "question", "visits")
+    __slots__ = ("_algorithm", "active", "batch", "cascade", "degraded", "failed", "known", "question", "visits")
 
-    def __init__(self, cascade: Cascade, batch: Batch) -> None:
+    def __init__(self, cascade: Cascade, batch: Batch, known: Sequence[Ballots] = ()) -> None:
         self.cascade = cascade
         self.batch = batch
+        self.known = known
         self.active: NDArray[np.intp] | None = None if len(batch) else _NOBODY
         self.visits: list[Visit] = []
         self.degraded: dict[int, str] = {}
@@ -165,6 +173,23 @@ class Run:
             return self.batch
         return self.batch.take(self.active) if self.active.size else None
 
+    def fused(self, number: int, rows: NDArray[np.intp] | None, vote: Vote) -> Vote:
+        """The vote of a tier (from 0) on `rows`, with what the tiers before it said where its rule weighs that, too.
+
+        Raises:
+            TierRejected: the tier's members are not those that the rule was made for.
+        """
+        fuse = getattr(self.cascade.rules[number], "fuse", None)
+        if fuse is None:
+            return vote
+        before = list(self.known) if rows is None else [(said[:, rows], scores[:, rows]) for said, scores in self.known]
+        for visit in self.visits[:number]:
+            at = rows if visit.rows is None or rows is None else np.searchsorted(visit.rows, rows)
+            labels, scores = visit.vote.ballots()
+            before.append((labels, scores) if at is None else (labels[:, at], scores[:, at]))
+        fused: Vote = fuse(self.cascade.tiers[number].name, vote, before)
+        return fused
+
     def write(self, vote: Vote, time_s: float) -> None:
         """Keep a tier's vote on the examples that remained."""
         self.visits.append(Visit(self.visits[-1].next_tier if self.visits else 1, self.active, vote, time_s))
@@ -210,6 +235,7 @@ class Run:
         at = rows if before.rows is None else np.searchsorted(before.rows, rows)
         started = time.perf_counter()
         whole = tier.complete(self.batch.take(rows), before.vote.take(at))
+        whole = self.fused(number, rows, whole)
         time_s = before.time_s + time.perf_counter() - started
         vote = before.vote.replaced(at, whole, before.vote.call + (NO_CALL if error is None else error.call))
         silent = whole.labels == NO_LABEL
@@ -320,6 +346,21 @@ class Decisions:
             own = visit.vote.share[:, None] if visit.vote.tier_votes is None else visit.vote.tier_votes
             votes[rows, visit.first_tier - 1 : visit.first_tier - 1 + own.shape[1]] = own
         return votes
+
+    def ballots(self) -> Ballots:
+        """(M, B) labels and scores of the members of all tiers that a row reached, as `Vote.ballots` gives them."""
+        found: dict[int, Ballots] = {}
+        for visit in self.visits:
+            own = visit.vote.ballots()
+            shape = (len(own[0]), len(self))
+            labels, scores = found.setdefault(
+                visit.first_tier, (np.full(shape, NO_LABEL, dtype=np.int64), np.full(shape, np.nan, dtype=np.float32))
+            )
+            rows = slice(None) if visit.rows is None else visit.rows
+            labels[:, rows], scores[:, rows] = own
+        if not found:
+            return np.zeros((0, len(self)), dtype=np.int64), np.zeros((0, len(self)), dtype=np.float32)
+        return np.concatenate([one for one, _ in found.values()]), np.concatenate([one for _, one in found.values()])
 
     def exit_shares(self, n_tiers: int) -> NDArray[np.float64]:
         """(T,) share of the examples that left at each tier."""

@@ -30,12 +30,14 @@ class Batch:
         captured: (B,) `bytes` objects as the device captured them (JPEG, PNG, UTF-8), sent on to remote tiers
             in place of `x`; None where an example never had such a form.
         deadline: `time.monotonic()` second by which the answer is wanted.
+        asks_members: every member is asked, and a server for what each of its members said.
     """
 
     ids: tuple[str, ...]
     x: Array
     captured: Array | None = None
     deadline: float = math.inf
+    asks_members: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,6 +49,7 @@ class Batch:
             x=self.x[rows],
             captured=None if self.captured is None else self.captured[rows],
             deadline=self.deadline,
+            asks_members=self.asks_members,
         )
 
 
@@ -133,6 +136,7 @@ class Vote:
         degraded: B reasons (None: not degraded), where the tier itself had to fall back.
         call: what asking another machine took.
         failures: by index, which members did not vote on a row and why; None: all that were asked voted.
+        member_labels, member_scores: (M, B) as `ballots` gives them, where there are no `probabilities` to read them of.
     """
 
     labels: Labels
@@ -147,9 +151,30 @@ class Vote:
     degraded: tuple[str | None, ...] | None = None
     call: CallCost = NO_CALL
     failures: Mapping[int, str] | None = None
+    member_labels: Labels | None = None
+    member_scores: Array | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def ballots(self) -> tuple[Labels, Array]:
+        """(M, B) int64 each member's label, NO_LABEL where it gave none, and (M, B) its score of it, NaN where unknown.
+
+        Members come in the tier's order; of a cascade, those of its first tier first. A tier that does not show its
+        members counts as one.
+        """
+        if self.member_labels is not None and self.member_scores is not None:
+            return self.member_labels, self.member_scores
+        if not len(self.probabilities):
+            return self.labels[None], self.score[None]
+        labels = np.full((self.n_members, len(self)), NO_LABEL, dtype=np.int64)
+        scores = np.full(labels.shape, np.nan, dtype=np.float32)
+        indices = range(self.n_members) if self.member_indices is None else self.member_indices
+        for place, (index, output) in enumerate(zip(indices, self.probabilities, strict=False)):
+            voted = np.flatnonzero((self.asked > place) & ~np.isnan(output[:, 0]))
+            labels[index, voted] = top = output[voted].argmax(axis=1)
+            scores[index, voted] = output[voted, top]
+        return labels, scores
 
     @property
     def share(self) -> NDArray[np.float32]:
@@ -168,6 +193,8 @@ class Vote:
             exit_tier=None if self.exit_tier is None else self.exit_tier[rows],
             tier_votes=None if self.tier_votes is None else self.tier_votes[rows],
             degraded=None if self.degraded is None else tuple(self.degraded[row] for row in rows),
+            member_labels=None if self.member_labels is None else self.member_labels[:, rows],
+            member_scores=None if self.member_scores is None else self.member_scores[:, rows],
         )
 
     def replaced(self, rows: NDArray[np.intp], other: Vote, call: CallCost | None = None) -> Vote:
@@ -175,6 +202,12 @@ class Vote:
         columns = {name: getattr(self, name).copy() for name in ("labels", "count", "asked", "score")}
         for name, column in columns.items():
             column[rows] = getattr(other, name)
+        silent = NO_LABEL, np.float32(np.nan)  # of members whose outputs were let go before
+        names = "member_labels", "member_scores"
+        for name, column, own, none in zip(names, self.ballots(), other.ballots(), silent, strict=True):
+            fits = len(column) == len(own)
+            columns[name] = column.copy() if fits else np.full((len(own), len(self)), none, dtype=column.dtype)
+            columns[name][:, rows] = own
         return replace(self, **columns, probabilities=(), member_indices=None, call=self.call if call is None else call)
 
 

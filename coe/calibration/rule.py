@@ -1,0 +1,152 @@
+"""The calibrated vote as a deferral rule, and the rules of a cascade that was calibrated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import NO_LABEL, Always, Batch, Confidence, DeferralRule, TierRejected, Vote, parse_agreement
+from coe.cascade.types import Array, Labels
+
+from .table import Calibration
+from .vote import StageVote
+
+Ballots = tuple[Labels, Array]
+
+
+class Gate:
+    """Whether the stricter of two thresholds holds, for all rules that share it."""
+
+    __slots__ = ("is_closed",)
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedVote:
+    """The answer stands where the label's probability, given what all members asked so far said, is high enough.
+
+    A tier's label and score are the calibrated vote's, the score in double precision; its `count` is of the tier's own
+    members.
+
+    Args:
+        stages: of this tier; of a server that holds several, one for each of its tiers.
+        n_before: members of the tiers before.
+        gate: while closed, the stage's `gate_threshold` holds in place of its `threshold`.
+    """
+
+    stages: tuple[StageVote, ...]
+    n_before: int = 0
+    gate: Gate | None = None
+    pools_scores: bool = False
+
+    def needed(self, n_members: int) -> None:
+        return None
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability from which an answer stands now; None: any."""
+        stage = self.stages[-1]
+        if self.gate is not None and self.gate.is_closed and stage.gate_threshold is not None:
+            return stage.gate_threshold
+        return stage.threshold
+
+    def settles(self, labels: Sequence[int], scores: Sequence[float], n_members: int) -> bool:
+        """Whether more of a first tier's members cannot change label and decision of one example that stays here.
+
+        An example that goes on is never settled: the next tier's vote weighs what every member of this one said.
+
+        Args:
+            labels, scores: of the first members, in order.
+        """
+        stage = self.stages[0]
+        if self.n_before or len(self.stages) > 1 or stage.n_members != n_members:
+            return False
+        left = range(len(labels), n_members)
+        padded = [NO_LABEL] * len(left)
+        known = (*labels, *padded), (*scores, *[math.nan] * len(left))
+        return self._at_threshold(stage).outcome_of_one(*known, left) == 1
+
+    def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
+        threshold = self.threshold
+        answers = vote.labels != NO_LABEL
+        if threshold is None:
+            return answers
+        stands: NDArray[np.bool_] = answers & (vote.score >= threshold)
+        return stands
+
+    def fuse(self, tier: str, vote: Vote, before: Sequence[Ballots]) -> Vote:
+        """The tier's vote with the label and score that follow from what its members and those before it said.
+
+        Raises:
+            TierRejected: it has other members than were calibrated.
+        """
+        labels, scores = vote.ballots()
+        fused: Labels
+        share: Array
+        if before:
+            labels = np.concatenate([*(said for said, _ in before), labels])
+            scores = np.concatenate([*(known for _, known in before), scores])
+        if len(labels) > self.stages[-1].n_members or (len(self.stages) == 1 and len(labels) < self.stages[0].n_members):
+            expected = self.stages[-1].n_members - self.n_before
+            got = len(labels) - self.n_before
+            fix = "a server that is no coe-cloud counts as one member; calibrate with what it serves"
+            raise TierRejected(tier, f"expected the votes of {expected} members as calibrated, got {got} ({fix})")
+        if len(vote) == 1 and len(self.stages) == 1:
+            label, p = self.stages[0].posterior_of_one(labels[:, 0].tolist(), scores[:, 0].tolist())
+            fused, share = np.array((label,), dtype=np.int64), np.array((p,))
+        else:
+            fused, share = self._posterior(labels, scores, vote)
+        silent = vote.labels == NO_LABEL
+        if silent.any():
+            fused, share = np.where(silent, NO_LABEL, fused), np.where(silent, np.nan, share)
+        own = labels[self.n_before :]
+        count = ((own == fused) & (fused != NO_LABEL)).sum(axis=0)
+        return replace(vote, labels=fused, score=share, count=count)
+
+    def _posterior(self, labels: Labels, scores: Array, vote: Vote) -> tuple[Labels, Array]:
+        """Each row by the stage of the tier where it left the server."""
+        fused, share = np.empty(len(vote), dtype=np.int64), np.empty(len(vote))
+        at = np.ones(len(vote), dtype=np.int64) if vote.exit_tier is None else vote.exit_tier
+        for number, stage in enumerate(self.stages, start=1):
+            rows = np.flatnonzero(at == number if number < len(self.stages) else at >= number)
+            if rows.size:
+                missing = max(stage.n_members - len(labels), 0)  # of tiers that no row reached
+                said = np.pad(labels[: stage.n_members, rows], ((0, missing), (0, 0)), constant_values=NO_LABEL)
+                known = np.pad(
+                    scores[: stage.n_members, rows].astype(np.float64), ((0, missing), (0, 0)), constant_values=np.nan
+                )
+                fused[rows], share[rows] = stage.posterior(said, known)
+        return fused, share
+
+    def _at_threshold(self, stage: StageVote) -> StageVote:
+        return stage if self.threshold == stage.threshold else replace(stage, threshold=self.threshold)
+
+
+def rules_of(calibration: Calibration, n_tiers: Sequence[int], gate: Gate | None = None) -> list[DeferralRule]:
+    """The rule of each tier of the cascade that was calibrated.
+
+    Args:
+        n_tiers: of each of them, the calibrated tiers that it stands for: more than 1 for a server that holds several.
+    """
+    rules: list[DeferralRule] = []
+    first = 0
+    for number in n_tiers:
+        is_last = first + number == len(calibration.tiers)
+        members = calibration.tiers[first + number - 1]
+        if calibration.rule == "calibrated":
+            before = sum(map(len, calibration.tiers[:first]))
+            rules.append(CalibratedVote(calibration.stages[first : first + number], before, gate))
+        elif is_last:
+            rules.append(Always())
+        elif calibration.rule == "confidence":
+            rules.append(Confidence(float(calibration.thresholds[first + number - 1])))
+        else:
+            rules.append(parse_agreement(calibration.thresholds[first + number - 1], len(members))[0])
+        first += number
+    return rules
