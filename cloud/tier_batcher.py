@@ -92,6 +92,7 @@ def merged_batch(group: Sequence[QueuedRows]) -> Batch:
         x=np.concatenate([batch.x for batch in batches]),
         captured=np.concatenate(captured) if len(captured) == len(batches) else None,
         deadline=max(batch.deadline for batch in batches),
+        asks_members=any(batch.asks_members for batch in batches),
     )
 
 
@@ -207,6 +208,8 @@ class TierBatcher:
                 await asyncio.sleep(0)
         names = ("labels", "count", "asked", "score")
         columns: dict[str, Any] = {name: np.concatenate([getattr(vote, name) for vote in votes]) for name in names}
+        said = zip(*(vote.ballots() for vote in votes), strict=True)
+        columns["member_labels"], columns["member_scores"] = (np.concatenate(one, axis=1) for one in said)
         return Vote(n_members=votes[0].n_members, call=sum((vote.call for vote in votes), NO_CALL), **columns)
 
     def _vote_inline(self, batch: Batch, rule: DeferralRule) -> Vote:

@@ -90,7 +90,9 @@ class TierReplica:
 async def _sent(pending: Awaitable[Vote]) -> Vote | Failure:
     """The vote without what is large and not needed again but for `complete`, or why there is none."""
     try:
-        return replace(await pending, probabilities=(), member_indices=None)
+        vote = await pending
+        labels, scores = vote.ballots()
+        return replace(vote, probabilities=(), member_indices=None, member_labels=labels, member_scores=scores)
     except CascadeError as error:
         return Failure.of(error)
 

@@ -21,8 +21,8 @@ import numpy as np
 from coe.cascade.errors import CascadeError, TierOverloaded, Unauthenticated
 from coe.cascade.types import Array
 from coe.protocol.codec import DATATYPES, WireError, check_shape, encode, read_raw
-from coe.protocol.core import OUTPUTS, Answer, Request, ServedModel
-from coe.protocol.service import INPUT, PLATFORM
+from coe.protocol.core import OUTPUTS, Answer, Request, ServedModel, row_shape
+from coe.protocol.service import INPUT, MEMBER_VOTES, PLATFORM
 from coe.protocol.status import to_status
 
 # HTTP's status for each code of `coe.protocol.status.TABLE`, and for bugs.
@@ -236,6 +236,7 @@ def read_request(
         outputs=tuple(asked),
         remaining_s=timeout / 1e6 if timeout else None,
         n_bytes=len(body),
+        asks_members=_flag(parameters, MEMBER_VOTES, "parameters") or False,
     )
     binary = {name: chosen for name, chosen in asked.items() if chosen is not None}
     return request, OutputFormats(binary, _flag(parameters, "binary_data_output", "parameters") or False)
@@ -267,8 +268,7 @@ def metadata(served: ServedModel) -> Object:
     """The protocol's ModelMetadata of a model, as JSON."""
     datatype, shape = served.input
     outputs = [
-        {"name": name, "datatype": kind, "shape": [-1, *(served.n_tiers if size == -1 else size for size in row)]}
-        for name, (kind, row) in OUTPUTS.items()
+        {"name": name, "datatype": kind, "shape": [-1, *row_shape(name, served)]} for name, (kind, _) in OUTPUTS.items()
     ]
     inputs = [{"name": INPUT, "datatype": datatype, "shape": list(shape)}]
     described: Object = {"name": served.name, "versions": [served.version], "platform": PLATFORM}

@@ -92,12 +92,14 @@ class CalibratedVote:
         if before:
             labels = np.concatenate([*(said for said, _ in before), labels])
             scores = np.concatenate([*(known for _, known in before), scores])
-        if len(labels) > self.stages[-1].n_members or (len(self.stages) == 1 and len(labels) < self.stages[0].n_members):
-            expected = self.stages[-1].n_members - self.n_before
+        n_expected = self.stages[-1].n_members
+        is_cascade = vote.tier_votes is not None and vote.tier_votes.shape[1] > 1  # of which no row may reach the end
+        if len(labels) > n_expected or (len(labels) < n_expected and not is_cascade):
+            expected = n_expected - self.n_before
             got = len(labels) - self.n_before
             fix = "a server that is no coe-cloud counts as one member; calibrate with what it serves"
             raise TierRejected(tier, f"expected the votes of {expected} members as calibrated, got {got} ({fix})")
-        if len(vote) == 1 and len(self.stages) == 1:
+        if len(vote) == 1 and len(labels) == self.stages[0].n_members:
             label, p = self.stages[0].posterior_of_one(labels[:, 0].tolist(), scores[:, 0].tolist())
             fused, share = np.array((label,), dtype=np.int64), np.array((p,))
         else:

@@ -136,6 +136,8 @@ class LocalTier:
         if known is not rule:
             needed = rule.needed(len(self.members)) if self.early and not rule.pools_scores else None
             self._plan = (rule, needed)
+        if batch.asks_members:
+            needed = None
         if self._pool is not None:
             return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:

@@ -14,7 +14,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -44,10 +44,18 @@ OUTPUTS: Mapping[str, tuple[str, tuple[int, ...]]] = MappingProxyType(
         "members": ("INT32", (2,)),  # asked, and how many there are, in the tier that answered
         "tier_votes": ("FP32", (-1,)),  # the vote of each tier, NaN where not visited
         "label_name": ("BYTES", ()),
+        "member_label": ("INT32", (-1,)),  # of each member of the tiers reached, the first tier's first; -1: not asked
+        "member_score": ("FP32", (-1,)),  # its probability; NaN: not asked
         "degraded": ("BYTES", ()),  # why an answer is not that of the tier that should have given it; empty: it is
     }
 )
 USUAL = ("label", "vote", "score", "exit_tier", "members")
+MEMBER_OUTPUTS = ("member_label", "member_score")
+
+
+def row_shape(name: str, served: ServedModel) -> list[int]:
+    """The shape of one row of an output of this model; -1 where it depends on how far the rows go."""
+    return [served.n_tiers if name == "tier_votes" else size for size in OUTPUTS[name][1]]
 
 
 class Decoder(Protocol):
@@ -115,6 +123,7 @@ class Request:
     Args:
         inputs: name -> tensor (B, ...), as `convert.read_inputs` gives them.
         outputs: wanted by name; empty: the usual ones.
+        asks_members: what each member said is wanted as well, of all members of the tiers reached.
         remaining_s: until the caller's deadline; None: none was given.
         caller: the device's identity; "" where none was asked for.
         n_bytes: of the message as it came.
@@ -130,6 +139,7 @@ class Request:
     caller: str = ""
     n_bytes: int = 0
     trace: Mapping[str, str] = field(default_factory=dict)
+    asks_members: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -248,7 +258,10 @@ class InferenceCore:
         left = request.remaining_s
         deadline = np.inf if left is None else time.monotonic() + left * (1 - RESERVE)
         ids = _ONE_ROW if len(values) == 1 else tuple(f"row {row}" for row in range(len(values)))
-        return served.decoder.batch(ids, values, deadline)
+        batch = served.decoder.batch(ids, values, deadline)
+        if request.asks_members or not set(MEMBER_OUTPUTS).isdisjoint(request.outputs):
+            return replace(batch, asks_members=True)
+        return batch
 
 
 _ONE_ROW = ("row 0",)
@@ -262,6 +275,7 @@ def _wanted(request: Request, served: ServedModel, decided: Decided) -> Iterable
                 raise WireError("outputs", f"one of {', '.join(OUTPUTS)}", repr(name[:64]), "leave it out")
         return dict.fromkeys(request.outputs)
     names = USUAL if served.n_tiers == 1 else (*USUAL, "tier_votes")
+    names = (*names, *MEMBER_OUTPUTS) if request.asks_members else names
     return (*names, "degraded") if decided.decisions.is_degraded else names
 
 
@@ -277,6 +291,9 @@ def _column(name: str, decisions: Decisions, served: ServedModel) -> Array:
         padded = np.full((len(votes), max(served.n_tiers, votes.shape[1])), np.nan, dtype=np.float32)
         padded[:, : votes.shape[1]] = votes
         return padded
+    if name in MEMBER_OUTPUTS:
+        labels, scores = decisions.ballots()
+        return np.ascontiguousarray(labels.T, "<i4") if name == "member_label" else np.ascontiguousarray(scores.T, "<f4")
     column: Array = getattr(decisions, "labels" if name == "label" else name)
     return column.astype(np.int32 if OUTPUTS[name][0] == "INT32" else np.float32, copy=False)
 
@@ -310,15 +327,15 @@ class ResponseEncoder:
     """Lays out answers as ModelInferResponse."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[str, str, int, int, tuple[str, ...]], _ResponseTemplate] = {}
+        self._forms: dict[tuple[str, str, int, int, int, tuple[str, ...]], _ResponseTemplate] = {}
 
     def fill(self, answer: Answer) -> bytes:
         """The message's bytes."""
         served, outputs = answer.served, answer.outputs
         names = tuple(outputs)
-        votes = outputs.get("tier_votes")  # the one output whose rows differ in width: (B, T)
-        width = 0 if votes is None else votes.shape[1]
-        key = (served.name, served.version, len(outputs[names[0]]) if names else 0, width, names)
+        wide = (outputs.get("tier_votes"), outputs.get("member_label", outputs.get("member_score")))  # (B, T), (B, M)
+        n_tiers, n_members = (0 if one is None else one.shape[1] for one in wide)
+        key = (served.name, served.version, len(outputs[names[0]]) if names else 0, n_tiers, n_members, names)
         form = self._forms.get(key)
         if form is None:
             if len(self._forms) >= MAX_TEMPLATES:

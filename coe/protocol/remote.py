@@ -18,13 +18,13 @@ from google.protobuf.message import DecodeError
 from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Prepare, Tier
-from coe.cascade.types import NO_CALL, Array, Batch, CallCost, Vote
+from coe.cascade.types import NO_CALL, NO_LABEL, Array, Batch, CallCost, Vote
 from coe.cascade.vote import exact_share
 
 from . import inference_pb2 as pb
 from .channel import ChannelPool, Target, TierChannel, target_of
 from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
-from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, METHODS, PLATFORM, Options, client_options, path
+from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, MEMBER_VOTES, METHODS, PLATFORM, Options, client_options, path
 from .status import from_rpc_error
 from .trace_context import Header, Headers, headers_of, with_server_times
 
@@ -136,6 +136,7 @@ def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
     if "exit_tier" in outputs:
         last = MOST_TIERS if tier_votes is None else tier_votes.shape[1]
         exit_tier = _column(outputs, "exit_tier", n_rows, "iu", 1, last).astype(np.int64)
+    said, known = _ballots(outputs, n_rows, n_labels)
     reasons = outputs.get("degraded")
     if reasons is not None:
         _check(reasons, "degraded", reasons.size == n_rows, n_rows, "O")
@@ -148,6 +149,8 @@ def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
         exit_tier=exit_tier,
         tier_votes=tier_votes,
         degraded=None if reasons is None else tuple(_reason(text) for text in reasons.ravel()),
+        member_labels=said,
+        member_scores=known,
     )
 
 
@@ -200,6 +203,18 @@ def _members(members: Array, n_rows: int) -> tuple[Array, Array]:
     if not ((asked >= 1) & (asked <= there)).all():
         raise ValueError("output members: expected 1 to all of them asked, got others")
     return asked, there
+
+
+def _ballots(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> tuple[Array | None, Array | None]:
+    """Labels and scores of the members, each (M, B); None where the server does not show them."""
+    labels, scores = outputs.get("member_label"), outputs.get("member_score")
+    if labels is None or scores is None:
+        return None, None
+    _check(labels, "member_label", labels.ndim == 2 and labels.shape[1] > 0, n_rows, "iu")
+    _check(scores, "member_score", scores.shape == labels.shape, n_rows, "f")
+    if not ((labels >= NO_LABEL) & (labels < n_labels)).all():
+        raise ValueError(f"output member_label: expected -1 to {n_labels - 1}, got {labels.min()} to {labels.max()}")
+    return labels.T.astype(np.int64), scores.T.astype(np.float32)
 
 
 def _check(array: Array, name: str, fits: bool, n_rows: int, kinds: str) -> None:
@@ -295,10 +310,10 @@ class RemoteTier:
         end = min(now + self.deadline_s, batch.deadline)
         if end <= now:
             raise TierTimeout(self.name, "the example's deadline has passed before the call")
-        request = self._request(batch)
+        request = self._request(batch, rule)
         if self._input is None:
             self._learn_input(end - now)
-            request = self._request(batch)
+            request = self._request(batch, rule)
         headers = headers_of(self._headers)
         started = time.perf_counter()
         try:
@@ -326,7 +341,7 @@ class RemoteTier:
         Raises:
             TierRejected: the batch has no form to be sent in.
         """
-        return self._request(batch).ByteSize() + FRAME_BYTES
+        return self._request(batch, self.rule).ByteSize() + FRAME_BYTES
 
     def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
         """What the server says of the model.
@@ -434,13 +449,15 @@ class RemoteTier:
             if self._input is None:
                 raise TierRejected(self.name, str(error)) from None
 
-    def _request(self, batch: Batch) -> pb.ModelInferRequest:
+    def _request(self, batch: Batch, rule: DeferralRule | None = None) -> pb.ModelInferRequest:
         try:
             asked_for = self._input or OUR_INPUT
             request = pb.ModelInferRequest(model_name=self.model, model_version=self._version)
             if asked_for is OUR_INPUT:
                 sent = self._encode(batch)
                 add_input(request, INPUT, _as_tensor(batch) if sent is batch.x else sent)
+                if batch.asks_members or hasattr(rule, "fuse"):
+                    request.parameters[MEMBER_VOTES].bool_param = True
             else:
                 add_input(request, asked_for.name, asked_for.tensor(batch, self._prepare))
         except WireError as error:

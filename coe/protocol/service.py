@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[Any, Any]] = {  # name -> (request, response)
 PLATFORM = "coe"  # what ModelMetadata says of a tier or a cascade served by this project
 STREAM = "ModelStreamInfer"  # many requests and answers on one call
 INPUT = "input"  # the one input of a tier: BYTES as captured, or a tensor
+MEMBER_VOTES = "member_votes"  # parameter of a request: true asks for what each member said, as outputs of their own
 PUSHBACK = "grpc-retry-pushback-ms"  # trailing metadata of a refusal: when to come again
 FRAME_BYTES = 5  # gRPC's own prefix to each message
 

@@ -15,8 +15,8 @@ from coe.cascade.errors import TierOverloaded
 from . import inference_pb2 as pb
 from .channel import RETRY_AFTER, STATUS, TIMEOUT
 from .codec import WireError, get_parameters, read_inputs, set_parameter
-from .core import OUTPUTS, InferenceCore, Request, ResponseEncoder
-from .service import INPUT, METHODS, PLATFORM, PUSHBACK, SERVICE, STREAM
+from .core import OUTPUTS, InferenceCore, Request, ResponseEncoder, row_shape
+from .service import INPUT, MEMBER_VOTES, METHODS, PLATFORM, PUSHBACK, SERVICE, STREAM
 from .status import NotOffered, to_status
 from .trace_context import HEADERS
 
@@ -117,9 +117,8 @@ class InferenceServicer:
         response = pb.ModelMetadataResponse(name=served.name, versions=[served.version], platform=PLATFORM)
         datatype, shape = served.input
         response.inputs.add(name=INPUT, datatype=datatype, shape=shape)
-        for name, (datatype, shape) in OUTPUTS.items():
-            row = [served.n_tiers if size == -1 else size for size in shape]
-            response.outputs.add(name=name, datatype=datatype, shape=[-1, *row])
+        for name, (datatype, _) in OUTPUTS.items():
+            response.outputs.add(name=name, datatype=datatype, shape=[-1, *row_shape(name, served)])
         return response
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, caller: str) -> pb.RepositoryIndexResponse:
@@ -220,6 +219,7 @@ class InferenceServicer:
             caller=caller,
             n_bytes=n_bytes,
             trace=trace,
+            asks_members=MEMBER_VOTES in message.parameters and message.parameters[MEMBER_VOTES].bool_param,
         )
         answer = self._forms.fill(await plane.infer(request))
         self.sent(len(answer))

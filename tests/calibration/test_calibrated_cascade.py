@@ -1,66 +1,31 @@
-"""A cascade by calibrated votes: what a tier knew counts in the next one's answer, wherever the tiers run."""
+"""A cascade by calibrated votes: what a tier knew counts in the next one's answer."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
+from calibrated import by_hand, cascade_of, cascades, equal
 from hypothesis import given
-from hypothesis import strategies as st
+from strategies import Broken, one_hot, rows, table_tier
 
-from coe.calibration import CalibratedVote, Calibration, Gate, StageVote, TableMember, rules_of
-from coe.cascade import NO_LABEL, Agreement, Always, Cascade, Confidence, LocalTier, TierRejected, TierUnavailable
-from tests.calibration.test_calibrated_vote import equal, stages
-from tests.strategies import Broken, members_of, rows, table_tier, tables
+from coe.calibration import CalibratedVote, Gate
+from coe.cascade import Agreement, Cascade, TierRejected, TierUnavailable
 
-
-@st.composite
-def cascades(draw: st.DrawFn):
-    """Tables of each tier's members, and a stage each."""
-    n_rows, n_labels = draw(st.integers(1, 6)), draw(st.sampled_from([2, 3, 4]))
-    sizes = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    tiers = [draw(tables(n_members=size, n_rows=n_rows, n_labels=n_labels)) for size in sizes]
-    fitted: list[StageVote] = []
-    for place in range(len(sizes)):
-        stage = draw(stages(n_members=sum(sizes[: place + 1])).filter(lambda one: one.n_labels in (2, 3, 4)))
-        stage = replace(stage, n_labels=n_labels, d=stage.d[:n_labels] if len(stage.d) >= n_labels else ())
-        fitted.append(replace(stage, threshold=None if place == len(sizes) - 1 else stage.threshold or 0.5))
-    return tiers, fitted, n_rows
-
-
-def cascade_of(tiers, fitted, *, early: bool = False, parallel: bool = False) -> Cascade:
-    before, opened = 0, []
-    for number, (own, stage) in enumerate(zip(tiers, fitted, strict=True), start=1):
-        rule = CalibratedVote((stage,), before)
-        opened.append(table_tier(own, rule, f"tier {number}", early=early, parallel=parallel))
-        before += len(own)
-    return Cascade(opened)
-
-
-def by_hand(tiers, fitted, row: int) -> tuple[int, int, float]:
-    """Label, exit tier and p of one example, with every member asked."""
-    labels: list[int] = []
-    scores: list[float] = []
-    for number, (own, stage) in enumerate(zip(tiers, fitted, strict=True), start=1):
-        labels += [int(table[row].argmax()) for table in own]
-        scores += [float(table[row].max()) for table in own]
-        label, p = stage.posterior_of_one(labels, scores)
-        if stage.threshold is None or p >= stage.threshold:
-            return label, number, p
-    raise AssertionError("a last stage has no threshold")
+def p_of(votes: int, others: int = 0) -> float:
+    """Of a label with so many votes, where another has `others`."""
+    return float(np.exp(2 * votes) / (np.exp(2 * votes) + np.exp(2 * others) + 1))
 
 
 @given(cascades())
 def test_a_tier_weighs_what_all_members_so_far_said_and_a_batch_equals_its_rows(case):
-    tiers, fitted, n_rows = case
-    cascade = cascade_of(tiers, fitted)
+    tiers, stages, n_rows = case
+    cascade = cascade_of(tiers, stages)
     decided = cascade.decide(rows(n_rows))
     for row in range(n_rows):
         alone = cascade.decide(rows(1, row))[0]
-        assert (alone.label, alone.exit_tier, alone.score) == by_hand(tiers, fitted, row)
+        assert (alone.label, alone.exit_tier, alone.score) == by_hand(tiers, stages, row)
         assert replace(decided[row], tier_times_s=()) == replace(alone, tier_times_s=())
         own = [int(table[row].argmax()) for table in tiers[alone.exit_tier - 1]]
         assert alone.vote == own.count(alone.label) / len(own)
@@ -68,9 +33,61 @@ def test_a_tier_weighs_what_all_members_so_far_said_and_a_batch_equals_its_rows(
 
 @given(cascades())
 def test_an_early_decided_vote_is_that_of_asking_everybody(case):
-    tiers, fitted, n_rows = case
-    early, whole = cascade_of(tiers, fitted, early=True), cascade_of(tiers, fitted)
-    for row in range(n_rows):
-        one, other = early.decide(rows(1, row))[0], whole.decide(rows(1, row))[0]
-        assert (one.label, one.exit_tier) == (other.label, other.exit_tier)
+    tiers, stages, n_rows = case
+    whole = [cascade_of(tiers, stages).decide(rows(1, row))[0] for row in range(n_rows)]
+    early = cascade_of(tiers, stages, early=True)
+    decided = [early.decide(rows(1, row))[0] for row in range(n_rows)]
+    for one, other, together in zip(decided, whole, early.decide(rows(n_rows)), strict=True):
+        assert (one.label, one.exit_tier) == (other.label, other.exit_tier) == (together.label, together.exit_tier)
         assert one.asked <= other.asked
+
+
+def test_equal_weights_decide_as_plain_agreement_does():
+    tables = [one_hot([0, 0, 1, 2]), one_hot([0, 0, 1, 0]), one_hot([0, 1, 2, 1])]
+    last = [one_hot([1, 1, 1, 1])]
+    plain = Cascade([table_tier(tables, Agreement("2/3")), table_tier(last, Agreement("1"))])
+    between = (p_of(2, 1) + 1 / 3) / 2  # 2 of 3 reach it, 1 of 3 does not
+    calibrated = cascade_of([tables, last], [equal(3, between), equal(4)])
+    expected, got = plain.decide(rows(4)), calibrated.decide(rows(4))
+    np.testing.assert_array_equal(got.exit_tier, expected.exit_tier)
+    np.testing.assert_array_equal(got.labels[got.exit_tier == 1], expected.labels[expected.exit_tier == 1])
+
+
+def test_a_late_tier_does_not_overrule_those_before_without_their_votes():
+    first, last = [one_hot([0]), one_hot([0])], [one_hot([1])]
+    (decided,) = cascade_of([first, last], [equal(2, 1.5), equal(3)]).decide(rows(1))
+    assert (decided.label, decided.exit_tier, decided.vote) == (0, 2, 0.0)  # none of the last tier's members said it
+    assert decided.score == pytest.approx(p_of(2, 1))
+
+
+def test_where_a_tier_gives_no_answer_all_members_of_the_one_before_are_weighed():
+    first = [one_hot([0, 1]), one_hot([0, 1]), one_hot([1, 2])]
+    rule = CalibratedVote((equal(3, 1.5),))
+    for n_rows in (1, 2):
+        cascade = Cascade([table_tier(first, rule), Broken(TierUnavailable("cloud", "away"))])
+        for decided in cascade.decide(rows(n_rows)):
+            assert (decided.label, decided.exit_tier, decided.asked) == (int(decided.id[1]), 1, 3)
+            assert decided.score == pytest.approx(p_of(2, 1))
+            assert decided.degraded is not None and decided.degraded.startswith("unavailable")
+
+
+def test_a_closed_gate_holds_answers_to_the_stricter_threshold():
+    gate = Gate()
+    rule = CalibratedVote((equal(2, 0.5, 0.999),), gate=gate)
+    last = CalibratedVote((equal(3),), 2)
+    cascade = Cascade([table_tier([one_hot([0])] * 2, rule), table_tier([one_hot([0])], last)])
+    assert cascade.decide(rows(1))[0].exit_tier == 1
+    gate.is_closed = True
+    assert cascade.decide(rows(1))[0].exit_tier == 2
+    gate.is_closed = False
+    assert cascade.decide(rows(1))[0].exit_tier == 1
+
+
+def test_a_tier_of_other_members_than_were_calibrated_gives_no_answer():
+    first, rule = table_tier([one_hot([0]), one_hot([1])], CalibratedVote((equal(2, 0.99),))), CalibratedVote((equal(4),), 2)
+    other = table_tier([one_hot([2])], rule, "cloud")
+    kept = Cascade([first, other]).decide(rows(1))[0]
+    assert kept.exit_tier == 1
+    assert kept.degraded is not None and "cloud: expected the votes of 2 members as calibrated, got 1" in kept.degraded
+    with pytest.raises(TierRejected, match="expected the votes of 2 members"):
+        Cascade([first, other], keep_last_answer=False).decide(rows(1))
