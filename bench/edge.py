@@ -5,7 +5,8 @@
 In one run and in turn, on the same inputs: a bare loop as anybody would write it, which calls every member's runtime
 (ONNX Runtime: `session.run`); the same by the members' own calls, which for ONNX go through memory bound once, and
 whose time counts as the models' own; the cascade's decision asking every member; and the decision that stops as soon
-as the vote is settled, at 2 of 3 and at unanimity. Ratios are within a round, and the median over rounds is given, so
+as the vote is settled, at 2 of 3 and at unanimity; and the same by a calibrated vote, with made-up weights that keep
+about as many examples. Ratios are within a round, and the median over rounds is given, so
 that the machine is compared with itself.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from coe import zoo
+from coe.calibration import CalibratedVote, StageVote
 from coe.cascade import Agreement, Batch, Cascade, LocalTier
 from coe.cascade.types import Array
 from coe.config import read_yaml
@@ -34,6 +36,7 @@ from coe.zoo import digits
 Call = Callable[[Array], Array]
 
 BOUND_S, BOUND_SHARE = 15e-6, 0.05  # around the models' own time
+CALIBRATED_S = 10e-6  # that a calibrated vote may take more than plain agreement
 
 
 def main() -> None:
@@ -66,6 +69,8 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
     measured = [members[index] for index in order]
     cascades = {
         "decide_all_members": _cascade(members, two_of_three, early=False),
+        "decide_calibrated_all_members": _cascade(members, _calibrated(), early=False),
+        "decide_calibrated_early": _cascade(members, _calibrated()),
         "decide_early_two_of_three": _cascade(members, two_of_three),
         "decide_early_unanimous": _cascade(members, unanimous),
         "decide_early_two_of_three_measured_order": _cascade(measured, two_of_three),
@@ -85,6 +90,8 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
     overhead = statistics.median(
         all_of - at for all_of, at in zip(times["decide_all_members"], models_own, strict=True)
     )
+    calibrated = zip(times["decide_calibrated_all_members"], times["decide_all_members"], strict=True)
+    more = statistics.median(own - plain for own, plain in calibrated)
     return {
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "format": suffix,
@@ -94,6 +101,8 @@ def measure(rounds: int, n: int, suffix: str) -> dict[str, object]:
         "overhead_s": overhead,
         "overhead_allowed_s": allowed,
         "overhead_within_bound": overhead <= allowed,
+        "calibrated_more_s": more,
+        "calibrated_within_bound": more <= CALIBRATED_S,
         "ratio_models_own": _ratio(models_own, bare),
         "ratio_all_members": _ratio(times["decide_all_members"], bare),
         "ratio_early_two_of_three": _ratio(times["decide_early_two_of_three"], bare),
@@ -128,9 +137,16 @@ def _bare(calls: list[Call], ready: list[Array]) -> None:
             call(x)
 
 
-def _cascade(members: Sequence[LoadedMember], theta: Fraction, *, early: bool = True) -> Cascade:
+def _cascade(members: Sequence[LoadedMember], rule: Fraction | CalibratedVote, *, early: bool = True) -> Cascade:
     last = LocalTier("last", members[:1], Agreement(Fraction(1)))  # never runs far: few examples reach it
-    return Cascade([LocalTier("device", members, Agreement(theta), early=early), last])
+    rule = Agreement(rule) if isinstance(rule, Fraction) else rule
+    return Cascade([LocalTier("device", members, rule, early=early), last])
+
+
+def _calibrated() -> CalibratedVote:
+    """Weights and quantiles of scores as a fit gives them, for three members and ten labels."""
+    grid = tuple(round(1 - 0.5**rank, 6) for rank in range(17))
+    return CalibratedVote((StageVote((2.5, 3.0, 3.5), (1.0,) * 3, (0.5,) * 3, 1.0, (0.1,) * 10, (grid,) * 3, 10, 0.9),))
 
 
 def _outcomes(cascade: Cascade, batches: list[Batch]) -> list[tuple[int, int]]:

@@ -56,25 +56,28 @@ class CalibratedVote:
             return stage.gate_threshold
         return stage.threshold
 
-    def settles(self, labels: Sequence[int], scores: Sequence[float], n_members: int) -> bool:
+    def settles(self, outputs: Sequence[Array], n_members: int) -> bool:
         """Whether more of a first tier's members cannot change label and decision of one example that stays here.
 
         An example that goes on is never settled: the next tier's vote weighs what every member of this one said.
 
         Args:
-            labels, scores: of the first members, in order.
+            outputs: (1, L) of the first members, in order.
         """
         stage = self.stages[0]
         if self.n_before or len(self.stages) > 1 or stage.n_members != n_members:
             return False
-        left = range(len(labels), n_members)
-        padded = [NO_LABEL] * len(left)
-        known = (*labels, *padded), (*scores, *[math.nan] * len(left))
-        return self._at_threshold(stage).outcome_of_one(*known, left) == 1
+        labels, scores = _said(outputs, n_members)
+        threshold = self.threshold
+        stage = stage if threshold == stage.threshold else replace(stage, threshold=threshold)
+        return stage.outcome_of_one(labels, scores, range(len(outputs), n_members)) == 1
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
         threshold = self.threshold
-        answers = vote.labels != NO_LABEL
+        if len(vote.labels) == 1:  # the device's hot path
+            is_high = threshold is None or vote.score.item() >= threshold
+            return np.array((is_high and vote.labels.item() != NO_LABEL,), dtype=np.bool_)
+        answers: NDArray[np.bool_] = vote.labels != NO_LABEL
         if threshold is None:
             return answers
         stands: NDArray[np.bool_] = answers & (vote.score >= threshold)
@@ -86,24 +89,21 @@ class CalibratedVote:
         Raises:
             TierRejected: it has other members than were calibrated.
         """
+        n_expected = self.stages[-1].n_members
+        is_one = len(vote.labels) == 1 and vote.n_members == n_expected and vote.member_indices is None
+        if is_one and not before and len(vote.probabilities) == vote.asked.item():
+            return self._fuse_one(vote)
         labels, scores = vote.ballots()
-        fused: Labels
-        share: Array
         if before:
             labels = np.concatenate([*(said for said, _ in before), labels])
             scores = np.concatenate([*(known for _, known in before), scores])
-        n_expected = self.stages[-1].n_members
         is_cascade = vote.tier_votes is not None and vote.tier_votes.shape[1] > 1  # of which no row may reach the end
         if len(labels) > n_expected or (len(labels) < n_expected and not is_cascade):
             expected = n_expected - self.n_before
             got = len(labels) - self.n_before
             fix = "a server that is no coe-cloud counts as one member; calibrate with what it serves"
             raise TierRejected(tier, f"expected the votes of {expected} members as calibrated, got {got} ({fix})")
-        if len(vote) == 1 and len(labels) == self.stages[0].n_members:
-            label, p = self.stages[0].posterior_of_one(labels[:, 0].tolist(), scores[:, 0].tolist())
-            fused, share = np.array((label,), dtype=np.int64), np.array((p,))
-        else:
-            fused, share = self._posterior(labels, scores, vote)
+        fused, share = self._posterior(labels, scores, vote)
         silent = vote.labels == NO_LABEL
         if silent.any():
             fused, share = np.where(silent, NO_LABEL, fused), np.where(silent, np.nan, share)
@@ -126,8 +126,25 @@ class CalibratedVote:
                 fused[rows], share[rows] = stage.posterior(said, known)
         return fused, share
 
-    def _at_threshold(self, stage: StageVote) -> StageVote:
-        return stage if self.threshold == stage.threshold else replace(stage, threshold=self.threshold)
+    def _fuse_one(self, vote: Vote) -> Vote:
+        """`fuse` for one example and a first tier here: a device's hot path."""
+        labels, scores = _said(vote.probabilities, vote.n_members)
+        label, p = self.stages[0].posterior_of_one(labels, scores)
+        if vote.labels.item() != NO_LABEL:
+            vote.labels, vote.score = np.array((label,), dtype=np.int64), np.array((p,))
+            vote.count = np.array((labels.count(label),), dtype=np.int64)
+        return vote
+
+
+def _said(outputs: Sequence[Array], n_members: int) -> tuple[list[int], list[float]]:
+    """Each member's label and score, from the outputs (1, L) of those asked, which are NaN where one did not vote."""
+    labels, scores = [NO_LABEL] * n_members, [math.nan] * n_members
+    for index, output in enumerate(outputs):
+        row = output.tolist()[0]
+        score = max(row)
+        if score == score:
+            labels[index], scores[index] = row.index(score), score
+    return labels, scores
 
 
 def rules_of(calibration: Calibration, n_tiers: Sequence[int], gate: Gate | None = None) -> list[DeferralRule]:

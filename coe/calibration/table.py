@@ -192,7 +192,8 @@ def _table(content: dict[str, Any]) -> Calibration:
 
 
 def _stage(content: dict[str, Any]) -> StageVote:
-    own = {name: content.get(name) if name == "gate_threshold" else content[name] for name in STAGE}
+    own: dict[str, Any] = {name: content[name] for name in STAGE if name != "gate_threshold"}
+    own["gate_threshold"] = content.get("gate_threshold")
     own["grids"] = tuple(tuple(map(float, grid)) for grid in own["grids"])
     for name in ("b", "a", "c", "d"):
         own[name] = tuple(map(float, own[name]))

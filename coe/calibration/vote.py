@@ -148,7 +148,7 @@ class StageVote:
         """`outcome` for one example, from M plain numbers."""
         utils, label, top, total = self._tally_of_one(labels, scores)
         low, high = self._reach(left)
-        next_best = max([util for said, (util, _) in utils.items() if said != label], default=-math.inf)
+        next_best = max([util for said, util in utils.items() if said != label], default=-math.inf)
         if self._bias:
             unsaid = (self._bias[one] for one in self._by_bias if one not in utils and one != label)
             next_best = max(next_best, next(unsaid, -math.inf))
@@ -265,36 +265,36 @@ class StageVote:
 
     def _tally_of_one(
         self, labels: Sequence[int], scores: Sequence[float]
-    ) -> tuple[dict[int, tuple[float, float]], int, float, float]:
-        """Utility and summed score of each label said; the best label, its utility, and the sum of exponentials."""
+    ) -> tuple[dict[int, float], int, float, float]:
+        """Utility of each label said; the best label, its utility, and the sum of exponentials."""
         bias, company = self._bias, self._company
-        utils: dict[int, tuple[float, float]] = {}
-        util: float
+        utils: dict[int, float] = {}
         votes: dict[int, int] = {}
         for label, score, (worth, a, c, grid) in zip(labels, scores, self._members, strict=True):
             if label == NO_LABEL:
                 continue
-            support = 0.0
-            if score == score:
-                support = round(min(max(score, -LARGEST_SCORE), LARGEST_SCORE) * UNITS)
-                if grid:
-                    u = _rank(score, grid)
-                    worth = worth + a * u + c * (u * u)
+            if grid and score == score:
+                u = _rank(score, grid)
+                worth = worth + a * u + c * (u * u)
             if label in utils:
-                util, summed = utils[label]
-                utils[label] = (util + round(worth * UNITS), summed + support)
+                utils[label] += round(worth * UNITS)
                 votes[label] += 1
             else:
-                utils[label] = (round(worth * UNITS), support)
+                utils[label] = float(round(worth * UNITS))
                 votes[label] = 1
-        best, top, most = 0, -math.inf, 0.0
-        for label, (util, support) in utils.items():
+        best, top, is_tied = 0, -math.inf, False
+        for label, util in utils.items():
             util += company[votes[label]]
             if bias:
                 util += bias[label]
-            utils[label] = (util, support)
-            if util > top or (util == top and (support > most or (support == most and label < best))):
-                best, top, most = label, util, support
+            utils[label] = util
+            if util > top:
+                best, top, is_tied = label, util, False
+            elif util == top:
+                is_tied = True
+        if is_tied:
+            tied = [label for label, util in utils.items() if util == top]
+            best = max(sorted(tied), key=lambda label: _support(label, labels, scores))
         if not bias:
             rest = (self.n_labels - max(len(utils), 1)) * UNITS
         else:
@@ -303,16 +303,26 @@ class StageVote:
                 rest -= self._unsaid[label]
             for rival in self._by_bias:
                 if rival not in utils:
-                    if bias[rival] > top or (bias[rival] == top and (most < 0 or (most == 0 and rival < best))):
+                    wins = bias[rival] > top
+                    if bias[rival] == top:
+                        most = _support(best, labels, scores)
+                        wins = most < 0 or (most == 0 and rival < best)
+                    if wins:
                         best, top, rest = rival, bias[rival], rest - self._unsaid[rival]
                     break
         if top == -math.inf:
             top = 0.0
         total = UNITS
-        for label, (util, _) in utils.items():
+        for label, util in utils.items():
             if label != best:
                 total += _exponential((util - top) / UNITS)
         return utils, best, top, total + rest * _raw_exponential(-top / UNITS) if rest else total
+
+
+def _support(label: int, labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Units of the summed score of a label's members, for ties."""
+    own = (score for said, score in zip(labels, scores, strict=True) if said == label and score == score)
+    return sum(float(round(min(max(score, -LARGEST_SCORE), LARGEST_SCORE) * UNITS)) for score in own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from .vote import pool as pooled
 log = logging.getLogger(__name__)
 
 Prepare = Callable[[Array], Array]
+Settles = Callable[[Sequence[Array], int], bool]  # of a rule: whether these outputs (1, L), of so many, decide
+Plan = tuple[DeferralRule | None, int | None, Settles | None]
 
 
 class Member(Protocol):
@@ -124,7 +126,7 @@ class LocalTier:
         self.members = tuple(members)
         self.early = early
         self.failures = MemberFailures(name, [member.name for member in members])
-        self._plan: tuple[DeferralRule | None, int | None] = (None, None)  # the last rule, and what it needs
+        self._plan: Plan = (None, None, None)  # the last rule, the votes it needs, and how else it settles one example
         self._numbers: Labels = np.arange(max(len(members), members[0].n_labels) + 1, dtype=np.int64)  # of votes on one
         self._numbers.flags.writeable = False
         self._shape_of_one = (1, members[0].n_labels)
@@ -132,16 +134,18 @@ class LocalTier:
         self._pool = pool
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        known, needed = self._plan
+        known, needed, settles = self._plan
         if known is not rule:
-            needed = rule.needed(len(self.members)) if self.early and not rule.pools_scores else None
-            self._plan = (rule, needed)
+            stops = self.early and not rule.pools_scores
+            needed = rule.needed(len(self.members)) if stops else None
+            settles = getattr(rule, "settles", None) if stops else None
+            self._plan = (rule, needed, settles)
         if batch.asks_members:
-            needed = None
+            needed = settles = None
         if self._pool is not None:
             return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
-            return self._vote_on_one(batch.x, needed)
+            return self._vote_on_one(batch.x, needed, settles)
         return self._vote_in_turn(batch.x, needed, rule.pools_scores)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
@@ -189,7 +193,7 @@ class LocalTier:
         for member in self.members:
             member.close()
 
-    def _vote_on_one(self, x: Array, needed: int | None) -> Vote:
+    def _vote_on_one(self, x: Array, needed: int | None, settles: Settles | None) -> Vote:
         """`_vote_in_turn` for one example, on plain integers: the device's hot path."""
         ballots: list[int] = []  # cast
         outputs: list[Array] = []  # of the members asked
@@ -225,6 +229,8 @@ class LocalTier:
                 ballots.append(ballot)
             left -= 1
             if left and needed is not None and is_settled(*leaders_of_one(ballots), left, needed):
+                break
+            if left and settles is not None and settles(outputs, len(self.members)):
                 break
         voted = outputs
         if reasons is not None:

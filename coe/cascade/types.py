@@ -136,7 +136,7 @@ class Vote:
         degraded: B reasons (None: not degraded), where the tier itself had to fall back.
         call: what asking another machine took.
         failures: by index, which members did not vote on a row and why; None: all that were asked voted.
-        member_labels, member_scores: (M, B) as `ballots` gives them, where there are no `probabilities` to read them of.
+        member_labels, member_scores: (M, B) as `ballots` gives them, where `probabilities` are not at hand.
     """
 
     labels: Labels

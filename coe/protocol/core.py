@@ -293,7 +293,8 @@ def _column(name: str, decisions: Decisions, served: ServedModel) -> Array:
         return padded
     if name in MEMBER_OUTPUTS:
         labels, scores = decisions.ballots()
-        return np.ascontiguousarray(labels.T, "<i4") if name == "member_label" else np.ascontiguousarray(scores.T, "<f4")
+        own: Array = labels.T.astype(np.int32) if name == "member_label" else scores.T.astype(np.float32)
+        return own
     column: Array = getattr(decisions, "labels" if name == "label" else name)
     return column.astype(np.int32 if OUTPUTS[name][0] == "INT32" else np.float32, copy=False)
 

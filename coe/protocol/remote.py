@@ -24,7 +24,17 @@ from coe.cascade.vote import exact_share
 from . import inference_pb2 as pb
 from .channel import ChannelPool, Target, TierChannel, target_of
 from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
-from .service import FRAME_BYTES, INPUT, MAX_MESSAGE_BYTES, MEMBER_VOTES, METHODS, PLATFORM, Options, client_options, path
+from .service import (
+    FRAME_BYTES,
+    INPUT,
+    MAX_MESSAGE_BYTES,
+    MEMBER_VOTES,
+    METHODS,
+    PLATFORM,
+    Options,
+    client_options,
+    path,
+)
 from .status import from_rpc_error
 from .trace_context import Header, Headers, headers_of, with_server_times
 

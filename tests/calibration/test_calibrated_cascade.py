@@ -13,6 +13,7 @@ from strategies import Broken, one_hot, rows, table_tier
 from coe.calibration import CalibratedVote, Gate
 from coe.cascade import Agreement, Cascade, TierRejected, TierUnavailable
 
+
 def p_of(votes: int, others: int = 0) -> float:
     """Of a label with so many votes, where another has `others`."""
     return float(np.exp(2 * votes) / (np.exp(2 * votes) + np.exp(2 * others) + 1))
@@ -68,7 +69,8 @@ def test_where_a_tier_gives_no_answer_all_members_of_the_one_before_are_weighed(
         for decided in cascade.decide(rows(n_rows)):
             assert (decided.label, decided.exit_tier, decided.asked) == (int(decided.id[1]), 1, 3)
             assert decided.score == pytest.approx(p_of(2, 1))
-            assert decided.degraded is not None and decided.degraded.startswith("unavailable")
+            assert decided.degraded is not None
+            assert decided.degraded.startswith("unavailable")
 
 
 def test_a_closed_gate_holds_answers_to_the_stricter_threshold():
@@ -84,10 +86,14 @@ def test_a_closed_gate_holds_answers_to_the_stricter_threshold():
 
 
 def test_a_tier_of_other_members_than_were_calibrated_gives_no_answer():
-    first, rule = table_tier([one_hot([0]), one_hot([1])], CalibratedVote((equal(2, 0.99),))), CalibratedVote((equal(4),), 2)
+    first, rule = (
+        table_tier([one_hot([0]), one_hot([1])], CalibratedVote((equal(2, 0.99),))),
+        CalibratedVote((equal(4),), 2),
+    )
     other = table_tier([one_hot([2])], rule, "cloud")
     kept = Cascade([first, other]).decide(rows(1))[0]
     assert kept.exit_tier == 1
-    assert kept.degraded is not None and "cloud: expected the votes of 2 members as calibrated, got 1" in kept.degraded
+    assert kept.degraded is not None
+    assert "cloud: expected the votes of 2 members as calibrated, got 1" in kept.degraded
     with pytest.raises(TierRejected, match="expected the votes of 2 members"):
         Cascade([first, other], keep_last_answer=False).decide(rows(1))

@@ -104,12 +104,15 @@ def test_a_server_gives_what_each_member_said_where_that_is_asked_for_and_of_tie
                 set_parameter(request.parameters, "member_votes", fields["asks"])
             return read_outputs(pb.ModelInferResponse.FromString(ask(request, timeout=20)))
 
-        assert "member_label" not in outputs([[0]]) and "member_label" not in outputs([[0]], asks=False)
+        assert "member_label" not in outputs([[0]])
+        assert "member_label" not in outputs([[0]], asks=False)
         near = outputs([[0]], asks=True)
-        assert near["member_label"].tolist() == [[0, 0, 0]] and near["member_score"].tolist() == [[1, 1, 1]]
+        assert near["member_label"].tolist() == [[0, 0, 0]]
+        assert near["member_score"].tolist() == [[1, 1, 1]]
         both = outputs([[0], [1]], asks=True)
         assert both["member_label"].tolist() == [[0, 0, 0, NO_LABEL], [0, 1, 0, 2]]
-        assert np.isnan(both["member_score"][0, 3]) and both["member_score"][1, 3] == 1
+        assert np.isnan(both["member_score"][0, 3])
+        assert both["member_score"][1, 3] == 1
         assert outputs([[1]], outputs=["member_label"])["member_label"].tolist() == [[0, 1, 0, 2]]
 
 
@@ -131,7 +134,9 @@ def test_a_server_of_others_counts_as_one_member_and_a_coe_cloud_without_the_par
             remote = RemoteTier("cloud", address, "model", rule, n_labels=3, deadline_s=20.0)
             (decided,) = Cascade([first, remote]).decide(rows(1))
             assert decided.exit_tier == exit_tier
-            assert (decided.degraded or "").startswith("" if exit_tier == 2 else "rejected: tier cloud: expected the votes")
+            assert (decided.degraded or "").startswith(
+                "" if exit_tier == 2 else "rejected: tier cloud: expected the votes"
+            )
             remote.close()
 
 
