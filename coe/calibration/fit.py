@@ -81,19 +81,32 @@ def _grid(scores: Values) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """x (B, J, K): what each number adds to the utility of each of J alternatives; offset (B, J): log of how many
-    labels an alternative stands for; right (B,): the true one. Biased: alternatives are the labels, each has a d."""
+    """An example's alternatives are its M votes, of which a label's first stands for it, and the labels nobody said.
+
+    Args:
+        x: (B, M, K) what each number but d adds to a vote's label's utility.
+        offset: (B, M + R) 0, or far below where an alternative is none. R is 1, its offset the log of how many labels
+            nobody said; or, where labels are biased, L.
+        right: (B,) the true alternative.
+        said: (M, B, L) the label of each vote, where labels are biased; empty: they are not.
+        prior, precision: (P,) of the numbers.
+    """
 
     x: Values
     offset: Values
     right: NDArray[np.intp]
+    said: Values
     prior: Values
     precision: Values
-    n_biased: int
 
     def utilities(self, numbers: Values) -> Values:
-        util: Values = self.x @ numbers[: self.x.shape[2]] + self.offset
-        return util + numbers[self.x.shape[2] :] if self.n_biased else util
+        n_members, n_own = self.x.shape[1:]
+        util = self.offset.copy()
+        util[:, :n_members] += self.x @ numbers[:n_own]
+        if self.said.size:
+            util[:, n_members:] += numbers[n_own:]
+            util[:, :n_members] += (self.said @ numbers[n_own:]).T
+        return util
 
     def loss(self, numbers: Values) -> float:
         util = self.utilities(numbers)
@@ -104,71 +117,69 @@ class _Problem:
 
     def slopes(self, numbers: Values) -> tuple[Values, Values]:
         """Gradient (P,) and Hessian (P, P)."""
+        n_members, n_own = self.x.shape[1:]
         util = self.utilities(numbers)
         p = np.exp(util - util.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        rows, n_own = np.arange(len(p)), self.x.shape[2]
-        weighted = self.x * p[:, :, None]
+        weighted = self.x * p[:, :n_members, None]
         mean = weighted.sum(axis=1)
-        gradient = self.precision * (numbers - self.prior)
-        gradient[:n_own] += (mean - self.x[rows, self.right]).sum(axis=0)
-        hessian = np.diag(self.precision)
+        gradient, hessian = self.precision * (numbers - self.prior), np.diag(self.precision)
+        voted = np.flatnonzero(self.right < n_members)
+        gradient[:n_own] += mean.sum(axis=0) - self.x[voted, self.right[voted]].sum(axis=0)
         hessian[:n_own, :n_own] += weighted.reshape(-1, n_own).T @ self.x.reshape(-1, n_own) - mean.T @ mean
-        if self.n_biased:
-            gradient[n_own:] += p.sum(axis=0) - np.bincount(self.right, minlength=self.n_biased)
-            hessian[n_own:, n_own:] += np.diag(p.sum(axis=0)) - p.T @ p
-            cross = weighted.sum(axis=0).T - mean.T @ p
+        if self.said.size:
+            of_label = p[:, n_members:].copy()  # (B, L)
+            cross = np.zeros((n_own, of_label.shape[1]))
+            right = np.bincount(self.right, minlength=p.shape[1])[n_members:].astype(np.float64)
+            for member, said in enumerate(self.said):
+                of_label += said * p[:, member, None]
+                cross += weighted[:, member].T @ said
+                right += said[self.right == member].sum(axis=0)
+            cross -= mean.T @ of_label
+            gradient[n_own:] += of_label.sum(axis=0) - right
+            hessian[n_own:, n_own:] += np.diag(of_label.sum(axis=0)) - of_label.T @ of_label
             hessian[:n_own, n_own:] += cross
             hessian[n_own:, :n_own] += cross.T
         return gradient, hessian
+
+
+NONE = -1e9  # the utility of what is no alternative
 
 
 def _problem(
     labels: Labels, scores: Values, truth: Labels, n_labels: int, grids: Sequence[Sequence[float]]
 ) -> _Problem:
     n_members, n = labels.shape
-    said = labels != NO_LABEL
+    voted = labels != NO_LABEL
     u = np.zeros(labels.shape)
     for member, grid in enumerate(grids):
         if grid:
             known = np.isfinite(scores[member])
             u[member, known] = ranks(scores[member, known], np.array(grid))
-    n_biased = n_labels if n_labels <= MOST_BIASED else 0
-    own = np.stack([np.ones_like(u), u, u * u], axis=2) * said[:, :, None]  # (M, B, 3)
-    rows = np.arange(n)
-    if n_biased:
-        x = np.zeros((n, n_labels, 3 * n_members + 1))
-        votes = np.zeros((n, n_labels))
-        for member in range(n_members):
-            at = rows[said[member]], labels[member, said[member]]
-            for kind in range(3):
-                x[*at, kind * n_members + member] = own[member, said[member], kind]
-            np.add.at(votes, at, 1.0)
-        right, offset = truth.astype(np.intp), np.zeros((n, n_labels))
-    else:
-        x = np.zeros((n, n_members + 1, 3 * n_members + 1))
-        votes = np.zeros((n, n_members + 1))
-        offset = np.full((n, n_members + 1), -1e9)
-        right = np.full(n, n_members, dtype=np.intp)
-        n_said = np.zeros(n)
-        for slot in range(n_members):  # a label's first vote stands for it
-            same = (labels == labels[slot]) & said[slot]  # (M, B)
-            is_first = said[slot] & ~same[:slot].any(axis=0)
-            offset[is_first, slot] = 0.0
-            n_said += is_first
-            right[is_first & (labels[slot] == truth)] = slot
-            votes[:, slot] = same.sum(axis=0)
-            for kind in range(3):
-                x[:, slot, kind * n_members : (kind + 1) * n_members] = (own[:, :, kind] * same).T
-        offset[:, -1] = np.log(np.maximum(n_labels - n_said, 1e-9))
-    x[:, :, -1] = np.maximum(votes - 1, 0) / max(n_members - 1, 1)
+    own = np.stack([np.ones_like(u), u, u * u]) * voted  # (3, M, B)
+    x = np.zeros((n, n_members, 3 * n_members + 1))
+    offset = np.full((n, n_members), NONE)
+    right = np.full(n, n_members, dtype=np.intp)
+    for slot in range(n_members):
+        same = (labels == labels[slot]) & voted[slot]  # (M, B)
+        is_first = voted[slot] & ~same[:slot].any(axis=0)
+        offset[is_first, slot] = 0.0
+        right[is_first & (labels[slot] == truth)] = slot
+        x[:, slot, :-1] = (own * same).reshape(-1, n).T
+        x[:, slot, -1] = np.maximum(same.sum(axis=0) - 1, 0) / max(n_members - 1, 1)
     spread = [*np.repeat([SPREADS["b"], SPREADS["a"], SPREADS["c"]], n_members), SPREADS["g"]]
-    spread += [SPREADS["d"]] * n_biased
+    said = np.zeros((0, 0, 0))
+    if n_labels <= MOST_BIASED:
+        said = ((labels[:, :, None] == np.arange(n_labels)) & (offset.T == 0)[:, :, None]).astype(np.float64)
+        rest = np.where(said.any(axis=0), NONE, 0.0)
+        right = np.where(right == n_members, n_members + truth, right)
+        spread += [SPREADS["d"]] * n_labels
+    else:
+        rest = np.log(np.maximum(n_labels - (offset == 0).sum(axis=1), 1e-9))[:, None]
     prior = np.zeros(len(spread))
-    n_right, n_said = ((labels == truth) & said).sum(axis=1), said.sum(axis=1)
-    odds = (n_right + 1) / (n_said - n_right + 1)
-    prior[:n_members] = np.log(odds * (n_labels - 1))
-    return _Problem(x, offset, right, prior, np.array(spread) ** -2.0, n_biased)
+    n_right, n_voted = ((labels == truth) & voted).sum(axis=1), voted.sum(axis=1)
+    prior[:n_members] = np.log((n_right + 1) / (n_voted - n_right + 1) * (n_labels - 1))
+    return _Problem(x, np.hstack([offset, rest]), right, said, prior, np.array(spread) ** -2.0)
 
 
 def _newton(problem: _Problem) -> Values:
