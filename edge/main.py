@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> its function, its help
     "bench": ("edge.profile.command:bench_command", "time members and thread plans on this device, measure payloads"),
     "explain": ("edge.setup.explain:explain_command", "list what leaves this device, and what it stores"),
     "install-service": ("edge.setup.install_service:install_service_command", "install the agent as a systemd service"),
-    "spool": ("edge.spool.command:spool_command", "show, copy or drop the examples that wait for a later answer"),
+    "spool": ("edge.spool.command:spool_command", "show, copy, send or drop the examples that wait for a later answer"),
     "calibrate": ("edge.field.drift:calibrate_command", "measure the baseline for drift detection"),
 }
 

@@ -28,7 +28,7 @@ from .link import LinkLog, LinkState
 from .link_budget import LinkBudget
 from .linked_tier import watch_links
 from .observe.config import ObserveConfig
-from .sinks import Sinks, open_sinks
+from .sinks import Sinks, open_sinks, outbox_names
 from .sources import Source, open_source
 from .spool import SpoolConfig
 from .tally import Tally
@@ -36,6 +36,7 @@ from .tally import Tally
 if TYPE_CHECKING:
     from .spool.history import FileHistory
     from .spool.spool import Spool
+    from .spool.store import SpoolStore
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +95,13 @@ class AgentSession:
         self.budget: LinkBudget | None
         self._link_log = LinkLog()
         with ExitStack() as opened:
+            store = self._open_store(opened)
             sinks = self._sinks = open_sinks(
                 config.sinks,
                 config.cascade.task.labels,
                 commit_s=config.commit_s,
                 commit_count=config.commit_count,
+                outbox=store,
             )
             opened.callback(sinks.close)
             limits, self.budget = config.link, None
@@ -132,8 +135,8 @@ class AgentSession:
                 self.agent.observers.append(self.budget)
             self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state)
             opened.callback(self.field.close)
-            if config.spool is not None:
-                self._open_spool(config.spool, opened, sinks)
+            if config.spool is not None and store is not None:
+                self._open_spool(store, opened, sinks)
             if history is not None:
                 history.attach(sinks, () if self.spool is None else self.spool.recovered)
                 opened.callback(history.detach)
@@ -143,11 +146,26 @@ class AgentSession:
             self._remote_check = RemoteTierCheck(cascade, self.agent)
             self._opened = opened.pop_all()
 
-    def _open_spool(self, config: SpoolConfig, opened: ExitStack, sinks: Sinks) -> None:
+    def _open_store(self, opened: ExitStack) -> SpoolStore | None:
+        """The spool's database, where the spool or a sink that acknowledges needs it."""
+        config = self.config
+        if config.spool is None and not any(sink.acknowledges for sink in config.sinks):
+            return None
+        from .spool.spool import log_event  # loads sqlite3
+        from .spool.store import SpoolStore
+
+        spool = config.spool or SpoolConfig(config.state / "spool.db")
+        store = SpoolStore(spool, log_event if config.spool is None else None)
+        opened.callback(store.close)
+        if n := store.keep_outboxes(outbox_names(config.sinks)):
+            log.warning("%d records were dropped: they waited for a sink that is not configured any more", n)
+        return store
+
+    def _open_spool(self, store: SpoolStore, opened: ExitStack, sinks: Sinks) -> None:
         from .spool.spool import Spool  # loads sqlite3
 
         self.spool = Spool(
-            config,
+            store,
             self.agent,
             sinks,
             is_up=self._may_send,

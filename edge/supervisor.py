@@ -175,6 +175,7 @@ class Supervisor:
                 self._notifier.ready(self.tally.line())
                 with Watchdog(self._notifier, self.tally.line, self._busy_since):
                     self._handle_events()
+                    self._wait_for_spool()
             except ShutdownTimeout:
                 raise  # the thread that hangs would block closing, too
             except BaseException:
@@ -182,6 +183,14 @@ class Supervisor:
                 raise
             self._close()
         return self.tally
+
+    def _wait_for_spool(self) -> None:
+        """A run that ends with its source has its late answers, as far as they come in time; a signal ends it."""
+        spool, config = self._current.session.spool, self.config.spool
+        if self._once and spool is not None and config is not None and not self.stopped_by:
+            left = spool.drain(config.wait_s, lambda: not self._events.empty())
+            if left:
+                log.warning("%d examples still wait for an answer (`coe-edge spool send` sends them)", left)
 
     def _close(self) -> None:
         self._handover.finish()

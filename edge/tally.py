@@ -58,8 +58,7 @@ class Tally:
             self.cloud = "ok"
 
     def correct(self, outcome: Outcome) -> None:
-        """Count a late answer to an example that was counted before."""
-        self.n_corrected += 1
+        """Count the call of a late answer; it is itself counted once the sinks have it."""
         if outcome.decision is not None:
             self._count_call(outcome.decision.call)
 

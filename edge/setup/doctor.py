@@ -290,7 +290,8 @@ def _reach(what: str, sink: SinkConfig) -> Finding:
     try:
         socket.create_connection((host, port), REACH_S).close()
     except OSError as error:
-        fix = f"correct the address; until it can be reached, the latest {sink.max_queued:,} records wait in memory"
+        kept = "latest" if sink.drop == "oldest" else "first"
+        fix = f"correct the address; until it can be reached, the {kept} {sink.max_queued:,} records wait on the disk"
         return warn(what, f"{host}:{port} cannot be reached: {error.strerror or error}", fix)
     return ok(what, f"{host}:{port} can be reached")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Event, Outcome, Record, ReorderBuffer, Rereadable, Sink, Writer, as_record
 from .config import SinkConfig, read_sinks
-from .open import Sinks, open_sinks
+from .open import Sinks, open_sinks, outbox_names
 
 __all__ = [
     "Event",
@@ -18,5 +18,6 @@ __all__ = [
     "Writer",
     "as_record",
     "open_sinks",
+    "outbox_names",
     "read_sinks",
 ]

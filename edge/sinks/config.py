@@ -107,10 +107,16 @@ class SinkConfig:
     max_rows: int | None = setting(None, "Number of newest rows that each table keeps.", usual="all", low=1)
     mqtt: MqttConfig | None = None
     webhook: WebhookConfig | None = None
-    max_queued: int = setting(MOST_QUEUED, "Most records that wait; the oldest make room.", low=1, high=10_000_000)
+    max_queued: int = setting(MOST_QUEUED, "Most records that wait, over restarts, too.", low=1, high=10_000_000)
+    drop: str = setting("oldest", "Which of them are dropped beyond it.", choices=("oldest", "newest"))
     flush_s: float = setting(
         FLUSH_S * 1000, "Longest time to deliver what waits when the agent ends.", unit="ms", high=3_600_000
     )
+
+    @property
+    def acknowledges(self) -> bool:
+        """True if records wait until it has acknowledged them."""
+        return self.mqtt is not None or self.webhook is not None
 
     @property
     def prints(self) -> bool:
@@ -142,7 +148,7 @@ def _read_sink(fields: Fields, folder: Path) -> SinkConfig | None:
     if kind == "sqlite":
         return read_settings(SinkConfig, fields, kind=kind, only=("max_rows",), path=fields.path("path", folder))
     given: dict[str, Any] = {kind: (_read_mqtt if kind == "mqtt" else _read_webhook)(fields, folder)}
-    return read_settings(SinkConfig, fields, only=("max_queued", "flush_s"), kind=kind, **given)
+    return read_settings(SinkConfig, fields, only=("max_queued", "drop", "flush_s"), kind=kind, **given)
 
 
 def _read_jsonlines(fields: Fields, folder: Path) -> SinkConfig:

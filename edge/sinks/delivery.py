@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,7 +153,7 @@ def read_secret(path: Path, setting: str, encoding: str) -> str:
 
 
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before what could not be sent is sent again
-MOST_QUEUED = 1000
+MOST_QUEUED = 100_000
 FLUSH_S = 5.0
 
 
@@ -187,13 +188,39 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+class Outbox(Protocol):
+    """Where the records of all sinks wait on the disk, each under a number. An error of the disk is not raised."""
+
+    def outbox(self, sink: str, after: int, most: int) -> Sequence[tuple[int, Record]] | None: ...
+    def outbox_count(self, sink: str) -> int: ...
+    def outbox_holds(self, sink: str, key: str) -> bool: ...
+    def update_outbox(self, sink: str, done: Sequence[int], new: Sequence[Record]) -> Sequence[int] | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class QueuedRecord:
+    """`number`: in the outbox; 0: it is in memory alone. `is_done`: it has arrived, or was dropped."""
+
+    record: Record
+    number: int = 0
+    is_done: bool = False
+
+
+IN_MEMORY = 1000  # records of the outbox that are read at once
+
+
 class BufferedSink(SinkHealth):
     """A writer around a transport: `write` never waits and never fails.
 
+    With an outbox, records that have not arrived at the next `commit` are stored there until they have, over restarts.
+    In their order: those being sent, `_waiting`, those on the disk alone (`_stored`), `_fresh`.
+
     Args:
-        max_queued: records that wait; beyond it the oldest is dropped.
+        max_queued: records that wait.
+        drop: which is dropped beyond it, "oldest" or "newest".
         flush_s: how long `close` waits for what is left.
         first_wait_s, most_wait_s: between retries, as `Backoff` takes them.
+        outbox_name: the sink's name in the outbox.
     """
 
     def __init__(
@@ -201,17 +228,31 @@ class BufferedSink(SinkHealth):
         transport: Transport,
         *,
         max_queued: int = MOST_QUEUED,
+        drop: str = "oldest",
         flush_s: float = FLUSH_S,
         first_wait_s: float = FIRST_WAIT_S,
         most_wait_s: float = MOST_WAIT_S,
+        outbox: Outbox | None = None,
+        outbox_name: str = "",
     ) -> None:
         super().__init__(transport.name, transport.kind)
         self.transport = transport
         self.max_queued = max_queued
+        self.drop = drop
         self.flush_s = flush_s
+        self.outbox = outbox
+        self.outbox_name = outbox_name or transport.kind
+        self.on_done: Callable[[], None] = lambda: None  # called once records of the outbox have arrived
         self._backoff = Backoff(first_wait_s, most_wait_s)
-        self._waiting: deque[Record] = deque()
-        self._sending: Sequence[Record] = ()
+        self._waiting: deque[QueuedRecord] = deque()
+        self._fresh: deque[QueuedRecord] = deque()
+        self._sending: Sequence[QueuedRecord] = ()
+        self._batch: Sequence[Record] = ()  # of those being sent; the same object for each attempt
+        self._stored = 0 if outbox is None else outbox.outbox_count(self.outbox_name)
+        self._skip = 0  # of those stored, to be dropped
+        self._last = 0  # number of the last one that was read, or stored from memory
+        self._done: list[int] = []  # to be removed from the outbox
+        self._committing = threading.Lock()
         self._notified_full = False  # since the queue was half empty
         self._turn = threading.Condition()
         self._retry_after_s: float | None = None  # as the other side asked for
@@ -221,25 +262,70 @@ class BufferedSink(SinkHealth):
 
     @property
     def queued(self) -> int:
-        return len(self._waiting) + len(self._sending)
+        return self._n_waiting + len(self._sending)
+
+    @property
+    def _n_waiting(self) -> int:
+        return len(self._waiting) + self._stored + len(self._fresh)
 
     def write(self, record: Record) -> None:
         with self._turn:
-            is_full = len(self._waiting) >= self.max_queued
+            is_full = self._n_waiting >= self.max_queued
             if is_full:
-                self._waiting.popleft()
                 self.dropped += 1
-            self._waiting.append(record)
+                if self.drop == "oldest":
+                    self._drop_oldest()
+            if not is_full or self.drop == "oldest":
+                self._fresh.append(QueuedRecord(record))
             self._turn.notify_all()
         if is_full and not self._notified_full:
             self._notified_full = True
-            self._notify("full", queue=self.max_queued)
+            self._notify("full", queue=self.max_queued, drops=self.drop)
+
+    def _drop_oldest(self) -> None:
+        if self._stored and not self._waiting:
+            self._stored -= 1
+            self._skip += 1
+        else:
+            self._finish((self._waiting or self._fresh).popleft())
+
+    def _finish(self, queued: QueuedRecord) -> None:
+        queued.is_done = True
+        if queued.number:
+            self._done.append(queued.number)
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
-        return keys  # what arrived is not known here
+        outbox = self.outbox  # what arrived is not known here
+        return keys if outbox is None else [key for key in keys if not outbox.outbox_holds(self.outbox_name, key)]
 
     def commit(self) -> None:
-        """Nothing: what waits is in memory."""
+        """Store what has not arrived, and remove what has."""
+        if self.outbox is None:
+            return
+        with self._committing:
+            with self._turn:
+                new = [queued for queued in (*self._sending, *self._waiting, *self._fresh) if not queued.number]
+                done, self._done = self._done, []
+            if not new and not done:
+                return
+            numbers = self.outbox.update_outbox(self.outbox_name, done, [queued.record for queued in new])
+            with self._turn:
+                if numbers is None:
+                    self._done += done
+                    return
+                for queued, number in zip(new, numbers, strict=True):
+                    queued.number = number
+                    if queued.is_done:  # meanwhile
+                        self._done.append(number)
+                if not self._stored:
+                    self._last = max([self._last, *(queued.number for queued in (*self._sending, *self._waiting))])
+                while self._fresh and self._fresh[0].number:
+                    queued = self._fresh.popleft()
+                    if self._stored or self._skip or len(self._waiting) >= IN_MEMORY:
+                        self._stored += 1
+                    else:
+                        self._waiting.append(queued)
+                        self._last = queued.number
 
     def begin_close(self) -> None:
         """Gather no more records, and wait no longer than `flush_s` from now."""
@@ -249,56 +335,100 @@ class BufferedSink(SinkHealth):
             self._turn.notify_all()
 
     def close(self) -> None:
-        """What has not arrived within `flush_s` is dropped, and counted."""
+        """What has not arrived within `flush_s` is kept in the outbox; without one it is dropped, and counted."""
         self.begin_close()
         assert self._ends_at is not None
         self._thread.join(max(0.0, self._ends_at - time.monotonic()) + 0.1)
+        self.commit()
         with self._turn:
-            left = self.queued
+            left = [queued for queued in (*self._sending, *self._waiting, *self._fresh) if not queued.number]
+            n_kept = self.queued - len(left)
             self._waiting.clear()
+            self._fresh.clear()
             self._sending = ()
         if left:
-            self.dropped += left
-            self._notify("closed", dropped=left)
+            self.dropped += len(left)
+            self._notify("closed", dropped=len(left))
+        if n_kept:
+            self._notify("waits", queue=n_kept)
         self.transport.close()
 
     def _run(self) -> None:
-        while records := self._gather():
+        while self._gather():
             self._backoff.reset()
-            while not self._send(records):
+            while not self._send():
                 if not self._wait_to_retry():
                     return
 
-    def _gather(self) -> Sequence[Record]:
-        """The next records to send together; none: the end."""
+    def _gather(self) -> bool:
+        """Choose the next records to send together; False: the end."""
         transport = self.transport
         with self._turn:
-            self._turn.wait_for(lambda: self._waiting or self._ends_at is not None)
+            self._turn.wait_for(lambda: self._n_waiting or self._ends_at is not None)
             if transport.gather_s:
                 self._turn.wait_for(
-                    lambda: len(self._waiting) >= transport.most or self._ends_at is not None, transport.gather_s
+                    lambda: self._n_waiting >= transport.most or self._ends_at is not None, transport.gather_s
                 )
-            self._notified_full = self._notified_full and len(self._waiting) > self.max_queued // 2
+            if self._ends_at is not None and time.monotonic() >= self._ends_at:
+                return False
+        if not self._waiting and (self._stored or self._skip) and not self._load():
+            return self._ends_at is None  # the disk fails, or all were dropped meanwhile
+        with self._turn:
+            if not self._stored and not self._skip:
+                while self._fresh and len(self._waiting) < transport.most:
+                    self._waiting.append(self._fresh.popleft())
+            self._notified_full = self._notified_full and self._n_waiting > self.max_queued // 2
             n_records = min(len(self._waiting), transport.most)
             self._sending = [self._waiting.popleft() for _ in range(n_records)]
-            return self._sending
+            self._batch = [queued.record for queued in self._sending]
+            return bool(self._sending) or (self._n_waiting > 0 and self._ends_at is None)
 
-    def _send(self, records: Sequence[Record]) -> bool:
+    def _load(self) -> bool:
+        """Read the next records from the outbox; False where there are none now."""
+        assert self.outbox is not None
+        with self._committing:  # what is stored meanwhile comes after them
+            found = self.outbox.outbox(self.outbox_name, self._last, IN_MEMORY)
+            with self._turn:
+                if found is None:
+                    self._turn.wait(MOST_WAIT_S if self._ends_at is None else 0.0)
+                    return False
+                for number, record in found:
+                    self._last = number
+                    queued = QueuedRecord(record, number)
+                    if self._skip:
+                        self._skip -= 1
+                        self._finish(queued)
+                    else:
+                        self._stored -= 1
+                        self._waiting.append(queued)
+                if not found:  # the database was damaged, and is a new one
+                    self.dropped += self._stored
+                    self._stored = self._skip = 0
+                return bool(self._waiting)
+
+    def _send(self) -> bool:
         """True if they were sent, or refused for good."""
+        if not self._batch:
+            return True
         try:
-            self.transport.send(records)
+            self.transport.send(self._batch)
         except PermanentFailure as error:
             self.fails(error)
-            self.dropped += len(records)
+            self.dropped += len(self._batch)
         except OSError as error:
             self._retry_after_s = getattr(error, "retry_after_s", None)
             self.fails(error)
             return False
         else:
-            self.written += len(records)
+            self.written += len(self._batch)
             self.works()
         with self._turn:
-            self._sending = ()
+            for queued in self._sending:
+                self._finish(queued)
+            was_stored = bool(self._done)
+            self._sending = self._batch = ()
+        if was_stored:
+            self.on_done()
         return True
 
     def _wait_to_retry(self) -> bool:

@@ -7,12 +7,13 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from coe.cascade.errors import ConfigError, describe_error
 
 from .base import Event, Grouping, Outcome, Record, Rereadable, Writer, as_record, event_record
 from .config import SinkConfig
-from .delivery import BufferedSink, DirectSink, Facts, GroupCommit, SinkHealth
+from .delivery import BufferedSink, DirectSink, Facts, GroupCommit, Outbox, SinkHealth
 from .jsonlines import JsonLinesFile, JsonLinesStream
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Sinks:
         self._lock = threading.RLock()  # a change that a writer's own thread reports is written to the others
         for sink in self._sinks:
             sink.on_change = self._report
+            if isinstance(sink, BufferedSink):
+                sink.on_done = self.touch
 
     def write(self, outcome: Outcome) -> None:
         """Raises OSError: every direct writer failed."""
@@ -66,8 +69,20 @@ class Sinks:
         """Have the writers write what they keep, and what was registered be recorded."""
         for record in self._committing:
             record()
+        self.flush()
+
+    def flush(self) -> None:
+        """Have the writers write what they keep; what has not arrived at the others is in the outbox then."""
         for sink in self._sinks:
             sink.commit()
+
+    def touch(self) -> None:
+        """There is something to commit."""
+        self._group.add()
+
+    def write_record(self, record: Record) -> None:
+        """Raises OSError: as `write`."""
+        self._write(record)
 
     def mark(self) -> str:
         """The position of the next record of each writer, as JSON."""
@@ -123,7 +138,7 @@ class Sinks:
         """Log that a writer fails, or works again, and write it to the others."""
         if self._sinks == [source] and self._n_direct:
             return  # its error ends the agent, and is reported then
-        log.log(logging.INFO if facts["state"] == "back" else logging.WARNING, _status_line(facts))
+        log.log(logging.INFO if facts["state"] in ("back", "waits") else logging.WARNING, _status_line(facts))
         with self._lock:
             record = event_record(Event("sink", facts))
             for sink in self._sinks:
@@ -143,19 +158,27 @@ def _status_line(facts: Facts) -> str:
     if facts["state"] == "failing":
         return f"sink {where} fails: {facts['error']}"
     if facts["state"] == "full":
-        return f"sink {where}: {facts['queue']} records wait, and the oldest are dropped"
+        return f"sink {where}: {facts['queue']} records wait, and the {facts['drops']} are dropped"
+    if facts["state"] == "waits":
+        return f"sink {where}: {facts['queue']} not delivered yet; the next start sends them"
     if facts["state"] == "closed":
         return f"sink {where}: {lost} not delivered"
     return f"sink {where} works again, after {facts['away_s']:.1f} s" + (f"; {lost} lost to it" if dropped else "")
 
 
 def open_sinks(
-    configs: Sequence[SinkConfig], labels: tuple[str, ...], *, commit_s: float = 0.0, commit_count: int = 1
+    configs: Sequence[SinkConfig],
+    labels: tuple[str, ...],
+    *,
+    commit_s: float = 0.0,
+    commit_count: int = 1,
+    outbox: Outbox | None = None,
 ) -> Sinks:
     """The configured sinks, as one.
 
     Args:
         commit_s, commit_count: as `Sinks` takes them.
+        outbox: where records of sinks that acknowledge wait; None: in memory.
 
     Raises:
         ConfigError: one cannot be opened; those opened before are closed.
@@ -163,8 +186,8 @@ def open_sinks(
     """
     writers: list[Writer] = []
     try:
-        for config in configs:
-            writers.append(open_writer(config))
+        for config, name in zip(configs, outbox_names(configs), strict=True):
+            writers.append(open_writer(config, outbox, name))
     except BaseException:
         for writer in writers:
             writer.close()
@@ -172,17 +195,31 @@ def open_sinks(
     return Sinks(writers, labels, commit_s=commit_s, commit_count=commit_count)
 
 
-def open_writer(config: SinkConfig) -> Writer:
+def outbox_names(configs: Sequence[SinkConfig]) -> list[str]:
+    """The name of each sink in the outbox: it stays as it is where a sink has another address now."""
+    kinds = [config.kind for config in configs]
+    return [f"{kind}-{kinds[:place].count(kind) + 1}" for place, kind in enumerate(kinds)]
+
+
+def open_writer(config: SinkConfig, outbox: Outbox | None = None, name: str = "") -> Writer:
     """The writer of one sink; its module is imported only then."""
+    queue = partial(
+        BufferedSink,
+        max_queued=config.max_queued,
+        drop=config.drop,
+        flush_s=config.flush_s,
+        outbox=outbox,
+        outbox_name=name,
+    )
     if config.mqtt is not None:
         from .mqtt import MqttTransport
 
         transport = MqttTransport(config.mqtt)  # it waits for its connection by itself
-        return BufferedSink(transport, max_queued=config.max_queued, flush_s=config.flush_s, most_wait_s=1.0)
+        return queue(transport, most_wait_s=1.0)
     if config.webhook is not None:
         from .webhook import WebhookTransport
 
-        return BufferedSink(WebhookTransport(config.webhook), max_queued=config.max_queued, flush_s=config.flush_s)
+        return queue(WebhookTransport(config.webhook))
     if config.path is None:
         if sys.stdout is None:
             raise ConfigError(["sink: standard output is closed (set sink.path to a file)"])

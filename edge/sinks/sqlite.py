@@ -6,12 +6,13 @@ it corrects; `first` keeps the record as it was. `record` is the whole record as
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,13 @@ class SqliteWriter:
 
     def sync(self) -> None:
         self.commit()
-        try:  # on a connection of its own: on the writer's it would break a transaction of another thread
-            with closing(sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # flushes the log first, and blocks nobody
-        except sqlite3.Error as error:
-            raise _as_os_error(error, self.name) from None
+        for path in (f"{self.path}-wal", self.path):  # what was committed since the last checkpoint is in the log alone
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def close(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""`coe-edge spool`: the state of the spool, a copy of its examples, and how to drop them."""
+"""`coe-edge spool`: the state of the spool, a copy of its examples, and how to send or drop them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import math
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
-from edge.config import default_config, read_config
+from edge.config import AgentConfig, default_config, read_config
 from edge.sinks import as_record
 from edge.sqlite_file import read_only
 from edge.tally import format_bytes
@@ -46,14 +47,16 @@ def spool_command(arguments: Sequence[str]) -> int:
         return _status(spool, options.json)
     if options.what == "export":
         return _export(spool, options.folder, config.cascade.task.labels, options.json)
+    if options.what == "send":
+        return _send(replace(config, spool=replace(spool, send_between=()), watch=None), options.wait, options.json)
     return _clear(spool, options.yes, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="coe-edge spool", description="Show, copy or drop the examples that wait for a later answer."
+        prog="coe-edge spool", description="Show, copy, send or drop the examples that wait for a later answer."
     )
-    commands = parser.add_subparsers(dest="what", required=True, metavar="status | export | clear")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="status | export | send | clear")
     each = argparse.ArgumentParser(add_help=False)
     each.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     each.add_argument("--state", type=Path, help="folder of the spool; default: the config's")
@@ -61,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("status", parents=[each], help="show how full it is, and what became of its examples")
     export = commands.add_parser("export", parents=[each], help="copy all examples that wait into a folder")
     export.add_argument("folder", type=Path, metavar="DIR", help=f"new, or empty; its {LIST} lists the examples")
+    send = commands.add_parser("send", parents=[each], help="send all examples that wait; no agent may be running")
+    send.add_argument("--wait", type=float, default=60.0, metavar="S", help="longest time for it; default: 60 s")
     clear = commands.add_parser("clear", parents=[each], help="drop all examples; no agent may be running")
     clear.add_argument("--yes", action="store_true", help="without this, only say how many would be dropped")
     return parser
@@ -142,6 +147,21 @@ def _rows(config: SpoolConfig) -> Iterator[SpoolRow]:
             except (ValueError, TypeError, KeyError):
                 continue
             yield row
+
+
+def _send(config: AgentConfig, wait_s: float, as_json: bool) -> int:
+    """0 if nothing waits any more."""
+    from edge.session import AgentSession
+
+    with AgentSession(config) as session:
+        assert session.spool is not None
+        before = session.agent.tally.n_corrected
+        left = session.spool.drain(wait_s)
+        n = session.agent.tally.n_corrected - before
+    out = sys.stderr if any(sink.prints for sink in config.sinks) else sys.stdout
+    text = json.dumps({"corrected": n, "left": left}) if as_json else f"{n:,} examples corrected, {left:,} still wait"
+    print(text, file=out)
+    return 1 if left else 0
 
 
 def _clear(config: SpoolConfig, is_sure: bool, as_json: bool) -> int:

@@ -30,6 +30,7 @@ class SpoolConfig:
     sync: str = setting(
         "full", "What a kept example survives: full, a power cut too; normal, a crash.", choices=("full", "normal")
     )
+    wait_s: float = setting(10, "Longest time that a run with `--once` waits for it at its end.", unit="s", high=86_400)
     send_between: tuple[str, ...] = setting(
         (), "Times of the day (local) in which it is sent.", usual="always", example='["22:00-06:00"]'
     )

@@ -17,7 +17,7 @@ import os
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from coe.cascade.types import Array, CallCost, Decision
-from edge.sinks import Outcome
+from edge.sinks import Outcome, Record, as_record
 from edge.sources import Example
 from edge.sqlite_file import PAGE_BYTES, DatabaseFormat, log_of
 
@@ -190,6 +190,19 @@ CREATE INDEX answered ON rows (seq) WHERE answer IS NOT NULL;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """,
 )
+# Beside `rows`, and unknown to agents of before: going back a version leaves what waits here for the next one.
+OUTBOX = """
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    sink TEXT NOT NULL,  -- "" for all of them
+    record TEXT NOT NULL,
+    corrects TEXT,
+    counts TEXT  -- what its example counts as once it is acknowledged by all sinks
+);
+CREATE INDEX IF NOT EXISTS outbox_sinks ON outbox (sink, seq);
+CREATE INDEX IF NOT EXISTS outbox_corrections ON outbox (corrects) WHERE corrects IS NOT NULL;
+"""
+DELIVERING = "delivering"  # corrections that are out of `rows`, and not acknowledged by all sinks
 COLUMNS = "seq, digest, kind, payload, local, answer, mark, put_at, attempts"
 
 SLACK_PAGES = 32  # left free, so that an answer always fits
@@ -218,6 +231,7 @@ class SpoolTable:
         db.execute(f"PRAGMA journal_size_limit = {self._least_log}")
         facts = dict(db.execute("SELECT name, value FROM facts"))
         self.notes["policy"] = facts.get("policy", "")
+        self.on_counted: Callable[[Counts], None] = lambda n: None  # called after each transaction
         self._clock = clock
         self._clock_base = float(facts.get("clock", 0.0)) - clock()
         self._counts: Counts = Counter({name: n for name, n in facts.items() if isinstance(n, int)})
@@ -225,6 +239,7 @@ class SpoolTable:
         self.unsure = {seq for (seq,) in db.execute("SELECT seq FROM rows WHERE confirmed = 0 AND answer IS NULL")}
         self._sure: set[int] = set()
         self._direction = "ASC" if config.order == "oldest" else "DESC"
+        db.executescript(OUTBOX)
         turns = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (f"turns_{config.order}",)).fetchone()
         if "id" not in facts or turns is None:
             self.transact(self._prepare)
@@ -265,6 +280,7 @@ class SpoolTable:
         self._counts.update(n)
         self.pending.clear()
         self._sure.difference_update(sure)
+        self.on_counted(n)
         self.checkpoint(self._least_log)
         return value
 
@@ -319,7 +335,7 @@ class SpoolTable:
         """The number of rows, by the counts and those to be added."""
         total = 0
         for counts in (self._counts, n):
-            total += counts["offered"] - counts["corrected"] - counts["refused"]
+            total += counts["offered"] - counts["corrected"] - counts["refused"] - counts[DELIVERING]
             total -= sum(count for name, count in counts.items() if name.startswith(DROPPED))
         return total
 
@@ -350,9 +366,41 @@ class SpoolTable:
         return dropped
 
     def _drop(self, db: sqlite3.Connection, n: Counts, seq: int, cause: str) -> None:
+        """Drop a row; a closing record, for all sinks, takes its place."""
+        (local, put_at) = db.execute("SELECT local, put_at FROM rows WHERE seq = ?", (seq,)).fetchone()
         db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
         self.unsure.discard(seq)
         n[DROPPED + cause] += 1
+        try:
+            outcome = from_json(local)
+        except (ValueError, TypeError, KeyError):  # damaged: its id is not known
+            return
+        why, age_s = f"dropped: {cause}", max(self.now - put_at, 0.0)
+        closing = Outcome(outcome.id, None, age_s, outcome.truth, why, trace=outcome.trace, corrects=self._key(seq))
+        self.put_in_outbox(db, "", [as_record(closing, ())])
+
+    def put_in_outbox(self, db: sqlite3.Connection, sink: str, records: Sequence[Record]) -> list[int]:
+        """Numbers of the records, which are added for that sink."""
+        insert = "INSERT INTO outbox (sink, record, corrects) VALUES (?, ?, ?)"
+        seqs = []
+        for record in records:
+            done = db.execute(insert, (sink, json.dumps(record), record.get("corrects")))
+            assert done.lastrowid is not None
+            seqs.append(done.lastrowid)
+        return seqs
+
+    def take_from_outbox(self, db: sqlite3.Connection, n: Counts, seqs: Sequence[int]) -> None:
+        """Remove records; an example whose correction all sinks have now is counted."""
+        settled: dict[str, str] = {}
+        for seq in seqs:
+            found = db.execute("SELECT corrects, counts FROM outbox WHERE seq = ?", (seq,)).fetchone()
+            db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+            if found is not None and found[1] is not None:
+                settled[found[0]] = found[1]
+        for key, what in settled.items():
+            if db.execute("SELECT 1 FROM outbox WHERE corrects = ?", (key,)).fetchone() is None:
+                n[DELIVERING] -= 1
+                n[what] += 1
 
     def _row(self, seq: int) -> SpoolRow | None:
         """A row as it was put; None where it is damaged, which drops it."""

@@ -21,7 +21,6 @@ from edge.agent import Agent, RemoteTiers
 from edge.sinks import Event, Outcome, Sinks, as_record
 from edge.sources import Example
 
-from .config import SpoolConfig
 from .database import SpoolRow
 from .history import has_outcome, mark_at
 from .store import SpoolStore
@@ -56,6 +55,7 @@ def write_missing_outcomes(store: SpoolStore, sinks: Sinks) -> set[str]:
         raise failed[0]
     if failed:
         return set()
+    sinks.flush()
     sinks.sync()
     for row in unsure:
         store.confirm(row.key)
@@ -68,6 +68,7 @@ BUSY_S = 0.02  # between two checks whether live examples still wait
 IDLE_S = 30.0  # between two checks where nothing waits; a new example or the link's return ends the wait
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 TIDY_S = 60.0  # between two calls of `SpoolStore.tidy`
+DRAIN_POLL_S = 0.05
 STOP_S = 5.0  # that stopping waits for a call under way
 
 
@@ -81,6 +82,7 @@ class SenderHooks:
         is_busy: True while live examples wait for a server.
         is_up: True while the link to the cloud works.
         give_up: stops the agent with this error.
+        close_dropped: writes closing records of examples that were dropped, if there are any.
     """
 
     ask: Callable[[Example], Decision]
@@ -88,6 +90,7 @@ class SenderHooks:
     is_busy: Callable[[], bool]
     is_up: Callable[[], bool]
     give_up: Callable[[BaseException], None]
+    close_dropped: Callable[[], None] = lambda: None
 
 
 class Sender:
@@ -129,6 +132,12 @@ class Sender:
         self._retry_at = -math.inf
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Take no heed of the link's other use from now on."""
+        self.share = 1.0
+        self._rest_until = -math.inf
+        self.retry()
+
     def stop(self, timeout_s: float = STOP_S) -> None:
         """Wait that long for a call under way; if it takes longer, its example is sent again at another time."""
         self._stop.set()
@@ -153,6 +162,7 @@ class Sender:
             self._tidy_at = now + TIDY_S
             self.store.tidy()
             self._clean_up()
+        self.hooks.close_dropped()
         rest_s = max(self._rest_until, self._retry_at) - now
         if rest_s > 0:
             return min(rest_s, TIDY_S)
@@ -236,6 +246,25 @@ class Sender:
         self._written = {seq: row for seq, row in self._written.items() if not self.store.gone(row)}
 
 
+def log_event(event: Event) -> None:
+    """Log an event of the store's."""
+    state = event.facts["state"]
+    if state == "ok":
+        log.info("the spool can write again")
+    elif state == "full":
+        drops_oldest = event.facts["drops"] == "oldest"
+        effect = "each new example replaces the oldest" if drops_oldest else "no more are kept"
+        log.warning("the spool is full: %s", effect)
+    elif state == "damaged":
+        log.warning("the spool was damaged: a new one is used, the old one is now %s", event.facts["set_aside"])
+    elif state == "newer":
+        log.warning(
+            "the spool is a newer coe-edge's: a new one is used, that one is kept as %s", event.facts["set_aside"]
+        )
+    else:
+        log.warning("the spool cannot write (%s): examples that no server answers are not kept", state)
+
+
 KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota", "cap", "budget")  # reasons that may not hold later
 
 
@@ -243,17 +272,18 @@ class Spool:
     """Keeps the agent's examples from here to `close`, and sends the backlog.
 
     Args:
+        store: open; it is not closed here.
         sinks: the agent's.
         is_up: True while the link to the cloud works.
         policy: in words, what may not leave the device; "" for nothing. Examples kept under another are not sent.
     Raises:
-        ConfigError: the file is in use by another agent, or cannot be opened.
+        ConfigError: what may no longer leave cannot be dropped.
         OSError: the sinks cannot be written.
     """
 
     def __init__(
         self,
-        config: SpoolConfig,
+        store: SpoolStore,
         agent: Agent,
         sinks: Sinks,
         *,
@@ -263,22 +293,22 @@ class Spool:
         self._agent = agent
         self._sinks = sinks
         self._remote_tiers = RemoteTiers(agent.cascade, agent.decoder)
-        self.store = SpoolStore(config, self._on_event)
+        self.store = store
+        store.on_event, store.on_corrected = self._on_event, self._count_corrected
+        self._unconfirmed: list[str] = []  # keys of outcomes in the sinks that may not be on the disk yet
         hooks = SenderHooks(
             ask=self._remote_tiers.ask,
             correct=self._correct,
             is_busy=lambda: agent.n_waiting > 0,
-            is_up=lambda: config.sends_at(time.strftime("%H:%M")) and is_up(),
+            is_up=lambda: store.config.sends_at(time.strftime("%H:%M")) and is_up(),
             give_up=agent.give_up,
+            close_dropped=self._close_dropped,
         )
         self._facts: dict[str, Any] = {"waiting": 0, "dropped": {}, "bytes": 0, "oldest_s": None, "error": "unreadable"}
-        self.sender = Sender(self.store, hooks, share=config.link_share)
-        try:
-            self.recovered = write_missing_outcomes(self.store, sinks)
-            self.store.apply_policy(policy)
-        except BaseException:
-            self.store.close()
-            raise
+        self.sender = Sender(self.store, hooks, share=store.config.link_share)
+        self.recovered = write_missing_outcomes(self.store, sinks)
+        self.store.apply_policy(policy)
+        sinks.on_commit(self._confirm)
         agent.keep = self.keep
         agent.observers.append(self)
         if self._remote_tiers.is_there:
@@ -293,8 +323,8 @@ class Spool:
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
         """An outcome in the sink may be corrected from now on."""
         if outcome.spooled:
-            self.store.confirm(outcome.spooled)
-            self.sender.wake()
+            self._unconfirmed.append(outcome.spooled)
+            self._sinks.touch()
 
     def facts(self) -> dict[str, Any]:
         """The status as plain data; the last one that could be read, where it cannot be now."""
@@ -306,24 +336,49 @@ class Spool:
     def close(self) -> None:
         """Stop; the next start sends the rest of the backlog."""
         self.sender.stop()
-        self.store.close()
+        self._confirm()
+
+    def drain(self, seconds: float, is_stopped: Callable[[], bool] = lambda: False) -> int:
+        """How many examples still wait once all were sent, or so many seconds are over, or the agent is stopped."""
+        end = time.monotonic() + seconds
+        self._confirm()
+        self.sender.hurry()
+        while (left := self._n_left()) and time.monotonic() < end and not is_stopped():
+            time.sleep(DRAIN_POLL_S)
+        return left
+
+    def _n_left(self) -> int:
+        status = self.store.status()
+        return 0 if status is None else status.n_waiting + status.n_answered
+
+    def _confirm(self) -> None:
+        """The outcomes that are in the sinks may be corrected from now on."""
+        keys, self._unconfirmed = self._unconfirmed, []
+        if keys:
+            self._sinks.flush()
+            for key in keys:
+                self.store.confirm(key)
+            self.sender.wake()
+
+    def _count_corrected(self, n: int) -> None:
+        self._agent.tally.n_corrected += n
 
     def _correct(self, outcome: Outcome, example: Example) -> None:
         self._agent.correct(outcome, example)
+        self._sinks.flush()
         if self.store.config.sync == "full":
             self._sinks.sync()
 
+    def _close_dropped(self) -> None:
+        """Write that examples were dropped, so that nobody waits for their corrections."""
+        while found := self.store.outbox(""):
+            for _, record in found:
+                self._sinks.write_record(record)
+            self._sinks.flush()
+            if self.store.update_outbox("", [seq for seq, _ in found], []) is None:
+                return
+
     def _on_event(self, event: Event) -> None:
         """Log an event of the store's, and write it to the sinks."""
-        state = event.facts["state"]
-        if state == "ok":
-            log.info("the spool can write again")
-        elif state == "full":
-            drops_oldest = event.facts["drops"] == "oldest"
-            effect = "each new example replaces the oldest" if drops_oldest else "no more are kept"
-            log.warning("the spool is full: %s", effect)
-        elif state == "damaged":
-            log.warning("the spool was damaged: a new one is used, the old one is now %s", event.facts["set_aside"])
-        else:
-            log.warning("the spool cannot write (%s): examples that no server answers are not kept", state)
+        log_event(event)
         self._agent.write_event(event)

@@ -9,17 +9,19 @@ network sets it: such a jump drops no example, and keeps none for ever.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from coe.cascade.errors import ConfigError
-from edge.sinks import Event, Outcome
+from edge.sinks import Event, Outcome, Record
 from edge.sources import Example
 from edge.sqlite_file import (
     DISK_FULL,
@@ -35,6 +37,7 @@ from edge.sqlite_file import (
 
 from .config import SpoolConfig
 from .database import (
+    DELIVERING,
     DROPPED,
     SPOOL,
     Claim,
@@ -52,8 +55,8 @@ from .database import (
 
 @dataclass(frozen=True, slots=True)
 class SpoolStatus:
-    """A spool at one moment. Counts are since the file was created; offered = waiting + answered + corrected + refused
-    + dropped.
+    """A spool at one moment. Counts are since the file was created; offered = waiting + answered + delivering
+    + corrected + refused + dropped.
 
     Args:
         n_waiting: examples that wait for an answer.
@@ -61,6 +64,8 @@ class SpoolStatus:
         n_offered: examples that were to be kept.
         n_corrected: answered late, and written.
         n_refused: refused by the servers, and written so.
+        n_delivering: answered late, and not acknowledged yet by a sink that acknowledges.
+        n_outbox: records that wait for a sink.
         dropped: by cause: "age", "count", "bytes" (to stay within the limits), "large" (by itself), "disk" (full, or
             failing), "damaged", "policy" (kept before more was held back), "cleared".
         n_bytes: of the file, its log and its ballast.
@@ -74,6 +79,8 @@ class SpoolStatus:
     n_offered: int
     n_corrected: int
     n_refused: int
+    n_delivering: int
+    n_outbox: int
     dropped: Mapping[str, int]
     n_bytes: int
     oldest_s: float | None
@@ -102,6 +109,8 @@ def read_status(db: sqlite3.Connection, path: Path, now: float | None = None) ->
     facts: dict[str, Any] = dict(db.execute("SELECT name, value FROM facts"))
     n_waiting = db.execute("SELECT count(*) FROM rows WHERE answer IS NULL").fetchone()[0]
     n_answered = db.execute("SELECT count(*) FROM rows WHERE answer IS NOT NULL").fetchone()[0]
+    has_outbox = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox'").fetchone()
+    n_outbox = db.execute("SELECT count(*) FROM outbox").fetchone()[0] if has_outbox else 0
     oldest = db.execute("SELECT put_at FROM rows WHERE answer IS NULL ORDER BY seq LIMIT 1").fetchone()
     if now is None:
         now = facts.get("clock", 0.0)
@@ -111,6 +120,8 @@ def read_status(db: sqlite3.Connection, path: Path, now: float | None = None) ->
         n_offered=facts.get("offered", 0),
         n_corrected=facts.get("corrected", 0),
         n_refused=facts.get("refused", 0),
+        n_delivering=facts.get(DELIVERING, 0),
+        n_outbox=n_outbox,
         dropped={name.removeprefix(DROPPED): n for name, n in sorted(facts.items()) if name.startswith(DROPPED)},
         n_bytes=size_of(path),
         oldest_s=None if oldest is None else max(now - oldest[0], 0.0),
@@ -129,20 +140,22 @@ class SpoolStore:
     they could not do, and count it.
 
     Args:
-        on_event: called with each event of the spool, on any thread.
+        on_event: called with each event of the spool, on any thread; None: they wait until it is set.
         clock: seconds that only go forward.
     Raises:
         ConfigError: the file is in use by another agent, or cannot be opened.
     """
 
     def __init__(
-        self, config: SpoolConfig, on_event: Callable[[Event], None], clock: Callable[[], float] = time.monotonic
+        self, config: SpoolConfig, on_event: Callable[[Event], None] | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.config = config
-        self._on_event = on_event
+        self.on_event = on_event
+        self.on_corrected: Callable[[int], None] = lambda n: None  # called with how many are known to be delivered
         self._clock = clock
         self._events: list[Event] = []
         self._lock = threading.RLock()
+        self._depth = 0
         self._is_dropping = False
         self._hopeless_bytes = 0  # dropping others did not free that much of the disk
         self._table: SpoolTable | None = None
@@ -174,7 +187,7 @@ class SpoolStore:
         assert example.value is not None
         kind, payload = pack(example.value)
         digest, local = digest_of(example.id, kind, payload), to_json(outcome)
-        with self._lock:
+        with self._locked():
             for _ in range(2):  # twice, where the file was damaged, and was replaced
                 key = self._guard(lambda: self._put(digest, kind, payload, local, mark), None)
                 if key is not None or self._table is None or self.state != "ok":
@@ -213,18 +226,70 @@ class SpoolStore:
         return self._guard(lambda: self._open_table.transact(work), False)
 
     def gone(self, row: SpoolRow) -> bool:
-        """Its correction is in the sinks: remove it. False: that cannot be written now."""
+        """Its correction is in the sinks, or in the outbox for them: remove it. False: that cannot be written now."""
 
         def work(db: sqlite3.Connection, n: Counts) -> bool:
             found = db.execute("SELECT answer FROM rows WHERE seq = ?", (row.seq,)).fetchone()
             if found is not None:
                 db.execute("DELETE FROM rows WHERE seq = ?", (row.seq,))
-                n["corrected" if from_json(found[0]).decision is not None else "refused"] += 1
+                counts = "corrected" if from_json(found[0]).decision is not None else "refused"
+                its = db.execute("UPDATE outbox SET counts = ? WHERE corrects = ?", (counts, row.key))
+                n[DELIVERING if its.rowcount else counts] += 1
             return True
 
         done = self._guard(lambda: self._open_table.transact(work), False)
         self._guard(lambda: self._open_table.reclaim(most=A_FEW), False)
         return done
+
+    def outbox(self, sink: str, after: int = 0, most: int = A_FEW) -> list[tuple[int, Record]] | None:
+        """Records that wait for a sink ("": for all of them), each after its number; None where it cannot be read."""
+        query = "SELECT seq, record FROM outbox WHERE sink = ? AND seq > ? ORDER BY seq LIMIT ?"
+
+        def work() -> list[tuple[int, Record]]:
+            found = self._open_table.db.execute(query, (sink, after, most)).fetchall()
+            return [(seq, json.loads(text)) for seq, text in found]
+
+        return self._guard(work, None)
+
+    def outbox_count(self, sink: str) -> int:
+        query = "SELECT count(*) FROM outbox WHERE sink = ?"
+        return int(self._guard(lambda: self._open_table.db.execute(query, (sink,)).fetchone()[0], 0))
+
+    def outbox_holds(self, sink: str, key: str) -> bool:
+        """True if the correction of the example with that key waits for the sink."""
+        query = "SELECT 1 FROM outbox WHERE sink = ? AND corrects = ?"
+        return self._guard(lambda: self._open_table.db.execute(query, (sink, key)).fetchone() is not None, False)
+
+    def update_outbox(self, sink: str, done: Sequence[int], new: Sequence[Record]) -> list[int] | None:
+        """Remove the records that are done, by number, and add new ones; returns their numbers.
+
+        None: it cannot be written, or has no room, now.
+        """
+
+        def work(db: sqlite3.Connection, n: Counts) -> list[int]:
+            self._open_table.take_from_outbox(db, n, done)
+            return self._open_table.put_in_outbox(db, sink, new)
+
+        def update() -> list[int] | None:
+            table = self._open_table
+            need = len(new) // 2 + 4 if new else 0  # pages, for records of up to 2 kB
+            table.drop_while(lambda db, n: need > 0 and table.is_over(need), "bytes")
+            return None if need and table.is_over(need) else table.transact(work)
+
+        return self._guard(update, None)
+
+    def keep_outboxes(self, sinks: Collection[str]) -> int:
+        """Drop what waits for other sinks than these; returns how much."""
+        names = ("", *sinks)
+        query = f"SELECT seq FROM outbox WHERE sink NOT IN ({', '.join('?' * len(names))})"
+
+        def work() -> int:
+            seqs = [seq for (seq,) in self._open_table.db.execute(query, names)]
+            if seqs:
+                self._open_table.transact(lambda db, n: self._open_table.take_from_outbox(db, n, seqs))
+            return len(seqs)
+
+        return self._guard(work, 0)
 
     def answered(self) -> list[SpoolRow]:
         """Rows with a correction that is not known to be in the sinks."""
@@ -315,17 +380,31 @@ class SpoolStore:
 
     def _guard(self, work: Callable[[], T], otherwise: T) -> T:
         """`work()`; `otherwise` where the file or its disk fails. Then events that came up are reported."""
-        with self._lock:
+        with self._locked():
             try:
                 return work()
             except sqlite3.Error as error:
                 if self._table is not None:
                     self._fail(error)
                 return otherwise
-            finally:
-                events, self._events = self._events, []
-                for event in events:
-                    self._on_event(event)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock, while the block runs; what came up meanwhile is reported without it."""
+        events: list[Event] = []
+        try:
+            with self._lock:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                    if not self._depth and self.on_event is not None:
+                        events, self._events = self._events, []
+        finally:
+            for event in events:
+                assert self.on_event is not None
+                self.on_event(event)
 
     def _fail(self, error: sqlite3.Error) -> None:
         if is_damaged(error):
@@ -339,7 +418,7 @@ class SpoolStore:
 
     def _opened(self, db: sqlite3.Connection) -> SpoolTable:
         try:
-            return SpoolTable(db, self.config, self._clock)
+            return self._table_of(db)
         except sqlite3.Error as error:
             db.close()
             if not is_damaged(error):
@@ -348,7 +427,16 @@ class SpoolStore:
                 ) from None
         aside = set_aside(self.config.path)
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
-        return SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
+        return self._table_of(connect(self.config.path, SPOOL, self.config.sync))
+
+    def _table_of(self, db: sqlite3.Connection) -> SpoolTable:
+        table = SpoolTable(db, self.config, self._clock)
+        table.on_counted = self._counted
+        return table
+
+    def _counted(self, n: Counts) -> None:
+        if n_corrected := n["corrected"] + n["refused"]:
+            self.on_corrected(n_corrected)
 
     def _replace_damaged(self) -> None:
         """Rename the damaged file, whose rows cannot be counted, and open a new one."""
@@ -356,7 +444,7 @@ class SpoolStore:
         self._table = None
         try:
             aside = set_aside(self.config.path)
-            self._table = SpoolTable(connect(self.config.path, SPOOL, self.config.sync), self.config, self._clock)
+            self._table = self._table_of(connect(self.config.path, SPOOL, self.config.sync))
         except (OSError, sqlite3.Error, ConfigError) as error:
             self._events.append(Event("spool", {"state": f"damaged, and cannot be replaced: {error}"}))
             return

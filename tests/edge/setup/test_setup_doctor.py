@@ -240,7 +240,7 @@ def test_a_sink_on_another_machine_is_tried(tmp_path):
     gone = one(check_sinks(context_of(path)))
     assert gone.level == "warn"
     assert "cannot be reached: Connection refused" in gone.message
-    assert "the latest 1,000 records wait" in gone.fix
+    assert "the latest 100,000 records wait on the disk" in gone.fix
 
 
 def test_a_watched_folder_that_is_not_there_fails(tmp_path):

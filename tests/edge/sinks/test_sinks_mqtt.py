@@ -239,6 +239,7 @@ def test_without_paho_the_install_that_mends_it_is_told(monkeypatch):
 
 AGENT = """
 task: zoo:digits
+state: {folder}/state
 tiers: [{{members: [zoo:digits/stroke.onnx, zoo:digits/loom.onnx]}}]
 source: {{kind: digits, repeat: 1000, interval_ms: 5}}
 sinks:

@@ -328,7 +328,12 @@ def spooling(
     agent: Agent, sinks: Sinks, path: Path, drop: str = "oldest", windows: tuple = (), **options: object
 ) -> Spool:
     config = SpoolConfig(path / "spool.db", sync="normal", link_share=1.0, drop=drop, send_between=windows)
-    return Spool(config, agent, sinks, **options)  # type: ignore[arg-type]
+    return Spool(SpoolStore(config, None), agent, sinks, **options)  # type: ignore[arg-type]
+
+
+def end(spool: Spool) -> None:
+    spool.close()
+    spool.store.close()
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -349,7 +354,7 @@ def test_what_no_server_answers_is_answered_by_the_device_now_and_corrected_late
     cloud.error = None
     spool.sender.retry()
     until(lambda: agent.tally.n_corrected == 3)
-    spool.close()
+    end(spool)
     sinks.close()
     corrections = [line for line in lines(tmp_path) if "corrects" in line]
     assert {line["corrects"]: line["id"] for line in corrections} == spooled
@@ -373,7 +378,7 @@ def test_only_what_may_have_an_answer_later_is_kept(tmp_path, error, is_kept):
     spool = spooling(agent, sinks, tmp_path)
     agent.run(Numbers(2))
     assert bool(lines(tmp_path)[-1].get("spooled")) is is_kept
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -386,7 +391,7 @@ def test_what_may_not_leave_is_not_kept_either(tmp_path):
     status = spool.store.status()
     assert status is not None
     assert status.n_offered == 0
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -412,13 +417,13 @@ def test_what_was_kept_before_more_was_held_back_is_not_sent(tmp_path):
     agent, sinks = agent_with(cloud, tmp_path)
     spool = spooling(agent, sinks, tmp_path)
     agent.run(Numbers(4))
-    spool.close()
+    end(spool)
     cloud.error = None
     spool = spooling(agent_with(cloud, tmp_path)[0], sinks, tmp_path, policy="[3]")
     status = spool.store.status()
     assert status is not None
     assert (status.n_waiting, status.dropped) == (0, {"policy": 2})
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -444,7 +449,7 @@ def test_on_a_full_disk_the_agent_goes_on_and_logs_once_that_nothing_is_kept(tmp
     agent.run(Numbers(2))
     assert "spooled" in lines(tmp_path)[-1]
     assert spool.facts()["error"] == ""
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -479,7 +484,7 @@ def test_a_correction_written_just_before_a_crash_is_not_written_again(tmp_path)
         status = spool.store.status()
         assert status is not None
         assert (status.n_answered, status.n_waiting, status.n_corrected) == (0, 0, 1)
-        spool.close()
+        end(spool)
         sinks.close()
 
 
@@ -504,7 +509,7 @@ def test_an_outcome_whose_example_was_kept_just_before_a_crash_is_written_once(t
     cloud.error = None
     spool.sender.retry()
     until(lambda: any("corrects" in line for line in lines(tmp_path)))
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -524,7 +529,7 @@ def test_outside_its_windows_the_backlog_waits(tmp_path, is_open):
     else:
         assert not spool.sender.hooks.is_up()
         assert spool.facts()["waiting"] == 3
-    spool.close()
+    end(spool)
     sinks.close()
 
 
@@ -535,5 +540,5 @@ def test_what_the_links_budget_does_not_let_go_is_kept_for_later(tmp_path):
     spool = spooling(agent, sinks, tmp_path, is_up=lambda: False)
     agent.run(Numbers(6))
     assert [line["degraded"][:6] for line in lines(tmp_path) if "spooled" in line] == ["budget"] * 3
-    spool.close()
+    end(spool)
     sinks.close()
