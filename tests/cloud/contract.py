@@ -20,7 +20,7 @@ from strategies import rows, table_tier
 from table_models import BEST, MEDIUM, NOT_A_NUMBER
 
 from coe import __version__
-from coe.cascade import Agreement, Always, Batch, Cascade, TierRejected
+from coe.cascade import Agreement, Always, Batch, Cascade, TierRejected, TierUnavailable
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input, read_outputs
 from coe.protocol.remote import RemoteTier
@@ -128,7 +128,7 @@ class EngineContract:
             row = NOT_A_NUMBER if number % 4 == 0 else number % 4
             try:
                 outcomes[number] = tier.vote(numbers(row), Always()).labels.tolist()
-            except TierRejected as error:
+            except TierUnavailable as error:  # its own models failed, which is no fault of the caller
                 outcomes[number] = str(error)
 
         with remote(server) as tier:
@@ -139,8 +139,7 @@ class EngineContract:
                 thread.join(BOUND_S)
         for number, outcome in outcomes.items():
             if number % 4 == 0:
-                assert "INVALID_ARGUMENT: tier medium: the output of member" in str(outcome)
-                assert "is not a number (NaN or infinity)" in str(outcome)
+                assert "INTERNAL: " in str(outcome)
             else:
                 assert outcome == [[0, 1, 1, 2][number % 4]]
         assert len(outcomes) == 16
