@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from coe.examples import Image, Input, Tensor, Text, as_values
 from coe.models.inputs import InputDecoder
 from coe.models.pool import MemberPool
 from coe.models.python import PythonMember
+
+if TYPE_CHECKING:
+    from coe.calibration import Calibration
 
 Member: TypeAlias = Any
 """A model of an ensemble: a path of an ONNX, TFLite or pinned torch file ("zoo:digits/stroke.onnx" too); a mapping as
@@ -307,6 +310,53 @@ class Cascade:
         deadline = math.inf if math.isinf(deadline_s) else time.monotonic() + deadline_s
         batch = self._decoder.batch(names, values, deadline)
         return Decisions(self._cascade.decide(batch), self.labels)
+
+    def calibrate(
+        self,
+        x: Any,
+        y: Sequence[str | int],
+        *,
+        costs: Sequence[Sequence[float]] | None = None,
+        max_cost: float = 0.95,
+        epsilon: float = 0.01,
+        delta: float = 0.1,
+        certified: bool = False,
+        seed: int = 0,
+    ) -> Calibration:
+        """Decide by labelled examples from now on: by the rule and thresholds that are most accurate within a budget.
+
+        The rule is plain agreement, confidence, or the calibrated vote, which weighs who says what and how sure. Half
+        of the examples choose; the other half certifies: `bound.holds` of what comes back says whether the cascade is
+        at least as accurate as the best single member, less `epsilon`, with confidence 1 - `delta`.
+
+        Args:
+            x: B examples, as of `decide`, that no member was trained on; 3,000 show one point as a rule.
+            y: (B,) label names, or positions among the labels.
+            costs: of each member of each tier on one example; None: the seconds they take here.
+            max_cost: average cost at most, against the best single member's, members asked one after another.
+            certified: the cheapest thresholds that are certified, in place of the most accurate.
+
+        Raises:
+            ConfigError: a label that is none, too few of them, or nothing that is within the budget or certified.
+        """
+        from coe.calibration import Calibration
+        from coe.calibration.tiers import calibrate
+
+        values = as_values(x, self._task.input_spec)
+        if len(values) != len(y):
+            raise InputError(f"y: expected {len(values)}, one an example, got {len(y)}")
+        places = {label: place for place, label in enumerate(self.labels)} | {n: n for n in range(len(self.labels))}
+        wrong = [label for label in y if label not in places]
+        if wrong:
+            raise ConfigError([f"y: expected labels of the cascade, got {wrong[0]!r}"], "coe.Cascade.calibrate")
+        batch = self._decoder.batch([str(number) for number in range(len(values))], values, math.inf)
+        truth = np.array([places[label] for label in y], dtype=np.int64)
+        empty = Calibration("single", self._task.name, self.labels, self._task.fingerprint, (), (), (), 0, "", "")
+        self._cascade, table = calibrate(
+            self._cascade, batch, truth, empty, costs=costs, max_cost=max_cost, epsilon=epsilon, delta=delta,
+            certified=certified, seed=seed,
+        )  # fmt: skip
+        return table
 
     def close(self) -> None:
         """Let the members and connections go. Twice is fine."""
