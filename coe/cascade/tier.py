@@ -46,9 +46,14 @@ class MemberRunner(Protocol):
     """Makes the members' calls side by side; `coe.models.pool.MemberPool` is one."""
 
     def run(
-        self, calls: Mapping[int, Callable[[], Array]], is_enough: Callable[[Mapping[int, Array]], bool] | None = None
+        self,
+        calls: Mapping[int, Callable[[], Array]],
+        is_enough: Callable[[Mapping[int, Array]], bool] | None,
+        late: Callable[[int, str], Array],
     ) -> dict[int, Array]:
-        """Outputs by member index: all, or those that were back when `is_enough` accepted them."""
+        """Outputs by member index: all, or those that were back when `is_enough` accepted them. `late` gives that of
+        a member which takes too long, from its index and the words for it.
+        """
         ...
 
     def close(self) -> None: ...
@@ -166,7 +171,10 @@ class LocalTier:
             if missing[index].size
         }
         if self._pool is not None:
-            outputs = self._pool.run(calls)
+            sizes = {index: missing[index].size for index in calls}
+            outputs = self._pool.run(
+                calls, None, lambda index, words: self._silent(index, ModelError(words), reasons, sizes[index])
+            )
         else:
             outputs = {index: call() for index, call in calls.items()}
         for index, output in outputs.items():
@@ -222,8 +230,7 @@ class LocalTier:
                 if own != prepare and isinstance(error, InputError):
                     raise
                 reasons = reasons or {}
-                reasons[len(outputs)] = self.failures.count(len(outputs), error)
-                outputs.append(np.full(self._shape_of_one, np.nan, dtype=np.float32))
+                outputs.append(self._silent(len(outputs), error, reasons))
             else:
                 outputs.append(output)
                 ballots.append(ballot)
@@ -290,7 +297,11 @@ class LocalTier:
             return bool(np.all(is_settled(top, runner_up, left, needed)))
 
         calls = {index: partial(self._ask, index, inputs, reasons) for index in range(n_members)}
-        outputs = pool.run(calls, None if needed is None else is_enough)
+        outputs = pool.run(
+            calls,
+            None if needed is None else is_enough,
+            lambda index, words: self._silent(index, ModelError(words), reasons, len(x)),
+        )
         indices = sorted(outputs)
         vote = self._tally(np.stack([outputs[index] for index in indices]), None, pools_scores)
         vote.failures = {index: reasons[index] for index in indices if index in reasons} or None
@@ -317,8 +328,7 @@ class LocalTier:
             if len(inputs) > 1:
                 one_by_one = [self._ask(index, inputs.take(np.array([row])), reasons) for row in range(len(inputs))]
                 return np.concatenate(one_by_one)
-            reasons[index] = self.failures.count(index, error)
-            return np.full(self._shape_of_one, np.nan, dtype=np.float32)
+            return self._silent(index, error, reasons)
         n_votes = int(np.count_nonzero(votes))
         if n_votes < len(votes):
             reasons[index] = self.failures.count(index, _not_finite(), len(votes) - n_votes)
@@ -326,6 +336,11 @@ class LocalTier:
         elif self.failures.is_any:
             self.failures.count_vote(index)
         return output
+
+    def _silent(self, index: int, error: BaseException, reasons: dict[int, str], n_rows: int = 1) -> Array:
+        """The output (B, L) of a member that does not vote, counted, and in `reasons` why."""
+        reasons[index] = self.failures.count(index, error, n_rows)
+        return np.full((n_rows, self.members[0].n_labels), np.nan, dtype=np.float32)
 
     def _tally(self, probabilities: Array, asked: Labels | None, pools_scores: bool) -> Vote:
         """The vote over outputs (M, B, L), of which the first `asked` (B,) of each row count (None: all)."""

@@ -122,6 +122,14 @@ class LocalTierConfig(_TierSettings):
         example="false",
     )
     early: bool = setting(True, "Stop as soon as the vote is settled.")
+    member_timeout_s: float | None = setting(
+        None,
+        "Longest time of a member side by side; over it, it does not vote.",
+        unit="ms",
+        low=1,
+        high=600_000,
+        example="500",
+    )
     providers: tuple[str, ...] = setting(
         ("cpu",), "ONNX Runtime's providers, by preference: `tensorrt`, `cuda`, `cpu`."
     )
@@ -261,6 +269,8 @@ class _TierReader:
         )
         if parallel and tier.threads == 1 and n_members > 1 and entry.has("parallel"):
             entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
+        if tier.member_timeout_s is not None and not parallel:
+            entry.warn("member_timeout_ms", "members in turn are waited for as long as they take (set parallel: true)")
         if tier.order == "measured" and (parallel or not tier.early):
             fix = "it matters only where members are asked in turn and the vote stops early (leave it out)"
             entry.warn("order", fix)

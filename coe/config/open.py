@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -80,7 +81,8 @@ def _open_local(tier: LocalTierConfig, input_spec: InputSpec, say: Say) -> Tier:
         say(f"tier {tier.name}: {member.name} on {member.runs_on}")
     if len(members) > 1:
         say(f"tier {tier.name}: {len(members)} members vote {how}")
-    pool = MemberPool.of(tier.name, members, plan.at_once) if tier.parallel else None
+    timeout_s = math.inf if tier.member_timeout_s is None else tier.member_timeout_s
+    pool = MemberPool.of(tier.name, members, plan.at_once, timeout_s) if tier.parallel else None
     return LocalTier(tier.name, members, tier.rule, early=tier.early, pool=pool)
 
 

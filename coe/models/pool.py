@@ -8,12 +8,12 @@ poll had queued is taken back, so that nothing piles up behind a straggler.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from coe.cascade.tier import Member
@@ -106,6 +106,11 @@ def cheapest_first(seconds: Sequence[float]) -> list[int]:
 Call = Callable[[], Array]
 IsEnough = Callable[[Mapping[int, Array]], bool]
 
+
+def _raise(index: int, words: str) -> Array:
+    raise TimeoutError(f"member {index}: {words}")
+
+
 FEWEST = 2  # one vote of several settles nothing, so the caller is not woken for it
 
 
@@ -115,35 +120,50 @@ class MemberPool:
     A member that is at work takes the next poll's call when it is through; a poll waits for it only where the other
     members are not enough. No more calls are queued for a member than there are callers who wait.
 
+    A member that is at one call for over `timeout_s` is late: nobody waits for it, it takes no call until it is back,
+    and another thread takes its thread's place. The threads are daemons, so that it keeps no process from ending.
+
     Args:
         tier: its name, for threads and log lines.
-        names: of the members, by index.
+        n_members: they are known by their index.
         n_threads: never more than there are members.
     """
 
-    def __init__(self, tier: str, names: Sequence[str], n_threads: int) -> None:
+    def __init__(self, tier: str, n_members: int, n_threads: int, timeout_s: float = math.inf) -> None:
         self._tier = tier
-        self._n_threads = min(n_threads, len(names))
-        self._pool = ThreadPoolExecutor(self._n_threads, f"coe-{tier}")
+        self._n_threads = min(n_threads, n_members)
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()  # over everything below
         self._is_closed = False
-        self._n_at_work = 0  # threads of the pool that look for work
-        self._queues: tuple[deque[tuple[_Poll, Call]], ...] = tuple(deque() for _ in names)
+        self._threads: set[threading.Thread] = set()
+        self._n_alive = 0  # of the threads; those of late members do not count
+        self._n_idle = 0  # of these, that wait for work
+        self._work_came = threading.Condition(self._lock)
+        self._queues: tuple[deque[tuple[_Poll, Call]], ...] = tuple(deque() for _ in range(n_members))
         self._ready: deque[int] = deque()  # members with something queued and nobody at work on it
-        self._busy = [False] * len(names)  # ready, or at work
+        self._busy = [False] * n_members  # ready, or at work
+        self._since: dict[int, float] = {}  # members at work, and since when
+        self._late: set[int] = set()
 
     @classmethod
-    def of(cls, tier: str, members: Sequence[Member], n_threads: int | None = None) -> MemberPool | None:
-        """A pool of at most `n_threads` threads (None: one a member); None where one would run a member at a time."""
+    def of(
+        cls, tier: str, members: Sequence[Member], n_threads: int | None = None, timeout_s: float = math.inf
+    ) -> MemberPool | None:
+        """A pool of at most `n_threads` threads (None: one a member); None where one would run a member at a time,
+        and takes all the time it wants.
+        """
         n_threads = min(n_threads or len(members), len(members))
-        return cls(tier, [member.name for member in members], n_threads) if n_threads > 1 else None
+        return cls(tier, len(members), n_threads, timeout_s) if n_threads > 1 or timeout_s < math.inf else None
 
-    def run(self, calls: Mapping[int, Call], is_enough: IsEnough | None = None) -> dict[int, Array]:
+    def run(
+        self, calls: Mapping[int, Call], is_enough: IsEnough | None = None, late: Callable[[int, str], Array] = _raise
+    ) -> dict[int, Array]:
         """Outputs by member index: all of them, or those that were back when `is_enough` said yes to them.
 
         Args:
             calls: by member index.
             is_enough: given outputs by member index, at least one; if True, then also with more outputs.
+            late: given the index of a member that is late, and the words for it, what counts as its output.
 
         Raises:
             what a call raised: that of the first member which did.
@@ -152,7 +172,7 @@ class MemberPool:
         self._queue(poll, calls)
         try:
             while True:
-                outputs = poll.wait()
+                outputs = self._wait(poll, calls, late)
                 if poll.errors:
                     raise poll.errors[min(poll.errors)]
                 if len(outputs) == len(calls) or (is_enough is not None and is_enough(outputs)):
@@ -161,74 +181,133 @@ class MemberPool:
             self._end(poll, calls)
 
     def close(self) -> None:
-        """Wait for every call, stragglers too. Twice is fine; `run` is refused from now on."""
+        """Wait for every call, stragglers too, but for `timeout_s` at most. Twice is fine; `run` is refused from now
+        on.
+        """
         with self._lock:
             self._is_closed = True
-        self._pool.shutdown()  # a thread goes home when nothing is queued any more
+            self._n_idle = 0
+            self._work_came.notify_all()  # a thread ends when nothing is queued any more
+            threads = list(self._threads)
+        end = time.monotonic() + self._timeout_s
+        for thread in threads:
+            thread.join(None if end == math.inf else max(end - time.monotonic(), 0.0))
 
     def _queue(self, poll: _Poll, calls: Mapping[int, Call]) -> None:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError(f"tier {self._tier} is closed")
             for index, call in calls.items():
+                if index in self._late:
+                    continue
                 self._queues[index].append((poll, call))
                 if not self._busy[index]:
                     self._busy[index] = True
                     self._ready.append(index)
-                    if self._n_at_work < self._n_threads:
-                        self._pool.submit(self._work)
-                        self._n_at_work += 1
+                    self._employ()
+
+    def _employ(self) -> None:
+        """Have a thread take what is ready, if there may be one."""
+        if self._n_idle:
+            self._n_idle -= 1
+            self._work_came.notify()
+        elif self._n_alive < self._n_threads:
+            self._n_alive += 1
+            thread = threading.Thread(target=self._work, name=f"coe-{self._tier}_{len(self._threads)}", daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def _wait(self, poll: _Poll, calls: Mapping[int, Call], late: Callable[[int, str], Array]) -> dict[int, Array]:
+        """The outputs when enough members are back, the next time one more; or as soon as a call has raised."""
+        with self._lock:
+            left_s = None
+            while True:
+                if self._timeout_s < math.inf:
+                    left_s = self._find_late()
+                    for index in calls.keys() & self._late - poll.outputs.keys():
+                        poll.outputs[index] = late(index, f"no answer within {self._timeout_s * 1e3:g} ms")
+                if poll.is_enough:
+                    break
+                poll.news.wait(left_s)
+            poll.wanted = min(poll.n_back + 1, poll.n_calls)
+            return dict(poll.outputs)
+
+    def _find_late(self) -> float:
+        """Mark the members that have been at work for too long. Returns seconds until the next may be."""
+        now = time.monotonic()
+        for index, since in self._since.items():
+            if index not in self._late and now - since >= self._timeout_s:
+                self._late.add(index)
+                self._n_alive -= 1
+                if self._ready:
+                    self._employ()
+        return (
+            min((since - now for i, since in self._since.items() if i not in self._late), default=0) + self._timeout_s
+        )
 
     def _end(self, poll: _Poll, calls: Mapping[int, Call]) -> None:
         """Take back what has not begun; what is at work is nobody's from here on."""
         with self._lock:
             poll.is_open = False
-            for index in calls.keys() - poll.outputs.keys() - poll.errors.keys():
-                with contextlib.suppress(ValueError):
-                    self._queues[index].remove((poll, calls[index]))
+            for index, call in calls.items():
+                if index not in poll.outputs or index in self._late:
+                    with contextlib.suppress(ValueError):
+                        self._queues[index].remove((poll, call))
 
     def _work(self) -> None:
-        """On a thread of the pool: one call of the next ready member, until there is none. Members take turns."""
-        while True:
+        """On a thread of the pool: one call of the next ready member after another. Members take turns."""
+        while (taken := self._next()) is not None:
+            poll, index, call = taken
+            output: Array | None = None
+            error: BaseException | None = None
+            try:
+                output = call()
+            except BaseException as raised:  # noqa: BLE001 - it belongs to whoever waits for the poll
+                error = raised
             with self._lock:
-                if not self._ready:
-                    self._n_at_work -= 1
-                    return
-                index = self._ready.popleft()
-                if not self._queues[index]:  # taken back meanwhile
-                    self._busy[index] = False
-                    continue
-                poll, call = self._queues[index].popleft()
-            self._make(poll, index, call)
-            with self._lock:
+                poll.take(index, output, error)
+                del poll, call, output, error, taken
+                del self._since[index]
                 if self._queues[index]:
                     self._ready.append(index)
                 else:
                     self._busy[index] = False
+                if index in self._late:
+                    self._late.remove(index)
+                    self._n_alive += 1
+        with self._lock:
+            self._n_alive -= 1
+            self._threads.discard(threading.current_thread())
 
-    def _make(self, poll: _Poll, index: int, call: Call) -> None:
-        try:
-            output = call()
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the poll
-            with self._lock:
-                poll.take_error(index, error)
-        else:
-            with self._lock:
-                poll.take(index, output)
+    def _next(self) -> tuple[_Poll, int, Call] | None:
+        """The next call, once there is one; None: this thread is not needed any more."""
+        with self._lock:
+            while self._n_alive <= self._n_threads:
+                while self._ready:
+                    index = self._ready.popleft()
+                    if self._queues[index]:
+                        self._since[index] = time.monotonic()
+                        poll, call = self._queues[index].popleft()
+                        return poll, index, call
+                    self._busy[index] = False  # taken back meanwhile
+                if self._is_closed:
+                    break
+                self._n_idle += 1
+                self._work_came.wait()
+            return None
 
 
 class _Poll:
-    """What came back so far. Everything but `wait` is called with the lock held.
+    """What came back so far. Used with the lock held.
 
     Args:
         wanted: how many members must be back before whoever waits is woken.
         n_calls: how many there are to come.
     """
 
-    __slots__ = ("errors", "is_open", "lock", "n_calls", "news", "outputs", "wanted")
+    __slots__ = ("errors", "is_open", "n_calls", "news", "outputs", "wanted")
 
     def __init__(self, lock: threading.Lock, wanted: int, n_calls: int) -> None:
-        self.lock = lock
         self.news = threading.Condition(lock)
         self.wanted = min(wanted, n_calls)
         self.n_calls = n_calls
@@ -238,26 +317,19 @@ class _Poll:
 
     @property
     def n_back(self) -> int:
-        return len(self.outputs) + len(self.errors)
+        return len(self.outputs)
 
-    def take(self, index: int, output: Array) -> None:
-        if self.is_open:
-            self.outputs[index] = output
-            self._wake()
+    @property
+    def is_enough(self) -> bool:
+        return self.n_back >= self.wanted or bool(self.errors)
 
-    def take_error(self, index: int, error: BaseException) -> None:
-        if self.is_open:
+    def take(self, index: int, output: Array | None, error: BaseException | None) -> None:
+        if not self.is_open or index in self.outputs:  # it came too late
+            return
+        if error is not None:
             self.errors[index] = error
-            self._wake()
-
-    def wait(self) -> dict[int, Array]:
-        """The outputs when enough members are back, the next time one more; or as soon as a call has raised."""
-        with self.lock:
-            while self.n_back < self.wanted and not self.errors:
-                self.news.wait()
-            self.wanted = min(self.n_back + 1, self.n_calls)
-            return dict(self.outputs)
-
-    def _wake(self) -> None:
-        if self.n_back >= self.wanted or self.errors:
+        else:
+            assert output is not None
+            self.outputs[index] = output
+        if self.is_enough:
             self.news.notify()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -218,7 +220,7 @@ def test_where_the_others_do_not_settle_it_without_the_member_that_fails_the_row
 
 
 def test_what_a_call_raises_itself_is_raised_of_several_that_of_the_first_member():
-    threads = MemberPool("cloud", ["a", "b", "c"], 3)
+    threads = MemberPool("cloud", 3, 3)
 
     def fail(index):
         raise InputError(f"index {index}")
@@ -356,3 +358,101 @@ def test_warming_up_asks_every_member_about_each_size(parallel):
     tier.warm_up(np.zeros((1, 1)), (1, 4))
     tier.close()
     assert [member.sizes for member in members] == [[1, 4]] * 3
+
+
+class Timed:
+    """A tier whose members may take 20 ms by a clock that stands still but where `pass_time` lets it go on."""
+
+    def __init__(self, monkeypatch, members, rule=TWO_OF_THREE, at_once=None, early=True):
+        self.now = 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("coe.models.pool.time", clock)
+        self.pool = MemberPool.of("cloud", members, at_once, 0.02)
+        self.tier = LocalTier("cloud", members, rule, early=early, pool=self.pool)
+
+    def pass_time(self, *held):
+        """Wait until these alone are at work, and let their time pass."""
+
+        def passes():
+            with self.pool._lock:
+                if set(self.pool._since) != set(held):
+                    return False
+                self.now += 1
+                return True
+
+        until(passes)
+
+
+def until(claim):
+    end = time.monotonic() + PATIENCE_S
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("hangs", [0, 1, 2])
+def test_a_member_that_hangs_does_not_vote_until_it_is_back(ask, monkeypatch, hangs, at_once, early):
+    labels = [1, 1, 1]
+    labels[(hangs + 1) % 3] = 2  # without the one that hangs it is not settled
+    members = three(*labels, held=(hangs,))
+    timed = Timed(monkeypatch, members, at_once=at_once, early=early)
+    tier = timed.tier
+    for n in range(1, 4):
+        asking = ask(tier.vote, rows(2), TWO_OF_THREE)
+        if n == 1:
+            timed.pass_time(hangs)
+        whole = ask(tier.complete, rows(2), asking.result(PATIENCE_S)).result(PATIENCE_S)
+        assert (whole.count.tolist(), whole.asked.tolist()) == ([1, 1], [3, 3])
+        assert whole.failures == {hangs: f"member member-{hangs + 1}: no answer within 20 ms"}
+        assert members[hangs].n_calls == 1  # it is not asked again meanwhile
+        assert tier.failures.n_failed[hangs] == 2 * n
+    members[hangs].gate.set()
+    until(lambda: ask(tier.vote, rows(2), Always(asks_all=True)).result(PATIENCE_S).failures is None)
+    tier.close()
+    assert threads_of_the_tier() == 0
+
+
+def test_two_that_hang_on_the_only_threads_leave_the_third_its_own(ask, monkeypatch):
+    members = three(1, 1, 2, held=(0, 1))
+    timed = Timed(monkeypatch, members, rule=Always(asks_all=True), at_once=2)
+    asking = ask(timed.tier.vote, rows(1), timed.tier.rule)
+    timed.pass_time(0, 1)
+    vote = asking.result(PATIENCE_S)
+    assert (vote.labels.tolist(), vote.count.tolist(), vote.asked.tolist()) == ([2], [1], [3])
+    let_go(members)
+    timed.tier.close()
+
+
+def test_a_straggler_that_nobody_waits_for_is_late_too_and_gives_its_thread_back(ask, monkeypatch):
+    members = three(1, 1, 1)
+    timed = Timed(monkeypatch, members, at_once=3)
+    assert ask_and_hold(ask, timed.tier, 2, rows(1)).result(PATIENCE_S).asked.tolist() == [2]
+    timed.pass_time(2)
+    vote = ask(timed.tier.vote, rows(1), Always(asks_all=True)).result(PATIENCE_S)
+    assert vote.failures == {2: "member member-3: no answer within 20 ms"}
+    let_go(members)
+    timed.tier.close()
+
+
+def test_where_all_hang_nobody_votes_and_closing_does_not_wait_for_ever(ask, monkeypatch):
+    members = three(1, 1, 1, held=(0, 1, 2))
+    timed = Timed(monkeypatch, members)
+    asking = ask(timed.tier.vote, rows(1), TWO_OF_THREE)
+    timed.pass_time(0, 1, 2)
+    vote = asking.result(PATIENCE_S)
+    assert (vote.labels.tolist(), vote.count.tolist()) == ([-1], [0])
+    monkeypatch.undo()
+    ask(timed.pool.close).result(PATIENCE_S)
+    let_go(members)
+
+
+def test_a_single_member_has_a_thread_too_where_its_time_is_bounded(ask, monkeypatch):
+    members = [Gated(one_hot([1]), is_open=False)]
+    timed = Timed(monkeypatch, members, rule=Always())
+    asking = ask(timed.tier.vote, rows(1), Always())
+    timed.pass_time(0)
+    assert asking.result(PATIENCE_S).labels.tolist() == [-1]
+    let_go(members)
+    timed.tier.close()
