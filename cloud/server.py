@@ -52,7 +52,10 @@ class Server:
         self.observer = Observer(
             observe,
             ServerView(
-                lambda name: self.core.is_ready(name), lambda: self._facts, lambda: self.repository.engine.queued()
+                lambda name: self.core.is_ready(name),
+                lambda: self._facts,
+                lambda: self.repository.engine.queued(),
+                lambda: self.repository.engine.failures(),
             ),
         )
         self.core = InferenceCore(

@@ -17,7 +17,7 @@ from cloud.tier_batcher import TierBatcher
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import InputError, TierError
 from coe.cascade.rule import Always
-from coe.cascade.tier import Tier
+from coe.cascade.tier import LocalTier, Tier
 from coe.cascade.types import Batch
 from coe.config.cascade import TierConfig
 from coe.config.open import open_tier
@@ -65,6 +65,10 @@ class EmbeddedEngine:
     def queued(self) -> dict[str, int]:
         """Rows that wait for each tier."""
         return {name: batcher.n_queued for name, batcher in self.batchers.items() if isinstance(batcher, TierBatcher)}
+
+    def failures(self) -> list[tuple[str, str, int, str | None]]:
+        """Of each member here: its tier, its name, the rows on which it did not vote, and why, if it fails now."""
+        return [(tier.name, *one) for tier in self.tiers if isinstance(tier, LocalTier) for one in tier.failures.each()]
 
     @property
     def runs_on(self) -> dict[str, str]:

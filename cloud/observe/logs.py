@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from cloud.config import ObserveConfig
-from coe.cascade.errors import ConfigError, ModelError, NotAllowed, TierError, Unauthenticated
+from coe.cascade.errors import ConfigError, ModelError, NotAllowed, TierError, TierFailed, Unauthenticated
 from coe.protocol import trace_context
 from coe.protocol.codec import WireError
 from coe.protocol.core import Decided, Request, ServedModel
@@ -89,7 +89,7 @@ class RequestLog:
 
     def failed(self, request: Request, error: BaseException, seconds: float) -> None:
         code = code_of(error)
-        is_bug = code == INTERNAL
+        is_bug = code == INTERNAL and not isinstance(error, TierFailed)  # whose members are in the log already
         if not is_bug and not self._has_room(code):
             return
         fields = _of_request(request, clean(request.model, 64), request.n_rows) | {"code": code}

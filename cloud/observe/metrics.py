@@ -81,6 +81,9 @@ class Metrics:
         yield self._gauge("open_calls", "Requests under way.", (), [((), tally.n_open)])
         queued = [((name,), n) for name, n in self.server.queued().items()]
         yield self._gauge("queued_rows", "Rows waiting, by queue.", ("queue",), queued)
+        failures = [((tier, member), n) for tier, member, n, _ in self.server.failures()]
+        about = "Rows on which a member did not vote, because it failed."
+        yield self._counter("member_failed_rows", about, ("tier", "member"), failures)
         refused = [((by,), n) for by, n in tally.refused.items()]
         yield self._counter("refused", "Requests shed, by what shed them.", ("by",), refused)
         yield self._counter("response_bytes", "Bytes of answers.", (), [((), tally.bytes_out)])

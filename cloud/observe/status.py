@@ -59,17 +59,19 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """The running server, as metrics and status read it. All three are called often, and must be quick.
+    """The running server, as metrics and status read it. All are called often, and must be quick.
 
     Args:
         is_ready: of the server (""), or of a model by name.
         facts: of all models, as served now.
         queued: rows waiting now, by queue: a tier's, or a model's.
+        failures: of all members: tier, name, rows on which it did not vote, and why, if it fails now.
     """
 
     is_ready: Callable[[str], bool]
     facts: Callable[[], Sequence[ModelFacts]]
     queued: Callable[[], Mapping[str, int]]
+    failures: Callable[[], Sequence[tuple[str, str, int, str | None]]] = tuple
 
 
 def describe(cascade: CascadeConfig, model: str, runs_on: Mapping[str, str] | None = None) -> tuple[ModelFacts, ...]:
@@ -133,7 +135,7 @@ MEANINGS = {  # of each code of `coe.protocol.status.TABLE`, and of the tally's 
     "FAILED_PRECONDITION": "the next server refused the example",
     "UNIMPLEMENTED": "an extension of the protocol that this server does not offer",
     "CANCELLED": "the caller went away",
-    "INTERNAL": f"a bug: {BUG}",
+    "INTERNAL": f"no member of a tier voted, or a bug: {BUG}",
 }
 ALARMING = ("INTERNAL", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 Notice = dict[str, str]
@@ -200,6 +202,11 @@ def _notices(server: ServerView, facts: Sequence[ModelFacts], now: Slot, hour: C
     ready = server.is_ready("")
     if not ready:
         found.append(("bad", "The server takes no requests. Loading ends by itself; draining ends with a stop."))
+    found += [
+        ("bad", f"Member {member} of tier {tier} does not vote: {reason}.")
+        for tier, member, _, reason in server.failures()
+        if reason is not None
+    ]
     not_ready = [one.name for one in facts if ready and not server.is_ready(one.name)]
     found += [("bad", f"Model {name} takes no requests.") for name in not_ready]
     asked = now.requests + now.failed

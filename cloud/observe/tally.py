@@ -70,7 +70,7 @@ SHARES = (0.2, 0.34, 0.5, 0.6, 0.67, 0.75, 0.8, 0.9, 0.99, 1.0)  # 1/3, 2/3 and 
 _SHARES = tuple(share + 1e-6 for share in SHARES)  # 4/5 in float32 is a little over 0.8
 MOST_TIERS = 64
 UNKNOWN = "(unknown)"  # the model of a request for one that does not exist
-REASONS = ("unavailable", "timeout", "overloaded", "rejected", "error")
+REASONS = ("unavailable", "timeout", "overloaded", "rejected", "failed", "error")
 
 
 class Histogram:

@@ -240,7 +240,8 @@ class Run:
         vote = before.vote.replaced(at, whole, before.vote.call + (NO_CALL if error is None else error.call))
         silent = whole.labels == NO_LABEL
         if error is not None:
-            self.degraded.update((int(row), f"{error.reason}: {error}") for row in rows[~silent])
+            words = error.brief if isinstance(error, TierFailed) else str(error)
+            self.degraded.update((int(row), f"{error.reason}: {words}") for row in rows[~silent])
         if not silent.any():
             self.visits[number] = Visit(before.first_tier, before.rows, vote, time_s)
             return _NOBODY, None
@@ -248,7 +249,7 @@ class Run:
         left = stays if before.rows is None else before.rows[stays]
         self.visits[number:] = [Visit(before.first_tier, left, vote.take(stays), time_s)] if stays.size else []
         reasons = "; ".join((whole.failures or {}).values())
-        failure = TierFailed(tier.name, f"no member voted: {reasons}").with_call(vote.call)
+        failure = TierFailed(tier.name, reasons).with_call(vote.call)
         return rows[silent], failure
 
 

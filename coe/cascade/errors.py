@@ -131,9 +131,16 @@ class OverQuota(TierOverloaded):
 
 
 class TierFailed(TierError):
-    """None of the tier's members voted on an example: each raised, or its output was not what it should be."""
+    """None of the tier's members voted on an example: each raised, or its output was not what it should be.
+
+    `message` names the members and why; `brief` is what a caller on another machine may read.
+    """
 
     reason = "failed"
+
+    def __init__(self, tier: str, reasons: str) -> None:
+        super().__init__(tier, f"no member voted: {reasons}")
+        self.brief = f"tier {tier}: no member voted"
 
 
 class TierRejected(TierError):

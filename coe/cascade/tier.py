@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -428,6 +428,10 @@ class MemberFailures:
             del self.reasons[index], self._n_good[index]
             n_missed = self.n_failed[index] - self._n_before.pop(index)
         log.warning("tier %s: member %s votes again; it missed %d examples", self.tier, self.names[index], n_missed)
+
+    def each(self) -> Iterator[tuple[str, int, str | None]]:
+        """Of each member its name, the rows on which it did not vote, and why, if it fails now."""
+        return zip(self.names, self.n_failed, map(self.reasons.get, range(len(self.names))), strict=True)
 
     def count_votes(self, n_asked: int, failed: Container[int]) -> None:
         """`count_vote` for the first `n_asked` members but those that failed."""

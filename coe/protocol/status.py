@@ -17,6 +17,7 @@ from coe.cascade.errors import (
     InputError,
     NotAllowed,
     TierError,
+    TierFailed,
     TierOverloaded,
     TierRejected,
     TierTimeout,
@@ -49,6 +50,7 @@ TABLE: tuple[tuple[type[CascadeError], grpc.StatusCode], ...] = (
     (TierOverloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TierTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
     (TierUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (TierFailed, grpc.StatusCode.INTERNAL),
     (TierRejected, grpc.StatusCode.FAILED_PRECONDITION),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
 )
@@ -74,7 +76,7 @@ def code_of(error: BaseException) -> grpc.StatusCode | None:
 def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
     """Code and text for the caller."""
     if (code := code_of(error)) is not None:
-        text = str(error)
+        text = f"{error.brief} (the server's log says why)" if isinstance(error, TierFailed) else str(error)
         return code, text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "..."
     error_id = uuid.uuid4().hex[:12]
     log.error("internal error %s", error_id, exc_info=error)

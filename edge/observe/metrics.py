@@ -33,6 +33,7 @@ class Collector:
         facts = self._status()
         yield from _examples(facts)
         yield self._seconds()
+        yield from _members(facts["members"])
         yield from _links(facts["links"])
         if facts["link_budget"] is not None:
             yield from _link_budget(facts["link_budget"])
@@ -68,6 +69,14 @@ def _examples(facts: dict[str, Any]) -> Iterator[Any]:
     yield _counter("corrected", "Of those, answered.", facts["corrected"])
     yield _gauge("waiting", "Examples under way at a server.", facts["waiting"])
     yield _gauge("start_time_seconds", "When the agent started, since 1970.", facts["started_at"])
+
+
+def _members(members: list[dict[str, Any]]) -> Iterator[Any]:
+    names = [f"{one['tier']}/{one['member']}" for one in members]
+    failed = dict(zip(names, (one["failed"] for one in members), strict=True))
+    yield _counter("member_failed", "Examples on which a member did not vote, because it failed.", failed, "member")
+    failing = {name: float(one["error"] is not None) for name, one in zip(names, members, strict=True)}
+    yield _gauge("member_failing", "1 while the member fails.", failing, "member")
 
 
 def _links(links: list[dict[str, Any]]) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from coe import __version__
+from coe.cascade.tier import LocalTier
 from coe.cascade.types import Array
 from edge.agent import Agent
 from edge.field.monitors import Monitors
@@ -166,6 +167,12 @@ def status(view: AgentView) -> dict[str, Any]:
         "waiting": view.agent.n_waiting,
         "exits": {str(tier): n for tier, n in sorted(dict(tally.exits).items())},
         "reasons": dict(recent.reasons),
+        "members": [
+            {"tier": tier.name, "member": name, "failed": n_failed, "error": reason}
+            for tier in view.agent.cascade.tiers
+            if isinstance(tier, LocalTier)
+            for name, n_failed, reason in tier.failures.each()
+        ],
         "calls": tally.n_calls,
         "bytes_sent": tally.bytes_sent,
         "bytes_received": tally.bytes_received,

@@ -10,6 +10,7 @@ from coe.cascade import (
     InputError,
     ModelError,
     TierError,
+    TierFailed,
     TierOverloaded,
     TierRejected,
     TierTimeout,
@@ -62,6 +63,13 @@ def test_what_is_not_in_the_table_is_internal_and_says_nothing(error):
     code, text = to_status(error)
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in text
+    assert type(from_rpc_error("cloud", Failed(code, text))) is TierUnavailable
+
+
+def test_a_model_of_the_servers_own_that_fails_is_not_the_callers_fault_and_its_words_stay_here():
+    code, text = to_status(TierFailed("best", "member a: OSError: secret"))
+    assert code is grpc.StatusCode.INTERNAL
+    assert text == "tier best: no member voted (the server's log says why)"
     assert type(from_rpc_error("cloud", Failed(code, text))) is TierUnavailable
 
 

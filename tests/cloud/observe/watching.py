@@ -97,8 +97,14 @@ class World:
     ready: bool = True
     facts: tuple[ModelFacts, ...] = FACTS
     waiting: int = 0
+    failures: tuple[tuple[str, str, int, str | None], ...] = ()
     now: float = 1000.0
 
     @property
     def view(self) -> ServerView:
-        return ServerView(lambda name: self.ready, lambda: self.facts, lambda: {"medium": self.waiting, "best": 0})
+        return ServerView(
+            lambda name: self.ready,
+            lambda: self.facts,
+            lambda: {"medium": self.waiting, "best": 0},
+            lambda: self.failures,
+        )

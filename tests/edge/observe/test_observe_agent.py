@@ -62,6 +62,7 @@ class Device:
         self.agent.run(Numbers(20))
         assert self.field.audit is not None
         assert self.field.audit.settle(20)
+        cascade.tiers[0].failures.count(0, OSError("disk on fire"))  # type: ignore[attr-defined]
         self.links = [LinkState("cloud", LinkStatus.OPEN, error="late", n_opened=2, n_rebuilds=1, round_trip_s=0.03)]
         watched = AgentView(
             self.agent,
@@ -114,6 +115,10 @@ def test_the_metrics_say_what_the_agent_did(device):
         "coe_edge_missed_total{reason=timeout}": 4,
         "coe_edge_decision_seconds_count": 20,
         "coe_edge_decision_seconds_bucket{le=+Inf}": 20,
+        "coe_edge_member_failed_total{member=device/seat-1}": 1,
+        "coe_edge_member_failing{member=device/seat-1}": 1,
+        "coe_edge_member_failed_total{member=device/seat-2}": 0,
+        "coe_edge_member_failing{member=device/seat-2}": 0,
         "coe_edge_link_up{tier=cloud}": 0,
         "coe_edge_link_opened_total{tier=cloud}": 2,
         "coe_edge_link_rebuilds_total{tier=cloud}": 1,
