@@ -76,7 +76,7 @@ def test_requests_rows_and_exits_are_there_by_model_and_tier(busy):
 
 
 def test_members_that_fail_are_counted(busy):
-    busy[1].failures = (("medium", "a.onnx", 3, "OSError: disk on fire"), ("medium", "b.onnx", 0, None))
+    busy[2].failures = (("medium", "a.onnx", 3, "OSError: disk on fire"), ("medium", "b.onnx", 0, None))
     assert scrape(busy[0])["coe_cloud_member_failed_rows_total"] == {
         labels(tier="medium", member="a.onnx"): 3,
         labels(tier="medium", member="b.onnx"): 0,
