@@ -125,6 +125,7 @@ class LocalTierConfig(_TierSettings):
     member_timeout_s: float | None = setting(
         None,
         "Longest time of a member side by side; over it, it does not vote.",
+        usual="none",
         unit="ms",
         low=1,
         high=600_000,
