@@ -17,7 +17,7 @@ from typing import Final
 
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
-from coe.cascade.rule import DeferralRule
+from coe.cascade.rule import Always, DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
 from coe.config import format_seconds
@@ -289,5 +289,7 @@ def watch_links(
     if not linked:
         return cascade, []
     last = cascade.rules[-1]
-    watched = Cascade(tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last)
+    watched = Cascade(
+        tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last if isinstance(last, Always) else None
+    )
     return watched, linked
