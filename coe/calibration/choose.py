@@ -401,11 +401,11 @@ def best_single(panel: Panel, cost: Mapping[str, float]) -> str:
     return max(filter(is_close, sorted(panel.names)), key=lambda name: (cost[name], float(right[name].mean())))
 
 
-def wrong_together(panel: Panel, reference: str, cost: Mapping[str, float]) -> float | None:
-    """Of the examples on which all models cheaper than the reference agree, the share wrong; None: they never do."""
+def wrong_together(panel: Panel, reference: str, cost: Mapping[str, float]) -> tuple[float, float] | None:
+    """Where all models cheaper than the reference agree, the share wrong, and the reference's; None: they never do."""
     cheaper = tuple(name for name in panel.names if cost[name] < cost[reference])
-    if len(cheaper) < 2:
-        return None
-    right, count = panel.counted(cheaper)
+    right, count = panel.counted(cheaper) if len(cheaper) > 1 else (panel.right(reference), np.zeros(len(panel)))
     agreed = count == len(cheaper)
-    return float((~right[agreed]).mean()) if agreed.any() else None
+    if len(cheaper) < 2 or not agreed.any():
+        return None
+    return float((~right[agreed]).mean()), float((~panel.right(reference)[agreed]).mean())

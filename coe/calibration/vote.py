@@ -129,23 +129,13 @@ class StageVote:
         stands: NDArray[np.bool_] = np.ones(len(p), dtype=np.bool_) if self.threshold is None else p >= self.threshold
         return stands
 
-    def outcome(self, labels: Labels, scores: Array, left: Sequence[int]) -> NDArray[np.int8]:
-        """(B,) what more votes cannot change: 1: it answers, with this label; -1: it defers; 0: it is open.
+    def outcome_of_one(self, labels: Sequence[int], scores: Sequence[float], left: Sequence[int]) -> int:
+        """What more votes on an example cannot change: 1: it answers, with this label; -1: it defers; 0: it is open.
 
         Args:
-            labels, scores: of `posterior`, NO_LABEL in the rows of members that were not asked yet.
+            labels, scores: of `posterior_of_one`, NO_LABEL for members that were not asked yet.
             left: positions of these members.
         """
-        tally = self._tally(labels, scores)
-        low, high = self._reach(left)
-        rivals = np.where(tally.first & (labels != tally.labels), tally.util, -np.inf).max(axis=0)
-        rivals = np.maximum(rivals, self._best_unsaid(labels, tally))
-        others = np.maximum(tally.total / UNITS - 1, 0)  # of exponentials, where the label's own is 1
-        gap = (rivals - tally.top) / UNITS
-        return self._outcome(gap, others, low, high)
-
-    def outcome_of_one(self, labels: Sequence[int], scores: Sequence[float], left: Sequence[int]) -> int:
-        """`outcome` for one example, from M plain numbers."""
         utils, label, top, total = self._tally_of_one(labels, scores)
         low, high = self._reach(left)
         next_best = max([util for said, util in utils.items() if said != label], default=-math.inf)
@@ -158,26 +148,12 @@ class StageVote:
         is_fixed = gap + high - low < -MARGIN
         if self.threshold is None:
             return int(is_fixed)
-        if is_fixed:
+        if is_fixed:  # the others' sum is largest where all that comes goes to the next label
             most = others + math.exp(gap) * (math.exp(high) - 1)
             if 1 / (1 + most * math.exp(-low)) >= self.threshold + MARGIN:
                 return 1
-        lead = math.exp(min(max(gap, 0.0), 50.0))
+        lead = math.exp(min(max(gap, 0.0), 50.0))  # of a label nobody said yet, where it is ahead of the best said
         return -int(1 / (1 + (others + 1 - lead) / lead * math.exp(low - high)) < self.threshold - MARGIN)
-
-    def _outcome(self, gap: Values, others: Values, low: float, high: float) -> NDArray[np.int8]:
-        """From the next label's utility less the label's (B,), the others' exponentials, and what is still to come."""
-        is_fixed = gap + high - low < -MARGIN
-        if self.threshold is None:
-            return is_fixed.astype(np.int8)
-        # The others' sum is largest where all that comes goes to the next label; the label's share follows.
-        most = others + np.exp(np.minimum(gap, 50.0)) * (np.exp(high) - 1)
-        answers = is_fixed & (1 / (1 + most * np.exp(-low)) >= self.threshold + MARGIN)
-        # The largest share any label can come to: the label's own utility raised, the others' lowered.
-        lead = np.exp(np.clip(gap, 0.0, 50.0))  # of a label that nobody said yet, where it is ahead of the best said
-        defers = 1 / (1 + (others + 1 - lead) / lead * np.exp(low - high)) < self.threshold - MARGIN
-        outcome: NDArray[np.int8] = answers.astype(np.int8) - defers.astype(np.int8)
-        return outcome
 
     def _reach(self, left: Sequence[int]) -> tuple[float, float]:
         """The least and the most that these members can add to a label's utility, 0 among them."""
@@ -238,18 +214,6 @@ class StageVote:
         tied = (bias[at] == top) & ((most < 0) | ((most == 0) & (at < best)))
         wins = is_there & ((bias[at] > top) | tied)
         return np.where(wins, at, best), np.where(wins, bias[at], top), rest - np.where(wins, unsaid[at], 0.0)
-
-    def _best_unsaid(self, labels: Labels, tally: _Tally) -> Values:
-        """(B,) the highest utility among the labels that nobody said and that are not the best; -inf: none."""
-        best = tally.labels
-        if not self._bias:
-            found: Values = np.where(tally.first.sum(axis=0) < self.n_labels, 0.0, -np.inf)
-            return found
-        found = np.full(best.shape, -np.inf)
-        for label in self._by_bias[: self.n_members + 2]:
-            is_free = np.isneginf(found) & ~(labels == label).any(axis=0) & (best != label)
-            found = np.where(is_free, self._bias[label], found)
-        return found
 
     def _worth(self, scores: Array) -> Values:
         """(M, B) units that a vote of each member adds to its label's utility."""

@@ -103,7 +103,7 @@ class Plan:
     chosen: Tested
     plain: Tested | None
     found: Sequence[Candidate]
-    wrong_together: float | None
+    wrong_together: tuple[float, float] | None
     ranked: Panel
 
     def cost(self, tested: Tested) -> dict[str, float]:
@@ -310,11 +310,11 @@ def in_words(plan: Plan) -> list[str]:
                 f"{max(-100 * bound.lower_bound, 0):.1f} with {sure}{more}"
             )
         lines = ["; ".join(parts), f"the system: {choice.system.as_text()}, by {choice.system.rule}"]
-    wrong = plan.wrong_together
-    if wrong is not None and wrong > 1 - float(plan.ranked.right(plan.reference).mean()):
+    wrong, own = plan.wrong_together or (0.0, 0.0)
+    if wrong > own + bound.epsilon:
         lines.append(
             f"these models agree wrongly too often: where all that are cheaper than {plan.reference} agree, "
-            f"{wrong:.1%} is wrong, so plain agreement cannot keep its accuracy"
+            f"{wrong:.1%} is wrong ({plan.reference} there: {own:.1%}), so plain agreement cannot keep its accuracy"
         )
     if n < FEW:
         half = n - n // 2

@@ -33,7 +33,7 @@ def run(code, monkeypatch, tmp_path):
 
 
 def test_the_page_has_every_snippet():
-    assert {group: len(code) for group, code in PAGE.items()} == {"digits": 1, "parts": 3, "endpoint": 1}
+    assert {group: len(code) for group, code in PAGE.items()} == {"digits": 1, "parts": 4, "endpoint": 1}
 
 
 def test_five_lines(monkeypatch, tmp_path, capsys):
@@ -48,6 +48,8 @@ def test_three_scikit_learn_models_and_where_examples_exit(monkeypatch, tmp_path
     assert re.fullmatch(r"1,000 examples; left at tier 1: [\d.]+%, tier 2: [\d.]+%", printed[11 + 1])
     shares = names["decisions"].exit_shares()
     assert 0.4 < shares[0] < 0.95
+    assert names["table"].n == 1000
+    assert names["table"].bound is not None
     assert names["careful"].decide(names["x"][1000:]).exit_shares()[0] < shares[0]
     tiers = [line for line in printed if re.match(r"tier [12]: ", line)]
     assert len(tiers) == 2

@@ -141,28 +141,24 @@ def test_an_outcome_that_is_settled_early_is_that_of_asking_everybody(case, data
     left = data.draw(st.lists(st.integers(0, stage.n_members - 1), unique=True))
     partial, known = labels.copy(), scores.copy()
     partial[left], known[left] = NO_LABEL, np.nan
-    early = stage.outcome(partial, known, left)
     found, p = stage.posterior(labels, scores)
     so_far, _ = stage.posterior(partial, known)
     exits = stage.exits(p)
     for row in range(labels.shape[1]):
-        one = stage.outcome_of_one(partial[:, row].tolist(), known[:, row].tolist(), left)
-        assert one == early[row]
-        if early[row] == 1:
+        early = stage.outcome_of_one(partial[:, row].tolist(), known[:, row].tolist(), left)
+        if early == 1:
             assert exits[row]
             assert found[row] == so_far[row]
-        if early[row] == -1:
+        if early == -1:
             assert not exits[row]
 
 
 def test_two_sure_members_settle_a_vote_without_the_third():
+    unknown = [math.nan] * 3
     stage = equal(3, 10, 4.0, threshold=0.9)
-    labels = np.array([[7], [7], [NO_LABEL]])
-    unknown = np.full((3, 1), np.nan)
-    assert stage.outcome(labels, unknown, [2]).tolist() == [1]
-    assert stage.outcome(np.array([[7], [6], [NO_LABEL]]), unknown, [2]).tolist() == [0]
-    stricter = equal(3, 10, 4.0, threshold=0.9999999)
-    assert stricter.outcome(np.array([[7], [6], [NO_LABEL]]), unknown, [2]).tolist() == [-1]
+    assert stage.outcome_of_one([7, 7, NO_LABEL], unknown, [2]) == 1
+    assert stage.outcome_of_one([7, 6, NO_LABEL], unknown, [2]) == 0
+    assert equal(3, 10, 4.0, threshold=0.9999999).outcome_of_one([7, 6, NO_LABEL], unknown, [2]) == -1
 
 
 def test_a_member_that_is_always_wrong_speaks_for_the_other_label():

@@ -134,5 +134,5 @@ def test_models_that_agree_wrongly_are_noticed():
     labels = np.stack([np.ones(100, dtype=np.int64)] * 2 + [truth])
     data = Panel(("a", "b", "c"), labels, np.full((3, 100), np.nan), truth, 2)
     assert best_single(data, COST) == "c"
-    assert wrong_together(data, "c", COST) == 1.0
+    assert wrong_together(data, "c", COST) == (1.0, 0.0)
     assert wrong_together(data, "b", COST) is None
