@@ -69,13 +69,21 @@ class DatabaseFormat:
     upgrade: str = ""
 
 
+class NewerFormat(ConfigError):
+    """The file was written by a newer coe-edge. `version`: of its schema."""
+
+    def __init__(self, finding: str, version: int) -> None:
+        super().__init__([finding])
+        self.version = version
+
+
 def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
     """The file at `path`, created where it is missing; for one process that writes, and any that read.
 
     Args:
         sync: "full" or "normal".
     Raises:
-        ConfigError: the file is another program's, or a newer coe-edge's.
+        ConfigError: the file is another program's, or a newer coe-edge's (NewerFormat).
         sqlite3.Error: it cannot be opened, or is damaged (`is_damaged`).
     """
     db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -97,7 +105,9 @@ def connect(path: Path, kind: DatabaseFormat, sync: str) -> sqlite3.Connection:
 
 
 def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite3.Connection, Path | None]:
-    """As `connect`; a damaged file is replaced by a new one, and its new path is returned, too.
+    """As `connect`; a file that is damaged, or a newer coe-edge's, is replaced by a new one.
+
+    Its new path is returned, too: NAME.damaged-TIME, or NAME.format-VERSION-TIME.
 
     Raises:
         ConfigError: as `connect`, or the file cannot be opened.
@@ -105,6 +115,9 @@ def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite
     try:
         try:
             return connect(path, kind, sync), None
+        except NewerFormat as error:
+            aside = set_aside(path, f"format-{error.version}")
+            return connect(path, kind, sync), aside
         except sqlite3.Error as error:
             if not is_damaged(error):
                 raise
@@ -136,21 +149,21 @@ def _checked_version(db: sqlite3.Connection, path: Path, kind: DatabaseFormat) -
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > kind.version:
         formats = f"format {version}; this one knows {kind.version}"
-        raise ConfigError([f"{kind.field}: {path} was written by a newer coe-edge ({formats})"])
+        raise NewerFormat(f"{kind.field}: {path} was written by a newer coe-edge ({formats})", version)
     is_ours = db.execute("PRAGMA application_id").fetchone()[0] == OURS
     if not is_ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         raise ConfigError([f"{kind.field}: {path} is another program's database (set another path)"])
     return version
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file and its log, so that a new one can be created; returns the new path."""
+def set_aside(path: Path, why: str = "damaged") -> Path:
+    """Rename a file that cannot be used and its log, so that a new one can be created; returns the new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    aside = path.with_name(f"{path.name}.{why}-{stamp}")
     number = 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+        aside = path.with_name(f"{path.name}.{why}-{stamp}-{number}")
     os.rename(path, aside)
     with contextlib.suppress(FileNotFoundError):
         os.rename(f"{path}-wal", f"{aside}-wal")

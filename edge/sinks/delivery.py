@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from coe.cascade.errors import ConfigError, describe_error
 from coe.link import Backoff
 
-from .base import Grouping, Record, Writer
+from .base import Grouping, Record, Rereadable, Writer
 
 Facts = dict[str, Any]
 OnSinkChange = Callable[["SinkHealth", Facts], None]  # called once as a sink starts to fail, once as it works again
@@ -139,6 +139,61 @@ class GroupCommit:
             self._commit()
 
 
+FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before what could not be sent, or opened, is tried again
+
+
+class LateWriter:
+    """A file or a database that could not be opened: tried again with a record, after waits that grow.
+
+    Args:
+        open: returns the writer; raises OSError.
+        error: why it could not be opened.
+    """
+
+    def __init__(self, open: Callable[[], Writer], name: str, kind: str, error: OSError) -> None:
+        self.name, self.kind = name, kind
+        self.error = error
+        self._open = open
+        self._writer: Writer | None = None
+        self._backoff = Backoff(FIRST_WAIT_S, MOST_WAIT_S)
+        self._retry_at = time.monotonic() + self._backoff.next_s()
+
+    def write(self, record: Record) -> None:
+        if self._writer is None and time.monotonic() >= self._retry_at:
+            try:
+                self._writer = self._open()
+            except OSError as error:
+                self.error = error
+                self._retry_at = time.monotonic() + self._backoff.next_s()
+        if self._writer is None:
+            raise self.error
+        self._writer.write(record)
+
+    def missing(self, keys: Collection[str]) -> Collection[str]:
+        return keys if self._writer is None else self._writer.missing(keys)
+
+    def mark(self) -> str:
+        return self._writer.mark() if isinstance(self._writer, Rereadable) else ""
+
+    def since(self, mark: str) -> Iterator[Record]:
+        return self._writer.since(mark) if isinstance(self._writer, Rereadable) else iter(())
+
+    def sync(self) -> None:
+        if self._writer is None:
+            raise self.error
+        if isinstance(self._writer, Rereadable):
+            self._writer.sync()
+
+    def commit(self) -> None:
+        writer = self._writer
+        if writer is not None and isinstance(writer, Grouping):
+            writer.commit()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
 def read_secret(path: Path, setting: str, encoding: str) -> str:
     """The text of a password's or a token's file.
 
@@ -152,7 +207,6 @@ def read_secret(path: Path, setting: str, encoding: str) -> str:
         raise ConfigError([f"{setting}: {path} cannot be read: {reason}"]) from None
 
 
-FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0  # before what could not be sent is sent again
 MOST_QUEUED = 100_000
 FLUSH_S = 5.0
 

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from coe.cascade.errors import ConfigError, describe_error
+from coe.cascade.errors import ConfigError
 
 from .base import Event, Grouping, Outcome, Record, Rereadable, Writer, as_record, event_record
 from .config import SinkConfig
-from .delivery import BufferedSink, DirectSink, Facts, GroupCommit, Outbox, SinkHealth
+from .delivery import BufferedSink, DirectSink, Facts, GroupCommit, LateWriter, Outbox, SinkHealth
 from .jsonlines import JsonLinesFile, JsonLinesStream
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Sinks:
 
     A writer that fails is reported once, in the log and to the other writers as an event "sink", and tried again with
     the next record; records it did not take are counted, and reported when it works again. Where all direct writers
-    fail, `write` fails: a device whose decisions are written nowhere must not seem to work.
+    fail and there is no outbox, `write` fails: a device whose decisions are kept nowhere must not seem to work.
 
     Args:
         writers: quick ones, and `BufferedSink` ones.
@@ -41,6 +41,7 @@ class Sinks:
         ]
         self._is_grouping = any(isinstance(writer, Grouping) for writer in self.writers)
         self._n_direct = sum(isinstance(sink, DirectSink) for sink in self._sinks)
+        self._has_outbox = any(isinstance(sink, BufferedSink) and sink.outbox is not None for sink in self._sinks)
         self._committing: list[Callable[[], None]] = []
         self._group = GroupCommit(self.commit, commit_s, commit_count)
         self._lock = threading.RLock()  # a change that a writer's own thread reports is written to the others
@@ -50,7 +51,7 @@ class Sinks:
                 sink.on_done = self.touch
 
     def write(self, outcome: Outcome) -> None:
-        """Raises OSError: every direct writer failed."""
+        """Raises OSError: every direct writer failed, and there is no outbox."""
         self._write(as_record(outcome, self.labels))
 
     def write_event(self, event: Event) -> None:
@@ -129,7 +130,7 @@ class Sinks:
                 elif (error := sink.take(record)) is not None:
                     failure = failure or error
                     n_failed += 1
-        if failure is not None and n_failed == self._n_direct:
+        if failure is not None and n_failed == self._n_direct and not self._has_outbox:
             raise failure
         if self._committing or self._is_grouping:
             self._group.add()
@@ -181,18 +182,33 @@ def open_sinks(
         outbox: where records of sinks that acknowledge wait; None: in memory.
 
     Raises:
-        ConfigError: one cannot be opened; those opened before are closed.
+        ConfigError: one can never be opened; those opened before are closed.
+        OSError: none can be opened now.
         RuntimeMissing: what one needs is not installed.
     """
     writers: list[Writer] = []
     try:
         for config, name in zip(configs, outbox_names(configs), strict=True):
-            writers.append(open_writer(config, outbox, name))
+            writers.append(_open_or_later(config, outbox, name))
+        late = [writer for writer in writers if isinstance(writer, LateWriter)]
+        if late and len(late) == len(writers):
+            raise late[0].error
     except BaseException:
         for writer in writers:
             writer.close()
         raise
-    return Sinks(writers, labels, commit_s=commit_s, commit_count=commit_count)
+    sinks = Sinks(writers, labels, commit_s=commit_s, commit_count=commit_count)
+    for sink in sinks.health():
+        if isinstance(sink, DirectSink) and isinstance(sink.writer, LateWriter):
+            sink.fails(sink.writer.error)
+    return sinks
+
+
+def _open_or_later(config: SinkConfig, outbox: Outbox | None, name: str) -> Writer:
+    try:
+        return open_writer(config, outbox, name)
+    except OSError as error:
+        return LateWriter(lambda: open_writer(config), str(config.path), config.kind, error)
 
 
 def outbox_names(configs: Sequence[SinkConfig]) -> list[str]:
@@ -202,7 +218,11 @@ def outbox_names(configs: Sequence[SinkConfig]) -> list[str]:
 
 
 def open_writer(config: SinkConfig, outbox: Outbox | None = None, name: str = "") -> Writer:
-    """The writer of one sink; its module is imported only then."""
+    """The writer of one sink; its module is imported only then.
+
+    Raises:
+        OSError: its file cannot be opened now.
+    """
     queue = partial(
         BufferedSink,
         max_queued=config.max_queued,
@@ -224,11 +244,8 @@ def open_writer(config: SinkConfig, outbox: Outbox | None = None, name: str = ""
         if sys.stdout is None:
             raise ConfigError(["sink: standard output is closed (set sink.path to a file)"])
         return JsonLinesStream(sys.stdout)
-    try:
-        if config.kind == "sqlite":
-            from .sqlite import SqliteWriter
+    if config.kind == "sqlite":
+        from .sqlite import SqliteWriter
 
-            return SqliteWriter(config.path, config.max_rows, is_grouped=True)
-        return JsonLinesFile(config.path, config.rotation)
-    except OSError as error:
-        raise ConfigError([f"sink.path: {config.path} cannot be written: {describe_error(error)}"]) from None
+        return SqliteWriter(config.path, config.max_rows, is_grouped=True)
+    return JsonLinesFile(config.path, config.rotation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -16,7 +17,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from coe.cascade.errors import ConfigError
+from edge.sqlite_file import is_damaged, set_aside
+
 from .base import Record
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 WAIT_S = 0.2  # for another program that writes; readers do not block the writer
@@ -45,7 +51,8 @@ class SqliteWriter:
         max_rows: of each table; the oldest are deleted. None: it grows.
         is_grouped: records wait for `commit`, and a crash takes them; False: each is committed by itself.
     Raises:
-        OSError: the file cannot be opened, or is another program's.
+        ConfigError: the file is another program's.
+        OSError: it cannot be opened.
     """
 
     kind = "sqlite"
@@ -59,15 +66,7 @@ class SqliteWriter:
         self._commits_each = not is_grouped
         self._is_failing = False  # the last group could not be committed
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise _as_os_error(error, self.name) from None
-        try:
-            self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
+        self._open()
 
     def write(self, record: Record) -> None:
         with self._lock:
@@ -93,6 +92,9 @@ class SqliteWriter:
                     if self._n_since_prune >= PRUNE_EVERY:
                         self._prune()
             except sqlite3.Error as error:
+                if is_damaged(error):
+                    self._db.close()
+                    self._open()  # another one, for the next call
                 raise _as_os_error(error, self.name) from None
             self._is_failing = False
             self._group.clear()
@@ -139,17 +141,34 @@ class SqliteWriter:
         finally:
             self._db.close()
 
+    def _open(self) -> None:
+        """Open the database; one that is damaged is set aside, and a new one begun."""
+        for is_last in (False, True):
+            try:
+                self._db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+                try:
+                    self._prepare()
+                except BaseException:
+                    self._db.close()
+                    raise
+                return
+            except sqlite3.Error as error:
+                if is_last or not is_damaged(error):
+                    raise _as_os_error(error, self.name) from None
+                log.warning(
+                    "%s was damaged: a new one is begun, the old one is now %s", self.path, set_aside(self.path)
+                )
+
     def _prepare(self) -> None:
-        try:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION) or (version == 0 and self._has_tables()):
-                raise OSError(errno.EINVAL, "it is a database of another program, or of another version", self.name)
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not block each other
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            if version == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        except sqlite3.Error as error:
-            raise _as_os_error(error, self.name) from None
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, VERSION) or (version == 0 and self._has_tables()):
+            what = "it is a database of another program, or of another version (set another path)"
+            raise ConfigError([f"sink.path: {self.path} cannot be written: {what}"])
+        self._db.execute("PRAGMA journal_mode = WAL").fetchall()  # readers and the writer do not block each other
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     def _has_tables(self) -> bool:
         return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])

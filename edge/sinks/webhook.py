@@ -19,7 +19,7 @@ from .base import Record
 from .config import WebhookConfig
 from .delivery import PermanentFailure, read_secret
 
-LATER = (408, 425, 429)  # of 4xx: the same request may be accepted later
+LATER = (401, 403, 404, 407, 408, 425, 429)  # of 4xx: the same request may be accepted later, as with a new token
 MOST_ANSWER_BYTES = 2**16
 MOST_REASON = 200  # characters of a response that are reported
 

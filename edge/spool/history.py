@@ -206,7 +206,9 @@ class FileHistory:
         except OSError as error:
             self._complain(error)
         if aside is not None:
-            log.warning("%s was damaged (now %s): which files were decided before is not known", self.path, aside.name)
+            log.warning(
+                "%s cannot be used (now %s): which files were decided before is not known", self.path, aside.name
+            )
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """Work without the database, and create a new one at the next start."""

@@ -169,7 +169,8 @@ class SpoolStore:
                 ballast_of(config.path).unlink()
                 db, aside = connect_or_anew(config.path, SPOOL, config.sync)
             if aside is not None:
-                self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
+                state = "newer" if ".format-" in aside.name else "damaged"
+                self._events.append(Event("spool", {"state": state, "set_aside": str(aside)}))
             self._table = self._opened(db)
         except BaseException:
             self._file_lock.close()

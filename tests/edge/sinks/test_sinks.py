@@ -7,16 +7,19 @@ import itertools
 import json
 import math
 import os
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from fakes import until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe.cascade import CallCost, ConfigError, Decision
-from edge.sinks import Outcome, ReorderBuffer, SinkConfig, Sinks, as_record, open_sinks
+from coe.cascade import CallCost, Decision
+from edge.sinks import Outcome, ReorderBuffer, SinkConfig, Sinks, as_record, delivery, open_sinks
 from edge.sinks.jsonlines import JsonLinesStream
+from edge.sinks.sqlite import SqliteWriter
 from edge.tally import LiveLine, Tally, format_bytes
 
 LABELS = ("zero", "one", "two")
@@ -95,9 +98,52 @@ def test_a_sink_on_a_file_appends_and_closes_it(tmp_path):
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b"]
 
 
-def test_a_sink_that_cannot_be_opened_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"sink\.path: .* cannot be written: No such file or directory"):
+def test_where_no_sink_can_be_opened_that_is_an_error(tmp_path):
+    with pytest.raises(OSError, match=r"No such file or directory: .*decisions\.jsonl"):
         open_sinks([SinkConfig(path=tmp_path / "nowhere" / "decisions.jsonl")], LABELS)
+
+
+@pytest.mark.parametrize("kind", ["jsonlines", "sqlite"])
+def test_a_sink_that_cannot_be_opened_yet_stops_no_other_and_is_opened_later(tmp_path, monkeypatch, logged, kind):
+    monkeypatch.setattr(delivery, "FIRST_WAIT_S", 0.0)
+    late = tmp_path / "disk" / "late"
+    sinks = open_sinks([SinkConfig(kind, path=late), SinkConfig(path=tmp_path / "here.jsonl")], LABELS)
+    for name in ("a", "b"):
+        sinks.write(outcome(name))
+    assert [health.dropped for health in sinks.health()] == [2, 0]
+    late.parent.mkdir()  # as if it were mounted
+    sinks.write(outcome("c"))
+    sinks.close()
+    assert [health.written for health in sinks.health()] == [1, 5]  # two of them say that the other fails, and works
+    assert [line.removeprefix("warning: ").split(" ")[:3] for line in logged] == [["sink", kind, str(late)]] * 2
+    assert late.stat().st_size > 0
+
+
+def test_a_damaged_database_is_set_aside_and_a_new_one_begun(tmp_path, logged):
+    path = tmp_path / "out.db"
+    path.write_bytes(b"not a database, but a text of some length" * 100)
+    sinks = open_sinks([SinkConfig("sqlite", path=path)], LABELS)
+    sinks.write(outcome("a"))
+    sinks.close()
+    (aside,) = tmp_path.glob("out.db.damaged-*")
+    assert logged == [f"warning: {path} was damaged: a new one is begun, the old one is now {aside}"]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM decisions").fetchone() == (1,)
+
+
+def test_a_database_that_is_damaged_while_it_is_used_costs_no_later_decision(tmp_path, monkeypatch, logged):
+    sinks = open_sinks([SinkConfig("sqlite", path=tmp_path / "out.db"), SinkConfig(path=tmp_path / "o.jsonl")], LABELS)
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    monkeypatch.setattr(SqliteWriter, "_put", lambda *_: (_ for _ in ()).throw(error))
+    sinks.write(outcome("a"))
+    assert sinks.health()[0].failing_since is not None
+    monkeypatch.undo()
+    sinks.write(outcome("b"))
+    assert sinks.health()[0].failing_since is None
+    sinks.close()
+    with closing(sqlite3.connect(tmp_path / "out.db")) as db:
+        assert db.execute("SELECT count(*) FROM decisions").fetchone() == (2,)
 
 
 @given(order=st.permutations(range(7)))

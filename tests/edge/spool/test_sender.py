@@ -331,6 +331,36 @@ def spooling(
     return Spool(SpoolStore(config, None), agent, sinks, **options)  # type: ignore[arg-type]
 
 
+def test_a_dropped_example_is_closed_in_the_sinks(tmp_path):
+    cloud = Cloud()
+    agent, sinks = agent_with(cloud, tmp_path)
+    spool = spooling(agent, sinks, tmp_path)
+    agent.run(Numbers(6))
+    spooled = {line["spooled"] for line in lines(tmp_path) if "spooled" in line}
+    assert spooled
+    spool.store.clear()
+    spool.sender.retry()
+    until(lambda: {line["corrects"] for line in lines(tmp_path) if "corrects" in line} == spooled)
+    assert {line.get("error") for line in lines(tmp_path) if "corrects" in line} == {"dropped: cleared"}
+    until(lambda: spool.store.outbox("") == [])
+    end(spool)
+    sinks.close()
+
+
+def test_draining_waits_for_the_late_answers_or_its_bound(tmp_path):
+    cloud = Cloud()
+    agent, sinks = agent_with(cloud, tmp_path)
+    spool = spooling(agent, sinks, tmp_path)
+    agent.run(Numbers(6))
+    assert spool.drain(0.05) == 3
+    assert spool.drain(1000.0, lambda: True) == 3
+    cloud.error = None
+    assert spool.drain(BOUND_S) == 0
+    assert sum("corrects" in line for line in lines(tmp_path)) == agent.tally.n_corrected == 3
+    end(spool)
+    sinks.close()
+
+
 def end(spool: Spool) -> None:
     spool.close()
     spool.store.close()

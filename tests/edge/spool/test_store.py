@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from spools import MB, Clock, better, example, fill, finish, local, opened, put
 
 from coe.cascade import ConfigError
+from edge.sinks import Event
 from edge.sources import Example
 from edge.spool.database import size_of
 from edge.spool.store import SpoolStore, read_status
@@ -367,13 +368,87 @@ def test_a_database_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "spool.db").read_bytes() == before
 
 
-def test_a_file_of_a_newer_agent_is_left_alone(tmp_path):
-    opened(tmp_path).close()
+def test_a_file_of_a_newer_agent_is_kept_beside_a_new_one(tmp_path):
+    store = opened(tmp_path)
+    put(store, "a")
+    store.close()
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(ConfigError, match=r"was written by a newer coe-edge \(format 99; this one knows 2\)"):
-        opened(tmp_path)
+    events: list[Event] = []
+    store = opened(tmp_path, events)
+    (aside,) = tmp_path.glob("spool.db.format-99-*[0-9]")
+    assert [event.facts for event in events] == [{"state": "newer", "set_aside": str(aside)}]
+    assert store.next() is None
+    assert put(store, "b")[0]
+    store.close()
+    with sqlite3.connect(aside) as db:
+        assert db.execute("SELECT count(*) FROM rows").fetchone() == (1,)
+    db.close()
+
+
+def test_an_agent_of_before_leaves_what_waits_for_the_sinks(tmp_path):
+    """It knows version 2, and nothing of the outbox."""
+    store = opened(tmp_path)
+    store.update_outbox("mqtt-1", [], [{"id": "a"}])
+    store.close()
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        db.execute("DELETE FROM rows")
+    db.close()
+    store = opened(tmp_path)
+    assert [record for _, record in store.outbox("mqtt-1") or []] == [{"id": "a"}]
+    store.close()
+
+
+@pytest.mark.parametrize("cause", ["count", "age", "cleared", "policy"])
+def test_an_example_that_is_dropped_has_a_closing_record(tmp_path, cause):
+    clock = Clock()
+    store = opened(tmp_path, clock=clock, max_count=2, max_age_s=100.0)
+    keys = put(store, "a", "b")
+    if cause == "count":
+        put(store, "c")
+    elif cause == "age":
+        clock.now += 1000
+        store.tidy()
+    elif cause == "cleared":
+        store.clear()
+    else:
+        store.apply_policy("nothing may leave")
+    closings = [record for _, record in store.outbox("") or []]
+    assert [record["id"] for record in closings] == (["a"] if cause == "count" else ["a", "b"])
+    assert [record["corrects"] for record in closings] == keys[: len(closings)]
+    assert {record["error"] for record in closings} == {f"dropped: {cause}"}
+    assert "label" not in closings[0]
+    status = store.status()
+    assert status is not None
+    assert (status.n_outbox, status.n_dropped) == (len(closings), len(closings))
+    store.close()
+
+
+def test_a_correction_is_counted_once_every_sink_has_acknowledged_it(tmp_path):
+    store, counted = opened(tmp_path), []
+    store.on_corrected = counted.append
+    (key,) = put(store, "a")
+    row = store.next()
+    assert row is not None
+    assert store.answer(row, better(row))
+    (first,) = store.update_outbox("mqtt-1", [], [{"id": "a", "corrects": key}]) or []
+    (second,) = store.update_outbox("webhook-1", [], [{"id": "a", "corrects": key}]) or []
+    assert store.gone(row)
+    status = store.status()
+    assert status is not None
+    assert (status.n_corrected, status.n_delivering, status.n_answered) == (0, 1, 0)
+    assert store.outbox_holds("mqtt-1", key)
+    store.update_outbox("mqtt-1", [first], [])
+    assert counted == []
+    store.update_outbox("webhook-1", [second], [])
+    assert counted == [1]
+    status = store.status()
+    assert status is not None
+    assert (status.n_corrected, status.n_delivering, status.n_outbox) == (1, 0, 0)
+    assert status.n_offered == status.n_corrected
+    store.close()
 
 
 def test_a_file_of_the_format_before_is_brought_up_to_date_with_what_it_holds(tmp_path):
