@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from coe.cascade.errors import TierError, TierOverloaded, TierTimeout, TierUnavailable
+from coe.cascade.errors import TierError, TierOverloaded, TierRefused, TierTimeout, TierUnavailable
 from coe.config import Fields, format_seconds
 from coe.config.settings import read_settings, setting
 from coe.link import Backoff
@@ -95,9 +95,11 @@ class LinkState:
         misses: deadlines missed in a row, on the present connection.
         error: the latest failure, in words; stays when the link is up again.
         is_draining: the server answered the latest probe that it takes no calls.
+        is_refused: the link works, and the server refuses this device or its task.
         held_until: no calls before: an overloaded server said when to try again.
         next_probe_at: inf where no probe is due: the breaker is not open.
         n_opened, n_probes, n_rebuilds: since the start: how often the link went down, was probed, was reconnected.
+        n_refused: calls since the start that the server refused, or whose answer could not be read.
         round_trip_s: moving average of a call's time, the server's own work and an injected delay included; NaN
             while not known.
         best_s: the shortest of the minute before the latest call; NaN while not known.
@@ -110,11 +112,13 @@ class LinkState:
     misses: int = 0
     error: str = ""
     is_draining: bool = False
+    is_refused: bool = False
     held_until: float = -math.inf
     next_probe_at: float = math.inf
     n_opened: int = 0
     n_probes: int = 0
     n_rebuilds: int = 0
+    n_refused: int = 0
     round_trip_s: float = math.nan
     best_s: float = math.nan
 
@@ -200,7 +204,8 @@ class CircuitBreaker:
 
     Args:
         tier: whose calls these are, for errors.
-        changed: called with each new status, with the lock held: it must only pass it on.
+        changed: called with each new status, and where a link that is down turns out to be refused, with the lock
+            held: it must only pass it on.
         rng: varies the waits between probes.
     """
 
@@ -235,6 +240,7 @@ class CircuitBreaker:
 
         Raises:
             TierUnavailable: the link is down, or another call is trying it.
+            TierRefused: the server refused the latest call or probe.
             TierOverloaded: the server asked for no calls until later.
         """
         with self._lock:
@@ -242,6 +248,8 @@ class CircuitBreaker:
             if state.status is LinkStatus.OPEN:
                 wait_s = state.next_probe_at - now
                 probe = f"next probe in {format_seconds(wait_s)}" if wait_s > 0 else "a probe is under way"
+                if state.is_refused:
+                    raise TierRefused(self.tier, f"{self._words(state.error)}; {probe}")
                 raise TierUnavailable(self.tier, f"the link is down, {probe}")
             if now < state.held_until:
                 left_s = state.held_until - now
@@ -268,16 +276,17 @@ class CircuitBreaker:
                 self._close(held_until=self._clock() + min(retry_after_s, self.config.backoff_s[1]))
 
     def failed(self, ticket: int, error: TierError) -> bool:
-        """A call failed by the link's fault. True: it was one deadline miss too many, so reconnect."""
+        """A call failed by the link's fault, or was refused. True: one deadline miss too many, so reconnect."""
         with self._lock:
             if ticket != self._ticket:
                 return False
-            state = self.state
+            state, is_refused = self.state, isinstance(error, TierRefused)
             failures = state.failures + 1
             misses = state.misses + 1 if isinstance(error, TierTimeout) else 0
-            if state.status is LinkStatus.HALF_OPEN or failures >= self.config.failures:
+            if is_refused or state.status is LinkStatus.HALF_OPEN or failures >= self.config.failures:
                 n_opened = state.n_opened + (state.status is LinkStatus.CLOSED)
-                self._set(LinkStatus.OPEN, failures=failures, misses=misses, error=str(error), n_opened=n_opened)
+                facts = {"failures": failures, "misses": misses, "error": str(error), "is_refused": is_refused}
+                self._set(LinkStatus.OPEN, n_opened=n_opened, **facts)
                 return False  # the probe reconnects
             self._update(failures=failures, misses=misses, error=str(error))
             return misses == self.config.rebuild_after
@@ -288,11 +297,21 @@ class CircuitBreaker:
             if ticket == self._ticket:
                 self._is_tried = False
 
-    def probed(self, is_up: bool, error: str = "", *, is_draining: bool = False) -> None:
-        """A probe was answered (`is_up`), or was not, or only to say that the server is draining."""
+    def refused(self, error: TierRefused) -> None:
+        """The server refused a question that was not a call."""
+        self.failed(self._ticket, error)
+
+    def count_refusal(self) -> None:
+        """The server refused a call, or its answer could not be read."""
+        with self._lock:
+            self._update(n_refused=self.state.n_refused + 1)
+
+    def probed(self, is_up: bool, error: str = "", *, is_draining: bool = False, is_refused: bool = False) -> None:
+        """A probe was answered (`is_up`), or was not, or only to say that the server is draining, or refuses."""
         with self._lock:
             state = self.state
-            facts = {"n_probes": state.n_probes + 1, "is_draining": is_draining, "error": error or state.error}
+            facts: dict[str, Any] = {"is_draining": is_draining, "is_refused": is_refused}
+            facts |= {"n_probes": state.n_probes + 1, "error": error or state.error}
             if state.status is LinkStatus.OPEN:
                 self._set(LinkStatus.HALF_OPEN if is_up else LinkStatus.OPEN, **facts)
             else:  # a late answer has closed it
@@ -315,19 +334,22 @@ class CircuitBreaker:
 
     def _close(self, **facts: Any) -> None:
         self._backoff.reset()
-        self._set(LinkStatus.CLOSED, failures=0, misses=0, is_draining=False, **facts)
+        self._set(LinkStatus.CLOSED, failures=0, misses=0, is_draining=False, is_refused=False, **facts)
 
     def _set(self, status: LinkStatus, **facts: Any) -> None:
         """Change the status, and what else is given; OPEN plans the next probe, after a longer wait each time."""
-        is_new = status is not self.state.status
+        before, is_new = self.state, status is not self.state.status
         if is_new:
             facts["since"] = self._clock()
             self._ticket += 1
             self._is_tried = False
         probe_at = self._clock() + self._backoff.next_s() if status is LinkStatus.OPEN else math.inf
         self._update(status=status, next_probe_at=probe_at, **facts)
-        if is_new:
+        if is_new or self.state.is_refused != before.is_refused:
             self._changed(self.state)
+
+    def _words(self, error: str) -> str:
+        return error.removeprefix(f"tier {self.tier}: ")
 
     def _update(self, **facts: Any) -> None:
         times = self._round_trips
@@ -338,20 +360,28 @@ QUIET_S = 60.0  # after a line that a link is down: an unsteady link is logged o
 
 
 class LinkLog:
-    """Logs that a link is down, or up again; called from the links' threads."""
+    """Logs that a link is down, that a server refuses, or that it answers again; called from the links' threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._down: dict[str, float] = {}  # links that were logged as down, and since when
+        self._refused: set[str] = set()  # of these, whose refusal was logged
         self._logged: dict[str, float] = {}  # when a link was last logged as down
 
     def changed(self, state: LinkState) -> None:
         now = self._clock()
-        if state.status is LinkStatus.OPEN and state.tier not in self._down:
-            if now - self._logged.get(state.tier, -QUIET_S) >= QUIET_S:
-                self._logged[state.tier] = self._down[state.tier] = now
-                reason = state.error.removeprefix(f"tier {state.tier}: ") or "its probes fail"
-                log.warning("the link to tier %s is down, the device answers by itself: %s", state.tier, reason)
-        elif state.status is LinkStatus.CLOSED and state.tier in self._down:
-            away_s = now - self._down.pop(state.tier)
-            log.info("the link to tier %s is up again, after %.1f s", state.tier, away_s)
+        tier, is_down = state.tier, state.status is LinkStatus.OPEN
+        if is_down and (tier not in self._down or (state.is_refused and tier not in self._refused)):
+            if tier not in self._down and now - self._logged.get(tier, -QUIET_S) < QUIET_S:
+                return
+            self._logged[tier] = now
+            self._down.setdefault(tier, now)
+            reason = state.error.removeprefix(f"tier {tier}: ") or "its probes fail"
+            if state.is_refused:
+                self._refused.add(tier)
+                log.warning("tier %s refuses, the device answers by itself and asks again later: %s", tier, reason)
+            else:
+                log.warning("the link to tier %s is down, the device answers by itself: %s", tier, reason)
+        elif state.status is LinkStatus.CLOSED and tier in self._down:
+            self._refused.discard(tier)
+            log.info("the link to tier %s is up again, after %.1f s", tier, now - self._down.pop(tier))

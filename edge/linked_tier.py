@@ -16,14 +16,22 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from coe.cascade.cascade import Cascade
-from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
+from coe.cascade.errors import (
+    ConfigError,
+    TierError,
+    TierOverloaded,
+    TierRefused,
+    TierRejected,
+    TierTimeout,
+    TierUnavailable,
+)
 from coe.cascade.rule import Always, DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
 from coe.config import format_seconds
 from coe.protocol.remote import remote_of
 
-from .link import CircuitBreaker, LinkConfig, LinkState
+from .link import QUIET_S, CircuitBreaker, LinkConfig, LinkState
 from .link_budget import LinkBudget
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40  # rtnetlink(7)
@@ -110,6 +118,7 @@ class LinkedTier:
         self._reserve_s = reserve_s
         self._budget = budget
         self._listeners: list[OnChange] = [] if on_change is None else [on_change]
+        self._rejected_at = -math.inf  # `time.monotonic()` of the latest answer that could not be used
         self._inbox: SimpleQueue[LinkState | object | None] = SimpleQueue()
         self._breaker = CircuitBreaker(tier.name, self.config, rng=rng, changed=self._inbox.put)
         self._thread = threading.Thread(target=self._watch, name=f"coe-link-{tier.name}", daemon=True)
@@ -141,8 +150,8 @@ class LinkedTier:
 
         Raises:
             TierError: also without a call: TierUnavailable where the link is down, TierTimeout where no answer can
-                come in time, TierOverloaded where the server asked for no calls until later, OverCap and OverBudget
-                where the links' budget is used up.
+                come in time, TierOverloaded where the server asked for no calls until later, TierRefused where it
+                refused before, OverCap and OverBudget where the links' budget is used up.
         """
         batch, left_s = self._within_budget(batch)
         ticket = self._breaker.admit()
@@ -158,11 +167,41 @@ class LinkedTier:
             elif self._breaker.failed(ticket, error):
                 self._inbox.put(REBUILD)
             raise
+        except TierRejected as error:
+            self._rejected(ticket, error)
+            raise
         except BaseException:
             self._breaker.undecided(ticket)
             raise
         self._breaker.answered(time.perf_counter() - started)
         return vote
+
+    def check(self) -> None:
+        """Ask for the server's metadata; where it refuses, or serves another task, probes find out when it no longer
+        does, and no call is made until then.
+
+        Raises:
+            TierError: it cannot be asked; TierRefused: it refuses.
+        """
+        try:
+            self._remote.metadata()
+        except (ConfigError, TierRefused) as error:
+            refusal = TierRefused(self.name, str(error).removeprefix(f"tier {self.name}: "))
+            self._breaker.refused(refusal)
+            raise refusal from None
+
+    def _rejected(self, ticket: int, error: TierRejected) -> None:
+        """Count it. What says nothing about the next call is logged here, once in a while."""
+        self._breaker.count_refusal()
+        if isinstance(error, TierRefused):
+            self._breaker.failed(ticket, error)
+            return
+        self._breaker.undecided(ticket)
+        now = time.monotonic()
+        if now - self._rejected_at >= QUIET_S:
+            text = "%s; the device answers by itself (more of these within a minute are only counted)"
+            log.warning(text, error)
+        self._rejected_at = now
 
     def _ask(self, batch: Batch, rule: DeferralRule) -> Vote:
         if self._budget is None:
@@ -250,12 +289,26 @@ class LinkedTier:
         deadline_s = self.config.probe_s or max(LEAST_PROBE_S, self._remote.deadline_s)
         try:
             is_ready = self._remote.is_ready(deadline_s)
+            refusal = "" if is_ready else self._refusal(deadline_s)
+        except TierRefused as answer:
+            self._breaker.probed(False, str(answer), is_refused=True)
         except (TierOverloaded, TierRejected) as answer:  # the link works
             self._breaker.probed(True, str(answer))
         except TierError as failure:
             self._breaker.probed(False, error or str(failure))
         else:
-            self._breaker.probed(is_ready, "" if is_ready else DRAINING, is_draining=not is_ready)
+            why = "" if is_ready else refusal or DRAINING
+            self._breaker.probed(is_ready, why, is_draining=bool(why) and not refusal, is_refused=bool(refusal))
+
+    def _refusal(self, deadline_s: float) -> str:
+        """Why a server that is there takes no calls of this device: another task, no such model; "" where it waits."""
+        try:
+            self._remote.metadata(deadline_s)
+        except (ConfigError, TierRefused) as error:
+            return str(error)
+        except TierError:
+            return ""
+        return ""
 
     def _notify(self, state: LinkState) -> None:
         for listener in tuple(self._listeners):

@@ -1,7 +1,7 @@
 """One agent and everything it needs, opened from its config: for a run, or for `--dry-run`.
 
-A server of another task (other labels) stops the agent with an error. A server that cannot be reached does not: the
-device answers by itself until it can be reached.
+A server that cannot be reached, refuses, or serves another task (other labels) stops nothing: the device answers by
+itself until it can be asked.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from coe.cascade.cascade import Cascade
-from coe.cascade.errors import ConfigError, TierError
+from coe.cascade.errors import TierError, TierRefused
 from coe.config import format_seconds
 from coe.config.open import open_cascade
 from coe.models.inputs import InputDecoder
@@ -26,7 +26,7 @@ from .field.monitors import open_monitors
 from .field.privacy import describe_send_policy
 from .link import LinkLog, LinkState
 from .link_budget import LinkBudget
-from .linked_tier import watch_links
+from .linked_tier import LinkedTier, watch_links
 from .observe.config import ObserveConfig
 from .sinks import Sinks, open_sinks, outbox_names
 from .sources import Source, open_source
@@ -44,31 +44,25 @@ log = logging.getLogger(__name__)
 class RemoteTierCheck:
     """Asks every remote tier for its metadata, on a thread of its own."""
 
-    def __init__(self, cascade: Cascade, agent: Agent) -> None:
+    def __init__(self, links: Sequence[LinkedTier], agent: Agent) -> None:
         self._agent = agent
-        self._remotes = [remote for tier in cascade.tiers if (remote := remote_of(tier)) is not None]
+        self._links = links
         self._thread = threading.Thread(target=self._ask, daemon=True)
-        if self._remotes:
+        if links:
             self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Wait until all answered, at most `seconds`: a slow link must not delay the first decision.
-
-        Raises:
-            ConfigError: a server serves another task.
-        """
-        if self._remotes:
+        """Wait until all answered, at most `seconds`: a slow link must not delay the first decision."""
+        if self._links:
             self._thread.join(seconds)
-        if self._agent.failure is not None:
-            raise self._agent.failure
 
     def _ask(self) -> None:
-        for remote in self._remotes:
+        for link in self._links:
             try:
-                remote.metadata()
+                link.check()
                 self._agent.tally.cloud = "ok"
-            except ConfigError as error:
-                self._agent.give_up(error)
+            except TierRefused as error:  # its link's change is logged
+                self._agent.tally.cloud = error.reason
             except TierError as error:
                 self._agent.tally.cloud = error.reason
                 log.warning("%s; the device answers by itself until it can be reached", error)
@@ -143,7 +137,7 @@ class AgentSession:
             if config.watch is not None:
                 self._open_status_page(config.watch, opened, sinks)
             self._publish_state()
-            self._remote_check = RemoteTierCheck(cascade, self.agent)
+            self._remote_check = RemoteTierCheck(self.links, self.agent)
             self._opened = opened.pop_all()
 
     def _open_store(self, opened: ExitStack) -> SpoolStore | None:
@@ -220,11 +214,7 @@ class AgentSession:
         log.debug("status page at http://%s:%d/", config.host, server.port)
 
     def check_remote_tiers(self) -> None:
-        """Wait a moment for the servers' metadata, before the first decision.
-
-        Raises:
-            ConfigError: a server serves another task.
-        """
+        """Wait a moment for the servers' metadata, before the first decision."""
         self._remote_check.wait(METADATA_WAIT_S)
 
     def run(self, source: Source, limit: int | None = None) -> Tally:

@@ -32,11 +32,13 @@ class Tally:
     n_right: int = 0
     n_spooled: int = 0
     n_corrected: int = 0
+    n_refused: int = 0
     cloud: str = "not asked yet"
 
     def add(self, outcome: Outcome) -> None:
         self.n += 1
         self.n_spooled += bool(outcome.spooled)
+        self.n_refused += outcome.reason in ("refused", "rejected")
         decision = outcome.decision
         call = outcome.call if decision is None else decision.call
         self._count_call(call)
@@ -100,6 +102,8 @@ class Tally:
         if self.n_degraded:
             why = "a tier gave no answer, or the example may not leave"
             lines.append(f"{self.n_degraded:,} degraded: {why}, so the tier before it answered")
+        if self.n_refused:
+            lines.append(f"{self.n_refused:,} of them refused by a server: the log says why")
         if self.n_spooled or self.n_corrected:
             lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")
         if self.n_failed:

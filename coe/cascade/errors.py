@@ -14,6 +14,7 @@
         ├── TierOverloaded     it sheds load: try later
         ├── TierFailed         none of its members voted
         └── TierRejected       it refused the request: trying again will not help
+            └── TierRefused    it refuses this caller or this task, until somebody corrects that
 
 Nothing here knows of gRPC: `coe.protocol.status` holds the one table between these and status codes.
 """
@@ -147,6 +148,12 @@ class TierRejected(TierError):
     """The tier refused the request; the same request will be refused again."""
 
     reason = "rejected"
+
+
+class TierRefused(TierRejected):
+    """The tier refuses this caller, has no such model, or serves another task: it answers once that is corrected."""
+
+    reason = "refused"
 
 
 def describe_error(error: BaseException) -> str:

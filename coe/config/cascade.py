@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import stat
 from collections.abc import Mapping, Sequence
@@ -157,6 +158,9 @@ class RemoteTierConfig(_TierSettings):
         "Form in which an example is sent; also `png`, `{jpeg: 85}`, `pixels`, `model-size`.",
         usual="captured",
     )
+    proxy: str = setting(
+        "auto", "HTTP proxy: a URL, `none`, or `auto`: the environment's, but never for private hosts.", example="none"
+    )
     stream: bool = setting(False, "Send calls on one persistent stream.")
     n_tiers: int = setting(
         1, "Number of tiers behind the address; it matters before the last.", key="tiers", low=1, high=64
@@ -289,6 +293,8 @@ class _TierReader:
             security=security,
             token_file=security.token_file,
         )
+        if tier.proxy not in ("auto", "none") and not re.fullmatch(r"http://[^\s/]+:\d+/?", tier.proxy):
+            entry.wrong("proxy", f'expected auto, none or http://HOST:PORT, got "{tier.proxy}"')
         if tier.stream and len(tier.addresses) > 1:
             entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
         return tier

@@ -109,6 +109,7 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         encode=tier.send.encoder(config.task.input_spec),
         prepare=config.task.input_spec.prepare,
         n_tiers=tier.n_tiers,
+        proxy=tier.proxy,
         stream=tier.stream,
         dial=partial(dial, security=tier.security),
         headers=lambda: tuple(outgoing().items()),

@@ -1,19 +1,21 @@
 """How a program starts and ends: its entry point, exit codes, and errors of the user as one line each.
 
-0 done; 1 failed at work (unreachable, full disk); 2 the user's error: one line a finding, no traceback;
-3 a bug: traceback, and where to report it; 130 stopped by ^C.
+0 done; 1 failed at work (unreachable, full disk): trying again may help; 2 a person must edit something: one line a
+finding, no traceback; 3 a bug: traceback, and where to report it; 130 stopped by ^C.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from coe.cascade.errors import CascadeError, TierError
@@ -47,6 +49,9 @@ def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Seque
     """The exit code of `run(arguments)`; its errors are printed on stderr."""
     if sys.stderr is None:  # whoever started this program closed it; `print` would take standard output in its place
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the program runs
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":  # LANG=C: what it lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", r"Image size \(")  # Pillow's, of images that the input decoder refuses by itself
     try:
         return run(arguments)
@@ -62,9 +67,27 @@ def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Seque
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _print_error(name, f"{where}{error.strerror or error}", 1)
-    except Exception:  # noqa: BLE001 - the last boundary
+    except Exception as error:  # noqa: BLE001 - the last boundary
+        if reason := mismatch_of(error):
+            return _print_error(name, reason, 2)
         traceback.print_exc()
         return _print_error(name, "this is a bug; please report it with the lines above", 3)
+
+
+def mismatch_of(error: BaseException) -> str:
+    """Versions and fix, where an import failed because installed packages of protobuf and gRPC do not fit together; ""
+    for another error."""
+    text = str(error)
+    is_ours = type(error).__name__ == "VersionError" or "Descriptors cannot be created directly" in text
+    if not is_ours and not (isinstance(error, (ImportError, RuntimeError)) and ("grpc" in text or "protobuf" in text)):
+        return ""
+    found = []
+    for package in ("protobuf", "grpcio", "grpcio-health-checking", "grpcio-reflection"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    reason = text.splitlines()[0][:200]
+    fix = "pip install --upgrade 'protobuf>=6.31.1,<8' 'grpcio-health-checking' 'grpcio-reflection' grpcio"
+    return f"installed packages do not fit together: {', '.join(found)}: {reason} ({fix})"
 
 
 def positive_int(text: str) -> int:

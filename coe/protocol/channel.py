@@ -336,10 +336,12 @@ class TierChannel:
     Args:
         tier: whose calls these are, for errors.
         stream: whether calls go on a persistent stream.
+        proxy: through which they go, for errors; "" for none.
     """
 
-    def __init__(self, tier: str, channel: grpc.Channel, *, stream: bool) -> None:
+    def __init__(self, tier: str, channel: grpc.Channel, *, stream: bool, proxy: str = "") -> None:
         self.tier = tier
+        self.proxy = proxy
         self.channel = channel
         self.stream = InferStream(tier, channel) if stream else None
         self._infer = channel.unary_unary(path("ModelInfer"), None, None)  # bytes to bytes: sizes are counted
@@ -368,7 +370,7 @@ class TierChannel:
                 raise TierTimeout(self.tier, "the deadline has passed before the call").with_call(spent)
             answer: bytes = self._infer(data, timeout=left, metadata=headers or None)
         except grpc.RpcError as error:
-            failure = from_rpc_error(self.tier, error)
+            failure = from_rpc_error(self.tier, error, self.proxy)
             is_known = not isinstance(failure, TierUnavailable)  # else how much arrived is not known
             raise failure.with_call(spent + CallCost(bytes_sent=n_sent) if is_known else spent) from None
         return answer, spent + CallCost(bytes_sent=n_sent, bytes_received=len(answer) + FRAME_BYTES)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,41 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+OF_PRIVATE_NAMES = ("local", "lan", "internal", "localdomain", "home", "arpa")
+
+
+def is_private(host: str) -> bool:
+    """A host of this machine or of its own network: a private or link-local IP address, or a name without a public
+    domain."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return "." not in name or name.rpartition(".")[2] in OF_PRIVATE_NAMES
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_private or (mapped or address).is_link_local
+
+
+def proxy_of(addresses: Sequence[str], proxy: str = "auto") -> str:
+    """URL of the HTTP proxy that calls to these go through; "" for none.
+
+    Args:
+        proxy: a URL; "none"; or "auto": gRPC's own environment variables, but for private hosts.
+    """
+    if proxy != "auto":
+        return "" if proxy == "none" else proxy
+    hosts = [_host(address) for address in addresses]
+    if all(map(is_private, hosts)):
+        return ""
+    found = next((value for name in PROXIES if (value := os.environ.get(name))), "")
+    skipped = next((value for name in NOT_BY_PROXY if (value := os.environ.get(name))), "")
+    endings = [ending.strip() for ending in skipped.split(",") if ending.strip()]
+    return "" if any(host.endswith(ending) for host in hosts for ending in endings) else found
+
+
+PROXIES, NOT_BY_PROXY = ("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy")  # in gRPC's order
 
 
 def is_this_machine(target: str) -> bool:

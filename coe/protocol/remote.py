@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRejected, TierTimeout
+from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRefused, TierRejected, TierTimeout
 from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Prepare, Tier
 from coe.cascade.types import NO_CALL, NO_LABEL, Array, Batch, CallCost, Vote
@@ -24,6 +24,7 @@ from coe.cascade.vote import exact_share
 from . import inference_pb2 as pb
 from .channel import ChannelPool, Target, TierChannel, target_of
 from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
+from .credentials import proxy_of
 from .service import (
     FRAME_BYTES,
     INPUT,
@@ -264,6 +265,7 @@ class RemoteTier:
         n_tiers: how many tiers the server holds; learnt from its answers where it says.
         dial: opens a channel to a target, with options; by itself in plaintext.
         headers: asked once for each vote's headers, such as those of a trace; those of `headers.OUTGOING` go along.
+        proxy: as `proxy_of` takes it.
         stream: calls go on one persistent stream where the server has it. It keeps to one host.
     Raises:
         ConfigError: a name in a list of addresses cannot be looked up.
@@ -288,6 +290,7 @@ class RemoteTier:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         dial: Dial = grpc.insecure_channel,
         headers: Headers | None = None,
+        proxy: str = "auto",
         stream: bool = False,
     ) -> None:
         addresses = (address,) if isinstance(address, str) else tuple(address)
@@ -308,6 +311,7 @@ class RemoteTier:
         self._max_message_bytes = max_message_bytes
         self._open_channel = dial
         self._streams = stream
+        self._proxy = proxy_of(addresses, proxy)
         self._channels = ChannelPool(name, self._dial)
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
@@ -367,7 +371,7 @@ class RemoteTier:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise ConfigError([f"tier {self.name}: {self.address} has no such model: {error.details()}"]) from None
-            raise from_rpc_error(self.name, error) from None
+            raise from_rpc_error(self.name, error, self._proxy) from None
         for output in told.outputs:
             if output.name == "tier_votes" and output.shape[-1:] and output.shape[-1] > 0:
                 self.n_tiers = output.shape[-1]
@@ -398,7 +402,7 @@ class RemoteTier:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # by a server of others that is there
                 return True
-            raise from_rpc_error(self.name, error) from None
+            raise from_rpc_error(self.name, error, self._proxy) from None
         return told.ready
 
     def redial(self) -> None:
@@ -428,7 +432,9 @@ class RemoteTier:
         target = self._target
         is_ours = self._input is OUR_INPUT  # others may call their service otherwise, or have no health at all
         options = client_options(self._max_message_bytes, is_balanced=target.is_balanced, checks_health=is_ours)
-        return TierChannel(self.name, self._open_channel(target.uri, options), stream=self._streams)
+        options.append(("grpc.http_proxy", self._proxy) if self._proxy else ("grpc.enable_http_proxy", 0))
+        channel = self._open_channel(target.uri, options)
+        return TierChannel(self.name, channel, stream=self._streams, proxy=self._proxy)
 
     def _told(self, method: str, request: Any, timeout_s: float) -> Any:
         """The answer to a question about the model.
@@ -457,7 +463,8 @@ class RemoteTier:
             self._input = OUR_INPUT
         except ConfigError as error:
             if self._input is None:
-                raise TierRejected(self.name, str(error)) from None
+                text = str(error).removeprefix(f"tier {self.name}: ")
+                raise TierRefused(self.name, text) from None
 
     def _request(self, batch: Batch, rule: DeferralRule | None = None) -> pb.ModelInferRequest:
         try:

@@ -19,6 +19,7 @@ from coe.cascade.errors import (
     TierError,
     TierFailed,
     TierOverloaded,
+    TierRefused,
     TierRejected,
     TierTimeout,
     TierUnavailable,
@@ -63,6 +64,9 @@ FROM_CODE: dict[grpc.StatusCode, type[TierError]] = {
     grpc.StatusCode.INTERNAL: TierUnavailable,
     grpc.StatusCode.UNKNOWN: TierUnavailable,
     grpc.StatusCode.ABORTED: TierUnavailable,
+    grpc.StatusCode.UNAUTHENTICATED: TierRefused,
+    grpc.StatusCode.PERMISSION_DENIED: TierRefused,
+    grpc.StatusCode.NOT_FOUND: TierRefused,
 }
 
 MOST_TEXT = 500  # characters; gRPC drops an answer whose status text is over a few kilobytes, code and all
@@ -83,11 +87,14 @@ def to_status(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"internal error {error_id} (the server's log has the details)"
 
 
-def from_rpc_error(tier: str, error: grpc.RpcError) -> TierError:
-    """What a failed call means to the cascade."""
+def from_rpc_error(tier: str, error: grpc.RpcError, proxy: str = "") -> TierError:
+    """What a failed call means to the cascade. `proxy`: through which it went, which may be why."""
     trailing: Iterable[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", tuple)() or ()
     hint = next((value for key, value in trailing if key == PUSHBACK), None)
-    return from_status(tier, error.code(), error.details() or "", hint)
+    failure = from_status(tier, error.code(), error.details() or "", hint)
+    if proxy and isinstance(failure, (TierUnavailable, TierTimeout)):
+        return type(failure)(tier, f"{failure.message} (through the proxy {proxy}; `proxy: none` goes without)")
+    return failure
 
 
 def from_status(tier: str, code: grpc.StatusCode, details: str, retry_after_ms: str | bytes | None = None) -> TierError:

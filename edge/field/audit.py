@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coe.cascade.errors import InputError, TierError, TierRejected
+from coe.cascade.errors import InputError, TierError, TierRefused, TierRejected
 from edge.agent import RemoteTiers
 from edge.sinks import Event, Outcome
 from edge.sources import Example
@@ -227,6 +227,8 @@ class Audit:
             if self._held_back(drawn.example) is not None:
                 return True
             answer = self._remote_tiers.ask(drawn.example, time.monotonic() + CALL_TIMEOUT_S)
+        except TierRefused:
+            return self._clock() - drawn.at > MAX_AGE_S
         except (TierRejected, InputError):
             return True
         except TierError:

@@ -87,6 +87,8 @@ def _links(links: list[dict[str, Any]]) -> Iterator[Any]:
     for key, what in (("opened", "went down"), ("probes", "was probed"), ("rebuilds", "was reconnected")):
         values = {link["tier"]: link[key] for link in links}
         yield _counter(f"link_{key}", f"How often the link {what}.", values, "tier")
+    refused = {link["tier"]: link["refused"] for link in links}
+    yield _counter("link_refused", "Calls refused, or answered with what cannot be read.", refused, "tier")
 
 
 def _link_budget(budget: dict[str, Any]) -> Iterator[Any]:

@@ -210,9 +210,11 @@ def _link(state: LinkState) -> dict[str, Any]:
         "failures": state.failures,
         "error": state.error,
         "is_draining": state.is_draining,
+        "is_refused": state.is_refused,
         "next_probe_s": None if math.isinf(state.next_probe_at) else max(state.next_probe_at - now, 0.0),
         "opened": state.n_opened,
         "probes": state.n_probes,
         "rebuilds": state.n_rebuilds,
+        "refused": state.n_refused,
         "round_trip_s": None if math.isnan(state.round_trip_s) else state.round_trip_s,
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from coe.cascade.errors import ConfigError
 from coe.config import read_yaml
 from edge.config import AgentConfig, default_config, read_config
+from edge.sources import SourceConfig
 
 from .system import System
 
@@ -31,8 +32,8 @@ UNIT_TEMPLATE = """\
 Description=Cascade of Ensembles: the agent of {config}
 # Not network-online.target: the agent decides by itself until there is a network.
 After=network.target time-sync.target
-StartLimitIntervalSec=300
-StartLimitBurst=10
+# Restarts for ever: nobody is there to start it again.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -48,9 +49,12 @@ Environment=PYTHONUNBUFFERED=1
 # The agent notifies systemd that it is alive; if a member hangs, it stops that, and systemd restarts it.
 WatchdogSec={watchdog_s}
 TimeoutStartSec=180
-Restart=on-failure
+Restart={restart}
 RestartSec=3
-# 2: the config is wrong; a restart would not fix it
+# From 3 s to 5 minutes between restarts; a systemd before 254 ignores these two, and waits 3 s each time.
+RestartSteps=8
+RestartMaxDelaySec=300
+# 2: a person must edit something; a restart would not fix it
 RestartPreventExitStatus=2
 # The drain: grace_s of the config, then the last answers.
 KillSignal=SIGTERM
@@ -100,7 +104,7 @@ class ServiceUnit:
     def text(self) -> str:
         """The unit file."""
         path = self.config.path.absolute()
-        writable = "".join(f"ReadWritePaths={_quoted(str(folder))}\n" for folder in self.writable)
+        writable = "".join(f"ReadWritePaths={_quoted('-' + str(folder))}\n" for folder in self.writable)
         uses_camera = any(part.camera is not None for part in self.config.source.each)
         return UNIT_TEMPLATE.format(
             name=UNIT_NAME,
@@ -110,6 +114,7 @@ class ServiceUnit:
             who=self._who(uses_camera),
             state=STATE_DIRECTORY,
             watchdog_s=WATCHDOG_S,
+            restart="always" if any(map(_is_endless, self.config.source.each)) else "on-failure",
             stop_s=round(self.config.grace_s + max(sink.flush_s for sink in self.config.sinks)) + BEYOND_GRACE_S,
             home="read-only" if self._is_at_home() else "yes",
             writable=writable,
@@ -178,6 +183,13 @@ class ServiceUnit:
         if uses_camera:
             lines.append("SupplementaryGroups=video")
         return "\n".join(lines)
+
+
+def _is_endless(source: SourceConfig) -> bool:
+    """True if it does not end by itself, so that an end is to be followed by a restart."""
+    device = None if source.camera is None else source.camera.device
+    is_live = isinstance(device, int) or (device or "").startswith("/dev/") or "://" in (device or "")
+    return source.watch or source.server is not None or (device is not None and is_live)
 
 
 def _is_in(path: Path, *folders: str) -> bool:
@@ -264,7 +276,7 @@ def _warnings(service: ServiceUnit) -> list[str]:
             found.append(f"a user created by systemd cannot read {closed} (--user NAME runs it as one who can)")
     for folder in service.writable:
         if not folder.is_dir():
-            found.append(f"{folder} is not there, and the service would not start (mkdir -p {folder})")
+            found.append(f"{folder} is not there, and would not be writable before the next start (mkdir -p {folder})")
     return found
 
 

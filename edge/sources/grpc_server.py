@@ -32,6 +32,7 @@ from coe.cascade.errors import (
     InputError,
     NotAllowed,
     TierOverloaded,
+    TierRefused,
     TierRejected,
     TierTimeout,
     TierUnavailable,
@@ -57,6 +58,7 @@ ERROR_TYPES = {  # by an outcome's reason; any other is an example that cannot b
     "timeout": TierTimeout,
     "overloaded": TierOverloaded,
     "rejected": TierRejected,
+    "refused": TierRefused,
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe.cascade.errors import CascadeError, InputError, TierRejected
+from coe.cascade.errors import CascadeError, InputError, TierRefused, TierRejected
 from coe.cascade.types import Decision
 from coe.link import Backoff
 from coe.protocol import trace_context
@@ -190,7 +190,8 @@ class Sender:
             return
         except TierRejected as error:
             if not self._stop.is_set():
-                self._refused[row.seq] = row, f"{error.reason}: {error}"
+                if not isinstance(error, TierRefused):
+                    self._refused[row.seq] = row, f"{error.reason}: {error}"
                 self._put_off(row, f"{error.reason}: {error}")
             return
         except CascadeError as error:
@@ -265,7 +266,8 @@ def log_event(event: Event) -> None:
         log.warning("the spool cannot write (%s): examples that no server answers are not kept", state)
 
 
-KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota", "cap", "budget")  # reasons that may not hold later
+# Reasons that may not hold later.
+KEPT = ("unavailable", "timeout", "overloaded", "calls", "quota", "refused", "cap", "budget")
 
 
 class Spool:

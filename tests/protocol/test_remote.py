@@ -29,6 +29,7 @@ from coe.cascade import (
     ConfigError,
     TierError,
     TierOverloaded,
+    TierRefused,
     TierRejected,
     TierTimeout,
     TierUnavailable,
@@ -136,7 +137,7 @@ def test_the_server_sees_how_much_time_is_left():
     [
         (grpc.StatusCode.RESOURCE_EXHAUSTED, TierOverloaded),
         (grpc.StatusCode.INVALID_ARGUMENT, TierRejected),
-        (grpc.StatusCode.NOT_FOUND, TierRejected),
+        (grpc.StatusCode.NOT_FOUND, TierRefused),
         (grpc.StatusCode.UNIMPLEMENTED, TierRejected),
         (grpc.StatusCode.FAILED_PRECONDITION, TierRejected),
         (grpc.StatusCode.INTERNAL, TierUnavailable),

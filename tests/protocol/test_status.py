@@ -12,10 +12,12 @@ from coe.cascade import (
     TierError,
     TierFailed,
     TierOverloaded,
+    TierRefused,
     TierRejected,
     TierTimeout,
     TierUnavailable,
 )
+from coe.cascade.errors import NotAllowed, Unauthenticated
 from coe.protocol.codec import WireError
 from coe.protocol.status import FROM_CODE, TABLE, UnknownModel, from_rpc_error, to_status
 
@@ -46,7 +48,6 @@ def test_what_a_tier_behind_the_server_met_is_what_the_device_meets(kind):
     [
         WireError("input", "one", "two", "mend it"),
         InputError("not an image"),
-        UnknownModel("model: expected one of a, got 'b'"),
         ConfigError(["labels differ"]),
     ],
 )
@@ -54,6 +55,13 @@ def test_what_trying_again_cannot_mend_is_a_rejection(error):
     code, text = to_status(error)
     assert text == str(error)
     assert type(from_rpc_error("cloud", Failed(code, text))) is TierRejected
+
+
+@pytest.mark.parametrize(
+    "error", [UnknownModel("model: expected one of a, got 'b'"), Unauthenticated("no token"), NotAllowed("not you")]
+)
+def test_what_a_token_or_a_reload_mends_is_a_refusal(error):
+    assert type(from_rpc_error("cloud", Failed(*to_status(error)))) is TierRefused
 
 
 @pytest.mark.parametrize(

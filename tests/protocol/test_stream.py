@@ -18,7 +18,7 @@ from loopback import scripted, serving
 from strategies import one_hot, rows
 from streaming import Answers, Infer, Refused, Streaming
 
-from coe.cascade import Agreement, Batch, TierOverloaded, TierRejected, TierTimeout, TierUnavailable
+from coe.cascade import Agreement, Batch, TierOverloaded, TierRefused, TierRejected, TierTimeout, TierUnavailable
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.channel import InferStream
 from coe.protocol.codec import add_output, get_parameters, read_inputs, set_parameter
@@ -151,7 +151,7 @@ def test_what_a_call_on_the_stream_cost_is_counted_as_of_one_by_itself():
         (grpc.StatusCode.RESOURCE_EXHAUSTED, TierOverloaded),
         (grpc.StatusCode.DEADLINE_EXCEEDED, TierTimeout),
         (grpc.StatusCode.INVALID_ARGUMENT, TierRejected),
-        (grpc.StatusCode.PERMISSION_DENIED, TierRejected),
+        (grpc.StatusCode.PERMISSION_DENIED, TierRefused),
     ],
 )
 def test_a_refused_request_is_its_own_callers_error_and_the_stream_goes_on(code, kind):

@@ -23,6 +23,7 @@ from coe.cascade import (
     LocalTier,
     TierError,
     TierOverloaded,
+    TierRefused,
     TierRejected,
     TierTimeout,
     TierUnavailable,
@@ -31,8 +32,9 @@ from coe.cascade import (
 from coe.cascade.rule import DeferralRule
 from coe.link import Delay, DelayedTier
 from coe.models import TableMember
+from coe.protocol import inference_pb2 as pb
 from coe.protocol.remote import RemoteTier, remote_of
-from edge.link import LinkConfig, LinkState, LinkStatus
+from edge.link import LinkConfig, LinkLog, LinkState, LinkStatus
 from edge.linked_tier import LinkedTier, watch_links
 
 BOUND_S = 90.0
@@ -50,6 +52,7 @@ class Far(RemoteTier):
         self.answer: Callable[[Batch], object] = lambda batch: None
         self.ready: Callable[[], bool] = lambda: True
         self.dials: Callable[[], object] = lambda: None
+        self.told: Callable[[object], object] = lambda _: None
         self.did: list[str] = []
         self.deadlines: list[float] = []
 
@@ -63,6 +66,10 @@ class Far(RemoteTier):
     def is_ready(self, timeout_s: float = 2.0) -> bool:
         self.did.append(f"probe {timeout_s:g}")
         return self.ready()
+
+    def metadata(self, timeout_s: float = 2.0) -> pb.ModelMetadataResponse:
+        self.told(None)
+        return pb.ModelMetadataResponse(name="digits")
 
     def redial(self) -> None:
         self.did.append("redial")
@@ -397,3 +404,62 @@ def local() -> LocalTier:
     tables = [np.eye(3, dtype=np.float32)[[label]] for label in (0, 1, 0)]
     members = [TableMember(table, f"member-{seat}") for seat, table in enumerate(tables, start=1)]
     return LocalTier("device", members, Agreement(Fraction(1)))
+
+
+# What is refused
+
+
+OTHER_TASK = ConfigError(["tier cloud: host:1 serves digits for another task: expected fingerprint a, got b"])
+REFUSES = "warning: tier cloud refuses, the device answers by itself and asks again later: "
+
+
+def test_a_refused_call_is_the_last_until_the_server_takes_calls_again_and_is_one_line(logged):
+    """An expired token, a model that is not loaded: no example is sent for nothing, and nothing is silent."""
+    with linked(NEVER, on_change=LinkLog().changed) as (far, tier):
+        far.answer = raising(TierRefused("cloud", "UNAUTHENTICATED: the token has expired"))
+        for _ in range(5):
+            with pytest.raises(TierRefused, match="the token has expired"):
+                tier.vote(ONE, Always())
+        until(lambda: len(logged) > 0)
+        assert far.did == ["call"]
+        assert (tier.state.is_refused, tier.state.is_up, tier.state.n_refused) == (True, False, 1)
+        assert logged == [f"{REFUSES}UNAUTHENTICATED: the token has expired"]
+
+
+def test_a_refused_tier_is_asked_again_and_answers_once_that_is_mended(logged):
+    with linked(on_change=LinkLog().changed) as (far, tier):
+        far.answer = raising(TierRefused("cloud", "PERMISSION_DENIED: not you"))
+        fail(tier, 1)
+        until(lambda: tier.state.is_up)
+        fail(tier, 1)  # the trial
+        assert not tier.state.is_up
+        far.answer = lambda batch: None
+        until(lambda: tier.state.is_up)
+        tier.vote(ONE, Always())
+        until(lambda: len(logged) == 2)
+        assert logged[0] == f"{REFUSES}PERMISSION_DENIED: not you"
+        assert "is up again" in logged[1]
+
+
+def test_a_server_that_came_back_for_another_task_is_logged_with_both_fingerprints(logged):
+    with linked(on_change=LinkLog().changed) as (far, tier):
+        far.answer, far.ready, far.told = raising(GONE), lambda: False, raising(OTHER_TASK)
+        fail(tier, QUICK.failures)
+        until(lambda: tier.state.is_refused)
+        until(lambda: tier.state.n_probes > 3)
+        assert len(logged) == 2  # down, and then why it is not asked
+        assert logged[1].endswith("expected fingerprint a, got b")
+        assert logged[1].startswith(REFUSES)
+        far.answer, far.ready, far.told = lambda batch: None, lambda: True, lambda _: None
+        until(lambda: tier.state.is_up)
+        tier.vote(ONE, Always())
+        assert not tier.state.is_refused
+
+
+def test_answers_that_cannot_be_read_are_one_line_and_a_count(logged):
+    with linked() as (far, tier):
+        far.answer = raising(TierRejected("cloud", "its answer cannot be read: garbage"))
+        fail(tier, 7)
+        assert (len(far.did), tier.state.n_refused, tier.state.is_up) == (7, 7, True)
+        (line,) = logged
+        assert line.startswith("warning: tier cloud: its answer cannot be read: garbage; the device answers by itself")
