@@ -5,6 +5,7 @@ The server may be `coe-cloud` (a tier, or a whole cascade) or any other that ans
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -267,8 +268,6 @@ class RemoteTier:
         headers: asked once for each vote's headers, such as those of a trace; those of `headers.OUTGOING` go along.
         proxy: as `proxy_of` takes it.
         stream: calls go on one persistent stream where the server has it. It keeps to one host.
-    Raises:
-        ConfigError: a name in a list of addresses cannot be looked up.
     """
 
     waits = True
@@ -408,7 +407,8 @@ class RemoteTier:
     def redial(self) -> None:
         """Call on a new channel from here on; calls under way on the old one finish or fail there by themselves.
 
-        The names of a list of addresses are looked up anew; while that fails, where they were found last stands.
+        The names of a list of addresses are looked up anew; while that fails, where they were found last stands. Where
+        they never were, calls are TierUnavailable.
 
         Raises:
             ConfigError: what proves who we are, or whom to believe, cannot be read; the old channel stays.
@@ -424,17 +424,23 @@ class RemoteTier:
         return self._fingerprint if self._input in (None, OUR_INPUT) else ""
 
     def _dial(self) -> TierChannel:
-        try:
+        with contextlib.suppress(ConfigError):
             self._target = target_of(self._addresses)
-        except ConfigError as error:
-            if self._target is None:
-                raise ConfigError([f"tier {self.name}: {error}"]) from None
-        target = self._target
+        target = self._target or self._known_target()
         is_ours = self._input is OUR_INPUT  # others may call their service otherwise, or have no health at all
         options = client_options(self._max_message_bytes, is_balanced=target.is_balanced, checks_health=is_ours)
         options.append(("grpc.http_proxy", self._proxy) if self._proxy else ("grpc.enable_http_proxy", 0))
         channel = self._open_channel(target.uri, options)
         return TierChannel(self.name, channel, stream=self._streams, proxy=self._proxy)
+
+    def _known_target(self) -> Target:
+        """The hosts whose names are known now; else the first, which gRPC looks up with each call."""
+        known = []
+        for address in self._addresses:
+            with contextlib.suppress(ConfigError):
+                known.append(target_of([address, address]).uri.removeprefix("ipv4:"))
+        plain = [address for address in known if not address.startswith("ipv6:")]
+        return Target("ipv4:" + ",".join(plain), is_balanced=True) if plain else target_of(self._addresses[:1])
 
     def _told(self, method: str, request: Any, timeout_s: float) -> Any:
         """The answer to a question about the model.

@@ -61,6 +61,25 @@ def test_a_bug_shows_its_traceback_and_asks_to_be_reported(capsys):
     assert told.splitlines()[-1] == "coe-edge: this is a bug; please report it with the lines above"
 
 
+class VersionError(Exception):
+    """As protobuf raises it."""
+
+
+def test_packages_of_grpc_that_do_not_fit_together_are_one_line_with_versions_and_the_fix(capsys):
+    assert run_program("coe-cloud", raising(VersionError("gencode 6.31.1 runtime 5.29.0")), []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("coe-cloud: installed packages do not fit together: protobuf ")
+    assert "gencode 6.31.1 runtime 5.29.0" in line
+    assert "(pip install --upgrade " in line
+
+
+def test_a_terminal_without_utf_8_gets_what_it_lacks_escaped():
+    code = "from coe.config.program import run_program; run_program('x', lambda _: print('caf\\u00e9'), [])"
+    environment = os.environ | {"LANG": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\\xe9\n", "")
+
+
 def test_images_that_the_door_refuses_are_not_warned_of_as_well():
     code = "import sys; from test_programs import refusing; sys.exit(refusing())"
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from pki import ECHO, Pki, echoing
 
 from cloud.security.config import Security
 from cloud.security.tls import grpc_credentials
-from coe.cascade.errors import ConfigError
+from coe.cascade import Always
+from coe.cascade.errors import ConfigError, TierUnavailable
 from coe.config import Fields, Report
 from coe.config.cascade import read_credentials
-from coe.protocol.credentials import PLAINTEXT, ClientSecurity, dial, is_this_machine
+from coe.protocol.credentials import PLAINTEXT, ClientSecurity, dial, is_this_machine, proxy_of
+from coe.protocol.remote import RemoteTier
 
 NO_POOL = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -114,6 +117,47 @@ def test_a_token_in_plaintext_does_not_take_the_way_through_a_proxy(monkeypatch)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
     with echoing(None, authorization) as address:
         assert ask(address, ClientSecurity(token="t0ken")) == "Bearer t0ken"
+
+
+@pytest.mark.parametrize(
+    ("host", "proxy", "through"),
+    [
+        ("127.0.0.1", "auto", ""),
+        ("localhost", "auto", ""),
+        ("192.168.1.7", "auto", ""),
+        ("[fd00::1]", "auto", ""),
+        ("gpu-host", "auto", ""),
+        ("gpu.local", "auto", ""),
+        ("8.8.8.8", "auto", "http://127.0.0.1:9"),
+        ("cloud.example.org", "auto", "http://127.0.0.1:9"),
+        ("skip.example.com", "auto", ""),
+        ("cloud.example.org", "none", ""),
+        ("gpu-host", "http://proxy:3128", "http://proxy:3128"),
+    ],
+)
+def test_a_proxy_of_the_environment_is_for_public_hosts_and_one_that_is_asked_for_for_all(
+    monkeypatch, host, proxy, through
+):
+    for name in ("NO_PROXY", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.com")
+    assert proxy_of([f"{host}:8001"], proxy) == through
+
+
+def test_a_tier_that_fails_behind_a_proxy_names_it():
+    tier = RemoteTier("cloud", "cloud.example.org:1", "m", Always(), n_labels=2, proxy="http://127.0.0.1:9")
+    with contextlib.closing(tier), pytest.raises(TierUnavailable, match=r"through the proxy http://127\.0\.0\.1:9"):
+        tier.is_ready(60)
+
+
+def test_a_list_whose_names_nobody_knows_yet_is_a_tier_that_cannot_be_reached():
+    tier = RemoteTier("cloud", ["nowhere.invalid:1", "gone.invalid:1"], "m", Always(), n_labels=2)
+    with contextlib.closing(tier), pytest.raises(TierUnavailable):
+        tier.is_ready(60)
+    tier = RemoteTier("cloud", ["nowhere.invalid:1", "127.0.0.1:9"], "m", Always(), n_labels=2)
+    with contextlib.closing(tier), pytest.raises(TierUnavailable, match=r"127\.0\.0\.1:9"):
+        tier.is_ready(60)
 
 
 def test_without_any_setting_it_is_plaintext_with_no_token():
