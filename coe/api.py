@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe import zoo
+from coe.calibration import Calibration, TableMember, rules_of
 from coe.cascade.cascade import Cascade as TierCascade
 from coe.cascade.cascade import Decisions as TierDecisions
 from coe.cascade.errors import ConfigError, InputError
@@ -232,6 +233,8 @@ class Cascade:
             says it was fitted on.
         agreement: of the ensembles that state none of their own.
         task: its name, for servers of this cascade's remote tiers.
+        calibration: a fitted table (`coe-sim plan` writes one), or its file; its rules stand in place of every tier's
+            own. Members, their order and the labels must be those that were calibrated.
         when_unavailable: "answer-local": where a tier gives no answer the one before it has the last word, and
             `degraded` says why; "fail": the `TierError` is raised.
 
@@ -251,6 +254,7 @@ class Cascade:
         input: Input | None = None,
         agreement: str | float | Agreement = "unanimous",
         task: str = "task",
+        calibration: str | Path | Calibration | None = None,
         when_unavailable: str = "answer-local",
     ) -> None:
         stated: list[Ensemble | Remote] = []
@@ -262,7 +266,8 @@ class Cascade:
             "labels": [str(label) for label in _listed(labels, "labels", "a list of label names")],
             "input": _input_settings(input, stated),
         }
-        known, opened = _open_tiers(stated, settings, agreement, when_unavailable)
+        table = None if calibration is None else _read_table(calibration)
+        known, opened = _open_tiers(stated, settings, agreement, when_unavailable, table)
         self._start(known, TierCascade(opened, keep_last_answer=when_unavailable != "fail"))
 
     def _start(self, task: Task, cascade: TierCascade) -> None:
@@ -438,7 +443,11 @@ def _is_file(member: Any) -> bool:
 
 
 def _open_tiers(
-    stated: Sequence[Ensemble | Remote], settings: Mapping[str, Any], agreement: Any, when_unavailable: str
+    stated: Sequence[Ensemble | Remote],
+    settings: Mapping[str, Any],
+    agreement: Any,
+    when_unavailable: str,
+    table: Calibration | None,
 ) -> tuple[Task, list[Tier]]:
     """Every tier, opened. What is a file or a remote tier goes through the reader of configs."""
     from coe.config.cascade import LocalTierConfig, read_cascade
@@ -452,7 +461,7 @@ def _open_tiers(
         if isinstance(tier, Remote) or any(map(_is_file, tier.members)):
             configs[place] = tier.as_config(f"tier {place + 1}")
         rule: DeferralRule = Always()  # a remote tier's own is read with it
-        if isinstance(tier, Ensemble):
+        if isinstance(tier, Ensemble) and table is None:
             rule = _rule_of(tier, agreement, place == len(stated) - 1, f"tiers[{place}]", report)
         rules.append(rule)
     report.check()
@@ -477,8 +486,26 @@ def _open_tiers(
                 opened.append(_open_ensemble(tier, f"tier {place + 1}", rule, task, files))
             else:
                 opened.append(from_config)
+        if table is not None:
+            _take_rules(opened, table, task)
         stack.pop_all()
     return task, opened
+
+
+def _read_table(calibration: str | Path | Calibration) -> Calibration:
+    return calibration if isinstance(calibration, Calibration) else Calibration.read(Path(calibration).expanduser())
+
+
+def _take_rules(tiers: Sequence[Tier], table: Calibration, task: Task) -> None:
+    """Give the tiers the table's rules. Raises ConfigError where they are not those that were calibrated."""
+    members: list[list[TableMember]] = []
+    for tier in tiers:
+        if isinstance(tier, LocalTier):
+            own = [TableMember(member.name, getattr(member, "sha256", None)) for member in tier.members]
+        members += [own] if isinstance(tier, LocalTier) else [[]] * tier.n_tiers
+    table.check(task.labels, members, task.fingerprint, "coe.Cascade: calibration")
+    for tier, rule in zip(tiers, rules_of(table, [tier.n_tiers for tier in tiers]), strict=True):
+        tier.rule = rule
 
 
 def _rule_of(tier: Ensemble, agreement: Any, is_last: bool, trail: str, report: Report) -> DeferralRule:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from coe.cascade.cascade import Cascade, Run
 from coe.cascade.errors import ConfigError, InputError, TierError, describe_failure
+from coe.cascade.rule import Always
 from coe.cascade.types import Decision
 from coe.link import RealClock
 from coe.models.inputs import InputDecoder
@@ -43,7 +44,9 @@ class RemoteTiers:
         self.tiers = cascade.tiers[n_local:]
         self.first_tier = 1 + sum(tier.n_tiers for tier in cascade.tiers[:n_local])
         self.decoder = decoder
+        self._local = cascade.tiers[:n_local]
         self._rest = Cascade(self.tiers, keep_last_answer=False) if self.tiers else None
+        self._fuses = any(hasattr(tier.rule, "fuse") for tier in self.tiers)
 
     @property
     def is_there(self) -> bool:
@@ -61,7 +64,10 @@ class RemoteTiers:
         """
         assert self._rest is not None, "this cascade has no remote tier"
         assert example.value is not None
-        decision = self._rest.decide(self.decoder.batch([example.id], [example.value], deadline))[0]
+        batch = self.decoder.batch([example.id], [example.value], deadline)
+        here = self._local if self._fuses else ()  # whose votes count in theirs
+        known = [tier.vote(batch, Always(asks_all=True)).ballots() for tier in here]
+        decision = self._rest.decide(batch, known)[0]
         return replace(decision, exit_tier=decision.exit_tier + self.first_tier - 1)
 
 
@@ -101,6 +107,7 @@ class Agent:
         deadline_s: of one example in all.
         interval_s: least time between two examples.
         hold_back: called for each example that would leave the device.
+        is_uncertain: whether this machine's own answers are marked `uncertain` now.
         known_answer: called then, with each that may; it may also end the run.
         keep: called with each example that a server should have answered and did not, before its outcome is written.
         observers: called with each outcome.
@@ -119,6 +126,7 @@ class Agent:
         hold_back: HoldBackRule | None = None,
         known_answer: KnownAnswer | None = None,
         keep: Keep | None = None,
+        is_uncertain: Callable[[], bool] = lambda: False,
         observers: Sequence[OutcomeObserver] = (),
     ) -> None:
         self.cascade = cascade
@@ -129,6 +137,8 @@ class Agent:
         self.hold_back = hold_back
         self.known_answer = known_answer
         self.keep = keep
+        self.is_uncertain = is_uncertain
+        self._n_here = sum(tier.n_tiers for tier in itertools.takewhile(lambda tier: not tier.waits, cascade.tiers))
         self.observers = list(observers)
         self.tally = Tally()
         self.failure: BaseException | None = None
@@ -306,7 +316,10 @@ class Agent:
         decisions = run.decisions()
         if (error := decisions.failure()) is not None:
             return self._failed_by(error, example, started)
-        return Outcome(example.id, decisions[0], latency_s, example.truth, decisions=decisions)
+        decision = decisions[0]
+        uncertain = self.is_uncertain() and decision.exit_tier <= self._n_here
+        outcome = Outcome(example.id, decision, latency_s, example.truth, decisions=decisions)
+        return replace(outcome, uncertain=True) if uncertain else outcome
 
     def _failed(self, example: Example, started: float, reason: str) -> Outcome:
         return Outcome(example.id, None, time.perf_counter() - started, example.truth, reason)

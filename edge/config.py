@@ -83,7 +83,7 @@ def read_config(path: Path) -> AgentConfig:
         cascade=cascade,
         source=read_sources(fields, path.parent, cascade.task, n_tiers),
         sinks=read_sinks(fields, path.parent),
-        field=read_field(fields, path.parent, cascade.task, votes_first=votes_first),
+        field=read_field(fields, path.parent, cascade.task, votes_first=votes_first, tiers=cascade.tiers),
         link=read_link(fields.section("link", {})),
         watch=None if fields.raw("watch", None) is None else read_observe(fields.section("watch")),
         state=state,

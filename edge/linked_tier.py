@@ -25,7 +25,7 @@ from coe.cascade.errors import (
     TierTimeout,
     TierUnavailable,
 )
-from coe.cascade.rule import Always, DeferralRule
+from coe.cascade.rule import DeferralRule
 from coe.cascade.tier import Tier
 from coe.cascade.types import Batch, Vote
 from coe.config import format_seconds
@@ -342,7 +342,5 @@ def watch_links(
     if not linked:
         return cascade, []
     last = cascade.rules[-1]
-    watched = Cascade(
-        tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last if isinstance(last, Always) else None
-    )
+    watched = Cascade(tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last)
     return watched, linked

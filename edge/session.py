@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.cascade.errors import TierError, TierRefused
 from coe.config import format_seconds
+from coe.config.cascade import rule_in_words
 from coe.config.open import open_cascade
 from coe.models.inputs import InputDecoder
 from coe.protocol.remote import remote_of
@@ -22,6 +23,7 @@ from coe.protocol.remote import remote_of
 from .agent import Agent
 from .config import AgentConfig
 from .crash_journal import CrashJournal
+from .field.drift import DriftResponse
 from .field.monitors import open_monitors
 from .field.privacy import describe_send_policy
 from .link import LinkLog, LinkState
@@ -102,8 +104,12 @@ class AgentSession:
             if limits.max_bytes_per_month or limits.max_examples_per_hour or config.field.same_scene:
                 self.budget = LinkBudget(limits, config.state / "link.json")
                 opened.callback(self.budget.close)
+            own = open_cascade(config.cascade, log.debug)
+            response = None if config.field.drift is None else DriftResponse(config.field.drift.on_drift)
+            if response is not None:
+                response.attach(own.tiers)
             cascade, self.links = watch_links(
-                open_cascade(config.cascade, log.debug),
+                own,
                 config.link,
                 on_change=self._link_changed,
                 reserve_s=lambda: self.agent.local_s.high,
@@ -127,7 +133,9 @@ class AgentSession:
                 opened.callback(self.agent.journal.close)
             if self.budget is not None:
                 self.agent.observers.append(self.budget)
-            self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state)
+            self.field = open_monitors(config.field, self.agent, config.cascade.task.labels, config.state, response)
+            if response is not None:
+                self.agent.is_uncertain = lambda: response.is_uncertain
             opened.callback(self.field.close)
             if config.spool is not None and store is not None:
                 self._open_spool(store, opened, sinks)
@@ -242,6 +250,8 @@ def dry_run(config: AgentConfig) -> int:
     print(f"task {task.name}: {len(task.labels)} labels, fingerprint {task.fingerprint}")
     open_source(config.source, once=True)
     cascade = open_cascade(config.cascade, print)
+    for own in config.cascade.tiers:
+        print(f"tier {own.name}: {rule_in_words(own, is_last=own is config.cascade.tiers[-1])}")
     code = 0
     try:
         for tier in cascade.tiers:

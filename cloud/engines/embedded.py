@@ -113,7 +113,9 @@ class EmbeddedEngine:
 
     def _cascade(self, tiers: Sequence[Tier]) -> Cascade:
         """A cascade whose last tier asks every member, because a caller may want the vote itself."""
-        last_rule = Always(pools_scores=tiers[-1].rule.pools_scores, asks_all=True)
+        own = tiers[-1].rule
+        is_fused = hasattr(own, "fuse") and len(tiers) == len(self.tiers)  # alone, a tier gives its own members' vote
+        last_rule = own if is_fused else Always(pools_scores=own.pools_scores, asks_all=True)
         return Cascade(tiers, keep_last_answer=self.config.cascade.keep_last_answer, last_rule=last_rule)
 
     def _decide(self, cascade: Cascade) -> Callable[[Batch], Awaitable[Decided]]:

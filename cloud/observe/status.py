@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coe import __version__
-from coe.cascade.rule import Agreement, Confidence
 from coe.config import format_seconds
-from coe.config.cascade import CascadeConfig, LocalTierConfig, RemoteTierConfig, TierConfig
+from coe.config.cascade import CascadeConfig, RemoteTierConfig, TierConfig, rule_in_words
 from coe.models.loading import ModelSpec
 from coe.status_page import SECURITY_HEADERS, status_page
 
@@ -87,7 +86,7 @@ def describe(cascade: CascadeConfig, model: str, runs_on: Mapping[str, str] | No
 
 
 def _tier_facts(tier: TierConfig, runs_on: Mapping[str, str], is_last: bool) -> TierFacts:
-    rule = _rule_in_words(tier, is_last)
+    rule = rule_in_words(tier, is_last=is_last)
     if isinstance(tier, RemoteTierConfig):
         return TierFacts(tier.name, rule, f"{tier.model} at {tier.address}")
     members = []
@@ -98,21 +97,6 @@ def _tier_facts(tier: TierConfig, runs_on: Mapping[str, str], is_last: bool) -> 
         sha256 = spec.sha256 or _checksum(spec)
         members.append(MemberFacts(spec.name, spec.format, sha256, on, spec.calibration_accuracy))
     return TierFacts(tier.name, rule, "", tuple(members))
-
-
-def _rule_in_words(tier: TierConfig, is_last: bool) -> str:
-    if is_last:
-        return "always answers"
-    if isinstance(tier.rule, Agreement):
-        share = f"{tier.rule.theta} of the"
-        if tier.rule.theta == 1:
-            share = "all"
-        elif isinstance(tier, LocalTierConfig):
-            share = f"{tier.rule.needed(len(tier.members))} of {len(tier.members)}"
-        return f"answers when {share} members agree"
-    if isinstance(tier.rule, Confidence):
-        return f"answers when its confidence is at least {tier.rule.threshold:g}"
-    return "always answers"
 
 
 def _checksum(spec: ModelSpec) -> str:

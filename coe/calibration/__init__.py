@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .rule import CalibratedVote, Gate, rules_of
+from .rule import CalibratedVote, rules_of
 from .table import Bound, Calibration, TableMember
 from .vote import StageVote
 
-__all__ = ["Bound", "CalibratedVote", "Calibration", "Gate", "StageVote", "TableMember", "rules_of"]
+__all__ = ["Bound", "CalibratedVote", "Calibration", "StageVote", "TableMember", "rules_of"]

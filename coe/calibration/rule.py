@@ -16,15 +16,7 @@ from .table import Calibration
 from .vote import StageVote
 
 Ballots = tuple[Labels, Array]
-
-
-class Gate:
-    """Whether the stricter of two thresholds holds, for all rules that share it."""
-
-    __slots__ = ("is_closed",)
-
-    def __init__(self) -> None:
-        self.is_closed = False
+NAME = "calibrated"  # as records have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +29,10 @@ class CalibratedVote:
     Args:
         stages: of this tier; of a server that holds several, one for each of its tiers.
         n_before: members of the tiers before.
-        gate: while closed, the stage's `gate_threshold` holds in place of its `threshold`.
     """
 
     stages: tuple[StageVote, ...]
     n_before: int = 0
-    gate: Gate | None = None
     pools_scores: bool = False
 
     def needed(self, n_members: int) -> None:
@@ -50,11 +40,15 @@ class CalibratedVote:
 
     @property
     def threshold(self) -> float | None:
-        """The probability from which an answer stands now; None: any."""
-        stage = self.stages[-1]
-        if self.gate is not None and self.gate.is_closed and stage.gate_threshold is not None:
-            return stage.gate_threshold
-        return stage.threshold
+        """The probability from which an answer stands; None: any."""
+        return self.stages[-1].threshold
+
+    def stricter(self) -> CalibratedVote | None:
+        """The rule by the stage's `gate_threshold`; None where it has none."""
+        last = self.stages[-1]
+        if last.gate_threshold is None:
+            return None
+        return replace(self, stages=(*self.stages[:-1], replace(last, threshold=last.gate_threshold)))
 
     def settles(self, outputs: Sequence[Array], n_members: int) -> bool:
         """Whether more of a first tier's members cannot change label and decision of one example that stays here.
@@ -68,8 +62,6 @@ class CalibratedVote:
         if self.n_before or len(self.stages) > 1 or stage.n_members != n_members:
             return False
         labels, scores = _said(outputs, n_members)
-        threshold = self.threshold
-        stage = stage if threshold == stage.threshold else replace(stage, threshold=threshold)
         return stage.outcome_of_one(labels, scores, range(len(outputs), n_members)) == 1
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
@@ -109,7 +101,7 @@ class CalibratedVote:
             fused, share = np.where(silent, NO_LABEL, fused), np.where(silent, np.nan, share)
         own = labels[self.n_before :]
         count = ((own == fused) & (fused != NO_LABEL)).sum(axis=0)
-        return replace(vote, labels=fused, score=share, count=count)
+        return replace(vote, labels=fused, score=share, count=count, rule=NAME)
 
     def _posterior(self, labels: Labels, scores: Array, vote: Vote) -> tuple[Labels, Array]:
         """Each row by the stage of the tier where it left the server."""
@@ -133,6 +125,7 @@ class CalibratedVote:
         if vote.labels.item() != NO_LABEL:
             vote.labels, vote.score = np.array((label,), dtype=np.int64), np.array((p,))
             vote.count = np.array((labels.count(label),), dtype=np.int64)
+        vote.rule = NAME
         return vote
 
 
@@ -147,7 +140,7 @@ def _said(outputs: Sequence[Array], n_members: int) -> tuple[list[int], list[flo
     return labels, scores
 
 
-def rules_of(calibration: Calibration, n_tiers: Sequence[int], gate: Gate | None = None) -> list[DeferralRule]:
+def rules_of(calibration: Calibration, n_tiers: Sequence[int]) -> list[DeferralRule]:
     """The rule of each tier of the cascade that was calibrated.
 
     Args:
@@ -160,7 +153,7 @@ def rules_of(calibration: Calibration, n_tiers: Sequence[int], gate: Gate | None
         members = calibration.tiers[first + number - 1]
         if calibration.rule == "calibrated":
             before = sum(map(len, calibration.tiers[:first]))
-            rules.append(CalibratedVote(calibration.stages[first : first + number], before, gate))
+            rules.append(CalibratedVote(calibration.stages[first : first + number], before))
         elif is_last:
             rules.append(Always())
         elif calibration.rule == "confidence":

@@ -64,14 +64,16 @@ class Cascade:
         self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
         self.stages = tuple(zip(self.tiers, self.rules, strict=True))
 
-    def decide(self, batch: Batch) -> Decisions:
+    def decide(self, batch: Batch, known: Sequence[Ballots] = ()) -> Decisions:
         """The answer to every example, in order.
 
+        Args:
+            known: as of `start`.
         Raises:
             TierError: the first tier gave none, or a later one did not and `keep_last_answer` is off.
             TierFailed: an example has none, because no member voted on it.
         """
-        run = self.start(batch)
+        run = self.start(batch, known)
         while run.question is not None:
             run.step()
         decisions = run.decisions()
@@ -426,6 +428,7 @@ class Decisions:
             tier_times_s=tuple(times),
             degraded=self._reason(row) if self.degraded or vote.degraded else None,
             call=call,
+            rule=vote.rule,
         )
 
 

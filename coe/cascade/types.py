@@ -137,6 +137,7 @@ class Vote:
         call: what asking another machine took.
         failures: by index, which members did not vote on a row and why; None: all that were asked voted.
         member_labels, member_scores: (M, B) as `ballots` gives them, where `probabilities` are not at hand.
+        rule: "calibrated" where label and score are not the members' plurality; "": they are.
     """
 
     labels: Labels
@@ -153,6 +154,7 @@ class Vote:
     failures: Mapping[int, str] | None = None
     member_labels: Labels | None = None
     member_scores: Array | None = None
+    rule: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -217,6 +219,7 @@ class Decision:
 
     `exit_tier` counts from 1. `tier_votes` and `tier_times_s` have one entry per tier visited, in order;
     a server that holds several tiers has one time for all of them, under the tier that answered.
+    `rule` is "calibrated" where that vote gave label and score, else "".
     `degraded` is None, or why this is not the answer of the tier that should have given it. `call`: what the calls of
     its batch to other machines took together.
     """
@@ -232,3 +235,4 @@ class Decision:
     tier_times_s: tuple[float, ...]
     degraded: str | None = None
     call: CallCost = NO_CALL
+    rule: str = ""

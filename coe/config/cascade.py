@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import ssl
 import stat
@@ -10,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coe.calibration import CalibratedVote, Calibration, TableMember, rules_of
 from coe.cascade.errors import ConfigError, TaskNotInstalled
-from coe.cascade.rule import Always, Confidence, DeferralRule, parse_agreement
+from coe.cascade.rule import Agreement, Always, Confidence, DeferralRule, parse_agreement
 from coe.link import Delay
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import KINDS, Payload
@@ -194,6 +196,10 @@ class CascadeConfig:
         usual="answer-local",
         choices=("answer-local", "spool", "fail"),
     )
+    calibration: Path | None = setting(
+        None, "Fitted table, in place of `agreement` and `confidence`.", usual="none", example="calibration.json"
+    )
+    table: Calibration | None = None
 
     @property
     def keep_last_answer(self) -> bool:
@@ -209,6 +215,26 @@ class CascadeConfig:
         return tuple(tier for tier in self.tiers if isinstance(tier, RemoteTierConfig))
 
 
+def rule_in_words(tier: TierConfig, *, is_last: bool) -> str:
+    """When a tier answers, such as "answers when 2 of 3 members agree"."""
+    rule = tier.rule
+    if isinstance(rule, CalibratedVote):
+        by = "the calibrated vote of all members asked so far"
+        return f"answers by {by}" + ("" if rule.threshold is None else f" where its label has p >= {rule.threshold:g}")
+    if is_last:
+        return "always answers"
+    if isinstance(rule, Agreement):
+        share = f"{rule.theta} of the"
+        if rule.theta == 1:
+            share = "all"
+        elif isinstance(tier, LocalTierConfig):
+            share = f"{rule.needed(len(tier.members))} of {len(tier.members)}"
+        return f"answers when {share} members agree"
+    if isinstance(rule, Confidence):
+        return f"answers when its confidence is at least {rule.threshold:g}"
+    return "always answers"
+
+
 def read_cascade(
     fields: Fields, folder: Path, *, parallel: bool = False, fallbacks: Sequence[str] = ("answer-local", "fail")
 ) -> CascadeConfig:
@@ -222,12 +248,44 @@ def read_cascade(
     entries = fields.sections("tiers")
     if not entries and fields.has("tiers"):
         fields.wrong("tiers", "expected at least one tier, got none")
-    reader = _TierReader(task, folder, parallel)
+    table_file = fields.path("calibration", folder, None)
+    reader = _TierReader(task, folder, parallel, is_calibrated=table_file is not None)
     tiers = tuple(reader.read(entry, is_last=entry is entries[-1]) for entry in entries)
     names = [tier.name for tier in tiers]
     for name in sorted({name for name in names if names.count(name) > 1}):
         fields.wrong("tiers", f'expected each tier to have its own name, got "{name}" twice')
-    return CascadeConfig(task, tiers, fields.choice("when_unavailable", fallbacks, fallbacks[0]))
+    config = CascadeConfig(task, tiers, fields.choice("when_unavailable", fallbacks, fallbacks[0]), table_file)
+    return config if table_file is None else _calibrated(config, table_file, fields)
+
+
+def _calibrated(config: CascadeConfig, file: Path, fields: Fields) -> CascadeConfig:
+    """The cascade with the table's rules, where the table is one of this cascade."""
+    try:
+        table = Calibration.read(file)
+        if config.task is UNKNOWN or len(fields.report.findings):
+            return config
+        tiers: list[list[TableMember]] = []
+        for tier in config.tiers:
+            if isinstance(tier, RemoteTierConfig):
+                tiers += [[]] * tier.n_tiers
+            else:
+                tiers.append([TableMember(spec.name, spec.sha256 or _digest(spec.path)) for spec in tier.members])
+        table.check(config.task.labels, tiers, config.task.fingerprint, str(file))
+    except ConfigError as error:
+        fields.report.findings.extend(f"calibration: {line}" for line in str(error).splitlines())
+        return config
+    n_tiers = [tier.n_tiers if isinstance(tier, RemoteTierConfig) else 1 for tier in config.tiers]
+    rules = rules_of(table, n_tiers)
+    tiers_by_table = tuple(replace(tier, rule=rule) for tier, rule in zip(config.tiers, rules, strict=True))
+    return replace(config, tiers=tiers_by_table, table=table)
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a model file; None where it cannot be read, which is found as it is loaded."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _read_task(fields: Fields, folder: Path) -> Task:
@@ -245,10 +303,11 @@ def _read_task(fields: Fields, folder: Path) -> Task:
 
 
 class _TierReader:
-    def __init__(self, task: Task, folder: Path, parallel: bool) -> None:
+    def __init__(self, task: Task, folder: Path, parallel: bool, *, is_calibrated: bool) -> None:
         self.task = task
         self.folder = folder
         self.parallel = parallel
+        self.is_calibrated = is_calibrated
         self.models: dict[Path, Mapping[str, ModelSpec]] = {}  # by the manifest that describes them
 
     def read(self, entry: Fields, is_last: bool) -> TierConfig:
@@ -269,14 +328,16 @@ class _TierReader:
             entry,
             defaults={"name": "tier", "threads": n_members if parallel else 1},
             members=members,
-            rule=_read_rule(entry, n_members, is_last),
+            rule=self._rule(entry, n_members, is_last),
             parallel=parallel,
         )
         if parallel and tier.threads == 1 and n_members > 1 and entry.has("parallel"):
             entry.warn("parallel", f"one thread runs one member at a time (threads: {n_members} runs all side by side)")
         if tier.member_timeout_s is not None and not parallel:
             entry.warn("member_timeout_ms", "members in turn are waited for as long as they take (set parallel: true)")
-        if tier.order == "measured" and (parallel or not tier.early):
+        if tier.order == "measured" and self.is_calibrated:
+            entry.wrong("order", "expected fixed with `calibration:`, whose numbers are in this order, got measured")
+        elif tier.order == "measured" and (parallel or not tier.early):
             fix = "it matters only where members are asked in turn and the vote stops early (leave it out)"
             entry.warn("order", fix)
         return tier
@@ -288,7 +349,7 @@ class _TierReader:
             entry,
             defaults={"name": "cloud", "model": self.task.name},
             addresses=_read_addresses(entry),
-            rule=_read_rule(entry, None, is_last),
+            rule=self._rule(entry, None, is_last),
             send=_read_payload(entry, self.task),
             security=security,
             token_file=security.token_file,
@@ -298,6 +359,14 @@ class _TierReader:
         if tier.stream and len(tier.addresses) > 1:
             entry.warn("stream", "a stream keeps to one host, so calls are not spread over the list (leave it out)")
         return tier
+
+    def _rule(self, entry: Fields, n_members: int | None, is_last: bool) -> DeferralRule:
+        if not self.is_calibrated:
+            return _read_rule(entry, n_members, is_last)
+        for key in ("agreement", "confidence"):
+            if entry.raw(key, None) is not None:
+                entry.wrong(key, f"expected calibration or {key}, got both (leave one out)")
+        return Always()
 
     def _member(self, entry: Fields, key: str, value: Any) -> ModelSpec:
         """A member: a path, or a section with `file:` and what the manifest would say of it."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe.calibration import CalibratedVote
 from coe.cascade.errors import ConfigError
+from coe.config.cascade import LocalTierConfig, TierConfig
 from coe.config.fields import Fields, did_you_mean
 from coe.config.manifest import Task
 from coe.config.settings import REQUIRED, read_settings, setting
@@ -34,6 +38,11 @@ class DriftConfig:
         1e-6, "Chance that a window is outside its band although nothing changed.", low=1e-12, high=0.5
     )
     audits: int = setting(200, "Audited decisions in one window, for `audit_error`.", low=10, high=1_000_000)
+    on_drift: str = setting(
+        "report",
+        "What an alarm does while it lasts, beside the event.",
+        choices=("report", "gate", "defer", "hold"),
+    )
     baselines: tuple[Baseline, ...] = setting(
         (),
         "Bands of `deferred`, `audit_error` or `2 of 3`, each with the three settings below.",
@@ -107,10 +116,18 @@ class FieldConfig:
         return bool(self.never_send or self.privacy_filter)
 
 
-def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -> FieldConfig:
+def read_field(
+    fields: Fields,
+    folder: Path,
+    task: Task,
+    *,
+    votes_first: bool,
+    tiers: Sequence[TierConfig] = (),
+) -> FieldConfig:
     """`never_send:`, `privacy_filter:`, `audit:`, `drift:` and `harvest:` of an agent's whole config.
 
-    Relative paths start at `folder`. `votes_first`: models of this device see an example before it leaves.
+    Relative paths start at `folder`. `votes_first`: models of this device see an example before it leaves;
+    `tiers`: of the cascade.
     """
     if not votes_first and fields.raw("never_send", None):
         fix = "put a tier with `members:` before it, or take a `privacy_filter:`"
@@ -136,17 +153,24 @@ def read_field(fields: Fields, folder: Path, task: Task, *, votes_first: bool) -
         never_send=frozenset(task.labels.index(name) for name in names if name in task.labels),
         privacy_filter=privacy_filter,
         folder=folder,
-        drift=None if fields.raw("drift", None) is None else _read_drift(fields.section("drift")),
+        drift=None if fields.raw("drift", None) is None else _read_drift(fields.section("drift"), tiers),
     )
 
 
-def _read_drift(fields: Fields) -> DriftConfig:
+def _read_drift(fields: Fields, tiers: Sequence[TierConfig]) -> DriftConfig:
     entries = fields.entries("bands") if fields.has("bands") else ()
     baselines = tuple(_read_baseline(what, entry) for what, entry in entries)
     fields.raw("bands", None)
     if not baselines:
         fields.wrong("bands", "expected at least one band (`coe-edge calibrate` prints them)")
-    return read_settings(DriftConfig, fields, baselines=baselines)
+    config = read_settings(DriftConfig, fields, baselines=baselines)
+    here = [tier.rule for tier in itertools.takewhile(lambda tier: isinstance(tier, LocalTierConfig), tiers)]
+    if config.on_drift in ("gate", "defer") and (not here or len(here) == len(tiers)):
+        fields.wrong("on_drift", f"expected report or hold without a tier beyond this device, got {config.on_drift}")
+    elif config.on_drift == "gate" and not all(isinstance(r, CalibratedVote) and r.stricter() for r in here):
+        fix = "`coe-sim plan` writes one; or write defer or hold"
+        fields.wrong("on_drift", f"expected a `calibration:` with gate_threshold in each tier here, got none ({fix})")
+    return config
 
 
 def _read_baseline(what: str, entry: Fields) -> Baseline:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
 import math
 import sys
 import threading
@@ -19,8 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.calibration import CalibratedVote
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import ConfigError, InputError, TierFailed
+from coe.cascade.rule import DeferralRule
+from coe.cascade.tier import Tier
+from coe.cascade.types import Array, Batch, Vote
 from coe.config.open import open_cascade
 from coe.config.program import positive_int
 from coe.models.inputs import InputDecoder
@@ -32,7 +40,14 @@ from edge.sources import Example, SourceConfig, open_source
 from .config import Baseline, DriftConfig
 from .privacy import SendPolicy, open_send_policy
 
+log = logging.getLogger(__name__)
+
 DEFERRED = "deferred"
+ACTIONS = {
+    "gate": "begins: the device answers by stricter thresholds",
+    "defer": "begins: every example is sent",
+    "hold": "begins: the device's answers are marked uncertain",
+}
 AUDIT_ERROR = "audit_error"
 RETURN_FACTOR = 100.0  # an alarm ends inside a narrower band: the one of this many times its false-alarm rate
 
@@ -92,10 +107,67 @@ class Gauge:
         }
 
 
-class Drift:
-    """An outcome observer with a gauge for each baseline. Thread-safe."""
+class DriftResponse:
+    """What an alarm does while it lasts; `is_active`: it does so now.
 
-    def __init__(self, config: DriftConfig, notify: Callable[[Event], None]) -> None:
+    Its `rules` stand before those of the tiers on this device: by the stricter thresholds of their calibration
+    ("gate"), or so that nothing stays ("defer"). A link that is down, or whose budget is used up, leaves the device's
+    own answer, as ever.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.is_active = False
+        self.rules: list[GatedRule] = []  # of the tiers on this device
+
+    def attach(self, tiers: Sequence[Tier]) -> None:
+        """Give the tiers on this device rules that are stricter while the alarm lasts."""
+        if self.kind in ("gate", "defer"):
+            for tier in itertools.takewhile(lambda tier: not tier.waits, tiers):
+                tier.rule = rule = GatedRule(tier.rule, self)
+                self.rules.append(rule)
+
+    @property
+    def is_uncertain(self) -> bool:
+        return self.is_active and self.kind == "hold"
+
+
+class GatedRule:
+    """`usual`, and while a response is active what its kind makes of it."""
+
+    def __init__(self, usual: DeferralRule, response: DriftResponse) -> None:
+        self.usual = usual
+        self.pools_scores = usual.pools_scores
+        self._response = response
+        self._stricter = usual.stricter() if isinstance(usual, CalibratedVote) and response.kind == "gate" else None
+        if isinstance(usual, CalibratedVote):
+            self.fuse, self.settles = usual.fuse, self._settles
+
+    def needed(self, n_members: int) -> int | None:
+        return self.usual.needed(n_members)
+
+    def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
+        if not self._response.is_active:
+            return self.usual.exits(batch, vote)
+        return np.zeros(len(vote), dtype=np.bool_) if self._stricter is None else self._stricter.exits(batch, vote)
+
+    def _settles(self, outputs: Sequence[Array], n_members: int) -> bool:
+        rule = self._stricter if self._response.is_active else self.usual
+        return isinstance(rule, CalibratedVote) and rule.settles(outputs, n_members)
+
+
+class Drift:
+    """An outcome observer with a gauge for each baseline. Thread-safe.
+
+    Args:
+        response: what an alarm does; it ends once every share is back in its band. While it lasts, the shares are
+            those of what the device would have decided by its usual rules.
+    """
+
+    def __init__(
+        self, config: DriftConfig, notify: Callable[[Event], None], response: DriftResponse | None = None
+    ) -> None:
+        self._response = response or DriftResponse(config.on_drift)
         self._notify = notify
         self._lock = threading.Lock()
         self._gauges = {
@@ -106,7 +178,7 @@ class Drift:
         }
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
-        what = category(outcome)
+        what = category(outcome, self._response.rules)
         if what is None:
             return
         with self._lock:
@@ -115,8 +187,21 @@ class Drift:
                 for gauge in self._gauges.values()
                 if gauge.what != AUDIT_ERROR and gauge.add(gauge.what == what)
             ]
+            changed += self._respond()
         for facts in changed:
             self._notify(Event("drift", facts))
+
+    def _respond(self) -> list[dict[str, Any]]:
+        """Begin or end the response where the last alarm has; the facts of an event, if so."""
+        response = self._response
+        is_out = any(gauge.is_out for gauge in self._gauges.values())
+        if is_out == response.is_active or response.kind == "report":
+            return []
+        response.is_active = is_out
+        log.warning(
+            "drift: %s %s", response.kind, ACTIONS[response.kind] if is_out else "ends: every share is as usual"
+        )
+        return [{"what": "response", "kind": response.kind, "state": "active" if is_out else "ended"}]
 
     def on_audit(self, differs: bool) -> None:
         """Count an audited decision; `differs`: the cloud gave another label."""
@@ -124,9 +209,10 @@ class Drift:
         if gauge is None:
             return
         with self._lock:
-            changed = gauge.facts() if gauge.add(differs) else None
-        if changed:
-            self._notify(Event("drift", changed))
+            changed = [gauge.facts()] if gauge.add(differs) else []
+            changed += self._respond()
+        for facts in changed:
+            self._notify(Event("drift", facts))
 
     def report(self) -> list[dict[str, Any]]:
         """The gauges as plain data."""
@@ -134,13 +220,20 @@ class Drift:
             return [gauge.facts() for gauge in self._gauges.values()]
 
 
-def category(outcome: Outcome) -> str | None:
+def category(outcome: Outcome, rules: Sequence[GatedRule] = ()) -> str | None:
     """ "deferred", or "2 of 3": votes for the device's own decision, of the members asked; None for other outcomes.
 
     An example that the device defers is "deferred" with or without an answer of the cloud.
+
+    Args:
+        rules: of the tiers on this device, where they may be stricter than usual: what counts is the usual.
     """
     if outcome.corrects:
         return None
+    if outcome.decisions is not None:
+        for visit, rule in zip(outcome.decisions.visits, rules, strict=False):
+            if rule.usual.exits(outcome.decisions.batch, visit.vote)[0]:
+                return f"{int(visit.vote.count[0])} of {int(visit.vote.asked[0])}"
     if outcome.deferred:
         return DEFERRED
     decision = outcome.decision

@@ -13,7 +13,7 @@ from edge.sources import Example
 
 from .audit import Audit
 from .config import FieldConfig
-from .drift import Drift
+from .drift import Drift, DriftResponse
 from .harvest import Harvest
 from .privacy import open_send_policy, send_policy_check
 from .scenes import SceneFilter
@@ -33,11 +33,18 @@ class Monitors:
             self.audit.close()
 
 
-def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], state: Path | None) -> Monitors:
+def open_monitors(
+    config: FieldConfig,
+    agent: Agent,
+    labels: tuple[str, ...],
+    state: Path | None,
+    response: DriftResponse | None = None,
+) -> Monitors:
     """The monitors of a config; the agent gets its send policy and observers.
 
     Args:
         state: folder for what survives a restart; None: nothing does.
+        response: of drift, attached to the cascade's tiers; None: it only reports.
     Raises:
         ConfigError: the privacy filter cannot be loaded, or the harvest's folder cannot be created.
     """
@@ -53,7 +60,7 @@ def open_monitors(config: FieldConfig, agent: Agent, labels: tuple[str, ...], st
         agent.known_answer = scenes.answer
         agent.observers.append(scenes)
     if config.drift is not None:
-        monitors.drift = Drift(config.drift, agent.write_event)
+        monitors.drift = Drift(config.drift, agent.write_event, response)
         agent.observers.append(monitors.drift)
     remote_tiers = RemoteTiers(agent.cascade, agent.decoder)
     if config.audit is not None and config.audit.share > 0 and remote_tiers.is_there:

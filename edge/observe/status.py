@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from coe import __version__
+from coe.cascade.errors import InputError
 from coe.cascade.tier import LocalTier
 from coe.cascade.types import Array
+from coe.models.inputs import decode_image
 from edge.agent import Agent
 from edge.field.monitors import Monitors
 from edge.link import LinkState
@@ -26,17 +28,19 @@ from edge.sinks.delivery import SinkHealth
 from edge.sources import Example
 
 N_NEWEST = 24
-MAX_THUMBNAIL_BYTES = 64 * 1024  # of one thumbnail
+MAX_THUMBNAIL_BYTES = 64 * 1024  # of one that is given as it came; larger ones are made smaller when they are asked for
+MAX_KEPT_BYTES = 16 * 2**20  # of the newest examples together
+THUMBNAIL_SIDE = 256
 SECONDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecentDecision:
-    """A decision: its number from 1, its record, and its example, if that may be shown."""
+    """A decision: its number from 1, its outcome, and its example, if that may be shown and is not too old."""
 
     number: int
-    record: dict[str, Any]
+    outcome: Outcome
     value: bytes | Array | None
 
 
@@ -63,6 +67,7 @@ class RecentDecisions:
         self.reasons: Counter[str] = Counter()  # of outcomes without the answer that was wanted
         self.n_deferred = 0
         self._numbers = itertools.count(1)
+        self._n_bytes = 0  # of the newest examples
         self._newest: deque[RecentDecision] = deque(maxlen=N_NEWEST)
         self._shown: deque[list[RecentDecision]] = deque(maxlen=2)  # lists whose thumbnails a page may request
         self._lock = threading.Lock()
@@ -73,7 +78,7 @@ class RecentDecisions:
         if value is not None and not _is_image(value):
             value = None
         with self._lock:
-            self._newest.append(RecentDecision(next(self._numbers), as_record(outcome, self.labels), value))
+            self._keep(RecentDecision(next(self._numbers), outcome, value))
             if outcome.corrects:
                 return
             self.n_deferred += outcome.deferred
@@ -83,6 +88,18 @@ class RecentDecisions:
                 self.times[bisect.bisect_left(SECONDS, outcome.latency_s)] += 1
                 self.time_s += outcome.latency_s
 
+    def _keep(self, newest: RecentDecision) -> None:
+        """What a page would need; records and thumbnails are made once it asks for them."""
+        if len(self._newest) == N_NEWEST:
+            self._n_bytes -= _size(self._newest[0].value)
+        self._newest.append(newest)
+        self._n_bytes += _size(newest.value)
+        if self._n_bytes > MAX_KEPT_BYTES:
+            for one in self._newest:
+                if self._n_bytes > MAX_KEPT_BYTES:
+                    self._n_bytes -= _size(one.value)
+                    one.value = None
+
     def newest(self) -> list[dict[str, Any]]:
         """The records of the newest decisions, newest first, with `number` and `thumbnail`: True if there is one.
 
@@ -91,7 +108,10 @@ class RecentDecisions:
         with self._lock:
             newest = list(self._newest)
             self._shown.append(newest)
-        return [one.record | {"number": one.number, "thumbnail": one.value is not None} for one in reversed(newest)]
+        return [
+            as_record(one.outcome, self.labels) | {"number": one.number, "thumbnail": one.value is not None}
+            for one in reversed(newest)
+        ]
 
     def thumbnail(self, number: int) -> tuple[bytes, str] | None:
         """The example of a decision as an image, and its media type; None if it is not available."""
@@ -100,25 +120,37 @@ class RecentDecisions:
             value = next((one.value for one in shown if one.number == number), None)
         if value is None:
             return None
-        if isinstance(value, bytes):
+        if isinstance(value, bytes) and len(value) <= MAX_THUMBNAIL_BYTES:
             return value, next(kind for magic, kind in TYPES if value.startswith(magic))
-        return _as_png(value), "image/png"
+        return _smaller(value)
 
 
 def _is_image(value: bytes | Array) -> bool:
-    """True for a PNG, a JPEG or uint8 pixels (H, W), (H, W, 1) or (H, W, 3) of at most MAX_THUMBNAIL_BYTES."""
+    """True for a PNG, a JPEG or uint8 pixels (H, W), (H, W, 1) or (H, W, 3)."""
     if isinstance(value, bytes):
-        return len(value) <= MAX_THUMBNAIL_BYTES and value.startswith(tuple(magic for magic, _ in TYPES))
+        return len(value) <= MAX_KEPT_BYTES and value.startswith(tuple(magic for magic, _ in TYPES))
     is_picture = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3))
-    return bool(value.dtype == np.uint8 and is_picture and 0 < value.nbytes <= MAX_THUMBNAIL_BYTES)
+    return bool(value.dtype == np.uint8 and is_picture and 0 < value.nbytes <= MAX_KEPT_BYTES)
 
 
-def _as_png(pixels: Array) -> bytes:
+def _size(value: bytes | Array | None) -> int:
+    return 0 if value is None else len(value) if isinstance(value, bytes) else value.nbytes
+
+
+def _smaller(value: bytes | Array) -> tuple[bytes, str] | None:
+    """An image of at most THUMBNAIL_SIDE, and its media type; None where it cannot be decoded."""
     from PIL import Image
 
+    try:
+        pixels = decode_image(value, 3, least_side=THUMBNAIL_SIDE) if isinstance(value, bytes) else value
+    except InputError:
+        return None
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    is_large = max(picture.size) > THUMBNAIL_SIDE
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    picture.save(buffer, "JPEG" if is_large else "PNG")
+    return buffer.getvalue(), "image/jpeg" if is_large else "image/png"
 
 
 Facts = Mapping[str, Any]

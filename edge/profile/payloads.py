@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coe.calibration import CalibratedVote
 from coe.cascade import Always, Batch, LocalTier, TierError
 from coe.cascade.errors import ConfigError
 from coe.cascade.types import Labels
@@ -117,6 +118,8 @@ def _answers(
     for batch in batches:
         sent = decoder.batch(batch.ids, list(encode(batch)))
         vote = tier.vote(sent, Always(tier.rule.pools_scores, asks_all=True))
+        if isinstance(tier.rule, CalibratedVote):
+            vote = tier.rule.fuse(tier.name, vote, ())
         labels.append(int(vote.labels[0]))
         exits.append(int(tier.rule.exits(sent, vote)[0]))
     return np.array(labels, dtype=np.int64), np.array(exits, dtype=np.int64)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from coe.cascade.errors import CascadeError, ConfigError, RuntimeMissing
 from coe.cascade.types import Batch
 from coe.config import format_seconds
-from coe.config.cascade import LocalTierConfig
+from coe.config.cascade import LocalTierConfig, rule_in_words
 from coe.config.open import open_tier
 from coe.models.loading import read_verified
 from coe.models.tflite import find_interpreter
@@ -232,7 +232,8 @@ def _check_tier(context: CheckContext, tier: LocalTierConfig) -> Iterator[Findin
         opened.close()
     n = len(tier.members)
     message = f"{n} model{'s' if n > 1 else ''} loaded in {format_seconds(loaded_s)}; a decision takes "
-    message += format_seconds(statistics.median(decided_s))
+    message += f"{format_seconds(statistics.median(decided_s))}; it "
+    message += rule_in_words(tier, is_last=tier is context.the_config.cascade.tiers[-1])
     if unpinned:
         fix = f"write `sha256:` of them in a manifest beside them (sha256sum {' '.join(unpinned)})"
         yield warn(what, f"{message}; no checksum is known for {', '.join(unpinned)}", fix)

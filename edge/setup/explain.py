@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from coe.calibration import CalibratedVote
 from coe.cascade.rule import Agreement, Confidence
 from coe.config.cascade import LocalTierConfig, RemoteTierConfig
 from coe.protocol.credentials import is_this_machine
@@ -68,6 +69,10 @@ def examples_sent(config: AgentConfig) -> Iterator[Statement]:
     audit = config.field.audit
     if audit is not None and audit.share > 0 and config.cascade.remote_tiers:
         yield _audited(audit)
+    drift = config.field.drift
+    if drift is not None and drift.on_drift in ("gate", "defer"):
+        more = "every example leaves" if drift.on_drift == "defer" else "more of them leave, by stricter thresholds"
+        yield Statement("leaves", "drift.on_drift", f"While the alarm of drift lasts, {more}.")
     if config.cascade.remote_tiers:
         yield from _limits(config)
     for sink in config.sinks:
@@ -112,6 +117,11 @@ def _when(before: LocalTierConfig | RemoteTierConfig | None) -> str:
         return "Every example leaves, since there is no tier before this one."
     if isinstance(before.rule, Confidence):
         return f"An example leaves when tier {before.name} is less than {before.rule.threshold:g} sure of its answer."
+    if isinstance(before.rule, CalibratedVote) and before.rule.threshold is not None:
+        return (
+            "An example leaves when the calibrated vote of all models asked so far gives its label a probability under "
+            f"{before.rule.threshold:g} at tier {before.name}."
+        )
     if isinstance(before, LocalTierConfig) and isinstance(before.rule, Agreement):
         n = len(before.members)
         needed = before.rule.needed(n)

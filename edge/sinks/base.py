@@ -31,6 +31,7 @@ class Outcome:
         at: wall-clock second of the answer.
         spooled: key under which the example waits for a later answer; "" where it does not.
         corrects: key of the spooled example whose earlier, degraded answer this replaces; "" where it is the first.
+        uncertain: the device's own answer, while its inputs are not as they were calibrated.
         decisions: what `decision` was read from (B = 1); None where there is none, or it came from the disk.
     """
 
@@ -45,6 +46,7 @@ class Outcome:
     at: float = field(default_factory=time.time)
     spooled: str = ""
     corrects: str = ""
+    uncertain: bool = False
     decisions: Decisions | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -151,6 +153,10 @@ def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:
         }
         if decision.call is not NO_CALL:
             record["call"] = {key: round(value, 7) for key, value in decision.call.to_dict().items()}
+        if decision.rule:
+            record["rule"] = decision.rule
+        if outcome.uncertain:
+            record["uncertain"] = True
         if decision.id != outcome.id:
             record["same_as"] = decision.id
     if outcome.error is not None:

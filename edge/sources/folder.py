@@ -39,7 +39,7 @@ ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")  # of a PNG, of a JPEG
 
 MOST_FILE_BYTES = 64 * 2**20
 MOST_GONE = 10_000  # names of deleted files that are remembered all the same
-MOST_FOUND = 16384  # names that one scan gives; in a folder with more new files the next one follows
+MOST_FOUND = 8192  # names that one scan gives; in a folder with more new files the next one follows
 CHECK_S = 1.0  # how soon it is noticed that a folder was replaced
 SCAN_S = 60.0  # between two scans of a folder of which the kernel reports
 SCAN_SHARE, NAMES_SHARE = 1 / 400, 1 / 20  # most of a core that scans of a large folder take: idle, and as files come
@@ -348,10 +348,16 @@ def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
 def _bytes_of(path: str) -> tuple[bytes | None, str | None]:
     """A file's content, or why it cannot be read; one that is too large is not read into memory."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
             if size > MOST_FILE_BYTES:
                 return None, f"cannot be read: expected at most {MOST_FILE_BYTES:,} bytes, got {size:,}"
-            return file.readall(), None
+            data = os.read(descriptor, size)
+            while len(data) < size and (more := os.read(descriptor, size - len(data))):
+                data += more
+            return data, None
+        finally:
+            os.close(descriptor)
     except OSError as failure:
         return None, f"cannot be read: {describe_error(failure)}"

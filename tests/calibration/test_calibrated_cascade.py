@@ -10,7 +10,7 @@ from calibrated import by_hand, cascade_of, cascades, equal
 from hypothesis import given
 from strategies import Broken, one_hot, rows, table_tier
 
-from coe.calibration import CalibratedVote, Gate
+from coe.calibration import CalibratedVote
 from coe.cascade import Agreement, Cascade, TierRejected, TierUnavailable
 
 
@@ -73,16 +73,12 @@ def test_where_a_tier_gives_no_answer_all_members_of_the_one_before_are_weighed(
             assert decided.degraded.startswith("unavailable")
 
 
-def test_a_closed_gate_holds_answers_to_the_stricter_threshold():
-    gate = Gate()
-    rule = CalibratedVote((equal(2, 0.5, 0.999),), gate=gate)
-    last = CalibratedVote((equal(3),), 2)
-    cascade = Cascade([table_tier([one_hot([0])] * 2, rule), table_tier([one_hot([0])], last)])
-    assert cascade.decide(rows(1))[0].exit_tier == 1
-    gate.is_closed = True
-    assert cascade.decide(rows(1))[0].exit_tier == 2
-    gate.is_closed = False
-    assert cascade.decide(rows(1))[0].exit_tier == 1
+def test_the_stricter_rule_holds_answers_to_the_gate_threshold():
+    rule = CalibratedVote((equal(2, 0.5, 0.999),))
+    for own, exit_tier in ((rule, 1), (rule.stricter(), 2)):
+        last = table_tier([one_hot([0])], CalibratedVote((equal(3),), 2))
+        assert Cascade([table_tier([one_hot([0])] * 2, own), last]).decide(rows(1))[0].exit_tier == exit_tier
+    assert CalibratedVote((equal(2, 0.5),)).stricter() is None
 
 
 def test_a_tier_of_other_members_than_were_calibrated_gives_no_answer():

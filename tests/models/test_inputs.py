@@ -81,6 +81,33 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight_and_not_clipped_to_white():
     assert decode_image(encoded(deep), 3)[..., 2].tolist() == [[0, 1], [128, 255]]
 
 
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((63, 200), (63, 200)), ((64, 64), (32, 32)), ((200, 300), (50, 75)), ((300, 400), (38, 50)), ((5, 5), (5, 5))],
+)
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_at_least_twice_the_tasks(size, decoded):
+    height, width = size
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 7], axis=2).astype(np.uint8)
+    input_spec = InputSpec("image", (12, 16, 3))  # twice its longer side is 32
+    data = encoded(pixels, "JPEG", quality=95)
+    batch = InputDecoder(input_spec).batch(["a"], [data])
+    assert batch.x.shape == (1, *decoded, 3)
+    assert batch.captured[0] == data  # what is sent is the file as it came
+    whole = decode_image(data, 3)
+    assert whole.shape == (height, width, 3)
+    if min(size) > 16:
+        difference = input_spec.resized(batch.x).astype(int) - input_spec.resized(whole[None])
+        assert np.abs(difference).max() <= 6
+
+
+def test_a_png_and_pixels_keep_their_size():
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    decoder = InputDecoder(InputSpec("image", (8, 8, 3)))
+    assert decoder.batch(["a"], [encoded(pixels)]).x.shape == (1, 100, 100, 3)
+    assert decoder.batch(["a"], [pixels]).x.shape == (1, 100, 100, 3)
+
+
 def test_a_cmyk_jpeg_is_decoded():
     picture = Image.new("CMYK", (6, 8), (0, 0, 0, 0))
     assert decode_image(encoded(picture, "JPEG"), 3).min() > 250

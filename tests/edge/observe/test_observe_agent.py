@@ -20,9 +20,10 @@ from edge.field.config import AuditConfig, FieldConfig
 from edge.field.drift import Baseline, DriftConfig
 from edge.field.monitors import open_monitors
 from edge.link import LinkState, LinkStatus
+from edge.observe import status as status_module
 from edge.observe.config import ObserveConfig, read_observe
 from edge.observe.server import ObserveServer
-from edge.observe.status import MAX_THUMBNAIL_BYTES, N_NEWEST, AgentView, RecentDecisions
+from edge.observe.status import MAX_KEPT_BYTES, MAX_THUMBNAIL_BYTES, N_NEWEST, AgentView, RecentDecisions, _smaller
 from edge.sinks import Outcome
 from edge.sinks.delivery import SinkHealth
 from edge.sources import Example
@@ -192,7 +193,7 @@ def test_thumbnails_of_a_list_can_be_asked_for_though_newer_decisions_came(devic
     ("value", "outcome", "thumbnails"),
     [
         (png(1), decided("a", 'held-back: tier cloud: class "two" is never sent', deferred=True), True),
-        (b"\x89PNG" + bytes(MAX_THUMBNAIL_BYTES), decided("a"), True),
+        (b"\x89PNG" + bytes(MAX_KEPT_BYTES), decided("a"), True),
         (png(1), decided("a"), False),
     ],
 )
@@ -202,6 +203,36 @@ def test_what_is_held_back_too_large_or_not_wanted_is_not_shown(value, outcome, 
     (record,) = recent.newest()
     assert record["thumbnail"] is False
     assert recent.thumbnail(record["number"]) is None
+
+
+def test_of_a_large_photo_a_thumbnail_is_made_once_somebody_looks(monkeypatch):
+    made = []
+    monkeypatch.setattr(status_module, "_smaller", lambda value: made.append(1) or _smaller(value))
+    pixels = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    assert len(buffer.getvalue()) > MAX_THUMBNAIL_BYTES
+    recent = RecentDecisions(LABELS, thumbnails=True)
+    for name, value in (("photo", buffer.getvalue()), ("frame", pixels), ("torn", b"\x89PNG" + bytes(10**5))):
+        recent.on_outcome(Example(name, value), decided(name))
+    numbers = {record["id"]: record["number"] for record in recent.newest()}
+    assert not made
+    for name in ("photo", "frame"):
+        body, kind = recent.thumbnail(numbers[name])
+        assert (Image.open(io.BytesIO(body)).size, kind) == ((256, 192), "image/jpeg")
+    assert recent.thumbnail(numbers["torn"]) is None
+
+
+def test_large_photos_are_kept_within_bounded_memory():
+    recent = RecentDecisions(LABELS, thumbnails=True)
+    photo = b"\xff\xd8\xff" + bytes(MAX_KEPT_BYTES // 3)
+    for number in range(2 * N_NEWEST):
+        recent.on_outcome(Example(f"x{number}", photo), decided(f"x{number}"))
+        kept = [record["thumbnail"] for record in recent.newest()]
+        assert kept == [True] * min(2, number + 1) + [False] * (len(kept) - 2)
+    for number in range(N_NEWEST):
+        recent.on_outcome(Example(f"y{number}", png(1)), decided(f"y{number}"))
+    assert all(record["thumbnail"] for record in recent.newest())
 
 
 def test_a_correction_is_listed_and_not_counted_again():
