@@ -17,7 +17,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not BENCH.is_dir(), reason="the benchmarks are in the checkout, not in the wheel"),
 ]
-NAMES = ("members", "member-crashes", "files", "folder-goes", "garbage", "link", "kills", "mqtt-kills")
+NAMES = ("members", "member-crashes", "files", "folder-goes", "sinks-fail", "other-task", "refusals", "garbage")
+NAMES += ("http-proxy", "link", "kills", "mqtt-kills")
 
 
 @pytest.mark.parametrize("name", NAMES)
