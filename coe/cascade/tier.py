@@ -206,7 +206,7 @@ class LocalTier:
         ballots: list[int] = []  # cast
         outputs: list[Array] = []  # of the members asked
         reasons: dict[int, str] | None = None
-        left = len(self.members)
+        left, shape, is_short = len(self.members), self._shape_of_one, self._is_short
         prepare, ready = None, x
         for member in self.members:
             own = member.prepare
@@ -215,9 +215,9 @@ class LocalTier:
                     ready = own(x)
                     prepare = own
                 output = member.predict(ready)  # (1, L)
-                if output.shape != self._shape_of_one:
+                if output.shape != shape:
                     raise self._wrong_shape(output, 1)
-                if self._is_short:
+                if is_short:
                     row = output.tolist()[0]
                     if not math.isfinite(sum(row)):
                         raise _not_finite()
@@ -242,7 +242,7 @@ class LocalTier:
         voted = outputs
         if reasons is not None:
             voted = [output for index, output in enumerate(outputs) if index not in reasons]
-        if self.failures.is_any:
+        if self.failures.reasons:
             self.failures.count_votes(len(outputs), reasons or ())
         top, _ = leaders_of_one(ballots)
         label, score = plurality_of_one(ballots, top, voted)
@@ -333,7 +333,7 @@ class LocalTier:
         if n_votes < len(votes):
             reasons[index] = self.failures.count(index, _not_finite(), len(votes) - n_votes)
             output = np.where(votes[:, None], output, np.nan)
-        elif self.failures.is_any:
+        elif self.failures.reasons:
             self.failures.count_vote(index)
         return output
 
@@ -394,11 +394,6 @@ class MemberFailures:
         self._n_good: dict[int, int] = {}  # votes in a row since, of those that fail now
         self._n_before: dict[int, int] = {}  # `n_failed` as they began
         self._lock = threading.Lock()
-
-    @property
-    def is_any(self) -> bool:
-        """True if a member fails now."""
-        return bool(self.reasons)
 
     def count(self, index: int, error: BaseException, n_rows: int = 1) -> str:
         """Count rows on which a member did not vote. Returns which member and why."""
