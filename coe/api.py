@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,6 @@ from coe.examples import Image, Input, Tensor, Text, as_values
 from coe.models.inputs import InputDecoder
 from coe.models.pool import MemberPool
 from coe.models.python import PythonMember
-
-if TYPE_CHECKING:
-    from coe.calibration import Calibration
 
 Member: TypeAlias = Any
 """A model of an ensemble: a path of an ONNX, TFLite or pinned torch file ("zoo:digits/stroke.onnx" too); a mapping as
@@ -344,7 +341,6 @@ class Cascade:
         Raises:
             ConfigError: a label that is none, too few of them, or nothing that is within the budget or certified.
         """
-        from coe.calibration import Calibration
         from coe.calibration.tiers import calibrate
 
         values = as_values(x, self._task.input_spec)

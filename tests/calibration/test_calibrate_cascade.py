@@ -59,6 +59,19 @@ def test_a_calibrated_cascade_is_better_for_less_and_says_what_it_can_promise():
     assert Calibration.from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
+def test_another_cascade_of_the_same_members_takes_the_table(tmp_path):
+    members, x, y = callables(600)
+    with opened(members) as cascade:
+        cascade.calibrate(x, y, costs=COSTS).write(tmp_path / "calibration.json")
+        decided = cascade.decide(x)
+    tiers = [[member] for member in members]
+    table = tmp_path / "calibration.json"
+    with coe.Cascade(tiers, labels=NAMES, input=coe.Tensor(1), calibration=table) as other:
+        again = other.decide(x)
+    assert again.names == decided.names
+    assert again.exit_tier.tolist() == decided.exit_tier.tolist()
+
+
 def test_the_cascade_decides_as_the_table_says_of_what_members_said():
     members, x, y = callables(600)
     with opened(members) as cascade:
