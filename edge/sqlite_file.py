@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -18,7 +19,8 @@ class FileLock:
     """An exclusive lock of `path`, the file of the setting `field`, until `close`.
 
     Raises:
-        ConfigError: another process holds it, or the folder cannot be written.
+        ConfigError: another process holds it.
+        OSError: the folder cannot be written now.
     """
 
     def __init__(self, path: Path, field: str) -> None:
@@ -27,8 +29,8 @@ class FileLock:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            why = f"{path.parent} cannot be written: {error.strerror}"
-            raise ConfigError([f"{field}: {why} (set `state:` to a folder that can)"]) from None
+            why = f"{field} cannot be written: {error.strerror} (set `state:` to a folder that can)"
+            raise OSError(error.errno, why, str(path.parent)) from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -110,7 +112,8 @@ def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite
     Its new path is returned, too: NAME.damaged-TIME, or NAME.format-VERSION-TIME.
 
     Raises:
-        ConfigError: as `connect`, or the file cannot be opened.
+        ConfigError: as `connect`.
+        OSError: it cannot be opened now, as on a full disk.
     """
     try:
         try:
@@ -124,7 +127,7 @@ def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite
             aside = set_aside(path)
             return connect(path, kind, sync), aside
     except (sqlite3.Error, OSError) as error:
-        raise ConfigError([f"{kind.field}: {path} cannot be opened: {error}"]) from None
+        raise OSError(errno.EIO, f"{kind.field} cannot be opened: {error}", str(path)) from None
 
 
 def read_only(path: Path) -> sqlite3.Connection:

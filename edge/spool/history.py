@@ -184,7 +184,8 @@ class FileHistory:
         """Remember this folder's files; the other methods take it as it is given here.
 
         Raises:
-            ConfigError: the database is in use by another agent, or cannot be opened.
+            ConfigError: the database is in use by another agent, or another program's.
+            OSError: it cannot be opened now.
         """
         with self._lock:
             if self._db is None:

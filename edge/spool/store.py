@@ -9,6 +9,7 @@ network sets it: such a jump drops no example, and keeps none for ever.
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import threading
@@ -143,7 +144,8 @@ class SpoolStore:
         on_event: called with each event of the spool, on any thread; None: they wait until it is set.
         clock: seconds that only go forward.
     Raises:
-        ConfigError: the file is in use by another agent, or cannot be opened.
+        ConfigError: the file is in use by another agent, or another program's.
+        OSError: it cannot be opened now.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class SpoolStore:
         try:
             try:
                 db, aside = connect_or_anew(config.path, SPOOL, config.sync)
-            except ConfigError:  # such as on a full disk: with more room it may be opened
+            except OSError:  # such as on a full disk: with more room it may be opened
                 if not ballast_of(config.path).exists():
                     raise
                 ballast_of(config.path).unlink()
@@ -423,9 +425,8 @@ class SpoolStore:
         except sqlite3.Error as error:
             db.close()
             if not is_damaged(error):
-                raise ConfigError(
-                    [f"{SPOOL.field}: {self.config.path} cannot be used: {describe_error(error)}"]
-                ) from None
+                what = f"{SPOOL.field} cannot be used: {describe_error(error)}"
+                raise OSError(errno.EIO, what, str(self.config.path)) from None
         aside = set_aside(self.config.path)
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
         return self._table_of(connect(self.config.path, SPOOL, self.config.sync))

@@ -272,7 +272,7 @@ def test_a_damaged_history_is_set_aside_and_logged(tmp_path, logged):
     life = Life(tmp_path)
     assert life.run(1) == ["a.png"]
     life.end()
-    assert "was damaged" in logged[0]
+    assert "cannot be used (now folders.db.damaged-" in logged[0]
     assert len(list(path.parent.glob("folders.db.damaged-*"))) == 1
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import BOUND_S, Cloud, Program, closed_port, edge, until
+from programs import BOUND_S, Cloud, Program, closed_port, edge, records_in, until
 
 sys.path.insert(1, str(Path(__file__).parent.parent / "sinks"))
 
@@ -155,3 +155,24 @@ def test_kills_with_a_broker_there_or_away_lose_no_id_and_no_correction(tmp_path
         if is_there:
             run.kill(KILLS)
         run.finish()
+
+
+@pytest.mark.slow
+def test_a_batch_waits_for_late_answers_within_its_bound_and_the_rest_is_sent_by_hand(tmp_path):
+    run = Run(tmp_path, "{path: out.jsonl}", list, seed=9)
+    text = run.config.read_text().replace("{link_share: 1}", "{wait_s: 0.1}").replace("watch: true", "watch: false")
+    run.config.write_text(text)
+    run.camera.put(6)
+    with edge(tmp_path, run.config, "--once") as agent:
+        assert agent.end() == 0, agent.complained
+    records = records_in((tmp_path / "out.jsonl").read_text())
+    spooled = {record["spooled"] for record in records if "spooled" in record}
+    assert f"{len(spooled)} examples still wait for an answer (`coe-edge spool send` sends them)" in agent.complained
+    with (
+        Cloud(tmp_path, port=run.port),
+        Program("edge.main", ["spool", "send", "--config", run.config, "--json"], tmp_path) as sending,
+    ):
+        assert sending.end() == 0, sending.complained
+    assert json.loads(sending.said) == {"corrected": len(spooled), "left": 0}
+    records = records_in((tmp_path / "out.jsonl").read_text())
+    assert {record["corrects"] for record in records if "corrects" in record} == spooled

@@ -466,9 +466,9 @@ def test_a_file_of_the_format_before_is_brought_up_to_date_with_what_it_holds(tm
     store.close()
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"spool\.path: .* cannot be written: .* \(set `state:`"):
+    with pytest.raises(OSError, match=r"spool\.path cannot be written: .* \(set `state:`"):
         opened(tmp_path / "file" / "state")
 
 
