@@ -49,3 +49,18 @@ def test_an_agent_starts_light_and_soon():
         assert result[runtime]["heavy_imports"] == []
         assert result[runtime]["memory_within_bound"]
         assert result[runtime]["start_to_first_decision_s"] < 3  # the bound of 1 s is for a quiet machine
+
+
+@pytest.mark.slow
+def test_the_agent_benchmark_compares_real_processes_on_the_same_files():
+    result = bench("agent.py", "--files", "30", "--rounds", "1")
+    assert result["rounds"][0].keys() == {"plain", "jsonlines", "sqlite", "page"}
+    assert result["ratio_to_plain"].keys() == result["bounds"].keys() == {"jsonlines", "sqlite", "page"}
+    assert all(way.keys() == {"us_each", "cpu_us_each"} for way in result["ratio_to_plain"].values())
+
+
+@pytest.mark.slow
+def test_the_agent_benchmark_says_what_a_watched_folder_costs():
+    result = bench("agent.py", "--watched", "200", "--seconds", "1")
+    assert 0 <= result["reported"]["cpu_share"] < 1
+    assert result["polled"].keys() == {"cpu_share", "cpu_share_of_100_files", "bytes_a_file"}
