@@ -168,7 +168,7 @@ def test_a_tier_whose_members_all_fail_is_no_answer_to_be_kept_and_the_tier_befo
     Agent(Cascade(tiers), DECODER, sink).run(Numbers(5))
     decisions = {outcome.id: outcome.decision for outcome in sink.outcomes}
     assert [decisions[f"x{number}"].exit_tier for number in range(5)] == [1, 2, 1, 1, 1]
-    assert decisions["x3"].degraded.startswith("failed: tier large: no member voted: member seat-2: ")
+    assert decisions["x3"].degraded == "failed: tier large: no member voted"
 
 
 def test_an_unexpected_error_is_its_examples_alone_and_logged_once(caplog):
