@@ -24,7 +24,7 @@ from recipes.report import (
     table,
     write_report,
 )
-from sim.studies.replay import Replayed, lead
+from sim.studies.replay import Replayed, lead, with_limits
 from sim.traces import Costs, Trace
 
 from .training import N_VIEWS, RECIPES, TEACHER, TIERS
@@ -41,7 +41,7 @@ class Plan:
 
     Args:
         exits: (share decided in tier 1, share of the best model).
-        gain: accuracy over the best model's; margin: half of its 95% interval, of the same examples.
+        gain: accuracy over the best model's; limits: its 95% interval, of the same examples.
         flops: accounting -> average against the best model's.
     """
 
@@ -49,7 +49,7 @@ class Plan:
     accuracy: float
     exits: tuple[float, float]
     gain: float
-    margin: float
+    limits: tuple[float, float]
     flops: Mapping[str, float]
 
     @property
@@ -59,16 +59,16 @@ class Plan:
     @property
     def is_level(self) -> bool:
         """True if its accuracy cannot be told from the best model's on these examples, or is better."""
-        return self.gain + self.margin >= 0
+        return self.limits[1] >= 0
 
 
 def plan(trace: Trace, members: Sequence[str], flops: Mapping[str, float]) -> Plan:
     """What the cascade does on a trace."""
     run = replayed(trace, [members, [BEST]], ("unanimous",))
-    gain, margin = lead(run.right, trace.right(BEST))
+    gain, *limits = lead(run.right, trace.right(BEST))
     costs = {kind: cost / flops[BEST] for kind, cost in run.average_costs(Costs("flops", flops)).items()}
     first, last = run.exits
-    return Plan(tuple(members), run.accuracy, (first, last), gain, margin, costs)
+    return Plan(tuple(members), run.accuracy, (first, last), gain, (limits[0], limits[1]), costs)
 
 
 def plans(trace: Trace, flops: Mapping[str, float]) -> list[Plan]:
@@ -169,7 +169,7 @@ def wider_section(folder: Path, calibration: Trace, flops: Mapping[str, float]) 
     chosen = choose(found, LEAST_DECIDED)
     level = "is the cheapest that" if chosen.is_level else "is the most accurate; there is none that"
     rows = [
-        [names(one), f"{one.accuracy:.2%}", f"{one.gain:+.2%} +- {one.margin:.2%}", f"{one.exits[0]:.1%}",
+        [names(one), f"{one.accuracy:.2%}", with_limits(one.gain, one.limits, "+.2%"), f"{one.exits[0]:.1%}",
          f"{one.dearest:.2f}x"]
         for one in frontier(found)
     ]  # fmt: skip

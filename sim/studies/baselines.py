@@ -18,6 +18,7 @@ from .candidates import MOST_TIERS, Candidate, Ensemble, Shape, by_cost, ensembl
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # one t for all tiers
 LEVELS = tuple(np.round(np.arange(0.05, 1.0, 0.1), 2).tolist())  # shares of a tier's examples that stay
+MOST_SCORED = 2000  # cascades of ensembles by score: each ensemble's outputs are pooled
 MOST_SEARCHED = 3  # tiers whose thresholds are searched one by one; longer cascades share a level
 
 
@@ -124,15 +125,18 @@ def _committee(models: tuple[str, ...], t: float) -> Candidate:
     return Candidate("committee cascade", _singly(models), make, rules)  # outputs of those before are there already
 
 
-def same_members(ensemble_votes: EnsembleVotes, chosen: Sequence[Shape]) -> list[Candidate]:
-    """The chosen cascades' own tiers, deferring by the score of their label instead of by agreement."""
+def of_ensembles(ensemble_votes: EnsembleVotes, shapes: Sequence[Shape], most: int) -> list[Candidate]:
+    """The tiers that cascades of ensembles may have, deferring by the score of their label instead of by agreement;
+    of more than `most` or MOST_SCORED, evenly chosen ones."""
     pools = ensemble_votes.trace.has_probabilities
+    every = list(dict.fromkeys(tuple(members for members, _ in shape) for shape in shapes))
+    step = max(1, -(-len(every) * len(LEVELS) // min(most, MOST_SCORED)))
     found = []
-    for tiers in dict.fromkeys(tuple(members for members, _ in shape) for shape in chosen):
+    for tiers in every[::step]:
         marks = [_score_quantiles(ensemble_votes, members, pools) for members in tiers[:-1]]
         for level in range(len(LEVELS)):
             thresholds = [own[level] for own in marks]
-            found.append(_by_confidence("confidence, same members", tiers, thresholds, pools))
+            found.append(_by_confidence("confidence, ensembles", tiers, thresholds, pools))
     return found
 
 

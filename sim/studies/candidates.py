@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice, pairwise, product
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.calibration.bound import share_interval
 from coe.calibration.choose import pareto_set as pareto_set  # beside `measure`, whose columns it takes
 from coe.cascade import Accounting, tier_charges
-from sim.sweep import EnsembleVotes, Outcomes, SweptTier, sweep
+from sim.sweep import EnsembleVotes, Outcomes, SweptTier, right_rows, sweep
 from sim.traces import Costs, Trace
 
 MOST_MEMBERS, MOST_TIERS = 5, 5
@@ -200,6 +202,16 @@ class Measured:
     def accuracy(self) -> Values:
         return self.outcomes.accuracy
 
+    def exits(self, row: int) -> list[int]:
+        """Of one candidate, examples that left at each tier."""
+        exits: list[int] = self.outcomes.exits[row, : len(self.candidates[row].charged)].tolist()
+        return exits
+
+    def cost_limits(self, row: int, costs: Costs, accounting: Accounting) -> tuple[float, float]:
+        """Of one candidate's average cost, 95%."""
+        members = [[costs.of[name] for name in tier] for tier in self.candidates[row].charged]
+        return cost_interval(tier_charges(members, accounting), self.exits(row))
+
 
 def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, costs: Sequence[Costs]) -> Measured:
     """Every candidate over the panel's examples."""
@@ -220,9 +232,35 @@ def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, cost
     return Measured(candidates, outcomes, charged)
 
 
-def drop_in(costs: Values, accuracy: Values, needed: float) -> int:
-    """The cheapest that is at least `needed` accurate; where none is, the most accurate."""
-    good = np.flatnonzero(accuracy >= needed)
+def differences(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, model: str) -> NDArray[np.int64]:
+    """(C, 2) examples on which a candidate alone is right, and on which this model alone is."""
+    other, n = ensemble_votes.trace.right(model), len(ensemble_votes)
+    rights = [right_rows(candidate.make(ensemble_votes), n) for candidate in candidates]
+    return np.array([[int((mine & ~other).sum()), int((other & ~mine).sum())] for mine in rights])
+
+
+def drop_in(costs: Values, accuracy: Values, is_good: NDArray[np.bool_]) -> int:
+    """The cheapest of those that are good enough; where none is, the most accurate."""
+    good = np.flatnonzero(is_good)
     if good.size:
         return int(good[np.lexsort((-accuracy[good], costs[good]))[0]])
     return int(np.lexsort((costs, -accuracy))[0])
+
+
+def cost_interval(charges: Values, exits: Sequence[int], level: float = 0.95) -> tuple[float, float]:
+    """Limits of the average cost, where `exits` (T,) examples left at each tier and `charges` (T,) is what they pay.
+
+    Exact where there are two tiers; of more, half an example more in each, so that a few that all left at one tier do
+    not show that all would.
+    """
+    if len(charges) == 1:
+        return float(charges[0]), float(charges[0])
+    if len(charges) == 2:
+        shares = share_interval(int(exits[1]), int(sum(exits)), level)
+        low, high = sorted(float(charges[0] + share * (charges[1] - charges[0])) for share in shares)
+        return low, high
+    counts = np.asarray(exits) + 0.5
+    mean = counts @ charges / counts.sum()
+    spread = counts @ (charges - mean) ** 2 / counts.sum()
+    half = NormalDist().inv_cdf((1 + level) / 2) * float(spread / counts.sum()) ** 0.5
+    return max(float(mean) - half, float(charges.min())), min(float(mean) + half, float(charges.max()))

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from coe.calibration.bound import difference_interval, share_interval
 from coe.cascade import Accounting, Agreement, ConfigError
 from sim import arguments
 from sim.output import OURS, Figure, Part, Progress, Series, Table
@@ -22,15 +24,27 @@ from sim.sweep import EnsembleVotes
 from sim.traces import CALIBRATION, TEST, Costs, TierSpec, Trace, pick, read_costs, read_trace
 
 from . import baselines
-from .candidates import Candidate, Choices, Measured, Values, cascade, drop_in, measure, pareto_set, shapes
-from .replay import lead, replay_trace
+from .candidates import (
+    Candidate,
+    Choices,
+    Measured,
+    Shape,
+    Values,
+    cascade,
+    differences,
+    drop_in,
+    measure,
+    pareto_set,
+    shapes,
+)
+from .replay import lead, replay_trace, with_limits
 
 __all__ = ["Choices", "ParetoStudy", "as_part", "run"]
 
 Cloud = tuple[Sequence[float], Sequence[float]]
 N_METHODS = 10
 MOST_DOTS = 4000  # of the cascades tried, in a picture
-BEST_FOUR = 4  # the paper shows the best four confidence cascades of a wide sweep
+SURE = 0.9  # level of the two-sided interval whose lower end is the margin: 95% to that side
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +52,11 @@ class Method:
     """One method's chosen systems on the report split, by rising calibration cost.
 
     Args:
-        pick: which of them is the drop-in: on calibration the cheapest at least as accurate as the best single model,
-            or the most accurate where none is.
-        is_drop_in: whether it was at least as accurate there.
+        pick: which of them is the drop-in: the cheapest that is shown on calibration (95%) to be as accurate as the
+            best single model, or the most accurate where none is.
+        is_drop_in: whether it was shown there.
         tried: systems swept on calibration.
+        differing: (C, 2) examples of the report split where it alone is right, and where the best single model is.
         calibration_accuracy: (C,) of the chosen.
     """
 
@@ -51,6 +66,12 @@ class Method:
     pick: int
     is_drop_in: bool
     tried: int
+    differing: NDArray[np.int64]
+
+    def difference(self, row: int) -> tuple[float, float, float]:
+        """Accuracy of one choice less that of the best single model, and its limits, 95%."""
+        gains, losses = self.differing[row].tolist()
+        return (gains - losses) / self.chosen.outcomes.n, *difference_interval(gains, losses, self.chosen.outcomes.n)
 
 
 @dataclass(frozen=True)
@@ -68,14 +89,14 @@ class ParetoStudy:
     left_out: Sequence[str]
 
     @cached_property
-    def lead(self) -> tuple[float, float]:
-        """How much more accurate the chosen cascade is than the best single model, and half its 95% interval.
+    def lead(self) -> tuple[float, float, float]:
+        """How much more accurate the chosen cascade is than the best single model, and its limits, 95%.
 
         Through `coe.cascade` itself, example by example; the sweep must have come to the same.
         """
         ours = self.method(OURS)
         if ours is None:
-            return 0.0, 0.0
+            return 0.0, 0.0, 0.0
         shape = ours.chosen.candidates[ours.pick].shape
         specs = [TierSpec(own, Agreement(Fraction(max(needed, 1), len(own)))) for own, needed in shape]
         replayed = replay_trace(self.report, specs)
@@ -103,7 +124,7 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
         ours = chooser.measure(list(map(cascade, found)))
         cloud = (ours.costs[chooser.key], ours.accuracy)
         methods.append(chooser.choose_from(ours))
-        methods += _variants(chooser, methods[-1].chosen.candidates, choices.seed)
+        methods += _variants(chooser, found, methods[-1].chosen.candidates, choices)
     methods += _confidence(chooser, cost)
     progress.end()
     best, left_out = chooser.best_single, _left_out(trace, bool(found))
@@ -114,24 +135,23 @@ def _confidence(chooser: _Chooser, cost: dict[str, float]) -> list[Method]:
     trace = chooser.calibration.trace
     if not trace.has_scores or len(trace.models) < 2:
         return []
-    best_four = chooser.choose(baselines.confidence(trace, cost), at_most=BEST_FOUR)
-    others = [baselines.idk(chooser.calibration, cost)]
+    others = [baselines.confidence(trace, cost), baselines.idk(chooser.calibration, cost)]
     if trace.has_probabilities:
         others += [baselines.idk_entropy(chooser.calibration, cost), baselines.committees(cost)]
-    return [best_four, *map(chooser.choose, others)]
+    return list(map(chooser.choose, others))
 
 
-def _variants(chooser: _Chooser, chosen: Sequence[Candidate], seed: int) -> list[Method]:
-    """The chosen cascades with other rules in the same tiers."""
+def _variants(chooser: _Chooser, every: Sequence[Shape], chosen: Sequence[Candidate], choices: Choices) -> list[Method]:
+    """Ensembles in tiers with other rules: by confidence any that could be had, else the chosen ones."""
     found = []
     if chooser.calibration.trace.has_scores:
-        found.append(chooser.choose(baselines.same_members(chooser.calibration, [one.shape for one in chosen])))
+        found.append(chooser.choose(baselines.of_ensembles(chooser.calibration, every, choices.most)))
     on_calibration = chooser.measure(chosen).outcomes
     random = []
     for one, exits in zip(chosen, on_calibration.exits.tolist(), strict=True):
         left = np.cumsum([0, *exits])[:-1]
         stays = [share / max(on_calibration.n - before, 1) for share, before in zip(exits, left.tolist(), strict=True)]
-        random.append(baselines.random_deferral(one.shape, stays, seed))
+        random.append(baselines.random_deferral(one.shape, stays, choices.seed))
     found.append(chooser.take_all(random))
     found.append(chooser.take_all([baselines.ideal(one.shape) for one in chosen]))
     return found
@@ -160,18 +180,16 @@ class _Chooser:
         self.key: tuple[str, Accounting] = (choices.costs[0].kind, choices.charged_by)
         accuracy = self.measure(baselines.singles(calibration.trace)).accuracy
         self.best_single = list(calibration.trace.models)[int(accuracy.argmax())]  # on calibration, as is the bar
-        self.bar = float(accuracy.max())
 
     def measure(self, candidates: Sequence[Candidate]) -> Measured:
         return measure(candidates, self.calibration, self.choices.costs)
 
-    def choose(self, candidates: Sequence[Candidate], at_most: int | None = None) -> Method:
-        return self.choose_from(self.measure(candidates), at_most)
+    def choose(self, candidates: Sequence[Candidate]) -> Method:
+        return self.choose_from(self.measure(candidates))
 
-    def choose_from(self, swept: Measured, at_most: int | None = None) -> Method:
-        """The Pareto set of what was swept on calibration, or the most accurate of it, over the report split."""
-        costs, accuracy = swept.costs[self.key], swept.accuracy
-        return self._method(swept, pareto_set(costs, accuracy)[-at_most if at_most else None :])
+    def choose_from(self, swept: Measured) -> Method:
+        """The Pareto set of what was swept on calibration, over the report split."""
+        return self._method(swept, pareto_set(swept.costs[self.key], swept.accuracy))
 
     def take_all(self, candidates: Sequence[Candidate]) -> Method:
         """As they are, by rising cost: variants of systems chosen already."""
@@ -179,13 +197,18 @@ class _Chooser:
         return self._method(swept, np.argsort(swept.costs[self.key], kind="stable").tolist())
 
     def _method(self, swept: Measured, rows: list[int]) -> Method:
-        accuracy = swept.accuracy[rows]
-        pick = drop_in(swept.costs[self.key][rows], accuracy, self.bar)
-        chosen = measure([swept.candidates[row] for row in rows], self.report, self.choices.costs)
-        name = chosen.candidates[0].method
+        accuracy, candidates = swept.accuracy[rows], [swept.candidates[row] for row in rows]
+        seen = differences(candidates, self.calibration, self.best_single)
+        n = len(self.calibration)
+        is_shown = np.array([difference_interval(gains, losses, n, SURE)[0] >= 0 for gains, losses in seen.tolist()])
+        pick = drop_in(swept.costs[self.key][rows], accuracy, is_shown)
+        chosen = measure(candidates, self.report, self.choices.costs)
+        differing = differences(candidates, self.report, self.best_single)
         self.n_chosen += 1
         self.progress.show(self.n_chosen)
-        return Method(name, chosen, accuracy, pick, bool(accuracy[pick] >= self.bar), len(swept.candidates))
+        return Method(
+            candidates[0].method, chosen, accuracy, pick, bool(is_shown[pick]), len(swept.candidates), differing
+        )
 
 
 MEANING = {
@@ -223,21 +246,28 @@ def _picks(study: ParetoStudy, costs: Costs) -> Table:
     accuracy, of = _best_single(study)
     best = of[costs.kind]
     single, ones = study.best_single, ["1.00x"] * len(Accounting)
-    lines = [[f"best single: {single}", f"{accuracy:.2%}", "", *ones, "", "100%", single]]
+    right = round(accuracy * len(study.report))
+    limits = share_interval(right, len(study.report))
+    lines = [[f"best single: {single}", with_limits(accuracy, limits), "", *ones, "", "100%", single]]
     for method in study.methods:
         if method.name == "single models":
             continue
         own = method.chosen
-        shares = _shares(method, method.pick)
+        point = _point(study, method, method.pick)
+        low_high = point["costs_low_high"][costs.kind]
         ratios = [f"{_value(method, costs, kind) / best:.2f}x" if best else "-" for kind in Accounting]
+        if best:
+            place = list(Accounting).index(study.choices.charged_by)
+            low, high = low_high[study.choices.charged_by.value]
+            ratios[place] += f" ({low / best:.2f} to {high / best:.2f})"
         lines.append(
             [
                 method.name + ("" if method.is_drop_in else " *"),
-                f"{own.accuracy[method.pick]:.2%}",
-                f"{own.accuracy[method.pick] - accuracy:+.2%}",
+                with_limits(point["accuracy"], point["accuracy_low_high"]),
+                with_limits(point["difference"], point["difference_low_high"], "+.2%"),
                 *ratios,
-                " / ".join(f"{share:.0%}" for share in shares),
-                f"{1 - shares[0]:.0%}" if len(shares) > 1 else "-",
+                " / ".join(f"{share:.0%}" for share in point["exit"]),
+                with_limits(point["sent"], point["sent_low_high"], ".0%") if len(point["exit"]) > 1 else "-",
                 own.candidates[method.pick].as_text(),
             ]
         )
@@ -245,10 +275,10 @@ def _picks(study: ParetoStudy, costs: Costs) -> Table:
     source = f": {costs.note.rstrip('.')}" if costs.note else ""
     note = (
         f"Chosen on {len(study.calibration):,} examples, reported on {len(study.report):,} others. Each method: the "
-        f"cheapest by {study.choices.charged_by.value} that is at least as accurate as the best single model on "
-        f"calibration; *: none is, the most accurate instead. Costs against {study.best_single} "
-        f"({costs.text(best)}){source}. sent: the share of the examples that the first tier does not answer, "
-        "so of the bytes that leave a device (the best single model in the cloud is sent all)."
+        f"cheapest by {study.choices.charged_by.value} that calibration shows (95%) to be as accurate as the best "
+        f"single model; *: none is shown to be, the most accurate instead. In brackets: 95% intervals. Costs against "
+        f"{study.best_single} ({costs.text(best)}){source}. sent: the share of the examples that the first tier "
+        "does not answer, so of the bytes that leave a device (the best single model in the cloud is sent all)."
     )
     return Table(f"drop-in-{costs.kind}", f"in place of the best single model, by {costs.axis}", header, lines, note)
 
@@ -268,17 +298,17 @@ def _verdict(study: ParetoStudy) -> list[str]:
     accuracy, of = _best_single(study)
     own = float(ours.chosen.accuracy[ours.pick])
     ratio = _value(ours, costs, accounting) / of[costs.kind] if of[costs.kind] else float("nan")
-    outcome = "wins" if ratio < 1 and own >= accuracy else "loses" if ratio >= 1 and own <= accuracy else "trades"
+    gain, low, high = study.lead
+    outcome = _outcome(ratio, low, high)
     others = [
         f"{_value(ours, costs, kind) / of[costs.kind]:.2f}x by {kind.value}"
         for kind in Accounting
         if kind is not accounting and of[costs.kind]
     ]
-    gain, margin = study.lead
     lines = [
         f"The cascade of ensembles {outcome} against {study.best_single}: {own:.2%} against {accuracy:.2%} "
-        f"({gain:+.2%} +- {margin:.2%}, 95%), at {ratio:.2f}x its cost ({accounting.value}: {MEANING[accounting]}; "
-        f"{', '.join(others)})."
+        f"({with_limits(gain, (low, high), '+.2%')}), at {ratio:.2f}x its cost ({accounting.value}: "
+        f"{MEANING[accounting]}; {', '.join(others)})."
     ]
     better = [
         f"{method.name} ({method.chosen.accuracy[method.pick]:.2%} at "
@@ -296,6 +326,13 @@ def _verdict(study: ParetoStudy) -> list[str]:
     return lines
 
 
+def _outcome(ratio: float, low: float, high: float) -> str:
+    """Of a system at this ratio of the cost, whose accuracy differs by `low` to `high`: 95%."""
+    if ratio < 1:
+        return "wins" if low >= 0 else "saves" if high >= 0 else "trades"
+    return "trades" if low >= 0 else "loses"
+
+
 def _content(study: ParetoStudy) -> dict[str, Any]:
     accuracy, of = _best_single(study)
     return {
@@ -304,8 +341,13 @@ def _content(study: ParetoStudy) -> dict[str, Any]:
         "n_report": len(study.report),
         "cost": study.choices.costs[0].kind,
         "accounting": study.choices.charged_by.value,
-        "best_single": {"model": study.best_single, "accuracy": accuracy, "costs": of},
-        "lead": {"accuracy": study.lead[0], "margin_95": study.lead[1]},
+        "best_single": {
+            "model": study.best_single,
+            "accuracy": accuracy,
+            "accuracy_low_high": share_interval(round(accuracy * len(study.report)), len(study.report)),
+            "costs": of,
+        },
+        "lead": {"accuracy": study.lead[0], "low_high": study.lead[1:]},
         "methods": {
             method.name: {
                 "tried": method.tried,
@@ -320,7 +362,8 @@ def _content(study: ParetoStudy) -> dict[str, Any]:
 
 
 def _point(study: ParetoStudy, method: Method, row: int) -> dict[str, Any]:
-    own, shares = method.chosen, _shares(method, row)
+    own, shares, n = method.chosen, _shares(method, row), method.chosen.outcomes.n
+    difference, *limits = method.difference(row)
     costs = {
         one.kind: {kind.value: float(own.costs[one.kind, kind][row]) for kind in Accounting}
         for one in study.choices.costs
@@ -328,11 +371,19 @@ def _point(study: ParetoStudy, method: Method, row: int) -> dict[str, Any]:
     return {
         "system": own.candidates[row].as_text(),
         "accuracy": float(own.accuracy[row]),
+        "accuracy_low_high": share_interval(n - int(own.outcomes.wrong[row].sum()), n),
+        "difference": difference,
+        "difference_low_high": limits,
         "calibration_accuracy": float(method.calibration_accuracy[row]),
         "exit": shares,
         "sent": 1 - shares[0] if len(shares) > 1 else None,
+        "sent_low_high": share_interval(n - own.exits(row)[0], n) if len(shares) > 1 else None,
         "wrong_exit": own.outcomes.wrong[row, : len(shares)].tolist(),
         "costs": costs,
+        "costs_low_high": {
+            one.kind: {kind.value: own.cost_limits(row, one, kind) for kind in Accounting}
+            for one in study.choices.costs
+        },
     }
 
 
@@ -340,7 +391,7 @@ def _points(study: ParetoStudy) -> list[list[object]]:
     """Every chosen system as a row of a CSV."""
     kinds = [(one.kind, accounting) for one in study.choices.costs for accounting in Accounting]
     rows: list[list[object]] = [
-        ["method", "drop_in", "calibration_accuracy", "accuracy",
+        ["method", "drop_in", "calibration_accuracy", "accuracy", "difference", "difference_low", "difference_high",
          *(f"{kind} {by.value}" for kind, by in kinds), "exits", "system"]
     ]  # fmt: skip
     for method in study.methods:
@@ -348,6 +399,7 @@ def _points(study: ParetoStudy) -> list[list[object]]:
             point = _point(study, method, row)
             rows.append(
                 [method.name, row == method.pick, point["calibration_accuracy"], point["accuracy"],
+                 *method.difference(row),
                  *(point["costs"][kind][by.value] for kind, by in kinds),
                  " ".join(f"{share:.4f}" for share in point["exit"]), candidate.as_text()]
             )  # fmt: skip

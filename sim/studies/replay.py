@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost
+from coe.calibration.bound import difference_interval, share_interval
+from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost, tier_charges
 from sim import arguments
 from sim.output import Part, Table, log
 from sim.traces import Costs, TierSpec, Trace, exact, parse_tiers, read_costs, to_cascade
 from sim.traces.tiers import LowEntropy
+
+from .candidates import cost_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,21 @@ class Replayed:
         """Accuracy of each model alone."""
         return {name: self.trace.accuracy(name) for name in self.trace.models}
 
+    @property
+    def counts(self) -> list[int]:
+        """Examples that left at each tier."""
+        counts: list[int] = np.bincount(self.exit_tier - 1, minlength=len(self.specs)).tolist()
+        return counts
+
+    def limits(self) -> tuple[float, float]:
+        """Of the accuracy, 95%."""
+        return share_interval(int(self.right.sum()), len(self.trace))
+
+    def cost_limits(self, costs: Costs) -> dict[str, tuple[float, float]]:
+        """Per accounting, of the average cost, 95%."""
+        members = [[costs.of[member] for member in spec.members] for spec in self.specs]
+        return {kind.value: cost_interval(tier_charges(members, kind), self.counts) for kind in Accounting}
+
     def average_costs(self, costs: Costs) -> dict[str, float]:
         """Per accounting, of one example."""
         members = [[costs.of[member] for member in spec.members] for spec in self.specs]
@@ -67,10 +85,15 @@ def replay_trace(trace: Trace, specs: Sequence[TierSpec]) -> Replayed:
     return Replayed(trace, specs, decisions.exit_tier, decisions.labels == trace.labels)
 
 
-def lead(mine: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """How much more accurate, and half the 95% interval of that: the same examples, so only where they differ."""
-    difference = mine.astype(np.float64) - other.astype(np.float64)
-    return float(difference.mean()), float(1.96 * difference.std() / max(len(difference), 1) ** 0.5)
+def lead(mine: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """How much more accurate, and the 95% interval of that: the same examples, so only where they differ."""
+    gains, losses, n = int((mine & ~other).sum()), int((other & ~mine).sum()), len(mine)
+    return (gains - losses) / n, *difference_interval(gains, losses, n)
+
+
+def with_limits(value: float, limits: tuple[float, float], form: str = ".2%") -> str:
+    """'82.45% (81.80% to 83.10%)'."""
+    return f"{value:{form}} ({limits[0]:{form}} to {limits[1]:{form}})"
 
 
 def rule_text(rule: DeferralRule, n_members: int) -> str:
@@ -86,31 +109,43 @@ def rule_text(rule: DeferralRule, n_members: int) -> str:
 def as_part(result: Replayed, costs: Sequence[Costs]) -> Part:
     single = result.single
     best = max(single, key=lambda name: single[name])
-    gain, margin = lead(result.right, result.trace.right(best))
+    gain, *limits = lead(result.right, result.trace.right(best))
+    n = len(result.trace)
     content: dict[str, Any] = {
-        "n": len(result.trace),
+        "n": n,
         "accuracy": result.accuracy,
+        "accuracy_low_high": result.limits(),
+        "difference": gain,
+        "difference_low_high": limits,
         "exit": result.exits,
+        "exit_low_high": [share_interval(count, n) for count in result.counts],
         "wrong_exit": result.wrong_exits,
         "single": single,
     }
     lines = [
-        [str(number), " ".join(spec.members), rule_text(spec.rule, len(spec.members)), f"{share:.1%}", f"{wrong:,}",
-         f"{1 - wrong / max(round(share * len(result.trace)), 1):.1%}"]
-        for number, (spec, share, wrong) in enumerate(
-            zip(result.specs, result.exits, result.wrong_exits, strict=True), start=1
+        [str(number), " ".join(spec.members), rule_text(spec.rule, len(spec.members)),
+         with_limits(count / n, share_interval(count, n), ".1%"), f"{wrong:,}",
+         with_limits(1 - wrong / count, share_interval(count - wrong, count), ".1%") if count else "-"]
+        for number, (spec, count, wrong) in enumerate(
+            zip(result.specs, result.counts, result.wrong_exits, strict=True), start=1
         )
     ]  # fmt: skip
     tables = [
         Table("tiers", "tiers", ("tier", "members", "answers at", "exits", "wrong exits", "right"), lines, "", 3),
-        Table("single", "single models", ("model", "accuracy"), [[name, f"{at:.2%}"] for name, at in single.items()]),
+        Table(
+            "single",
+            "single models",
+            ("model", "accuracy"),
+            [[name, with_limits(at, share_interval(round(at * n), n))] for name, at in single.items()],
+        ),
     ]
     verdict = [
-        f"cascade: {result.accuracy:.2%} of {len(result.trace):,} examples right; best single model ({best}): "
-        f"{single[best]:.2%}; difference {gain:+.2%} +- {margin:.2%} (95%)"
+        f"cascade: {with_limits(result.accuracy, result.limits())} of {n:,} examples right; best single model "
+        f"({best}): {single[best]:.2%}; difference {with_limits(gain, (limits[0], limits[1]), '+.2%')}; intervals: 95%"
     ]
     if costs:
         content["costs"] = {one.kind: {**result.average_costs(one), "single": dict(one.of)} for one in costs}
+        content["costs_low_high"] = {one.kind: result.cost_limits(one) for one in costs}
         tables.append(_cost_table(result, costs, best))
     if (sent := result.sent_bytes()) is not None:
         content["sent_bytes"] = {"cascade": sent[0], "all": sent[1]}
@@ -122,7 +157,9 @@ def _cost_table(result: Replayed, costs: Sequence[Costs], best: str) -> Table:
     lines = []
     for one in costs:
         for accounting, value in result.average_costs(one).items():
-            ratio = f"{value / one.of[best]:.2f}x" if one.of[best] else "-"
+            low, high = result.cost_limits(one)[accounting]
+            of = one.of[best]
+            ratio = f"{value / of:.2f}x ({low / of:.2f} to {high / of:.2f})" if of else "-"
             lines.append([one.axis, accounting, one.text(value), one.text(one.of[best]), ratio])
     header = ("cost", "accounting", "cascade", best, "against it")
     return Table("costs", "average cost", header, lines, costs[0].note, 2)

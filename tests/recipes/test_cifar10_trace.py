@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from coe.cascade import Accounting, average_cost
 from recipes.cifar10 import FOLDER, TRACE, TRACE_CALIBRATION, report
 from recipes.report import by_agreement, replayed
+from sim.studies.replay import with_limits
 from sim.traces import Answers, Trace, read_trace, write_parquet
 
 REPORT = (FOLDER / "REPORT.md").read_text(encoding="utf-8")
@@ -100,13 +101,13 @@ def test_the_report_s_cascade_is_that_of_the_trace(test_trace, calibration_trace
     rules = report.chosen_rules(by_agreement(calibration_trace, report.FOUR_TIERS), flops)
     run = replayed(test_trace, report.FOUR_TIERS, rules)
     on_test = REPORT.partition("## The four tiers on test")[2]
-    assert f"cascade: {run.right.mean():.2%} of 5,000 examples right" in on_test
+    assert f"cascade: {with_limits(run.right.mean(), run.limits())} of 5,000 examples right" in on_test
     for tier in (1, 2, 3, 4):
         assert re.search(rf"^{tier} .* {(run.exit_tier == tier).mean():.1%} ", on_test, re.MULTILINE)
     costs = [[flops[name] for name in tier] for tier in report.FOUR_TIERS]
     for accounting in Accounting:
         cost = average_cost(run.exits, costs, accounting)
-        line = rf"^FLOPs per example +{accounting.value} +{cost / 1e6:.3g} M .* {cost / costs[-1][0]:.2f}x$"
+        line = rf"^FLOPs per example +{accounting.value} +{cost / 1e6:.3g} M .* {cost / costs[-1][0]:.2f}x \("
         assert re.search(line, on_test, re.MULTILINE)
 
 
@@ -128,7 +129,9 @@ def test_a_wide_plan_keeps_what_all_its_voters_say_and_leaves_the_rest_to_the_be
 
 
 def made_plan(cost, gain, *, decided=0.7):
-    return report.Plan((f"{cost}",), 0.9 + gain, (decided, 1 - decided), gain, 0.004, {"reach": cost})
+    return report.Plan(
+        (f"{cost}",), 0.9 + gain, (decided, 1 - decided), gain, (gain - 0.004, gain + 0.004), {"reach": cost}
+    )
 
 
 def test_the_cheapest_plan_level_with_the_best_model_is_chosen():
@@ -140,7 +143,7 @@ def test_the_cheapest_plan_level_with_the_best_model_is_chosen():
 
 
 def test_the_cascade_costs_no_more_than_the_best_model_in_any_accounting():
-    ratios = re.findall(r"^FLOPs per example .* ([\d.]+)x$", REPORT, re.MULTILINE)
+    ratios = re.findall(r"^FLOPs per example .* ([\d.]+)x \([\d.]+ to [\d.]+\)$", REPORT, re.MULTILINE)
     assert len(ratios) == 2 * len(Accounting)
     assert max(map(float, ratios)) <= 1
 

@@ -153,11 +153,12 @@ def test_the_report_says_what_traces_and_manifest_say(task, folder, tmp_path):
     pytest.importorskip("torch")  # the report's module knows the recipes
     from recipes.report import by_agreement, read_traces, replayed
     from recipes.text import report
+    from sim.studies.replay import with_limits
 
     calibration, test = read_traces(folder)
     text = (folder / "REPORT.md").read_text(encoding="utf-8")
     run = replayed(test, report.MEMBERS, report.chosen_agreement(by_agreement(calibration, report.MEMBERS)))
-    assert f"cascade: {run.accuracy:.2%} of {len(test):,} examples right" in text
+    assert f"cascade: {with_limits(run.accuracy, run.limits())} of {len(test):,} examples right" in text
     specs = read_manifest(folder).models
     flops = [[specs[file].flops for file in SMALL], [specs[BEST].flops]]
     for accounting in Accounting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_the_shared_imagenet_trace_is_replayed_to_the_last_example(sim: Program)
     path = shared("traces_imagenet_val.parquet")
     out, _ = sim("replay", path, "--tiers", "ResNet50,SimCLR,DINO@2/3", "ViT", "--json")
     told = json.loads(out)
-    assert told.keys() == {"n", "accuracy", "exit", "wrong_exit", "single"}
+    limits = {"accuracy_low_high", "difference", "difference_low_high", "exit_low_high"}
+    assert told.keys() == {"n", "accuracy", "exit", "wrong_exit", "single"} | limits
     assert_equal(told, loop(path, [(("ResNet50", "SimCLR", "DINO"), Fraction(2, 3)), (("ViT",), None)]))
 
 
@@ -117,10 +119,27 @@ def test_a_confidence_tier_defers_by_score(sim: Program, plain_path: Path):
     assert json.loads(out)["exit"][0] == pytest.approx(sure / len(rows))
 
 
+def test_six_examples_show_little_and_are_never_exact(sim: Program, tmp_path: Path):
+    lines = ["example_id\tlabel\tmodel\tprediction\tscore"]
+    lines += [f"e{row}\t{row % 2}\t{name}\t{row % 2}\t0.9" for name in ("a", "b", "best") for row in range(6)]
+    (tmp_path / "six.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "costs.yaml").write_text("flops: {a: 1, b: 1, best: 10}\n")
+    arguments = ("replay", tmp_path / "six.tsv", "--tiers", "a,b", "best", "--costs", tmp_path / "costs.yaml")
+    out = sim(*arguments)[0]
+    told = json.loads(sim(*arguments, "--json")[0])
+    assert "100.00% (54.07% to 100.00%) of 6 examples right" in out
+    assert told["difference"] == 0
+    low, high = told["difference_low_high"]
+    assert low < -0.1 < 0.1 < high
+    low, high = told["costs_low_high"]["flops"]["reach-serial"]
+    assert (low, round(high, 2)) == (2, 6.59)  # up to 46% may go on
+    assert told["exit_low_high"][0] == pytest.approx([0.5407, 1], abs=1e-4)
+
+
 def test_the_table_says_accuracy_and_margin(sim: Program, plain_path: Path):
     out, err = sim("replay", plain_path, "--tiers", "a,b,c@0.67", "best@2/3")
     assert "best single model (best)" in out
-    assert "+-" in out
+    assert re.search(r"difference [-+.\d]+% \([-+.\d]+% to [-+.\d]+%\)", out)
     assert "0.67 of 3 members needs 3 votes" in err
     assert "the last tier always answers" in err
 

@@ -12,6 +12,7 @@ import pytest
 from simulator import SHARED, Program, shared
 
 from coe.config import format_seconds
+from sim.studies.replay import with_limits
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted([*DOCS.glob("results.md"), *DOCS.glob("results/*.md")])
@@ -38,27 +39,35 @@ def test_every_trace_has_its_table():
     assert len(REPLAYS) == 5
 
 
+HEADER = """| method | accuracy | difference | exit | reach | reach-serial | exits | sent | system |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
 def rows_of(told: dict[str, Any]) -> list[str]:
     """The lines of a page's table, from the JSON of `pareto`."""
     kind, best = told["cost"], told["best_single"]
-    found = []
+    alone = with_limits(best["accuracy"], best["accuracy_low_high"])
+    found = [["best single model", alone, "", *["1.00x"] * 3, "", "100%", f"{best['model'].removesuffix('.onnx')}"]]
     for name, method in told["methods"].items():
         if name == "single models":
             continue
         point = method["points"][method["drop_in"]]
-        charged = [point["costs"][kind][by] / best["costs"][kind] for by in ("exit", "reach", "reach-serial")]
+        charged = []
+        for by, cost in point["costs"][kind].items():
+            low, high = (end / best["costs"][kind] for end in point["costs_low_high"][kind][by])
+            limits = f" ({low:.2f} to {high:.2f})" if by == told["accounting"] else ""
+            charged.append(f"{cost / best['costs'][kind]:.2f}x{limits}")
         system = re.sub(r"(\.int8)?\.onnx", "", point["system"]).replace(" | ", " → ")
-        cells = [
+        found.append([
             name if method["is_drop_in"] else f"{name} *",
-            f"{point['accuracy']:.2%}",
-            f"{point['accuracy'] - best['accuracy']:+.2%}",
-            *(f"{ratio:.2f}x" for ratio in charged),
+            with_limits(point["accuracy"], point["accuracy_low_high"]),
+            with_limits(point["difference"], point["difference_low_high"], "+.2%"),
+            *charged,
             " / ".join(f"{share:.0%}" for share in point["exit"]),
-            "-" if point["sent"] is None else f"{point['sent']:.0%}",
+            "-" if point["sent"] is None else with_limits(point["sent"], point["sent_low_high"], ".0%"),
             f"`{system}`",
-        ]
-        found.append(f"| {' | '.join(cells)} |")
-    return found
+        ])  # fmt: skip
+    return [f"| {' | '.join(cells)} |" for cells in found]
 
 
 SLOW = "coe-sim pareto cifar10"  # ten models: seconds
