@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -99,12 +100,22 @@ def binomial_tail(k: int, n: int, p: float) -> float:
         return 1.0
     if k < 0 or p >= 1:
         return 0.0
-    i = np.arange(k + 1)
-    log_ways = np.concatenate([[0.0], np.log(n - np.arange(k)) - np.log(np.arange(1, k + 1))]).cumsum()
-    terms = log_ways + i * math.log(p) + (n - i) * math.log1p(-p)
-    return float(min(np.exp(np.logaddexp.reduce(terms)), 1.0))
+    if k >= n * p:
+        return 1 - _lower_tail(n - k - 1, n, 1 - p)
+    return _lower_tail(k, n, p)
 
 
+def _lower_tail(k: int, n: int, p: float) -> float:
+    """P(at most `k`), k < n p: the terms fall from the last on, and those far below it do not count."""
+    if k < 0:
+        return 0.0
+    i = k - np.arange(min(k, int(12 * math.sqrt(n * p * (1 - p))) + 40))
+    ratios = np.log(i * (1 - p) / ((n - i + 1) * p)).cumsum()
+    last = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p)
+    return min(math.exp(last) * (1 + float(np.exp(ratios).sum())), 1.0)
+
+
+@lru_cache(maxsize=1 << 16)
 def share_interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact limits (Clopper and Pearson) of a probability, after `k` of `n`: wide where they are few."""
     tail = (1 - level) / 2

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.calibration import Calibration
 from coe.calibration.bound import difference_interval, share_interval
+from coe.calibration.rule import CalibratedVote
 from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost, tier_charges
 from sim import arguments
 from sim.output import Part, Table, log
-from sim.traces import Costs, TierSpec, Trace, exact, parse_tiers, read_costs, to_cascade
+from sim.traces import Costs, TierSpec, Trace, calibrated_tiers, exact, parse_tiers, read_costs, to_cascade
 from sim.traces.tiers import LowEntropy
 
 from .candidates import cost_interval
@@ -101,6 +104,8 @@ def rule_text(rule: DeferralRule, n_members: int) -> str:
         return f"{rule.needed(n_members)} of {n_members}"
     if isinstance(rule, Confidence):
         return f"confidence >= {exact(rule.threshold)}"
+    if isinstance(rule, CalibratedVote):
+        return "always" if rule.threshold is None else f"p >= {rule.threshold:.4g}"
     if isinstance(rule, LowEntropy):
         return f"entropy <= {exact(rule.most)}"
     return {"AtRandom": "at random", "Ideal": "where right"}.get(type(rule).__name__, "always")
@@ -172,10 +177,13 @@ DESCRIPTION = "Decide every example of a trace with a cascade, through the same 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_trace(parser)
-    parser.add_argument(
+    cascade = parser.add_mutually_exclusive_group(required=True)
+    cascade.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="the cascade that coe-sim plan chose: its calibration.json"
+    )
+    cascade.add_argument(
         "--tiers",
         nargs="+",
-        required=True,
         metavar="TIER",
         help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where no rule is given; "
         "'a@confidence>=0.8' defers by score; every system that pareto prints is read, tiers as it writes them",
@@ -186,8 +194,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
-    specs, warnings = parse_tiers(options.tiers, trace)
-    for warning in warnings:
-        log(warning)
+    if options.calibration is not None:
+        specs = calibrated_tiers(Calibration.read(options.calibration), trace)
+    else:
+        specs, warnings = parse_tiers(options.tiers, trace)
+        for warning in warnings:
+            log(warning)
     costs = read_costs(options.costs, trace)
     return as_part(replay_trace(trace, specs), costs)

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from .costs import Costs, pick
 from .files import CALIBRATION, TEST, read_costs, read_trace, write_parquet
-from .tiers import RecordedTier, TierSpec, by_chance, exact, members_asked, parse_tiers, to_cascade, vote_of
+from .tiers import (
+    RecordedTier,
+    TierSpec,
+    by_chance,
+    calibrated_tiers,
+    exact,
+    members_asked,
+    parse_tiers,
+    to_cascade,
+    vote_of,
+)
 from .trace import Answers, Trace
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "TierSpec",
     "Trace",
     "by_chance",
+    "calibrated_tiers",
     "exact",
     "members_asked",
     "parse_tiers",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coe.calibration import Calibration
+from coe.calibration.rule import rules_of
 from coe.cascade import Always, Batch, Cascade, Confidence, ConfigError, DeferralRule, Ideal, Vote, parse_agreement
 from coe.cascade.types import NO_LABEL, Array, Labels
 from coe.cascade.vote import is_settled, leaders, plurality, pool
@@ -114,7 +116,16 @@ def vote_of(trace: Trace, members: Sequence[str], rule: DeferralRule, *, early: 
     labels, count, asked, score = (np.concatenate(column) for column in zip(*pieces, strict=True))
     if isinstance(rule, LowEntropy):
         score = -trace.models[members[0]].entropy()
-    return Vote(labels, count, asked, len(members), score)
+    vote = Vote(labels, count, asked, len(members), score)
+    return with_ballots(vote, [trace.models[name] for name in members]) if hasattr(rule, "fuse") else vote
+
+
+def with_ballots(vote: Vote, answers: Sequence[Answers]) -> Vote:
+    """The vote with what each of its members said, for a rule that weighs it."""
+    unknown = np.full(len(vote), np.nan, dtype=np.float32)
+    scores = np.stack([unknown if one.scores is None else one.scores for one in answers])
+    said = np.stack([one.predictions for one in answers]).astype(np.int64)
+    return replace(vote, member_labels=said, member_scores=scores)
 
 
 def _vote_on(
@@ -230,13 +241,39 @@ def _rule(text: str, names: Sequence[str], trace: Trace, number: int, is_last: b
     return parse_agreement(text or "unanimous", len(names))
 
 
+def calibrated_tiers(calibration: Calibration, trace: Trace) -> list[TierSpec]:
+    """The tiers of a cascade that was calibrated, over the trace.
+
+    Raises:
+        ConfigError: a member is not in the trace, or a label of the trace not in the table.
+    """
+    findings = [
+        f'--calibration: no model "{member.name}" in the trace (known: {", ".join(trace.models)})'
+        for tier in calibration.tiers
+        for member in tier
+        if member.name not in trace.models
+    ]
+    highest = max(int(trace.labels.max()), *(int(one.predictions.max()) for one in trace.models.values()))
+    if highest >= len(calibration.labels):
+        findings.append(f"--calibration: expected labels below {len(calibration.labels)}, got {highest} in the trace")
+    if findings:
+        raise ConfigError(findings)
+    specs = []
+    for tier, rule in zip(calibration.tiers, rules_of(calibration, [1] * len(calibration.tiers)), strict=True):
+        if isinstance(rule, Confidence) and len(tier) == 1:
+            rule = replace(rule, pools_scores=False)  # a model's own score, which a trace may have alone
+        specs.append(TierSpec(tuple(member.name for member in tier), rule))
+    return specs
+
+
 def to_cascade(specs: Sequence[TierSpec], trace: Trace, early: Sequence[bool] = ()) -> Cascade:
     """The cascade over the trace: it decides `trace.batch()`. The last tier always answers.
 
     Args:
         early: of each tier, whether its members are asked in turn until the outcome is settled; none are by default.
     """
-    rules = [*(spec.rule for spec in specs[:-1]), Always(specs[-1].rule.pools_scores)]
+    last = specs[-1].rule
+    rules = [*(spec.rule for spec in specs[:-1]), last if hasattr(last, "fuse") else Always(last.pools_scores)]
     return Cascade(
         [
             RecordedTier(f"tier {number}", vote_of(trace, (*spec.earlier, *spec.members), rule, early=ends), rule)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from simulator import Program, shared
 
-from coe.calibration import Calibration
+from coe.calibration import Calibration, TableMember
+from coe.calibration.choose import System, asked
 from coe.cascade import Accounting
 from sim.studies.candidates import sequences
+from sim.studies.plan import n_labels_of, panel_of
 from sim.traces import read_costs, read_trace
 
 SUM = {"a": 1, "b": 2, "c": 3, "best": 10}
@@ -132,3 +135,39 @@ def test_on_a_shared_trace_the_choice_matches_the_best_single_model_for_less(sim
     chosen = json.loads(out)["chosen"]
     assert chosen["difference_high"] >= -0.002
     assert chosen["cost"]["reach-serial"] <= 0.96
+
+
+@pytest.mark.parametrize("rule", ["calibrated", "agreement", "confidence"])
+def test_a_table_replays_to_what_the_chooser_decided(
+    sim: Program, synthetic, trace_path: Path, tmp_path: Path, rule: str
+):
+    panel = panel_of(synthetic, n_labels_of(synthetic))
+    tiers = (("a",), ("b", "c"), ("best",)) if rule == "calibrated" else (("a", "b", "c"), ("best",))
+    tiers = (("a",), ("c",), ("best",)) if rule == "confidence" else tiers
+    thresholds = {"calibrated": (), "agreement": (2.0,), "confidence": (0.75, 0.5)}[rule]
+    system = System(rule, tiers, thresholds)
+    if rule == "calibrated":
+        stages = [panel.fitted(asked(tiers, place))[0] for place in range(len(tiers))]
+        stages = [replace(stage, threshold=t) for stage, t in zip(stages, (0.8, 0.9, None), strict=True)]
+        system = System(rule, tiers, (0.8, 0.9), tuple(stages))
+    texts = ("2/3",) if rule == "agreement" else system.thresholds
+    labels = tuple(map(str, range(panel.n_labels)))
+    members = tuple(tuple(map(TableMember, tier)) for tier in tiers)
+    Calibration(rule, "t", labels, None, members, system.stages, texts, 600, "2026-01-01", "best").write(
+        tmp_path / "c.json"
+    )
+    told = json.loads(sim("replay", trace_path, "--calibration", tmp_path / "c.json", "--json")[0])
+    right, exit_tier = system.decide(panel)
+    assert told["accuracy"] == pytest.approx(right.mean())
+    assert told["exit"] == pytest.approx(np.bincount(exit_tier, minlength=len(tiers)) / len(right))
+    assert 0.05 < told["exit"][0] < 0.95
+
+
+def test_a_table_of_other_models_is_one_line(sim: Program, plain_path: Path, tmp_path: Path):
+    members = ((TableMember("a"), TableMember("other")), (TableMember("best"),))
+    labels = tuple(map(str, range(6)))
+    Calibration("agreement", "t", labels, None, members, (), ("2/2",), 9, "2026-01-01", "best").write(
+        tmp_path / "c.json"
+    )
+    _, err = sim("replay", plain_path, "--calibration", tmp_path / "c.json", code=2)
+    assert err == 'coe-sim: --calibration: no model "other" in the trace (known: a, b, c, best)\n'
