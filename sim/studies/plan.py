@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -36,6 +36,7 @@ from sim.sweep import EnsembleVotes
 from sim.traces import Costs, Trace, pick, read_costs
 
 from .candidates import sequences
+from .record import read_data, record
 
 MOST_COST = 0.95  # of the reference's
 MOST_SEQUENCES = 2000
@@ -68,6 +69,7 @@ class Wishes:
     n_calibration: int | None = None
     most: int = MOST_SEQUENCES
     seed: int = 0
+    link_s: float = 0.0  # of one call to another machine, beside the latencies of the models
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class Plan:
     found: Sequence[Candidate]
     wrong_together: tuple[float, float] | None
     ranked: Panel
+    test: Panel
 
     def cost(self, tested: Tested) -> dict[str, float]:
         """By accounting, against the reference's."""
@@ -186,7 +189,7 @@ def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Pr
     return Plan(
         trace, wishes, costs[0], accounting, reference, test.right(reference), n,
         _tested(choice, test), None if plain is None else _tested(plain, test), found,
-        wrong_together(ranked, reference, costs[0].of), ranked,
+        wrong_together(ranked, reference, costs[0].of), ranked, test,
     )  # fmt: skip
 
 
@@ -221,7 +224,9 @@ def _budgets(costs: Sequence[Costs], reference: str, accounting: Accounting, wis
 
         def latency(tiers: Tiers) -> list[float]:
             own = [[seconds.of[name] for name in tier] for tier in tiers]
-            return [float(one) for one in tier_charges(own, Accounting.REACH)]
+            n_kept = len(tiers) if wishes.on_device is None else n_on_device(tiers, wishes.on_device)
+            calls = [wishes.link_s * (place >= n_kept) for place in range(len(tiers))]
+            return [float(one + call) for one, call in zip(tier_charges(own, Accounting.REACH), calls, strict=True)]
 
         budgets.append(Budget(latency, wishes.max_latency_s))
     return budgets
@@ -361,7 +366,17 @@ DESCRIPTION = "Choose tiers, thresholds and rule under constraints on labelled p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_trace(parser)
+    parser.add_argument("trace", type=Path, nargs="?", metavar="TRACE", help=arguments.TRACES)
+    parser.add_argument(
+        "--models", metavar="WHAT",
+        help="of a TRACE, these models alone: M1,M2; without one, models to record: a folder with a manifest or "
+        "configs, a config, or a bundled task",
+    )  # fmt: skip
+    parser.add_argument("--data", metavar="DIR", help="labelled examples to record on, as coe-sim record reads them")
+    parser.add_argument("--device", type=Path, metavar="JSON", help="what coe-edge bench --json printed on the device")
+    parser.add_argument(
+        "--link", type=Path, metavar="YAML", help="to the cloud: delay_ms (one way), jitter_ms, loss, mbit_per_s"
+    )
     arguments.add_costs(parser)
     parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
     parser.add_argument("--on-device", type=arguments.names, metavar="M1,M2", help="models that may run on the device")
@@ -386,7 +401,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--most", type=arguments.count, default=MOST_SEQUENCES, metavar="N", help="tiers tried; 2000")
     parser.add_argument("--seed", type=arguments.seed, default=0, help="of the split and of random draws; default 0")
-    arguments.add_output(parser, "calibration.json, plan.json and a chapter of report.html")
+    arguments.add_output(parser, "calibration.json, plan.json, plan.html, PNG and, of models, pi.yaml and cloud.yaml")
 
 
 def wishes_of(options: argparse.Namespace, trace: Trace) -> Wishes:
@@ -404,18 +419,42 @@ def wishes_of(options: argparse.Namespace, trace: Trace) -> Wishes:
 
 
 def run_command(options: argparse.Namespace) -> Part:
-    trace = arguments.open_trace(options)
-    known = read_costs(options.costs, trace)
+    from . import placement
+
+    link = None if options.link is None else placement.Link.read(options.link)
+    seconds = {} if options.device is None else placement.device_seconds(options.device)
+    source = None
+    if options.trace is not None:
+        options.models = None if options.models is None else arguments.names(options.models)
+        trace = arguments.open_trace(options)
+        known = read_costs(options.costs, trace)
+    else:
+        if options.models is None or options.data is None:
+            raise ConfigError(["expected a TRACE, or --models and --data to record one, got neither (name them)"])
+        source = placement.read_source(options.models)
+        data = read_data(options.data, source.models.task, None)
+        trace = record(source.models, data, Progress(2), latencies=True, name=source.models.task.name)
+        known = read_costs(options.costs, trace)
+        known = [*(placement.flops_in(source) if options.costs is None else []), *known]
+    known = placement.on_the_device(trace, known, seconds)
+    if options.on_device is None:
+        there = [name for name in (seconds or (source.on_device if source else ())) if name in trace.models]
+        options.on_device = there or None
+    size = 0.0 if trace.payload_bytes is None else float(trace.payload_bytes.mean())
+    wishes = replace(wishes_of(options, trace), link_s=0.0 if link is None else link.mean_s(size))
     first = pick(known, options.by)
     costs = [first, *(one for one in known if one is not first)]
-    plan = make_plan(trace, costs, wishes_of(options, trace), Progress(1))
+    plan = make_plan(trace, costs, wishes, Progress(1))
     part = as_part(plan)
+    table = table_of(plan)
+    if source is not None or wishes.on_device is not None:
+        placed = placement.Placed.of(plan, next((one for one in costs if one.kind == "latency_s"), None), link)
+        part = placement.with_placement(part, placed)
     if options.out:
-        write_plan(plan, part.content, options.out)
+        write_json(options.out, "plan.json", part.content)
+        if source is not None:
+            table = placement.signed(table, source)
+            placement.write_configs(placed, source, table, options.out)
+        table.write(options.out / "calibration.json")
+        placement.write_page(part, options.out)
     return part
-
-
-def write_plan(plan: Plan, content: Mapping[str, Any], folder: Path) -> None:
-    """`calibration.json` and `plan.json`."""
-    write_json(folder, "plan.json", content)
-    table_of(plan).write(folder / "calibration.json")
