@@ -297,7 +297,7 @@ LINE_STYLES = {  # Okabe and Ito's colours, marker and dash differ too
     "single models": LineStyle("#111111", "s", "", 0),
     "ensembles alone": LineStyle(GREY, "^", "-", 1.2),
     "confidence cascade": LineStyle("#D55E00", "D", "--"),
-    "confidence, same members": LineStyle("#B37400", "v", "--"),
+    "confidence, ensembles": LineStyle("#B37400", "v", "--"),
     "committee cascade": LineStyle("#CC79A7", "P", "-."),
     "IDK, max probability": LineStyle("#009E73", "X", "-."),
     "IDK, entropy": LineStyle("#3A9BD9", "*", "-."),

@@ -456,5 +456,7 @@ def run_command(options: argparse.Namespace) -> Part:
             table = placement.signed(table, source)
             placement.write_configs(placed, source, table, options.out)
         table.write(options.out / "calibration.json")
+        figures = part.draw()
+        part = replace(part, draw=lambda: figures)
         placement.write_page(part, options.out)
     return part

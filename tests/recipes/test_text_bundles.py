@@ -163,7 +163,7 @@ def test_the_report_says_what_traces_and_manifest_say(task, folder, tmp_path):
     flops = [[specs[file].flops for file in SMALL], [specs[BEST].flops]]
     for accounting in Accounting:
         work = average_cost(run.exits, flops, accounting)
-        line = rf"^FLOPs per example +{accounting.value} +{work / 1e6:.3g} M .* {work / flops[-1][0]:.2f}x$"
+        line = rf"^FLOPs per example +{accounting.value} +{work / 1e6:.3g} M .* {work / flops[-1][0]:.2f}x \("
         assert re.search(line, text, re.MULTILINE)
     shutil.copytree(folder, tmp_path / task)
     report.write(importlib.import_module(f"recipes.{task}").TASK, tmp_path / task, {}, 0)
