@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coe.cascade import errors
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, NotUsableNow
 
 
 class FileLock:
@@ -38,7 +38,7 @@ class FileLock:
             os.close(self._descriptor)
             who = f"coe-edge, process {holder}" if holder else "coe-edge"
             what = f"{path} is in use by another {who}"
-            raise ConfigError([f"{field}: {what} (stop it, or set `state:` to another folder)"]) from None
+            raise NotUsableNow([f"{field}: {what} (stop it, or set `state:` to another folder)"]) from None
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)

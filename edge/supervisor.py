@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from coe.cascade.errors import CascadeError
+from coe.cascade.errors import CascadeError, NotUsableNow
 from coe.config.open import open_cascade
+from coe.link import Backoff
 
 from .config import AgentConfig
 from .session import AgentSession
@@ -27,6 +28,7 @@ from .tally import Tally
 log = logging.getLogger(__name__)
 
 FINISH_S = 5.0
+OPEN_AGAIN_S = (0.5, 10.0)  # first and longest wait; less than half of the unit's WatchdogSec
 HANDOVER_POLL_S = 0.1  # how often an agent checks whether it is retired while another one waits for the source
 
 
@@ -166,16 +168,19 @@ class Supervisor:
         """
         with self._signals():
             try:
-                self._handover = SourceHandover(self._open_source(self.config))
+                is_open = self._until_usable(self._open_first)
             except BaseException:
                 self._history.close()
                 raise
+            if not is_open:
+                self._history.close()
+                return self.tally
             try:
-                self._start(self.config)
-                self._notifier.ready(self.tally.line())
-                with Watchdog(self._notifier, self.tally.line, self._busy_since):
-                    self._handle_events()
-                    self._wait_for_spool()
+                if self._until_usable(lambda: self._start(self.config)):
+                    self._notifier.ready(self.tally.line())
+                    with Watchdog(self._notifier, self.tally.line, self._busy_since):
+                        self._handle_events()
+                        self._wait_for_spool()
             except ShutdownTimeout:
                 raise  # the thread that hangs would block closing, too
             except BaseException:
@@ -183,6 +188,42 @@ class Supervisor:
                 raise
             self._close()
         return self.tally
+
+    def _open_first(self) -> None:
+        self._handover = SourceHandover(self._open_source(self.config))
+
+    def _until_usable(self, attempt: Callable[[], None]) -> bool:
+        """Call it until it raises nothing, with pauses that grow; False: a signal came before. SIGHUP reads the
+        settings again, but for the source.
+
+        Raises:
+            CascadeError: what a person must edit; also what may be usable later, in a run with `once`.
+        """
+        backoff, logged = Backoff(*OPEN_AGAIN_S), ""
+        while True:
+            try:
+                attempt()
+                return True
+            except (NotUsableNow, OSError) as error:
+                if self._once:
+                    raise
+                line = " ".join(str(error).splitlines())
+            if line != logged:
+                log.warning("not started yet, tried again until it works: %s", line)
+                self._notifier.ready(f"not started yet: {line}")
+            logged = line
+            self._notifier.status(f"not started yet: {line}", is_alive=True)
+            try:
+                event = self._events.get(timeout=backoff.next_s())
+            except queue.Empty:
+                continue
+            if event is signal.SIGHUP:
+                with suppress(CascadeError, OSError):
+                    self.config = replace(self._reread(), source=self.config.source)
+            elif isinstance(event, signal.Signals):
+                self.stopped_by = int(event)
+                self._notifier.stopping()
+                return False
 
     def _wait_for_spool(self) -> None:
         """A run that ends with its source has its late answers, as far as they come in time; a signal ends it."""
@@ -212,6 +253,8 @@ class Supervisor:
                 continue
             if isinstance(event, _AgentThread):
                 if event.error is not None and event.handover is self._handover:
+                    if isinstance(event.error, CascadeError):  # nobody edited anything: a restart may help
+                        raise NotUsableNow(str(event.error).splitlines()) from event.error
                     raise event.error
                 if event is self._worker:
                     return

@@ -2,7 +2,8 @@
 
     CascadeError
     ├── ConfigError        a setting is wrong: fix the file (all findings at once)
-    │   └── TaskNotInstalled   it names a task that another distribution brings
+    │   ├── TaskNotInstalled   it names a task that another distribution brings
+    │   └── NotUsableNow       what it names cannot be used now, and may be later: try again
     ├── ModelError         a model file is missing, changed, or does not fit its manifest
     ├── RuntimeMissing     a package is not installed: the message names the pip install
     ├── InputError         this example cannot be read; other examples are not affected
@@ -47,6 +48,10 @@ class ConfigError(CascadeError):
 
 class TaskNotInstalled(ConfigError):
     """A setting names a task whose distribution is not installed."""
+
+
+class NotUsableNow(ConfigError):
+    """What the settings name cannot be used now: in use, not there yet, a full or read-only disk. It may be later."""
 
 
 class ModelError(CascadeError):

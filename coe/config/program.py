@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
-from coe.cascade.errors import CascadeError, TierError
+from coe.cascade.errors import CascadeError, NotUsableNow, TierError
 
 
 def edge() -> int:
@@ -60,7 +60,7 @@ def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Seque
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stderr.close()
         return 0
-    except TierError as error:
+    except (TierError, NotUsableNow) as error:
         return _print_error(name, str(error), 1)
     except CascadeError as error:
         return _print_error(name, str(error), 2)
@@ -78,8 +78,8 @@ def mismatch_of(error: BaseException) -> str:
     """Versions and fix, where an import failed because installed packages of protobuf and gRPC do not fit together; ""
     for another error."""
     text = str(error)
-    is_ours = type(error).__name__ == "VersionError" or "Descriptors cannot be created directly" in text
-    if not is_ours and not (isinstance(error, (ImportError, RuntimeError)) and ("grpc" in text or "protobuf" in text)):
+    signs = ("Descriptors cannot be created directly", "but the generated code in", "google.protobuf")
+    if type(error).__name__ != "VersionError" and not any(sign in text for sign in signs):
         return ""
     found = []
     for package in ("protobuf", "grpcio", "grpcio-health-checking", "grpcio-reflection"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import NotUsableNow
 from edge.agent import Agent, RemoteTiers
 from edge.sinks import Outcome
 from edge.sources import Example
@@ -80,6 +80,6 @@ def open_monitors(
             monitors.harvest = Harvest(config.harvest, labels, agent.write_event, monitors.may_be_shared)
         except OSError as error:
             monitors.close()
-            raise ConfigError([f"harvest.path: {config.harvest.path} cannot be created: {error.strerror}"]) from None
+            raise NotUsableNow([f"harvest.path: {config.harvest.path} cannot be created: {error.strerror}"]) from None
         agent.observers.append(monitors.harvest)
     return monitors

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import NotUsableNow
 from coe.status_page import SECURITY_HEADERS, status_page
 
 from .config import ObserveConfig
@@ -73,7 +73,7 @@ class ObserveServer:
             self._server = Server((config.host, config.port), Handler)
         except OSError as error:
             address = f"{config.host}:{config.port}"
-            raise ConfigError([f"watch.address: {address} cannot be used: {error.strerror}"]) from None
+            raise NotUsableNow([f"watch.address: {address} cannot be used: {error.strerror}"]) from None
         routes = _Routes(view)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="coe-watch", daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ from coe.cascade.types import Batch
 from coe.config import format_seconds
 from coe.config.cascade import LocalTierConfig, rule_in_words
 from coe.config.open import open_tier
+from coe.config.program import mismatch_of
 from coe.models.loading import read_verified
 from coe.models.tflite import find_interpreter
 from edge.config import AgentConfig, default_config, read_config
@@ -94,8 +96,19 @@ def check_packages(context: CheckContext) -> Iterator[Finding]:
         found += versions
         if kind == "tflite" and versions:
             yield from _check_interpreter()
+    if context.config is not None and any(part.server for part in context.config.source.each):
+        yield from _check_import("grpc_health.v1.health")
     if found:
         yield ok("packages", ", ".join(found))
+
+
+def _check_import(module: str) -> Iterator[Finding]:
+    """A finding if a package that the config needs is missing, or does not fit the others."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - whatever an import raises
+        text = mismatch_of(error) or f"{type(error).__name__}: {error} (pip install --upgrade 'coe-cascade[edge]')"
+        yield fail("packages", *split_fix(text, ""))
 
 
 def _check_interpreter() -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, NotUsableNow
 from coe.cascade.types import Array
 from coe.link import Backoff
 from coe.models.loading import import_runtime
@@ -57,7 +57,7 @@ class CameraSource:
         first_wait_s: float = FIRST_WAIT_S,
     ) -> None:
         if path is not None and not path.is_file():
-            raise ConfigError([f"source.device: expected a camera, a URL or a video file, got {path} (no such file)"])
+            raise NotUsableNow([f"source.device: expected a camera, a URL or a video file, got {path} (no such file)"])
         self.config = config
         self.path = path
         self.once = once

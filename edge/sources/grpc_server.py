@@ -31,6 +31,7 @@ from coe.cascade.errors import (
     ConfigError,
     InputError,
     NotAllowed,
+    NotUsableNow,
     TierOverloaded,
     TierRefused,
     TierRejected,
@@ -171,7 +172,7 @@ class LocalServer:
         finally:
             os.umask(mask)
         if not port:
-            raise ConfigError([f"source.address: expected a free address, got {address} which cannot be bound"])
+            raise NotUsableNow([f"source.address: expected a free address, got {address} which cannot be bound"])
         if config.path is not None:
             config.path.chmod(MODE)
         return port
@@ -207,8 +208,8 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            raise ConfigError([f"source.address: {path} cannot be used: {describe_error(error)}"]) from None
-    raise ConfigError([f"source.address: expected a free address, got {path} where another program answers"])
+            raise NotUsableNow([f"source.address: {path} cannot be used: {describe_error(error)}"]) from None
+    raise NotUsableNow([f"source.address: expected a free address, got {path} where another program answers"])
 
 
 POLL_S = 0.2

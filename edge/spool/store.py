@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coe.cascade.errors import ConfigError
+from coe.cascade.errors import ConfigError, NotUsableNow
 from edge.sinks import Event, Outcome, Record
 from edge.sources import Example
 from edge.sqlite_file import (
@@ -338,7 +338,7 @@ class SpoolStore:
         is_applied = self._guard(apply, False) or self._guard(apply, False)  # again on a file that was damaged
         if policy and not is_applied:
             what = "what it holds may no longer leave, and cannot be dropped"
-            raise ConfigError(
+            raise NotUsableNow(
                 [f"{SPOOL.field}: {self.config.path}: {what} ({self.state}; make room, or remove the file)"]
             )
 

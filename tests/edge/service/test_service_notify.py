@@ -115,6 +115,39 @@ def test_ready_is_not_told_by_an_agent_that_cannot_start(manager, tmp_path, monk
     assert manager.heard == []
 
 
+@pytest.mark.parametrize("manager", [False], indirect=True)
+def test_a_state_folder_that_cannot_be_written_yet_is_waited_for(manager, tmp_path, monkeypatch):
+    """As one on a disk that is not mounted yet: the agent says so once, stays, and starts once it can."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "disk").write_text("no folder")
+    source = f"{{kind: folder, path: {tmp_path / 'photos'}, watch: true}}"
+    config = edge_config(tmp_path, closed_port(), f"state: {tmp_path / 'disk' / 'state'}", source=source)
+    with edge(tmp_path, config) as agent:
+        until(lambda: "not started yet, tried again until it works: " in agent.complained)
+        manager.until("READY")
+        assert "not started yet" in manager.said("STATUS")[-1]
+        (tmp_path / "disk").unlink()
+        until(lambda: (tmp_path / "disk" / "state").is_dir(), lambda: agent.complained)
+        manager.until("READY")
+        agent.send(signal.SIGTERM)
+        assert agent.end() == 0
+        assert agent.complained.count("not started yet") == 1
+
+
+@pytest.mark.parametrize("manager", [False], indirect=True)
+def test_a_signal_ends_an_agent_that_waits_to_start(manager, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "disk").write_text("no folder")
+    source = f"{{kind: folder, path: {tmp_path / 'photos'}, watch: true}}"
+    config = edge_config(tmp_path, closed_port(), f"state: {tmp_path / 'disk' / 'state'}", source=source)
+    with edge(tmp_path, config) as agent:
+        manager.until("READY")
+        agent.send(signal.SIGTERM)
+        assert agent.end() == 0
+
+
 @pytest.mark.slow
 def test_a_member_that_hangs_ends_the_signs_of_life_and_is_not_waited_for(tmp_path, monkeypatch):
     """Its ONNX file loops as often as its input says: not at all on zeros, as it is tried, and for days on ones."""

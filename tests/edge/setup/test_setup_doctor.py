@@ -23,6 +23,7 @@ from edge.config import read_config
 from edge.main import main
 from edge.setup.doctor import (
     CheckContext,
+    _check_import,
     check_clock,
     check_cores,
     check_disk,
@@ -118,6 +119,20 @@ def test_a_package_that_is_too_old_fails(monkeypatch):
     bad = [one for one in check_packages(CheckContext()) if one.level == "fail"]
     assert any("grpcio 1.2.3 is not >=" in finding.message for finding in bad)
     assert all("pip install" in finding.fix for finding in bad)
+
+
+def test_a_package_of_grpc_that_does_not_fit_the_others_is_named_with_versions_and_fix(tmp_path, monkeypatch):
+    class VersionError(Exception):
+        pass
+
+    def fail_to_import(name: str) -> None:
+        raise VersionError("gencode 6.31.1 runtime 5.29.0")
+
+    monkeypatch.setattr("edge.setup.doctor.importlib.import_module", fail_to_import)
+    (bad,) = _check_import("grpc_health.v1.health")
+    assert (bad.level, "grpcio-health-checking" in bad.message) == ("fail", True)
+    assert bad.message.endswith("gencode 6.31.1 runtime 5.29.0")
+    assert bad.fix.startswith("pip install")
 
 
 def hiding(hidden: str):

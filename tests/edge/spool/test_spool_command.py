@@ -88,7 +88,7 @@ def test_an_export_copies_all_and_removes_none(tmp_path, capsys):
 def test_a_clear_asks_first_counts_and_leaves_a_running_agent_alone(tmp_path, capsys):
     path = config(tmp_path, SPOOL)
     store = filled(path, *"abc")
-    assert main(["spool", "clear", "--yes", "--config", str(path)]) == 2
+    assert main(["spool", "clear", "--yes", "--config", str(path)]) == 1
     assert "is in use by another coe-edge" in capsys.readouterr().err
     store.close()
     assert main(["spool", "clear", "--config", str(path)]) == 2
