@@ -207,7 +207,8 @@ class Supervisor:
             except (NotUsableNow, OSError) as error:
                 if self._once:
                     raise
-                line = " ".join(str(error).splitlines())
+                where = getattr(error, "filename", None)
+                line = f"{where}: {error.strerror}" if where else " ".join(str(error).splitlines())  # type: ignore[union-attr]
             if line != logged:
                 log.warning("not started yet, tried again until it works: %s", line)
                 self._notifier.ready(f"not started yet: {line}")

@@ -109,8 +109,8 @@ def test_a_real_agent_tells_ready_and_its_status_and_that_it_stops(manager, tmp_
 def test_ready_is_not_told_by_an_agent_that_cannot_start(manager, tmp_path, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     config = edge_config(tmp_path, closed_port(), sink=str(tmp_path / "none" / "out.jsonl"))
-    with edge(tmp_path, config) as agent:
-        assert agent.end() == 2
+    with edge(tmp_path, config, "--once") as agent:
+        assert agent.end() == 1
     manager.listen(0.05)
     assert manager.heard == []
 
