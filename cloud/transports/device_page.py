@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from coe import __version__, zoo
+from coe.calibration import CalibratedVote
+from coe.calibration.table import STAGE
 from coe.cascade.errors import ConfigError
 from coe.cascade.rule import Agreement, Confidence, DeferralRule
 from coe.config import Fields, Report, read_yaml
@@ -132,7 +134,8 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
     tiers: list[dict[str, Any]] = []
     for tier in cascade.tiers:
         if isinstance(tier, RemoteTierConfig):
-            tiers.append({"name": tier.name, "model": tier.model, "deadline_ms": tier.deadline_s * 1000})
+            own = _rule(tier.rule) if isinstance(tier.rule, CalibratedVote) else {}
+            tiers.append({"name": tier.name, "model": tier.model, "deadline_ms": tier.deadline_s * 1000, **own})
             continue
         members = []
         for spec in tier.members:
@@ -222,4 +225,12 @@ def _rule(rule: DeferralRule) -> Mapping[str, Any]:
         return {"agreement": f"{rule.theta.numerator}/{rule.theta.denominator}"}
     if isinstance(rule, Confidence):
         return {"confidence": rule.threshold}
+    if isinstance(rule, CalibratedVote):
+        return {"calibrated": calibrated_as_json(rule)}
     return {}  # the last tier's: it answers
+
+
+def calibrated_as_json(rule: CalibratedVote) -> dict[str, Any]:
+    """The rule as the page reads it."""
+    stages = [{name: getattr(stage, name) for name in STAGE} for stage in rule.stages]
+    return {"stages": stages, "n_before": rule.n_before}

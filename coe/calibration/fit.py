@@ -60,16 +60,22 @@ def out_of_fold(
     return found, p
 
 
+GATE_SHARE = 0.10  # of examples as they were calibrated, that a stricter threshold may cost
+
+
 def with_share(stage: StageVote, p: Values, share: float) -> StageVote:
     """The stage with the threshold at which this share of examples answers: between two of their p (B,).
 
-    Where several examples have one p, they answer or go on together, whichever is closer to the share.
+    Where several examples have one p, they answer or go on together, whichever is closer to the share. Its
+    `gate_threshold` is the one at which GATE_SHARE fewer of all examples answer.
     """
     values, counts = np.unique(p, return_counts=True)
     above = np.append(counts[::-1].cumsum()[::-1], 0)  # examples at or above each value, and above all
     at = int(np.abs(above - share * len(p)).argmin())
     edges = np.concatenate([[max(2 * values[0] - 1, 0.0)], values, [max(1.0, values[-1]) + 1e-6]])
-    return replace(stage, threshold=float((edges[at] + edges[at + 1]) / 2))
+    stricter = max(int(np.abs(above - (share - GATE_SHARE) * len(p)).argmin()), at)
+    usual, gate = (float((edges[one] + edges[one + 1]) / 2) for one in (at, stricter))
+    return replace(stage, threshold=usual, gate_threshold=gate)
 
 
 def _grid(scores: Values) -> tuple[float, ...]:

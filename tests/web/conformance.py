@@ -25,7 +25,9 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]  # where it is run by itself
 
 from strategies import Broken, members_of  # noqa: E402
 
+from cloud.transports.device_page import calibrated_as_json
 from cloud.transports.rest_messages import OutputFormats, write_answer  # noqa: E402
+from coe.calibration import CalibratedVote, StageVote
 from coe.cascade import (  # noqa: E402
     Agreement,
     Always,
@@ -74,6 +76,49 @@ def rule_vectors() -> dict[str, Any]:
         "agreements": [_agreement(text, n) for text in TEXTS for n in range(1, MOST_MEMBERS + 1)],
         "votes": [_vote(rng) for _ in range(2000)],
         "cascades": [_cascade(rng) for _ in range(700)],
+        "calibrated": [_calibrated(random.Random(number)) for number in range(400)],
+    }
+
+
+def _stage(rng: random.Random, n_members: int, n_labels: int, *, is_last: bool) -> StageVote:
+    """Mostly eighths, so that utilities tie often."""
+    is_exact = rng.random() < 0.5
+
+    def numbers(n: int) -> tuple[float, ...]:
+        return tuple(rng.randrange(-16, 17) / 8 if is_exact else rng.uniform(-3, 3) for _ in range(n))
+
+    grids = tuple(tuple(sorted(rng.randrange(9) / 8 for _ in range(rng.choice((0, 2, 5))))) for _ in range(n_members))
+    threshold = None if is_last else rng.choice((0.3, 0.5, 0.7, 0.9))
+    d = numbers(n_labels) if rng.random() < 0.5 else ()
+    return StageVote(
+        numbers(n_members), numbers(n_members), numbers(n_members), numbers(1)[0], d, grids, n_labels, threshold
+    )
+
+
+def _calibrated(rng: random.Random) -> dict[str, Any]:
+    """A cascade by calibrated votes: its tiers' outputs and stages, and what it decides."""
+    n_labels, before = rng.randrange(2, 5), 0
+    tiers: list[Tier] = []
+    told: list[dict[str, Any]] = []
+    n_tiers = rng.randrange(1, 4)
+    for number in range(n_tiers):
+        n_members = rng.randrange(1, 4)
+        outputs = _outputs(rng, n_members, n_labels)
+        stage = _stage(rng, before + n_members, n_labels, is_last=number == n_tiers - 1)
+        rule = CalibratedVote((stage,), before)
+        tiers.append(_local(f"tier-{number}", outputs, rule, early=False))
+        told.append({"outputs": _packed(outputs), "calibrated": calibrated_as_json(rule)})
+        before += n_members
+    if n_tiers > 1 and rng.random() < 0.2:
+        tiers[-1] = Broken(TierTimeout("cloud", "it is away"))
+        told[-1] = {"broken": ["timeout", "it is away"]}
+    decision = Cascade(tiers).decide(_batch())[0]
+    return {
+        "labels": n_labels,
+        "tiers": told,
+        "decision": [decision.label, decision.exit_tier, decision.vote, decision.score],
+        "tier_votes": list(decision.tier_votes),
+        "degraded": decision.degraded,
     }
 
 

@@ -1,5 +1,6 @@
 /** The rule against `vectors/rule.json`, which the Python implementation wrote: one rule, two languages. */
 import { describe, expect, test } from 'vitest';
+import { calibrated, type Calibrated, type Stage } from '../src/cascade/calibrated';
 import { Cascade } from '../src/cascade/cascade';
 import { TierError } from '../src/cascade/errors';
 import { ceilTimes } from '../src/cascade/fraction';
@@ -137,4 +138,36 @@ test('the vectors have what they are for', () => {
   expect(early).toBeGreaterThan(100);
   const degraded = vectors.cascades.filter((one) => 'degraded' in one && one.degraded !== null).length;
   expect(degraded).toBeGreaterThan(50);
+});
+
+test('a cascade by calibrated votes decides as in Python, to the last bit', async () => {
+  for (const [at, one] of vectors.calibrated.entries()) {
+    const tiers = (one.tiers as (StatedTier & { calibrated?: Calibrated })[]).map((stated, number) => {
+      if (!stated.calibrated) return tierOf(stated, number, one.labels);
+      const rows = outputs(stated.outputs ?? [], one.labels);
+      const members = rows.map((row, member): Member => ({ name: `${member}`, predict: () => Promise.resolve(row) }));
+      return new LocalTier(`tier-${number}`, members, calibrated(stated.calibrated));
+    });
+    const decided = await new Cascade(tiers).decide(EXAMPLE);
+    expect([decided.label, decided.exitTier, decided.vote, decided.score], `case ${at}`).toEqual(one.decision);
+    expect(decided.tierVotes, `case ${at}`).toEqual(one.tier_votes);
+    expect(decided.degraded, `case ${at}`).toBe(one.degraded);
+  }
+});
+
+test('members on a server count with those here, and others than were calibrated do not', async () => {
+  const none = { a: [0], c: [0], g: 0, d: [], grids: [[]], n_labels: 3 };
+  const stage = (n: number): Stage => ({ ...none, b: Array<number>(n).fill(2), threshold: null, ...fill(n) });
+  const fill = (n: number): Pick<Stage, 'a' | 'c' | 'grids'> => ({
+    a: Array<number>(n).fill(0),
+    c: Array<number>(n).fill(0),
+    grids: Array<number[]>(n).fill([]),
+  });
+  const rule = calibrated({ stages: [stage(3)], n_before: 1 });
+  const before = [{ labels: [0], scores: [0.9] }];
+  const vote: Vote = { label: 1, count: 2, asked: 2, nMembers: 2, score: 0.5, ballots: [] };
+  const shown = { ...vote, said: { labels: [1, 0], scores: [0.5, 0.5] } };
+  const fused = rule.fuse?.('cloud', shown, before);
+  expect([fused?.label, fused?.count]).toEqual([0, 1]);
+  expect(() => rule.fuse?.('cloud', vote, before)).toThrow(/expected the votes of 2 members as calibrated, got 1/);
 });

@@ -1,4 +1,5 @@
 /** Algorithm 1: tiers in turn, each seeing only what the one before it deferred. As `coe/cascade/cascade.py`. */
+import { saidBy } from './calibrated';
 import { TierError } from './errors';
 import { always, type Rule } from './rule';
 import type { Tier } from './tier';
@@ -26,7 +27,8 @@ export class Cascade {
   ) {
     const last = tiers[tiers.length - 1];
     if (!last) throw new RangeError('a cascade needs at least one tier, got none');
-    this.rules = [...tiers.slice(0, -1).map((tier) => tier.rule), always(last.rule.poolsScores)];
+    const lastRule = last.rule.fuse ? last.rule : always(last.rule.poolsScores);
+    this.rules = [...tiers.slice(0, -1).map((tier) => tier.rule), lastRule];
   }
 
   /** Tiers in all; a remote one counts as the tiers its server is known to hold. */
@@ -49,18 +51,25 @@ export class Cascade {
       if (before) onDeferred?.(decisionOf(example.id, visits, null));
       const started = performance.now();
       try {
-        const vote = await tier.vote(example, rule);
+        const vote = fused(rule, tier.name, await tier.vote(example, rule), visits);
         visits.push({ tier, firstTier: nextTier(before), vote, timeMs: performance.now() - started });
         if (rule.exits(vote)) break;
       } catch (error) {
         if (!(error instanceof TierError) || !before || !this.keepLastAnswer) throw error;
         failure = error;
         await fallBack(example, before, error);
+        const own = this.rules[number - 1] ?? before.tier.rule;
+        before.vote = fused(own, before.tier.name, before.vote, visits.slice(0, -1));
         break;
       }
     }
     return decisionOf(example.id, visits, failure);
   }
+}
+
+function fused(rule: Rule, tier: string, vote: Vote, before: readonly Visit[]): Vote {
+  const said = before.map((visit) => saidBy(visit.vote));
+  return rule.fuse ? rule.fuse(tier, vote, said) : vote;
 }
 
 /** The tier before has the last word, with all its members asked. */
@@ -96,6 +105,7 @@ function decisionOf(id: string, visits: readonly Visit[], failure: TierError | n
     degraded: failure === null ? (vote.degraded ?? null) : `${failure.reason}: ${failure.message}`,
     canBeCorrected: failure?.passes ?? false,
     call: addedCalls(visits.map((visit) => visit.vote.call).filter((call): call is Call => call !== undefined)),
+    ...(visits.some((visit) => visit.vote.said) ? { said: visits.map((visit) => saidBy(visit.vote)) } : {}),
     ballots: visits.map((visit) => visit.vote.ballots).filter((ballots) => ballots.length > 0),
   };
 }

@@ -1,5 +1,6 @@
 /** Deferral rules: does this tier's answer stand, or does the example go on? As `coe/cascade/rule.py`. */
 import { ceilTimes, compare, fraction, isAtLeast, minus, parseFraction, type Fraction } from './fraction';
+import type { Said, Vote } from './types';
 
 export interface Rule {
   /** The label is that of the members' mean output instead of the plurality. */
@@ -8,6 +9,12 @@ export interface Rule {
   needed(nMembers: number): number | null;
   /** True where the answer stands. */
   exits(vote: { readonly count: number; readonly asked: number; readonly score: number }): boolean;
+  /**
+   * The vote with the label and score that follow from what its members and those before it said; none: its own stand.
+   *
+   * @throws TierError it has other members than the rule was made for
+   */
+  fuse?(tier: string, vote: Vote, before: readonly Said[]): Vote;
 }
 
 /** The answer stands where at least `theta` of the members agree; compared between integers. */

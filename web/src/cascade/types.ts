@@ -27,6 +27,12 @@ export interface Ballot {
   readonly timeMs: number;
 }
 
+/** What a tier's members said: a label each, -1 where one gave none, and its score, NaN where unknown. */
+export interface Said {
+  readonly labels: readonly number[];
+  readonly scores: readonly number[];
+}
+
 /** What one tier says. */
 export interface Vote {
   readonly label: number;
@@ -39,6 +45,8 @@ export interface Vote {
   readonly score: number;
   /** Of the members asked, in order; none where a tier does not show its members. */
   readonly ballots: readonly Ballot[];
+  /** Of its members, where a server shows them, or a calibrated vote weighed them. */
+  readonly said?: Said;
   /** For a tier that is a cascade itself: which of its tiers answered, from 1, and the vote of each, NaN if not asked. */
   readonly exitTier?: number;
   readonly tierVotes?: readonly number[];
@@ -76,6 +84,8 @@ export interface Decision {
   readonly call: Call | null;
   /** Of each local tier visited: what its members said. */
   readonly ballots: readonly (readonly Ballot[])[];
+  /** Of each tier visited: what its members said, where the cascade is calibrated. */
+  readonly said?: readonly Said[];
 }
 
 export const NO_CALL: Call = { callMs: 0, bytesSent: 0, bytesReceived: 0 };

@@ -1,4 +1,5 @@
 /** What the server hands out to a device: `cascade.json`, and the model files it names, checked by their sha256. */
+import type { Calibrated } from '../cascade/calibrated';
 import { BundleError, IdentityError } from '../cascade/errors';
 import { readInputSpec, type InputSpec } from './input-spec';
 
@@ -15,6 +16,7 @@ export interface LocalTierSpec {
   readonly name: string;
   readonly agreement?: string;
   readonly confidence?: number;
+  readonly calibrated?: Calibrated;
   readonly early: boolean;
   readonly members: readonly MemberSpec[];
 }
@@ -23,6 +25,7 @@ export interface RemoteTierSpec {
   readonly name: string;
   readonly model: string;
   readonly deadline_ms: number;
+  readonly calibrated?: Calibrated;
 }
 
 export type TierSpec = LocalTierSpec | RemoteTierSpec;

@@ -1,6 +1,6 @@
 /** The page at work: decides what the sources give, shows what came of it, keeps what must be asked again. */
 import { InputError, TierError } from '../cascade/errors';
-import type { Decision } from '../cascade/types';
+import type { Decision, Said } from '../cascade/types';
 import { Drain } from '../queue/drain';
 import type { Kept, Queue } from '../queue/queue';
 import type { Captured } from '../sources/source';
@@ -26,8 +26,10 @@ export class App {
     const { cloud } = device;
     if (cloud && queue) {
       const asked = {
-        ask: (id: string, captured: Uint8Array) =>
-          cloud.ask(id, captured, performance.now() + cloud.options.deadlineMs),
+        ask: async (id: string, captured: Uint8Array, said: readonly Said[] = []) => {
+          const vote = await cloud.ask(id, captured, performance.now() + cloud.options.deadlineMs);
+          return cloud.rule.fuse ? cloud.rule.fuse(cloud.name, vote, said) : vote;
+        },
         nUnderWay: () => cloud.nUnderWay,
         nTiersHere: device.nTiersHere,
       };

@@ -1,4 +1,5 @@
 /** This phone as a device of the cascade: its members loaded, its examples decided, what waits kept. */
+import { calibrated } from '../cascade/calibrated';
 import { Cascade } from '../cascade/cascade';
 import { BundleError } from '../cascade/errors';
 import { agreement, always, confidence, parseAgreement, type Rule } from '../cascade/rule';
@@ -57,6 +58,7 @@ export class Device {
         nLabels: bundle.labels.length,
         deadlineMs: tier.deadline_ms,
         headers,
+        ...(tier.calibrated ? { rule: calibrated(tier.calibrated) } : {}),
       });
       return cloud;
     });
@@ -96,7 +98,8 @@ function localTier(spec: LocalTierSpec, members: readonly OnnxMember[]): LocalTi
   return new LocalTier(spec.name, members, ruleOf(spec), spec.early);
 }
 
-function ruleOf({ name, agreement: said, confidence: threshold, members }: LocalTierSpec): Rule {
+function ruleOf({ name, agreement: said, confidence: threshold, calibrated: fitted, members }: LocalTierSpec): Rule {
+  if (fitted !== undefined) return calibrated(fitted);
   if (threshold !== undefined) return confidence(threshold);
   if (said === undefined) return always();
   try {

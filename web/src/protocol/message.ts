@@ -1,5 +1,5 @@
 /** The Open Inference Protocol's REST messages: a question with the captured bytes as binary data, and the answer. */
-import type { Call, Vote } from '../cascade/types';
+import type { Call, Said, Vote } from '../cascade/types';
 
 export const LENGTH_HEADER = 'Inference-Header-Content-Length';
 
@@ -10,10 +10,11 @@ export interface Question {
 }
 
 /** One example as one BYTES element: JSON, then the element's length (4 bytes, little-endian), then the element. */
-export function question(id: string, captured: Uint8Array): Question {
+export function question(id: string, captured: Uint8Array, asksMembers = false): Question {
   const size = 4 + captured.length;
   const input = { name: 'input', datatype: 'BYTES', shape: [1], parameters: { binary_data_size: size } };
-  const head = new TextEncoder().encode(JSON.stringify({ id, inputs: [input] }));
+  const parameters = asksMembers ? { parameters: { member_votes: true } } : {};
+  const head = new TextEncoder().encode(JSON.stringify({ id, ...parameters, inputs: [input] }));
   const body = new Uint8Array(head.length + size);
   body.set(head, 0);
   new DataView(body.buffer).setUint32(head.length, captured.length, true);
@@ -62,9 +63,21 @@ export function readAnswer(text: string, nLabels: number, call: Call): Vote {
     nMembers,
     score: typeof score === 'number' ? Math.fround(score) : NaN,
     ballots: [],
+    ...membersIn(outputs, nLabels),
     exitTier,
     ...(tierVotes ? { tierVotes } : {}),
     degraded: typeof degraded === 'string' && degraded !== '' ? degraded : null,
     call: { ...call, ...(typeof serverS === 'number' ? { serverMs: serverS * 1000 } : {}) },
   };
+}
+
+/** What each member said; none where the server does not show them. */
+function membersIn(outputs: ReadonlyMap<string, readonly unknown[]>, nLabels: number): { said?: Said } {
+  const [labels, scores] = [outputs.get('member_label'), outputs.get('member_score')];
+  if (!labels || !scores) return {};
+  const isLabel = (one: unknown): one is number => typeof one === 'number' && one >= -1 && one < nLabels;
+  if (labels.length !== scores.length || !labels.every(isLabel)) {
+    throw new RangeError('output member_label: expected a label and a score of each member, got others');
+  }
+  return { said: { labels, scores: scores.map((one) => (typeof one === 'number' ? Math.fround(one) : NaN)) } };
 }

@@ -1,6 +1,6 @@
 /** A tier on the server the page came from, over the protocol's REST twin: a deadline, and one retry that still fits. */
 import { TierError } from '../cascade/errors';
-import { always } from '../cascade/rule';
+import { always, type Rule } from '../cascade/rule';
 import type { Tier } from '../cascade/tier';
 import type { Example, Vote } from '../cascade/types';
 import { LENGTH_HEADER, question, readAnswer } from './message';
@@ -16,6 +16,8 @@ export interface RemoteOptions {
   readonly deadlineMs: number;
   /** Where the server is; "" where the page came from. */
   readonly origin?: string;
+  /** By which its answer counts; none: it stands as it is. */
+  readonly rule?: Rule;
   /** Asked for each call: a token, where the server wants one. */
   readonly headers?: () => Record<string, string>;
   readonly fetch?: typeof fetch;
@@ -27,7 +29,7 @@ interface Tried {
 }
 
 export class RemoteTier implements Tier {
-  readonly rule = always();
+  readonly rule: Rule;
   nTiers = 1;
   /** Calls of live examples under way. */
   nUnderWay = 0;
@@ -35,7 +37,9 @@ export class RemoteTier implements Tier {
   constructor(
     readonly name: string,
     readonly options: RemoteOptions,
-  ) {}
+  ) {
+    this.rule = options.rule ?? always();
+  }
 
   async vote(example: Example): Promise<Vote> {
     const end = Math.min(performance.now() + this.options.deadlineMs, example.deadline);
@@ -73,7 +77,7 @@ export class RemoteTier implements Tier {
     const { options } = this;
     const left = end - performance.now();
     if (left <= 0) return failed(this.name, 'timeout', 'the deadline has passed before the call', null, 0);
-    const { body, headerLength } = question(id, captured);
+    const { body, headerLength } = question(id, captured, this.rule.fuse !== undefined);
     const started = performance.now();
     const path = `/v2/models/${encodeURIComponent(options.model)}/versions/${options.fingerprint}/infer`;
     let answer: Response;

@@ -1,6 +1,6 @@
 /** The backlog's way to the cloud: one example at a time, and never while a fresh one is on its way. */
 import { TierError } from '../cascade/errors';
-import type { Vote } from '../cascade/types';
+import type { Said, Vote } from '../cascade/types';
 import type { Kept, Queue } from './queue';
 
 const FIRST_PAUSE_MS = 1000;
@@ -9,7 +9,7 @@ const LOCK = 'coe-device-queue';
 
 export interface Asked {
   /** @throws TierError no answer */
-  ask(id: string, captured: Uint8Array): Promise<Vote>;
+  ask(id: string, captured: Uint8Array, said?: readonly Said[]): Promise<Vote>;
   /** Live examples on their way to the cloud now: these go first. */
   nUnderWay(): number;
   /** Tiers on this device, ahead of the cloud's. */
@@ -69,7 +69,7 @@ export class Drain {
       const waiting = await this.queue.next();
       if (waiting === null) return;
       try {
-        const vote = await this.cloud.ask(waiting.id, waiting.captured);
+        const vote = await this.cloud.ask(waiting.id, waiting.captured, waiting.said);
         if ((vote.degraded ?? null) !== null) return; // the server's own next tier is away: there is a better answer to wait for
         this.pauseMs = FIRST_PAUSE_MS;
         const exitTier = this.cloud.nTiersHere + (vote.exitTier ?? 1);

@@ -4,7 +4,7 @@
  * Bounded by count, bytes and age: the oldest go first. An example is taken out in the transaction that writes down its
  * correction, so it is corrected exactly once.
  */
-import type { Decision } from '../cascade/types';
+import type { Decision, Said } from '../cascade/types';
 import { committed, DECIDED, done, openDatabase, WAITING } from './database';
 
 export interface Limits {
@@ -22,6 +22,8 @@ export interface Waiting {
   /** `Date.now()` of when it was captured. */
   readonly at: number;
   readonly captured: Uint8Array;
+  /** What the members here said of it, where the cloud's answer counts together with theirs. */
+  readonly said?: readonly Said[];
 }
 
 /** A decision as it is kept: without what each member said. */
@@ -53,7 +55,8 @@ export class Queue {
     const { id, label, exitTier, vote, degraded } = decision;
     const kept: Kept = { id, at, label, exitTier, vote, degraded, before: null, correctedAt: null };
     transaction.objectStore(DECIDED).put(kept);
-    if (captured !== null) transaction.objectStore(WAITING).put({ id, at, captured } satisfies Waiting);
+    const said = decision.said ? { said: decision.said } : {};
+    if (captured !== null) transaction.objectStore(WAITING).put({ id, at, captured, ...said } satisfies Waiting);
     await committed(transaction);
     await this.keepWithinLimits(at);
   }
