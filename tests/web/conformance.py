@@ -25,9 +25,9 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]  # where it is run by itself
 
 from strategies import Broken, members_of  # noqa: E402
 
-from cloud.transports.device_page import calibrated_as_json
+from cloud.transports.device_page import calibrated_as_json  # noqa: E402
 from cloud.transports.rest_messages import OutputFormats, write_answer  # noqa: E402
-from coe.calibration import CalibratedVote, StageVote
+from coe.calibration import CalibratedVote, StageVote  # noqa: E402
 from coe.cascade import (  # noqa: E402
     Agreement,
     Always,
