@@ -106,7 +106,8 @@ class Unit:
         self._process.kill()
 
     def stop(self) -> int:
-        """SIGTERM; its exit code."""
+        """SIGTERM, once it is up again after a kill; its exit code."""
+        self.is_ready.wait(0 if self.is_over else 60)
         self._is_stopped = True
         self._process.send_signal(signal.SIGTERM)
         try:
