@@ -67,10 +67,10 @@ class Sinks:
         self._committing.append(record)
 
     def commit(self) -> None:
-        """Have the writers write what they keep, and what was registered be recorded."""
+        """Have the writers write what they keep, and then what was registered be recorded."""
+        self.flush()
         for record in self._committing:
             record()
-        self.flush()
 
     def flush(self) -> None:
         """Have the writers write what they keep; what has not arrived at the others is in the outbox then."""

@@ -323,7 +323,8 @@ class FileHistory:
             return
         try:
             if self._sinks is not None:
-                self._sinks.sync()  # or a power cut could take an outcome whose file is recorded as done
+                self._sinks.flush()  # or a kill could take an outcome whose file is recorded as done,
+                self._sinks.sync()  # and a power cut one that was written
             insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, NULL)"
             self._transact(insert, [(folder, os.fsencode(name), *at) for (folder, name), at in self._done.items()])
             for key, stamp in self._done.items():

@@ -155,7 +155,7 @@ test('a cascade by calibrated votes decides as in Python, to the last bit', asyn
   }
 });
 
-test('members on a server count with those here, and others than were calibrated do not', async () => {
+test('members on a server count with those here, and others than were calibrated do not', () => {
   const none = { a: [0], c: [0], g: 0, d: [], grids: [[]], n_labels: 3 };
   const stage = (n: number): Stage => ({ ...none, b: Array<number>(n).fill(2), threshold: null, ...fill(n) });
   const fill = (n: number): Pick<Stage, 'a' | 'c' | 'grids'> => ({

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from fakes import BOUND_S
 
 from coe.cascade import ConfigError
-from edge.sinks import Rereadable, Sinks, Writer
+from edge.sinks import Record, Rereadable, Sinks, Writer
+from edge.sinks.delivery import BufferedSink
 from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
 from edge.sources.folder import FolderSource
+from edge.spool import SpoolConfig
 from edge.spool import history as history_module
 from edge.spool.history import FileHistory
+from edge.spool.store import SpoolStore
 
 
 class Life:
@@ -170,6 +173,31 @@ def test_what_one_sink_has_and_the_other_lacks_is_copied(tmp_path):
     assert life.run(0) == []
     life.end()
     assert (tmp_path / "one.jsonl").read_text() == (tmp_path / "two.jsonl").read_text()
+
+
+class Away:
+    """A transport whose other end is not there."""
+
+    name, kind, most, gather_s = "over there", "far", 20, 0.0
+
+    def send(self, records: Sequence[Record]) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_a_restart_hands_to_an_outbox_is_stored_before_its_file_is_done(tmp_path):
+    drop(tmp_path, "a.png", "b.png")
+    life = Life(tmp_path)
+    life.run(2, life.write)  # the outcomes are in the file, and not recorded as done
+    life.kill()
+    store = SpoolStore(SpoolConfig(tmp_path / "spool.db", sync="normal"), [].append)
+    life = Life(tmp_path, [JsonLinesFile(tmp_path / "out.jsonl"), BufferedSink(Away(), flush_s=0.0, outbox=store)])
+    assert life.run(0) == []
+    assert store.outbox_count("far") == 2
+    life.end()
+    store.close()
 
 
 def test_where_no_sink_can_be_read_back_what_is_in_doubt_is_decided_again(tmp_path, capsys):
