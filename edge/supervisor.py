@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from coe.link import Backoff
 from .config import AgentConfig
 from .session import AgentSession
 from .sinks import Outcome
-from .sources import Example, Source, open_source
+from .sources import Example, Source, SourceConfig, open_source
 from .spool.history import FileHistory
 from .systemd import SystemdNotifier, Watchdog
 from .tally import Tally
@@ -120,6 +120,7 @@ class SourceHandover:
 
 POLL_S = 0.5  # how soon a failed agent whose source gives nothing ends
 SETTLE_S = 0.01
+REFUSED = "not reloaded, the settings before stay: %s"
 LAST_S = 2.0  # for the device's own answers after the remote tiers are closed
 
 
@@ -158,6 +159,8 @@ class Supervisor:
         self._events: queue.SimpleQueue[signal.Signals | _AgentThread] = queue.SimpleQueue()  # a signal handler puts
         self._opening_since: float | None = None
         self._worker: _AgentThread | None = None
+        self._handover: SourceHandover | None = None
+        self._opened = config.source  # that of the handover
 
     def run(self) -> Tally:
         """Every example that the source gave has its outcome in the sink when this returns.
@@ -168,15 +171,7 @@ class Supervisor:
         """
         with self._signals():
             try:
-                is_open = self._until_usable(self._open_first)
-            except BaseException:
-                self._history.close()
-                raise
-            if not is_open:
-                self._history.close()
-                return self.tally
-            try:
-                if self._until_usable(lambda: self._start(self.config)):
+                if self._until_open():
                     self._notifier.ready(self.tally.line())
                     with Watchdog(self._notifier, self.tally.line, self._busy_since):
                         self._handle_events()
@@ -189,12 +184,18 @@ class Supervisor:
             self._close()
         return self.tally
 
-    def _open_first(self) -> None:
-        self._handover = SourceHandover(self._open_source(self.config))
+    def _open(self) -> None:
+        """Open the source, unless it is open, and start an agent on it, both as in the config."""
+        if self._handover is None or not _is_same(self._opened, self.config.source):
+            handover = SourceHandover(self._open_source(self.config))
+            if self._handover is not None:
+                self._handover.finish()
+            self._handover, self._opened = handover, self.config.source
+        self._start(self.config)
 
-    def _until_usable(self, attempt: Callable[[], None]) -> bool:
-        """Call it until it raises nothing, with pauses that grow; False: a signal came before. SIGHUP reads the
-        settings again, but for the source.
+    def _until_open(self, waits_for: tuple[type[Exception], ...] = (NotUsableNow, OSError)) -> bool:
+        """Call `_open` until it raises none of these, with pauses that grow; False: a signal came before. SIGHUP reads
+        the settings again, and what is wrong in those is waited for, too.
 
         Raises:
             CascadeError: what a person must edit; also what may be usable later, in a run with `once`.
@@ -202,13 +203,14 @@ class Supervisor:
         backoff, logged = Backoff(*OPEN_AGAIN_S), ""
         while True:
             try:
-                attempt()
+                self._open()
                 return True
-            except (NotUsableNow, OSError) as error:
+            except waits_for as error:
                 if self._once:
                     raise
-                where = getattr(error, "filename", None)
-                line = f"{where}: {error.strerror}" if where else " ".join(str(error).splitlines())  # type: ignore[union-attr]
+                line = " ".join(str(error).splitlines())
+                if isinstance(error, OSError) and error.filename:
+                    line = f"{error.filename}: {error.strerror}"
             if line != logged:
                 log.warning("not started yet, tried again until it works: %s", line)
                 self._notifier.ready(f"not started yet: {line}")
@@ -219,8 +221,11 @@ class Supervisor:
             except queue.Empty:
                 continue
             if event is signal.SIGHUP:
-                with suppress(CascadeError, OSError):
-                    self.config = replace(self._reread(), source=self.config.source)
+                waits_for = (CascadeError, OSError)
+                try:
+                    self.config = self._reread()
+                except (CascadeError, OSError) as error:
+                    log.error(REFUSED, "; ".join(str(error).splitlines()))
             elif isinstance(event, signal.Signals):
                 self.stopped_by = int(event)
                 self._notifier.stopping()
@@ -235,7 +240,8 @@ class Supervisor:
                 log.warning("%d examples still wait for an answer (`coe-edge spool send` sends them)", left)
 
     def _close(self) -> None:
-        self._handover.finish()
+        if self._handover is not None:
+            self._handover.finish()
         if self._worker is not None:
             self._worker.session.close()
         self._history.close()
@@ -250,7 +256,7 @@ class Supervisor:
                 event = self._events.get(timeout=POLL_S)
             except queue.Empty:
                 if self._current.agent.stop.is_set():  # it failed, and may still wait for its source
-                    self._handover.close()
+                    self._source.close()
                 continue
             if isinstance(event, _AgentThread):
                 if event.error is not None and event.handover is self._handover:
@@ -260,13 +266,19 @@ class Supervisor:
                 if event is self._worker:
                     return
             elif event is signal.SIGHUP:
-                self._reload()
+                if not self._reload():
+                    return
             else:
                 self.stopped_by = int(event)
                 self._notifier.stopping()
                 self._current.agent.stop.set()
-                self._handover.close()
+                self._source.close()
                 self._drain(lambda: not self._current.is_alive())
+
+    @property
+    def _source(self) -> SourceHandover:
+        assert self._handover is not None
+        return self._handover
 
     @property
     def _current(self) -> _AgentThread:
@@ -285,49 +297,51 @@ class Supervisor:
                 raise
         finally:
             self._opening_since = None
-        left = None if self._limit is None else max(self._limit - self._handover.n_given, 0)
+        left = None if self._limit is None else max(self._limit - self._source.n_given, 0)
         self.config = config
-        self._worker = _AgentThread(session, self._handover, left, self._events)
+        self._worker = _AgentThread(session, self._source, left, self._events)
         self._worker.start()
 
-    def _reload(self) -> None:
-        """Change to the settings as they are now; where they are wrong, keep those before."""
-        before = self.config
+    def _reload(self) -> bool:
+        """Change to the settings as they are now; where they are wrong, keep those before. False: a signal came while
+        what they need could not be opened.
+        """
         self._notifier.reloading()
         try:
             config = self._reread()
             open_cascade(config.cascade).close()  # raises where a model is missing or wrong
-            same = replace(config.source, interval_s=0.0) == replace(before.source, interval_s=0.0)
-            handover = self._handover if same else SourceHandover(self._open_source(config))
+            handover = None
+            if not _is_same(self._opened, config.source):
+                handover = SourceHandover(self._open_source(config))
         except (CascadeError, OSError) as error:
             self._refuse(error)
-            return
+            return True
         self._retire()
-        if not same:
-            self._handover.finish()
+        if handover is not None:
+            self._source.finish()
             self._handover = handover
+        self._opened = config.source
         try:
             self._start(config)
         except (CascadeError, OSError) as error:
-            if not same:
-                self._handover.finish()
-                self._handover = SourceHandover(self._open_source(before))
-            self._start(before)
             self._refuse(error)
-            return
-        for warning in config.warnings:
-            log.warning("%s: %s", config.path, warning)
-        log.info("%s: reloaded", config.path)
+            if not self._until_open((CascadeError, OSError)):
+                return False
+        else:
+            for warning in config.warnings:
+                log.warning("%s: %s", config.path, warning)
+            log.info("%s: reloaded", config.path)
         self._notifier.ready(self.tally.line())
+        return True
 
     def _refuse(self, error: Exception) -> None:
-        log.error("not reloaded, the settings before stay: %s", "; ".join(str(error).splitlines()))
+        log.error(REFUSED, "; ".join(str(error).splitlines()))
         self._notifier.ready(self.tally.line())
 
     def _retire(self) -> None:
         """Give the agent no more examples, and close it once those it had are in its sink."""
         worker = self._current
-        self._handover.retire(worker.agent.stop)
+        self._source.retire(worker.agent.stop)
         self._drain(lambda: not worker.is_alive() or worker.is_idle())
         if worker.agent.failure is not None:
             raise worker.agent.failure
@@ -412,6 +426,11 @@ class _AgentThread(threading.Thread):
             return True
         is_asking = self.handover.is_asked_by(self.agent.stop)
         return is_asking and self._n_seen == self.handover.n_given - self._n_given_before
+
+
+def _is_same(one: SourceConfig, other: SourceConfig) -> bool:
+    """Whether a source that was opened by one can go on by the other."""
+    return replace(one, interval_s=0.0) == replace(other, interval_s=0.0)
 
 
 def _comes_true(claim: Callable[[], bool], within_s: float) -> bool:

@@ -131,6 +131,35 @@ def test_settings_that_cannot_be_opened_bring_the_old_ones_back(tmp_path):
     assert "Traceback" not in agent.complained
 
 
+def test_settings_before_that_cannot_be_opened_any_more_are_waited_for(tmp_path):
+    """As where the disk of the old sink went away: neither ends the agent, and a reload still takes new settings."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "disk").mkdir()
+    port, sink = closed_port(), str(tmp_path / "disk" / "out.jsonl")
+    folder = f"{{kind: folder, path: {tmp_path / 'photos'}, watch: true}}"
+    config = edge_config(tmp_path, port, source="{kind: digits}", rule=NONE_AT_ALL)
+    digits_to_stdout = config.read_text(encoding="utf-8")
+    edge_config(tmp_path, port, source=folder, rule=NONE_AT_ALL, sink=sink)
+    before = config.read_text(encoding="utf-8")
+    with edge(tmp_path, config) as agent:
+        until((tmp_path / "disk" / "out.jsonl").exists, lambda: agent.complained)
+        (tmp_path / "disk").rename(tmp_path / "away")
+        config.write_text(before.replace(sink, str(tmp_path / "none" / "out.jsonl")), encoding="utf-8")
+        agent.send(signal.SIGHUP)
+        until(lambda: "not started yet" in agent.complained, lambda: agent.complained)
+        config.write_text("no config", encoding="utf-8")
+        agent.send(signal.SIGHUP)
+        until(lambda: agent.complained.count("not reloaded") == 2, lambda: agent.complained)
+        config.write_text(digits_to_stdout.replace("stroke.onnx", "no-such.onnx"), encoding="utf-8")
+        agent.send(signal.SIGHUP)
+        until(lambda: "no-such.onnx" in agent.complained, lambda: agent.complained)
+        config.write_text(digits_to_stdout, encoding="utf-8")
+        agent.send(signal.SIGHUP)
+        assert agent.end() == 0  # the digits come to an end
+    assert len(agent.records) == 1000
+    assert "Traceback" not in agent.complained
+
+
 def test_reloads_in_a_stream_of_lines_lose_none_and_decide_none_twice(tmp_path):
     config = config_with(tmp_path, NONE_AT_ALL)
     n = 400

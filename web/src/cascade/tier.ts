@@ -3,6 +3,9 @@ import type { Rule } from './rule';
 import type { Ballot, Example, Pixels, Vote } from './types';
 import { isSettled, leaders, plurality, pool, topLabel } from './vote';
 
+/** Of a member that does not vote. */
+const NO_LABEL = -1;
+
 /** One model as a member of a tier. */
 export interface Member {
   readonly name: string;
