@@ -2,11 +2,11 @@
 import { describe, expect, test } from 'vitest';
 import { calibrated, type Calibrated, type Stage } from '../src/cascade/calibrated';
 import { Cascade } from '../src/cascade/cascade';
-import { TierError } from '../src/cascade/errors';
+import { InputError, TierError } from '../src/cascade/errors';
 import { ceilTimes } from '../src/cascade/fraction';
 import { agreement, always, confidence, parseAgreement, type Rule } from '../src/cascade/rule';
 import { LocalTier, type Member, type Tier } from '../src/cascade/tier';
-import type { Example, Vote } from '../src/cascade/types';
+import { NO_LABEL, type Example, type Vote } from '../src/cascade/types';
 import { isSettled } from '../src/cascade/vote';
 import vectors from '../vectors/rule.json';
 import { outputs } from './packed';
@@ -112,7 +112,7 @@ test('a tier votes as in Python: label, count, asked, score and whether it stand
     expect([...row(vote), rule.exits(vote)], `case ${at}`).toEqual(one.vote);
     expect(row(await tier.complete(EXAMPLE, vote)), `case ${at}, completed`).toEqual(one.whole);
   }
-});
+}, 60_000);
 
 test('a cascade decides as in Python: exits, votes, degraded answers', async () => {
   for (const [at, one] of vectors.cascades.entries()) {
@@ -170,4 +170,53 @@ test('members on a server count with those here, and others than were calibrated
   const fused = rule.fuse?.('cloud', shown, before);
   expect([fused?.label, fused?.count]).toEqual([0, 1]);
   expect(() => rule.fuse?.('cloud', vote, before)).toThrow(/expected the votes of 2 members as calibrated, got 1/);
+});
+
+describe('a member that fails does not vote', () => {
+  const says = (label: number): Member => ({
+    name: `says-${label}`,
+    predict: () => Promise.resolve(Float32Array.from([0, 1, 2], (one) => (one === label ? 0.75 : 0.125))),
+  });
+  const throws: Member = { name: 'throws', predict: () => Promise.reject(new Error('no memory')) };
+  const nan: Member = { name: 'nan', predict: () => Promise.resolve(Float32Array.from([NaN, 0.5, 0.5])) };
+  const tier = (name: string, agreed: string, ...members: Member[]) =>
+    new LocalTier(name, members, agreement(parseAgreement(agreed, members.length).theta));
+  const cloud = fixed('cloud', () =>
+    Promise.resolve({ label: 2, count: 1, asked: 1, nMembers: 1, score: 1, ballots: [] }),
+  );
+  const down = fixed('cloud', () => Promise.reject(new TierError('cloud', 'unavailable', 'down')));
+
+  test.each([throws, nan])('$name: the others settle it, wherever it stands among them', async (bad) => {
+    for (const members of [
+      [bad, says(1), says(1)],
+      [says(1), bad, says(1)],
+      [says(1), says(1), bad],
+    ]) {
+      const one = await new Cascade([tier('device', '2/3', ...members), cloud]).decide(EXAMPLE);
+      expect([one.label, one.exitTier, one.score, one.degraded]).toEqual([1, 1, 0.75, null]);
+      const all = await new Cascade([tier('device', 'unanimous', ...members), cloud]).decide(EXAMPLE);
+      expect([all.label, all.exitTier]).toEqual([2, 2]);
+      const alone = await new Cascade([tier('device', 'unanimous', ...members), down]).decide(EXAMPLE);
+      expect([alone.label, alone.vote, alone.degraded]).toEqual([1, 2 / 3, 'unavailable: tier cloud: down']);
+    }
+  });
+
+  test('where none votes, the next tier is asked, or the one before has the last word', async () => {
+    const silent = tier('device', '2/3', throws, nan);
+    const next = await new Cascade([silent, cloud]).decide(EXAMPLE);
+    expect([next.label, next.exitTier]).toEqual([2, 2]);
+    expect(next.ballots[0]?.map((ballot) => ballot.label)).toEqual([NO_LABEL]); // two thirds are out of reach
+    const before = await new Cascade([tier('device', 'unanimous', says(0), says(1)), silent]).decide(EXAMPLE);
+    expect([before.label, before.exitTier]).toEqual([0, 1]);
+    expect(before.degraded).toContain(
+      'failed: tier device: no member voted: member throws: Error: no memory; member nan',
+    );
+    await expect(new Cascade([silent, down]).decide(EXAMPLE)).rejects.toThrow('no member voted');
+    await expect(new Cascade([silent]).decide(EXAMPLE)).rejects.toThrow('no member voted');
+  });
+
+  test('what it was asked about is the fault of the example where it says so', async () => {
+    const bad: Member = { name: 'bad', predict: () => Promise.reject(new InputError('no image')) };
+    await expect(tier('device', '2/3', bad, says(1)).vote(EXAMPLE, always())).rejects.toThrow('no image');
+  });
 });

@@ -4,7 +4,7 @@
  */
 import { TierError } from './errors';
 import type { Rule } from './rule';
-import type { Said, Vote } from './types';
+import { NO_LABEL, type Said, type Vote } from './types';
 
 /** The fitted numbers of one stage: all members asked by the end of one tier, as `calibration.json` has them. */
 export interface Stage {
@@ -47,6 +47,7 @@ export function calibrated({ stages, n_before: nBefore }: Calibrated): Rule {
         const text = `expected the votes of ${most - nBefore} members as calibrated, got ${n - nBefore}`;
         throw new TierError(tier, 'rejected', text, vote.call ?? null);
       }
+      if (vote.label === NO_LABEL) return { ...vote, said: own };
       const { label, p } = posterior(stage, said);
       const count = own.labels.filter((one) => one === label).length;
       return { ...vote, label, count, score: p, said: own };

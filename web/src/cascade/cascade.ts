@@ -3,7 +3,7 @@ import { saidBy } from './calibrated';
 import { TierError } from './errors';
 import { always, type Rule } from './rule';
 import type { Tier } from './tier';
-import { addedCalls, type Call, type Decision, type Example, type Vote } from './types';
+import { addedCalls, NO_LABEL, type Call, type Decision, type Example, type Vote } from './types';
 
 interface Visit {
   readonly tier: Tier;
@@ -48,22 +48,41 @@ export class Cascade {
     for (const [number, tier] of this.tiers.entries()) {
       const rule = this.rules[number] ?? tier.rule;
       const before = visits[visits.length - 1];
-      if (before) onDeferred?.(decisionOf(example.id, visits, null));
+      if (before && before.vote.label !== NO_LABEL) onDeferred?.(decisionOf(example.id, visits, null));
       const started = performance.now();
       try {
         const vote = fused(rule, tier.name, await tier.vote(example, rule), visits);
         visits.push({ tier, firstTier: nextTier(before), vote, timeMs: performance.now() - started });
-        if (rule.exits(vote)) break;
+        if (vote.label !== NO_LABEL && rule.exits(vote)) break;
       } catch (error) {
         if (!(error instanceof TierError) || !before || !this.keepLastAnswer) throw error;
         failure = error;
-        await fallBack(example, before, error);
-        const own = this.rules[number - 1] ?? before.tier.rule;
-        before.vote = fused(own, before.tier.name, before.vote, visits.slice(0, -1));
         break;
       }
     }
-    return decisionOf(example.id, visits, failure);
+    if (failure !== null) await this.complete(example, visits, failure);
+    return decisionOf(example.id, visits, await this.lastThatVoted(example, visits, failure));
+  }
+
+  /** Leave the visits up to the last tier with a label. Returns why it has the last word; null: it is its turn. */
+  private async lastThatVoted(example: Example, visits: Visit[], failure: TierError | null): Promise<TierError | null> {
+    for (let last = visits[visits.length - 1]; last?.vote.label === NO_LABEL; last = visits[visits.length - 1]) {
+      const reasons = last.vote.ballots.map((ballot) => ballot.failure).join('; ');
+      failure = new TierError(last.tier.name, 'failed', `no member voted: ${reasons}`);
+      visits.pop();
+      if (visits.length === 0 || !this.keepLastAnswer) throw failure;
+      await this.complete(example, visits, failure);
+    }
+    return failure;
+  }
+
+  /** The last tier visited has the last word, with all its members asked. */
+  private async complete(example: Example, visits: readonly Visit[], error: TierError): Promise<void> {
+    const last = visits[visits.length - 1];
+    if (!last) return;
+    await fallBack(example, last, error);
+    const own = this.rules[visits.length - 1] ?? last.tier.rule;
+    last.vote = fused(own, last.tier.name, last.vote, visits.slice(0, -1));
   }
 }
 

@@ -2,7 +2,7 @@
 export class TierError extends Error {
   constructor(
     readonly tier: string,
-    readonly reason: 'unavailable' | 'timeout' | 'overloaded' | 'rejected' | 'error',
+    readonly reason: 'unavailable' | 'timeout' | 'overloaded' | 'rejected' | 'failed' | 'error',
     text: string,
     readonly call: { callMs: number; bytesSent: number; bytesReceived: number } | null = null,
     /** Refused for want of a token, not for what was sent. */

@@ -1,10 +1,8 @@
 /** Everything that can answer is a tier; the cascade does not know where one runs. As `coe/cascade/tier.py`. */
 import type { Rule } from './rule';
-import type { Ballot, Example, Pixels, Vote } from './types';
+import { InputError } from './errors';
+import { NO_LABEL, type Ballot, type Example, type Pixels, type Vote } from './types';
 import { isSettled, leaders, plurality, pool, topLabel } from './vote';
-
-/** Of a member that does not vote. */
-const NO_LABEL = -1;
 
 /** One model as a member of a tier. */
 export interface Member {
@@ -31,6 +29,9 @@ export interface Tier {
 /**
  * An ensemble of members on this device, asked one after another until the outcome is settled. The decision is that
  * of asking everybody, and so is the label wherever the tier answers; count, asked and score are over those asked.
+ *
+ * A member that throws, or whose output is not numbers, does not vote: it was asked, and agrees with nobody; label and
+ * score are those of the members that voted.
  */
 export class LocalTier implements Tier {
   readonly nTiers = 1;
@@ -60,19 +61,32 @@ export class LocalTier implements Tier {
     const ballots = [...known];
     for (const member of this.members.slice(known.length)) {
       const started = performance.now();
-      const probabilities = await member.predict(example.pixels);
-      const label = topLabel(probabilities, member.name);
-      ballots.push({ member: member.name, label, probabilities, timeMs: performance.now() - started });
-      const [top, runnerUp] = leaders(ballots.map((ballot) => ballot.label));
+      const said = await saidBy(member, example.pixels);
+      ballots.push({ member: member.name, ...said, timeMs: performance.now() - started });
+      const [top, runnerUp] = leaders(cast(ballots).map((ballot) => ballot.label));
       if (needed !== null && isSettled(top, runnerUp, this.members.length - ballots.length, needed)) break;
     }
     return ballots;
   }
 
   private tally(ballots: readonly Ballot[], poolsScores: boolean): Vote {
-    const labels = ballots.map((ballot) => ballot.label);
-    const outputs = ballots.map((ballot) => ballot.probabilities);
+    const labels = cast(ballots).map((ballot) => ballot.label);
+    const outputs = cast(ballots).map((ballot) => ballot.probabilities);
     const outcome = poolsScores ? pool(labels, outputs) : plurality(labels, outputs);
     return { ...outcome, asked: ballots.length, nMembers: this.members.length, ballots };
+  }
+}
+
+function cast(ballots: readonly Ballot[]): Ballot[] {
+  return ballots.filter((ballot) => ballot.label !== NO_LABEL);
+}
+
+async function saidBy(member: Member, pixels: Pixels): Promise<Pick<Ballot, 'label' | 'probabilities' | 'failure'>> {
+  try {
+    const probabilities = await member.predict(pixels);
+    return { label: topLabel(probabilities), probabilities };
+  } catch (error) {
+    if (error instanceof InputError) throw error; // the example's fault
+    return { label: NO_LABEL, probabilities: new Float32Array(), failure: `member ${member.name}: ${String(error)}` };
   }
 }

@@ -18,12 +18,18 @@ export interface Pixels {
   readonly data: Uint8Array;
 }
 
+/** Of a member that does not vote, and of a tier none of whose members did. */
+export const NO_LABEL = -1;
+
 /** What one member said. */
 export interface Ballot {
   readonly member: string;
+  /** NO_LABEL where it does not vote. */
   readonly label: number;
-  /** Of every label. */
+  /** Of every label; empty where it does not vote. */
   readonly probabilities: Float32Array;
+  /** Why it does not vote. */
+  readonly failure?: string;
   readonly timeMs: number;
 }
 

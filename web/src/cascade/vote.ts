@@ -4,7 +4,7 @@
  * Ties go to the higher mean score, then to the lower label. No result depends on the order of the members. The same
  * rule as `coe/cascade/vote.py`; `vectors/` holds both to it.
  */
-import { InputError } from './errors';
+import { NO_LABEL } from './types';
 
 /** Scores are summed as integers in these units: exact, so that the order of members cannot turn a tie. */
 const SCORE_UNITS = 2 ** 40;
@@ -14,6 +14,8 @@ export interface Plurality {
   readonly count: number;
   readonly score: number;
 }
+
+const NO_VOTE: Plurality = { label: NO_LABEL, count: 0, score: NaN };
 
 /** Votes of the leading label and of the runner-up (equal in a tie). */
 export function leaders(ballots: readonly number[]): [top: number, runnerUp: number] {
@@ -34,8 +36,9 @@ export function isSettled(top: number, runnerUp: number, left: number, needed: n
   return answers || defers;
 }
 
-/** The label with the most votes, the votes for it, and the mean score all members asked give it. */
+/** The label with the most votes, the votes for it, and the mean score all members that voted give it. */
 export function plurality(ballots: readonly number[], outputs: readonly Float32Array[]): Plurality {
+  if (ballots.length === 0) return NO_VOTE;
   const votes = counted(ballots);
   const count = Math.max(...votes.values());
   const leading = [...votes.keys()].filter((label) => votes.get(label) === count).sort((a, b) => a - b);
@@ -49,6 +52,7 @@ export function plurality(ballots: readonly number[], outputs: readonly Float32A
 
 /** Label and probability of the members' mean output, for the confidence rule. */
 export function pool(ballots: readonly number[], outputs: readonly Float32Array[]): Plurality {
+  if (ballots.length === 0) return NO_VOTE;
   let [label, best] = [-1, -1];
   for (let candidate = 0; candidate < (outputs[0]?.length ?? 0); candidate++) {
     const units = unitsOf(outputs, candidate);
@@ -58,12 +62,16 @@ export function pool(ballots: readonly number[], outputs: readonly Float32Array[
   return { label, count, score: Math.fround(best / outputs.length / SCORE_UNITS) };
 }
 
-/** The label a member votes for: its highest probability, the lowest label of equals. */
-export function topLabel(output: Float32Array, member: string): number {
+/**
+ * The label a member votes for: its highest probability, the lowest label of equals.
+ *
+ * @throws RangeError its output is not numbers
+ */
+export function topLabel(output: Float32Array): number {
   let best = 0;
   for (let label = 0; label < output.length; label++) {
     const value = output[label] ?? NaN;
-    if (!Number.isFinite(value)) throw new InputError(`the output of member ${member} is not a number`);
+    if (!Number.isFinite(value)) throw new RangeError('its output is not a number (NaN or infinity)');
     if (value > (output[best] ?? 0)) best = label;
   }
   return best;

@@ -1,5 +1,5 @@
 /** What people read: numbers and outcomes in words. Pure, so that tests can read them too. */
-import type { Ballot, Decision } from '../cascade/types';
+import { NO_LABEL, type Ballot, type Decision } from '../cascade/types';
 import type { Tally } from './tally';
 
 export type Place = 'here' | 'cloud' | 'alone';
@@ -42,6 +42,7 @@ export function costText(latencyMs: number, decision: Decision): string {
 
 /** One line for each member of a tier here: what it said, how sure it was. */
 export function ballotText(ballot: Ballot, labels: readonly string[]): string {
+  if (ballot.label === NO_LABEL) return `${ballot.member} failed, and does not vote`;
   const share = ballot.probabilities[ballot.label] ?? 0;
   return `${ballot.member} said ${labels[ballot.label] ?? '?'}, ${percentText(share)} sure`;
 }
