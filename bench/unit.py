@@ -26,6 +26,7 @@ sys.path[0:1] = [str(ROOT), *(str(ROOT / "tests" / part) for part in ("", "e2e",
 BOUND_S = 90.0  # until every example has its record
 DEADLINE_S, SLACK_S = 2.0, 2.0  # of an example, and what a busy machine may add
 WATCHDOG_S = 5.0
+SPEED_UP = 60.0  # of the pauses between an end and the next start
 CONFIG = """
 task: zoo:digits
 tiers:
@@ -78,15 +79,23 @@ def faulty_agent(arguments: list[str]) -> int:
 
 
 class Unit:
-    """The agent as its systemd unit runs it, until `stop`. `ended`: exit codes of ends that nobody asked for."""
+    """The agent as the unit of `coe-edge install-service` runs it, until `stop`, with pauses that are shorter by
+    SPEED_UP. `ended`: exit codes of ends that nobody asked for.
+    """
 
     def __init__(self, folder: Path, **environment: str) -> None:
+        from edge.config import read_config
+        from edge.setup.install_service import ServiceUnit
+
         self.folder = folder
+        text = ServiceUnit(read_config(folder / "edge.yaml"), ("coe-edge",), "").text()
+        self.settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] not in "#[")
+        assert self.settings["StartLimitIntervalSec"] == "0", "starts without end"
         self.ended: list[int | str] = []
         self.pid = 0
         self.n_starts = 0
         self.is_ready = threading.Event()
-        self.is_over = False  # it ended with 2
+        self.is_over = False  # it ended, and is not started again
         self._is_stopped, self._is_killed = False, False
         self._address = str(folder / "notify")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -133,8 +142,17 @@ class Unit:
         self.pid = self._process.pid
         self.n_starts += 1
 
+    def restarts_after(self, code: int) -> bool:
+        """Whether it is started again after this exit code."""
+        never = {int(number) for number in self.settings["RestartPreventExitStatus"].split()}
+        return code not in never and (self.settings["Restart"] == "always" or code != 0)
+
+    def pause_s(self, n_restarts: int) -> float:
+        """Before the next start after so many, as systemd reckons it."""
+        first, steps, most = (float(self.settings[key]) for key in ("RestartSec", "RestartSteps", "RestartMaxDelaySec"))
+        return float(first * (most / first) ** min(n_restarts / steps, 1.0)) / SPEED_UP
+
     def _watch(self) -> None:
-        pause_s = 0.1
         while True:
             with suppress(TimeoutError):
                 words = self._socket.recv(65536).decode()
@@ -149,12 +167,11 @@ class Unit:
                 return
             if not self._is_killed:
                 self.ended.append("watchdog" if code == -9 else code)
-                pause_s = min(2 * pause_s, 5.0)
             self._is_killed = False
-            if code == 2:
+            if not self.restarts_after(code):
                 self.is_over = True
                 return
-            time.sleep(pause_s)
+            time.sleep(self.pause_s(len(self.ended)))
             if not self._is_stopped:
                 self._start()
 
