@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,9 @@ HELPERS = (
 sys.path[0:0] = [str(HERE.parent), *(str(HERE / folder) for folder in HELPERS)]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import ONNX Runtime themselves report nothing, either
+
+STATE = tempfile.TemporaryDirectory(prefix="coe-state-")  # of agents without `state:`; gone with this process
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 settings.register_profile(
     "coe",

@@ -113,6 +113,7 @@ def posted(receiver: Receiver) -> list[dict[str, Any]]:
 WEBHOOK = "{{kind: webhook, url: '{url}', batch: 20, gather_ms: 10}}"
 
 
+@pytest.mark.slow  # seven processes, one after another
 def test_kills_with_a_receiver_lose_no_id_and_no_correction(tmp_path):
     with Receiver() as receiver:
         run = Run(tmp_path, WEBHOOK.format(url=receiver.url), lambda: posted(receiver), seed=5, commit_s=0.2)
