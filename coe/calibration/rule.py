@@ -59,10 +59,10 @@ class CalibratedVote:
             outputs: (1, L) of the first members, in order.
         """
         stage = self.stages[0]
-        if self.n_before or len(self.stages) > 1 or stage.n_members != n_members:
+        if len(outputs) < stage.settles_from or self.n_before or len(self.stages) > 1 or stage.n_members != n_members:
             return False
         labels, scores = _said(outputs, n_members)
-        return stage.outcome_of_one(labels, scores, range(len(outputs), n_members)) == 1
+        return stage.outcome_of_one(labels, scores, range(len(outputs), n_members), only_answers=True) == 1
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
         threshold = self.threshold

@@ -67,6 +67,7 @@ class StageVote:
     _by_bias: tuple[int, ...] = field(init=False, repr=False, compare=False)  # labels from the largest d
     _spans: tuple[tuple[float, float], ...] = field(init=False, repr=False, compare=False)  # least and most added
     _members: tuple[tuple[float, float, float, tuple[float, ...]], ...] = field(init=False, repr=False, compare=False)
+    settles_from: int = field(init=False, repr=False, compare=False)  # members asked, before which none is settled
 
     def __post_init__(self) -> None:
         """Raises ValueError where the numbers do not fit each other; the text names the field."""
@@ -102,6 +103,7 @@ class StageVote:
         members = tuple(zip(self.b, self.a, self.c, self.grids, strict=True))
         object.__setattr__(self, "_members", members)
         object.__setattr__(self, "_spans", tuple(_span(*member, share) for member in members))
+        object.__setattr__(self, "settles_from", self._first_settled())
 
     @property
     def n_members(self) -> int:
@@ -121,39 +123,58 @@ class StageVote:
 
     def posterior_of_one(self, labels: Sequence[int], scores: Sequence[float]) -> tuple[int, float]:
         """`posterior` for one example, from M plain numbers: what a device decides on, batch 1."""
-        _, label, _, total = self._tally_of_one(labels, scores)
-        return label, UNITS / total
+        utils, label, top, rest = self._utils_of_one(labels, scores)
+        return label, UNITS / self._total_of_one(utils, label, top, rest)
 
     def exits(self, p: Values) -> NDArray[np.bool_]:
         """(B,) where an answer of this probability stands."""
         stands: NDArray[np.bool_] = np.ones(len(p), dtype=np.bool_) if self.threshold is None else p >= self.threshold
         return stands
 
-    def outcome_of_one(self, labels: Sequence[int], scores: Sequence[float], left: Sequence[int]) -> int:
+    def outcome_of_one(
+        self, labels: Sequence[int], scores: Sequence[float], left: Sequence[int], only_answers: bool = False
+    ) -> int:
         """What more votes on an example cannot change: 1: it answers, with this label; -1: it defers; 0: it is open.
 
         Args:
             labels, scores: of `posterior_of_one`, NO_LABEL for members that were not asked yet.
             left: positions of these members.
+            only_answers: -1 is not looked for, which is sooner.
         """
-        utils, label, top, total = self._tally_of_one(labels, scores)
+        utils, label, top, rest = self._utils_of_one(labels, scores)
         low, high = self._reach(left)
-        next_best = max([util for said, util in utils.items() if said != label], default=-math.inf)
+        next_best = -math.inf
+        for said, util in utils.items():
+            if said != label and util > next_best:
+                next_best = util
         if self._bias:
-            unsaid = (self._bias[one] for one in self._by_bias if one not in utils and one != label)
-            next_best = max(next_best, next(unsaid, -math.inf))
+            for one in self._by_bias:
+                if one not in utils and one != label:
+                    next_best = max(next_best, self._bias[one])
+                    break
         elif len(utils) < self.n_labels:
             next_best = max(next_best, 0.0)
-        gap, others = (next_best - top) / UNITS, max(total / UNITS - 1, 0.0)
+        gap = (next_best - top) / UNITS
         is_fixed = gap + high - low < -MARGIN
-        if self.threshold is None:
+        if self.threshold is None or (only_answers and not is_fixed):
             return int(is_fixed)
+        others = max(self._total_of_one(utils, label, top, rest) / UNITS - 1, 0.0)
         if is_fixed:  # the others' sum is largest where all that comes goes to the next label
             most = others + math.exp(gap) * (math.exp(high) - 1)
             if 1 / (1 + most * math.exp(-low)) >= self.threshold + MARGIN:
                 return 1
         lead = math.exp(min(max(gap, 0.0), 50.0))  # of a label nobody said yet, where it is ahead of the best said
         return -int(1 / (1 + (others + 1 - lead) / lead * math.exp(low - high)) < self.threshold - MARGIN)
+
+    def _first_settled(self) -> int:
+        """Members asked from which a label can be fixed: their votes set two labels apart by more than is left."""
+        apart = (max(self._bias) - min(self._bias)) / UNITS if self._bias else 0.0
+        for n_asked, (least, most) in enumerate(self._spans):
+            low, high = self._reach(range(n_asked, self.n_members))
+            if apart > high - low - 4 * MARGIN:
+                return n_asked
+            apart += max(most, -least)
+        return self.n_members
 
     def _reach(self, left: Sequence[int]) -> tuple[float, float]:
         """The least and the most that these members can add to a label's utility, 0 among them."""
@@ -227,10 +248,18 @@ class StageVote:
             worth[member] = np.rint(np.where(np.isnan(own), b, b + a * u + c * (u * u)) * UNITS)
         return worth
 
-    def _tally_of_one(
+    def _total_of_one(self, utils: dict[int, float], best: int, top: float, rest: float) -> float:
+        """The sum of exponentials, from what `_utils_of_one` gives."""
+        total = UNITS
+        for label, util in utils.items():
+            if label != best:
+                total += _exponential((util - top) / UNITS)
+        return total + rest * _raw_exponential(-top / UNITS) if rest else total
+
+    def _utils_of_one(
         self, labels: Sequence[int], scores: Sequence[float]
     ) -> tuple[dict[int, float], int, float, float]:
-        """Utility of each label said; the best label, its utility, and the sum of exponentials."""
+        """Utility of each label said; the best label, its utility, and the exponentials of those that nobody said."""
         bias, company = self._bias, self._company
         utils: dict[int, float] = {}
         votes: dict[int, int] = {}
@@ -276,11 +305,7 @@ class StageVote:
                     break
         if top == -math.inf:
             top = 0.0
-        total = UNITS
-        for label, util in utils.items():
-            if label != best:
-                total += _exponential((util - top) / UNITS)
-        return utils, best, top, total + rest * _raw_exponential(-top / UNITS) if rest else total
+        return utils, best, top, rest
 
 
 def _support(label: int, labels: Sequence[int], scores: Sequence[float]) -> float:
@@ -351,7 +376,8 @@ def _series(r: Number) -> Number:
 
 def _raw_exponential(x: float) -> float:
     """exp of x in +-700 by additions and multiplications alone, which every machine rounds alike."""
-    x = min(max(x, -700.0), 700.0)
+    if not -700.0 <= x <= 700.0:
+        x = min(max(x, -700.0), 700.0)
     power = round(x * _LOG2_E)
     return math.ldexp(_series((x - power * _LN2_HIGH) - power * _LN2_LOW), power)
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Prepare = Callable[[Array], Array]
 Settles = Callable[[Sequence[Array], int], bool]  # of a rule: whether these outputs (1, L), of so many, decide
-Plan = tuple[DeferralRule | None, int | None, Settles | None]
+Plan = tuple[DeferralRule | None, int | None, Settles | None, bool]
 
 
 class Member(Protocol):
@@ -131,7 +131,8 @@ class LocalTier:
         self.members = tuple(members)
         self.early = early
         self.failures = MemberFailures(name, [member.name for member in members])
-        self._plan: Plan = (None, None, None)  # the last rule, the votes it needs, and how else it settles one example
+        # The last rule, the votes it needs, how else it settles one example, whether it gives label and score itself
+        self._plan: Plan = (None, None, None, False)
         self._numbers: Labels = np.arange(max(len(members), members[0].n_labels) + 1, dtype=np.int64)  # of votes on one
         self._numbers.flags.writeable = False
         self._shape_of_one = (1, members[0].n_labels)
@@ -139,18 +140,19 @@ class LocalTier:
         self._pool = pool
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        known, needed, settles = self._plan
+        known, needed, settles, fuses = self._plan
         if known is not rule:
             stops = self.early and not rule.pools_scores
             needed = rule.needed(len(self.members)) if stops else None
             settles = getattr(rule, "settles", None) if stops else None
-            self._plan = (rule, needed, settles)
+            fuses = hasattr(rule, "fuse")
+            self._plan = (rule, needed, settles, fuses)
         if batch.asks_members:
             needed = settles = None
         if self._pool is not None:
             return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
-            return self._vote_on_one(batch.x, needed, settles)
+            return self._vote_on_one(batch.x, needed, settles, fuses)
         return self._vote_in_turn(batch.x, needed, rule.pools_scores)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
@@ -201,8 +203,12 @@ class LocalTier:
         for member in self.members:
             member.close()
 
-    def _vote_on_one(self, x: Array, needed: int | None, settles: Settles | None) -> Vote:
-        """`_vote_in_turn` for one example, on plain integers: the device's hot path."""
+    def _vote_on_one(self, x: Array, needed: int | None, settles: Settles | None, fuses: bool) -> Vote:
+        """`_vote_in_turn` for one example, on plain integers: the device's hot path.
+
+        Args:
+            fuses: the rule will replace label, count and score: the first ballot stands, and the score is not known.
+        """
         ballots: list[int] = []  # cast
         outputs: list[Array] = []  # of the members asked
         reasons: dict[int, str] | None = None
@@ -235,17 +241,23 @@ class LocalTier:
                 outputs.append(output)
                 ballots.append(ballot)
             left -= 1
-            if left and needed is not None and is_settled(*leaders_of_one(ballots), left, needed):
+            if not left:
                 break
-            if left and settles is not None and settles(outputs, len(self.members)):
+            if needed is not None and is_settled(*leaders_of_one(ballots), left, needed):
+                break
+            if settles is not None and settles(outputs, len(self.members)):
                 break
         voted = outputs
         if reasons is not None:
             voted = [output for index, output in enumerate(outputs) if index not in reasons]
         if self.failures.reasons:
             self.failures.count_votes(len(outputs), reasons or ())
-        top, _ = leaders_of_one(ballots)
-        label, score = plurality_of_one(ballots, top, voted)
+        if fuses and ballots:
+            label, score = ballots[0], math.nan
+            top = ballots.count(label)
+        else:
+            top, _ = leaders_of_one(ballots)
+            label, score = plurality_of_one(ballots, top, voted)
         numbers = self._numbers
         return Vote(
             labels=numbers[label : label + 1] if ballots else np.array((NO_LABEL,), dtype=np.int64),

@@ -80,7 +80,10 @@ def break_tie(leading: Iterable[int], score_of: Callable[[int], float]) -> int:
 
 
 def _units_of_one(outputs: Sequence[Array], label: int) -> int:
-    return sum(round(output.item(label) * SCORE_UNITS) for output in outputs)
+    units = 0
+    for output in outputs:  # sooner than a generator: the device's hot path
+        units += round(output.item(label) * SCORE_UNITS)
+    return units
 
 
 def votes_per_ballot(ballots: Labels) -> Labels:

@@ -153,6 +153,24 @@ def test_an_outcome_that_is_settled_early_is_that_of_asking_everybody(case, data
             assert not exits[row]
 
 
+@given(cases())
+def test_the_rule_settles_exactly_where_the_outcome_is_an_answer(case):
+    stage, labels, scores = case
+    n_members = stage.n_members
+    for row in range(labels.shape[1]):
+        for n_asked in range(1, n_members):
+            said, known = labels[:, row].tolist(), scores[:, row].tolist()
+            said[n_asked:], known[n_asked:] = [NO_LABEL] * (n_members - n_asked), [math.nan] * (n_members - n_asked)
+            left = range(n_asked, n_members)
+            is_answer = stage.outcome_of_one(said, known, left) == 1
+            assert (stage.outcome_of_one(said, known, left, only_answers=True) == 1) == is_answer
+            assert not is_answer or n_asked >= stage.settles_from
+
+
+def test_no_vote_is_settled_before_the_members_asked_outweigh_those_left():
+    assert [equal(n_members, 10, 4.0).settles_from for n_members in (1, 3, 5)] == [1, 2, 3]
+
+
 def test_two_sure_members_settle_a_vote_without_the_third():
     unknown = [math.nan] * 3
     stage = equal(3, 10, 4.0, threshold=0.9)
