@@ -146,6 +146,7 @@ class Agent:
         self.n_waiting = 0  # examples that wait for a server
         self.local_s = MovingAverage()  # the device's own part of an example that waits for a server
         self.busy_since: float | None = None  # `time.monotonic()` second at which it took its example; None: idle
+        self.sink_awaited_at = 0.0  # `time.monotonic()` second at which no sink took a record, last
         self.journal: CrashJournal | None = None
         self._logged: set[type[Exception]] = set()  # unexpected errors
         self._reorder: ReorderBuffer[tuple[Example, Outcome]] | None = ReorderBuffer() if ordered else None

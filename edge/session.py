@@ -6,6 +6,7 @@ itself until it can be asked.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -70,6 +71,7 @@ class RemoteTierCheck:
                 log.warning("%s; the device answers by itself until it can be reached", error)
 
 
+SINK_AGAIN_S = 1.0
 METADATA_WAIT_S = 0.5  # how long a start waits for the servers' metadata
 
 
@@ -146,6 +148,7 @@ class AgentSession:
                 self._open_status_page(config.watch, opened, sinks)
             self._publish_state()
             self._remote_check = RemoteTierCheck(self.links, self.agent)
+            opened.callback(self.agent.stop.set)  # whoever waits for a sink waits no more
             self._opened = opened.pop_all()
 
     def _open_store(self, opened: ExitStack) -> SpoolStore | None:
@@ -224,6 +227,14 @@ class AgentSession:
     def check_remote_tiers(self) -> None:
         """Wait a moment for the servers' metadata, before the first decision."""
         self._remote_check.wait(METADATA_WAIT_S)
+
+    def wait_for_sinks(self) -> None:
+        """From now on wait where every sink fails, until one works or the agent is stopped: a full disk is emptied."""
+        self._sinks.waits_after = self._wait_for_sink
+
+    def _wait_for_sink(self, error: OSError) -> bool:
+        self.agent.sink_awaited_at = time.monotonic()
+        return error.errno != errno.EIO and not self.agent.stop.wait(SINK_AGAIN_S)  # EIO: as where its reader ended
 
     def run(self, source: Source, limit: int | None = None) -> Tally:
         """Check the remote tiers, then decide until the source ends or the agent is stopped."""

@@ -290,6 +290,8 @@ class Supervisor:
         self._opening_since = time.monotonic()
         try:
             session = AgentSession(config, self.tally, self._history)
+            if not self._once:
+                session.wait_for_sinks()
             try:
                 session.check_remote_tiers()
             except BaseException:
@@ -364,7 +366,8 @@ class Supervisor:
     def _busy_since(self) -> float | None:
         if self._opening_since is not None:
             return self._opening_since
-        return None if self._worker is None else self._worker.agent.busy_since
+        since = None if self._worker is None else self._current.agent.busy_since
+        return None if since is None else max(since, self._current.agent.sink_awaited_at)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

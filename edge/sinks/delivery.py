@@ -62,7 +62,7 @@ class SinkHealth:
 
 
 class DirectSink(SinkHealth):
-    """A quick writer that takes each record at once. A record that it could not take is lost, and counted."""
+    """A quick writer that takes each record at once. The caller counts what it could not take and will not get."""
 
     def __init__(self, writer: Writer) -> None:
         kind = type(writer).__name__
@@ -75,7 +75,6 @@ class DirectSink(SinkHealth):
             self.writer.write(record)
         except OSError as error:
             self.fails(error)
-            self.dropped += 1
             return error
         self.written += 1
         if self.failing_since is not None:

@@ -228,18 +228,18 @@ class JsonLinesStream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._is_lost = False  # its reader has ended
+        self.is_lost = False  # its reader has ended
 
     def write(self, record: Record) -> None:
         try:
-            if not self._is_lost:
+            if not self.is_lost:
                 self.stream.write(json.dumps(record) + "\n")
                 self.stream.flush()
         except BrokenPipeError:
-            self._is_lost = True
+            self.is_lost = True
             with open(os.devnull, "w") as nowhere:  # or what is in the buffer fails once more at the end
                 os.dup2(nowhere.fileno(), self.stream.fileno())
-        if self._is_lost:  # not as BrokenPipeError, which ends a program as if its work were done
+        if self.is_lost:  # not as BrokenPipeError, which ends a program as if its work were done
             raise OSError(errno.EIO, "the program that read it has ended", self.name)
 
     def missing(self, keys: Collection[str]) -> Collection[str]:

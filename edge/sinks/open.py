@@ -24,7 +24,8 @@ class Sinks:
 
     A writer that fails is reported once, in the log and to the other writers as an event "sink", and tried again with
     the next record; records it did not take are counted, and reported when it works again. Where all direct writers
-    fail and there is no outbox, `write` fails: a device whose decisions are kept nowhere must not seem to work.
+    fail and there is no outbox, `write` tries again as long as `waits_after` says so, then fails: a device whose
+    decisions are kept nowhere must not seem to work.
 
     Args:
         writers: quick ones, and `BufferedSink` ones.
@@ -44,6 +45,7 @@ class Sinks:
         self._has_outbox = any(isinstance(sink, BufferedSink) and sink.outbox is not None for sink in self._sinks)
         self._committing: list[Callable[[], None]] = []
         self._group = GroupCommit(self.commit, commit_s, commit_count)
+        self.waits_after: Callable[[OSError], bool] | None = None  # pauses; False: it is not worth waiting for
         self._lock = threading.RLock()  # a change that a writer's own thread reports is written to the others
         for sink in self._sinks:
             sink.on_change = self._report
@@ -121,23 +123,28 @@ class Sinks:
             writer.close()  # buffered ones first: what they drop is reported to the others
 
     def _write(self, record: Record) -> None:
-        failure: OSError | None = None
-        n_failed = 0
-        with self._lock:
-            for sink in self._sinks:
-                if isinstance(sink, BufferedSink):
-                    sink.write(record)
-                elif (error := sink.take(record)) is not None:
-                    failure = failure or error
-                    n_failed += 1
-        if failure is not None and n_failed == self._n_direct and not self._has_outbox:
-            raise failure
+        while True:
+            failed: list[tuple[DirectSink, OSError]] = []
+            with self._lock:
+                for sink in self._sinks:
+                    if isinstance(sink, BufferedSink):
+                        sink.write(record)
+                    elif (error := sink.take(record)) is not None:
+                        failed.append((sink, error))
+            is_nowhere = bool(failed) and len(failed) == self._n_direct and not self._has_outbox
+            if not is_nowhere or self.waits_after is None or not self.waits_after(failed[0][1]):
+                break
+        for direct, _ in failed:
+            direct.dropped += 1
+        if is_nowhere:
+            raise failed[0][1]
         if self._committing or self._is_grouping:
             self._group.add()
 
     def _report(self, source: SinkHealth, facts: Facts) -> None:
         """Log that a writer fails, or works again, and write it to the others."""
-        if self._sinks == [source] and self._n_direct:
+        ends = self.waits_after is None or getattr(self.writers[0], "is_lost", False)
+        if self._sinks == [source] and self._n_direct and ends:
             return  # its error ends the agent, and is reported then
         log.log(logging.INFO if facts["state"] in ("back", "waits") else logging.WARNING, _status_line(facts))
         with self._lock:
@@ -147,8 +154,8 @@ class Sinks:
                     continue
                 if isinstance(sink, BufferedSink):
                     sink.write(record)
-                elif sink.failing_since is None:
-                    sink.take(record)
+                elif sink.failing_since is None and sink.take(record) is not None:
+                    sink.dropped += 1
 
 
 def _status_line(facts: Facts) -> str:

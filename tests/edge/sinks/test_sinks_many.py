@@ -121,6 +121,31 @@ def test_one_that_fails_is_told_of_once_and_again_when_it_is_back(logged):
     assert len(logged) == 2
 
 
+def test_where_every_sink_fails_a_record_waits_until_one_takes_it_and_is_not_lost(logged):
+    place = Place("disk")
+    place.is_full = True
+    sinks, waits = Sinks([place], LABELS), []
+
+    def waits_after(error: OSError) -> bool:
+        waits.append(error.errno)
+        place.is_full = len(waits) < 3
+        return True
+
+    sinks.waits_after = waits_after
+    sinks.write(outcome())
+    assert waits == [28, 28, 28]
+    assert len(place.ids) == 1
+    assert (sinks.health()[0].written, sinks.health()[0].dropped) == (1, 0)
+    assert logged[0] == "warning: sink memory disk fails: disk: No space left on device"
+    assert logged[1].startswith("sink memory disk works again, after ")
+    assert len(logged) == 2
+    place.is_full = True
+    sinks.waits_after = lambda error: False
+    with pytest.raises(OSError, match="No space left"):
+        sinks.write(outcome())
+    assert (len(place.ids), sinks.health()[0].dropped) == (1, 1)
+
+
 @pytest.mark.parametrize("n_more", [0, 1])
 def test_where_no_quick_writer_is_left_the_agent_hears_of_it(n_more, logged):
     places = [Place() for _ in range(1 + n_more)]
