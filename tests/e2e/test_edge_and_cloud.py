@@ -392,7 +392,7 @@ def test_a_limit_that_is_none_is_the_users_error(tmp_path, limit):
 
 def test_a_sink_that_cannot_be_written_is_one_line(tmp_path):
     path = tmp_path / "nowhere" / "decisions.jsonl"
-    with edge(tmp_path, edge_config(tmp_path, 1, sink=str(path))) as agent:
+    with edge(tmp_path, edge_config(tmp_path, 1, sink=str(path)), "--once") as agent:
         assert agent.end() == 1  # it may be there at the next start
     assert agent.complained.splitlines() == [f"coe-edge: {path}: No such file or directory"]
 
@@ -401,7 +401,7 @@ def test_a_sink_that_cannot_be_written_is_one_line(tmp_path):
 def test_a_full_disk_is_one_line_and_exit_1(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
-    with edge(tmp_path, edge_config(tmp_path, closed_port(), sink="/dev/full")) as agent:
+    with edge(tmp_path, edge_config(tmp_path, closed_port(), sink="/dev/full"), "--once") as agent:
         assert agent.end() == 1
     assert "Traceback" not in agent.complained
     assert agent.complained.splitlines()[-1] == "coe-edge: /dev/full: No space left on device"
