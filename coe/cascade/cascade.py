@@ -249,7 +249,8 @@ class Run:
             return _NOBODY, None
         stays = np.setdiff1d(np.arange(len(vote)), at[silent])
         left = stays if before.rows is None else before.rows[stays]
-        self.visits[number:] = [Visit(before.first_tier, left, vote.take(stays), time_s)] if stays.size else []
+        kept = [Visit(before.first_tier, left, vote.take(stays), time_s)] if stays.size else []
+        self.visits[number : number + 1] = kept  # later tiers may have answered others
         reasons = "; ".join((whole.failures or {}).values())
         failure = TierFailed(tier.name, reasons).with_call(vote.call)
         return rows[silent], failure

@@ -397,6 +397,7 @@ def test_every_name_is_there_documented_and_nothing_else_is_imported_before_it_i
     assert shown.stdout.strip() == "[] []"
 
 
+@pytest.mark.timing
 def test_importing_takes_little_beside_numpy():
     """At most 0.15 s over NumPy's own import; or, where other work slows that down too, one and a half of it."""
     code = (

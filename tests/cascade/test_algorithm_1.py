@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import one_hot, rows, table_tier, tables, thetas
 
-from coe.cascade import Agreement, Always, Batch, CallCost, Cascade, Confidence, Ideal, Vote
+from coe.cascade import Agreement, Always, Batch, CallCost, Cascade, Confidence, Ideal, TierFailed, Vote
 
 
 @st.composite
@@ -70,6 +70,28 @@ def test_a_batch_is_decided_as_its_rows_one_by_one(tiers, early):
     together = cascade.decide(rows(n_rows_of(tiers)))
     for row, decision in enumerate(together):
         (alone,) = cascade.decide(rows(1, first=row))
+        for name in ("id", "label", "exit_tier", "vote", "asked", "n_members", "tier_votes", "degraded"):
+            assert getattr(alone, name) == getattr(decision, name), name
+        assert np.float32(alone.score).tobytes() == np.float32(decision.score).tobytes()
+
+
+@given(cascades(), st.randoms(use_true_random=False), st.sampled_from([0.2, 0.6, 0.9]))
+def test_where_members_fail_a_batch_is_decided_as_its_rows_one_by_one(tiers, random, share):
+    for members, _ in tiers:
+        for outputs in members:
+            outputs[[random.random() < share for _ in outputs]] = np.nan
+    cascade = opened(tiers)
+    run = cascade.start(rows(n_rows_of(tiers)))
+    while run.question is not None:
+        run.step()
+    together = run.decisions()
+    for row in range(n_rows_of(tiers)):
+        if together.failure(slice(row, row + 1)) is not None:
+            with pytest.raises(TierFailed):
+                cascade.decide(rows(1, first=row))
+            continue
+        (alone,) = cascade.decide(rows(1, first=row))
+        decision = together[row]
         for name in ("id", "label", "exit_tier", "vote", "asked", "n_members", "tier_votes", "degraded"):
             assert getattr(alone, name) == getattr(decision, name), name
         assert np.float32(alone.score).tobytes() == np.float32(decision.score).tobytes()

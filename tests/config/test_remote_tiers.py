@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from coe.cascade import ConfigError
 from coe.config import Fields, Report
 from coe.config.cascade import CascadeConfig, RemoteTierConfig, read_cascade
 from coe.config.open import open_tier
@@ -104,7 +103,8 @@ def test_the_start_says_every_host():
     assert said == ["tier cloud: shapes at 10.0.0.1:8001, 10.0.0.2:8001, deadline 2000 ms"]
 
 
-def test_a_name_in_a_list_that_nobody_knows_stops_the_start():
+def test_a_name_in_a_list_that_nobody_knows_yet_does_not_stop_the_start():
     config = read(Report("pi.yaml"), address=["10.0.0.1:8001", "nowhere.invalid:8001"])
-    with pytest.raises(ConfigError, match=r"tier cloud: address nowhere\.invalid:8001: the name cannot be looked up"):
-        open_tier(config.tiers[0], config)
+    tier = open_tier(config.tiers[0], config)  # it is looked up again before each probe
+    assert tier.name == "cloud"
+    tier.close()
