@@ -50,5 +50,6 @@ def test_the_other_tasks_are_a_wheel_of_their_own(tmp_path: Path):
         held = wheel.namelist()
         for task in ("cifar10", "sst2", "tfns"):
             assert {f"coe_zoo/{task}/{name}" for name in ("manifest.yaml", "edge.yaml", "test.parquet")} <= set(held)
+        assert {f"coe_zoo/cifar10/{name}" for name in ("calibration.json", "edge-calibrated.yaml")} <= set(held)
         (points,) = (name for name in held if name.endswith("entry_points.txt"))
         assert "cifar10 = coe_zoo.cifar10" in wheel.read(points).decode()

@@ -6,7 +6,7 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -215,14 +215,21 @@ class Placed:
         return "; ".join(parts)
 
 
-def signed(table: Calibration, source: Source) -> Calibration:
+def signed(table: Calibration, task: Task, specs: Iterable[ModelSpec]) -> Calibration:
     """The table for these very models: task, labels, and the digest of every file."""
-    task, files = source.models.task, {spec.name: spec.path for spec in source.models.specs}
-    tiers = tuple(
-        tuple(replace(member, sha256=hashlib.sha256(files[member.name].read_bytes()).hexdigest()) for member in tier)
-        for tier in table.tiers
-    )
+    by_name = {spec.name: spec for spec in specs}
+
+    def digest(name: str) -> str:
+        return by_name[name].sha256 or hashlib.sha256(by_name[name].path.read_bytes()).hexdigest()
+
+    tiers = tuple(tuple(replace(one, sha256=digest(one.name)) for one in tier) for tier in table.tiers)
     return replace(table, task=task.name, labels=task.labels, fingerprint=task.fingerprint, tiers=tiers)
+
+
+def signed_by_manifest(table: Calibration, folder: Path) -> Calibration:
+    """The table for the models of a folder's manifest."""
+    manifest = read_manifest(folder)
+    return signed(table, manifest.task, manifest.models.values())
 
 
 def configs_of(placed: Placed, source: Source, table: Calibration) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coe import zoo
 from coe.calibration import Calibration, TableMember
 from coe.calibration.bound import difference_interval, examples_needed, share_interval
 from coe.calibration.choose import (
@@ -453,8 +454,10 @@ def run_command(options: argparse.Namespace) -> Part:
     if options.out:
         write_json(options.out, "plan.json", part.content)
         if source is not None:
-            table = placement.signed(table, source)
+            table = placement.signed(table, source.models.task, source.models.specs)
             placement.write_configs(placed, source, table, options.out)
+        elif trace.task is not None:
+            table = placement.signed_by_manifest(table, zoo.find(trace.task))
         table.write(options.out / "calibration.json")
         figures = part.draw()
         part = replace(part, draw=lambda: figures)

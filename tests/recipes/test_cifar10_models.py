@@ -176,6 +176,20 @@ def test_the_edge_config_is_the_plan_that_calibration_chooses():
     assert device.rule.needed(len(chosen.members)) == len(chosen.members)
 
 
+def test_the_calibrated_config_is_of_these_very_files():
+    from coe.calibration import Calibration
+
+    table = Calibration.read(FOLDER / "calibration.json")
+    device, asked = local_tiers("edge-calibrated.yaml")
+    (*_, best), _ = local_tiers("cloud.yaml")
+    assert asked == f"cifar10-{best.name}"
+    members = [[member.name for member in tier.members] for tier in [*device, best]]
+    assert members == [[member.name for member in tier] for tier in table.tiers]
+    for name, sha256 in ((member.name, member.sha256) for tier in table.tiers for member in tier):
+        assert sha256 == MODELS[name]["sha256"] == hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()
+    assert [tier.rule.threshold for tier in device] == list(table.thresholds)
+
+
 def test_real_pictures_are_classified_as_recorded(manifest):
     """Only where the data is: COE_CIFAR10 names its folder."""
     if "COE_CIFAR10" not in os.environ:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from simulator import Program
 
 from coe import zoo
-from coe.cascade import ConfigError
+from coe.calibration import Calibration
+from coe.cascade import Accounting, ConfigError
 from coe.config import Fields, Report, read_yaml
 from coe.config.cascade import LocalTierConfig, read_cascade
 from coe.config.manifest import read_manifest
@@ -93,6 +95,35 @@ def test_a_replay_of_a_bundled_trace_is_what_a_plain_loop_gives(sim: Program, ci
     assert told["costs"]["flops"]["exit"] == pytest.approx(expected)
     assert cifar10.payload_bytes is not None
     assert told["sent_bytes"]["cascade"] == pytest.approx(np.where(agreed, 0, cifar10.payload_bytes).mean())
+
+
+def test_the_bundled_calibration_keeps_its_bound_on_test_and_is_cheaper_by_every_accounting(sim: Program):
+    file = zoo.find("cifar10") / "calibration.json"
+    table = Calibration.read(file)
+    told = json.loads(sim("replay", "zoo:cifar10/test.parquet", "--calibration", file, "--json")[0])
+    assert table.bound is not None
+    assert table.bound.holds
+    assert told["difference"] >= -table.bound.epsilon
+    for costs in told["costs"].values():
+        assert all(costs[kind.value] < costs["single"][table.reference] for kind in Accounting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--certified",)])
+def test_the_bundled_calibration_is_what_plan_chooses(options: tuple[str, ...], sim: Program, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    sim("plan", "zoo:cifar10/calibration.parquet", *options, "--out", tmp_path)
+    made, kept = (Calibration.read(at / "calibration.json") for at in (tmp_path, zoo.find("cifar10")))
+    assert replace(made, date=kept.date, bound=None) == replace(kept, bound=None)
+
+
+def test_a_plan_of_a_bundled_trace_names_labels_and_files(sim: Program, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    sim("plan", "zoo:sst2/calibration.parquet", "--models", "bag.onnx,minilm.int8.onnx", "--out", tmp_path)
+    table, manifest = Calibration.read(tmp_path / "calibration.json"), read_manifest(zoo.find("sst2"))
+    assert (table.labels, table.fingerprint) == (manifest.task.labels, manifest.task.fingerprint)
+    for member in (member for tier in table.tiers for member in tier):
+        assert member.sha256 == manifest.models[member.name].sha256
 
 
 def test_pareto_chooses_on_the_calibration_trace_and_reports_on_the_test_trace(sim: Program, cifar10: Trace):

@@ -30,13 +30,15 @@ def at_hand(command: str) -> list[str]:
     for argument in arguments:
         if argument.startswith("DATA/"):
             shared(argument.removeprefix("DATA/"))
-    return [argument.replace("DATA", str(SHARED)) for argument in arguments]
+    checkout = f"{DOCS.parent}/zoo/"
+    return [re.sub("^zoo/", checkout, argument.replace("DATA", str(SHARED))) for argument in arguments]
 
 
 def test_every_trace_has_its_table():
     assert {command.split()[2] for command, _ in STUDIES} >= {"cifar10", "DATA/traces_imagenet_val.parquet"}
     assert len(STUDIES) == 11
-    assert len(REPLAYS) == 5
+    assert len(REPLAYS) == 6
+    assert len(PLANS) == 5
 
 
 HEADER = """| method | accuracy | difference | exit | reach | reach-serial | exits | sent | system |
@@ -90,6 +92,16 @@ def test_the_replay_of_the_page_is_what_its_command_gives(sim: Program, command:
     printed = " ".join(sim(*at_hand(command))[0].split())
     for line in body.splitlines():
         assert " ".join(line.split()) in printed
+
+
+PLANS = re.findall(r"`(coe-sim plan zoo:[^`]+)` says:\n\n((?:> .+\n)+)", TEXT)
+
+
+@pytest.mark.slow  # seconds each
+@pytest.mark.parametrize(("command", "words"), PLANS)
+def test_a_plan_of_the_page_says_what_its_command_says(sim: Program, command: str, words: str):
+    said = json.loads(sim(*at_hand(command), "--json")[0])["words"]
+    assert " ".join(words.replace("> ", "").split()) in " ".join(said)
 
 
 EDGE = {
