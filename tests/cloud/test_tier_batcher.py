@@ -164,6 +164,7 @@ def test_every_caller_gets_its_own_rows_in_order_whatever_the_interleaving(sizes
     assert tier.is_idle
 
 
+@pytest.mark.timing
 def test_an_idle_tier_is_asked_at_once(batcher):
     tier = batcher(Echo(), max_delay_s=0.0)
     took = []
@@ -183,6 +184,7 @@ def test_a_quick_call_is_made_on_the_event_loop_and_a_longer_one_on_the_batchers
     assert threads[1].startswith("coe-tier-echo")
 
 
+@pytest.mark.timing
 def test_how_many_rows_are_quick_is_measured(batcher):
     def measured(work):
         batcher = TierBatcher(Echo(work), max_batch=8)
@@ -194,6 +196,7 @@ def test_how_many_rows_are_quick_is_measured(batcher):
     assert 1 <= measured(lambda batch: time.sleep(0.0004 * len(batch))) < 8
 
 
+@pytest.mark.timing
 def test_a_hiccup_does_not_make_a_tier_slow_but_a_slow_tier_leaves_the_event_loop(batcher):
     pauses = iter([0.02, 0, 0.02, 0, 0.02, 0.02, 0.02])
     tier = batcher(Echo(lambda batch: time.sleep(next(pauses))), quick_rows=64)
@@ -205,6 +208,7 @@ def test_a_hiccup_does_not_make_a_tier_slow_but_a_slow_tier_leaves_the_event_loo
     assert tier.batcher.quick_rows == 32
 
 
+@pytest.mark.timing
 def test_a_tier_that_turns_out_quick_comes_to_the_event_loop(batcher):
     tier = batcher(Echo(), quick_rows=0)
     for number in range(MEASURE_EVERY):
