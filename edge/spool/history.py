@@ -102,6 +102,7 @@ class TakenFiles:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a+b", buffering=0)
         self._mark: str | None = None  # of the lines that follow
 
@@ -126,12 +127,18 @@ class TakenFiles:
         self._file.write(self._lines(key, stamp, mark))
 
     def reset(self, left: Mapping[Key, Sequence[tuple[Stamp, str]]]) -> None:
-        """Those left alone."""
-        self._file.truncate(0)
-        self._mark = None
-        lines = [self._lines(key, *entry) for key, entries in left.items() for entry in entries]
-        if lines:
-            self._file.write(b"".join(lines))
+        """Those left alone, in place of the file at once: a kill leaves the old one or the new one."""
+        beside = self._path.with_suffix(".new")
+        file, self._mark = beside.open("w+b", buffering=0), None
+        try:
+            file.write(b"".join(self._lines(key, *entry) for key, entries in left.items() for entry in entries))
+            beside.replace(self._path)
+        except BaseException:
+            file.close()
+            self._mark = None
+            raise
+        self._file.close()
+        self._file = file
 
     def _lines(self, key: Key, stamp: Stamp, mark: str) -> bytes:
         lines = [] if mark == self._mark else [json.dumps(mark)]

@@ -65,8 +65,9 @@ def test_the_audit_finds_as_many_wrong_agreements_as_there_are(run, truth):
     n_wrong = sum(agreed[name] != truth[name][1] for name in asked)
     whole = json.loads((folder / "state" / "audit.json").read_text())["whole"]
     assert whole["n"] == len(agreed)
-    assert whole["n_answered"] >= len(asked) - 3  # the last may have been under way
-    assert n_wrong - 3 <= whole["n_hits"] <= n_wrong
+    n_left = len(asked) - whole["n_answered"]  # audits wait for live examples; those left at the end are let go
+    assert 0 <= n_left < len(asked) / 2
+    assert n_wrong - n_left <= whole["n_hits"] <= n_wrong
     events = [record for record in records if record.get("event") == "audit"]
     assert [event["answered"] for event in events] == list(range(10, whole["n_answered"] + 1, 10))
 
