@@ -27,6 +27,7 @@ def test_the_decision_benchmark_compares_ways_within_one_run():
     ways = {"bare_all_members", "models_own"}
     ways |= {"decide_all_members", "decide_early_two_of_three", "decide_early_unanimous"}
     ways |= {"decide_early_two_of_three_measured_order", "decide_early_unanimous_measured_order"}
+    ways |= {"decide_calibrated_all_members", "decide_calibrated_early"}
     assert result["seconds_per_example"].keys() == ways
     assert 0 < result["overhead_s"] < 100e-6
     assert sorted(result["measured_order"]) == ["loom.onnx", "mosaic.onnx", "stroke.onnx"]
