@@ -265,7 +265,12 @@ class FileHistory:
             if name in decided:
                 self._done[number, name] = stamps[name]
             else:
-                self._taken.pop((number, name), None)  # it is taken again, with a new mark
+                self._taken.pop((number, name), None)  # it is taken again, with a new mark,
+        if len(decided) < len(taken) and self._journal is not None:
+            try:
+                self._journal.reset(self._taken)  # and one outcome is enough then
+            except OSError as error:
+                self._complain(error)
         self._write()
         return {name: stamps[name] for name in decided}, set(taken)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from edge.sinks.jsonlines import JsonLinesFile, JsonLinesStream
 from edge.sources import Example
 from edge.sources import folder as folder_module
 from edge.sources.folder import FolderSource
+from edge.sources.inotify import SETTLE_S
 from edge.spool import SpoolConfig
 from edge.spool import history as history_module
 from edge.spool.history import FileHistory
@@ -129,6 +131,19 @@ def test_after_a_kill_the_sinks_know_what_was_decided(tmp_path, n_written):
     assert sorted(lines) == ["a.png", "b.png", "c.png"]
 
 
+def test_a_file_that_a_kill_had_taken_again_is_done_with_its_one_outcome(tmp_path):
+    drop(tmp_path, "a.png")
+    life = Life(tmp_path)
+    life.run(1, lambda example: None)  # taken, and no outcome
+    life.kill()
+    life = Life(tmp_path)
+    assert life.run(1, life.write) == ["a.png"]  # the outcome, and not recorded as done
+    life.kill()
+    life = Life(tmp_path)
+    assert life.run(0) == []
+    life.end()
+
+
 def test_an_older_outcome_of_a_changed_file_does_not_count_for_the_new_one(tmp_path):
     drop(tmp_path, "a.png")
     life = Life(tmp_path)
@@ -228,6 +243,7 @@ def test_what_the_spool_is_known_to_have_written_is_done(tmp_path):
 def test_many_that_are_done_are_written_down_before_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(history_module, "AT_ONCE", 4)
     drop(tmp_path, *(f"{n}.png" for n in range(9)))
+    time.sleep(2 * SETTLE_S)  # younger files come later, in another order
     life = Life(tmp_path)
     life.run(9)
     life.kill()

@@ -21,24 +21,9 @@ from programs import BOUND_S, Cloud, Program, closed_port, edge, records_in, unt
 sys.path.insert(1, str(Path(__file__).parent.parent / "sinks"))
 
 from receiver import Receiver
-from test_kills import Camera, spool_status, turn
+from test_kills import CONFIG, Camera, spool_status, turn
 
 KILLS = int(os.environ.get("COE_KILLS", "20"))
-CONFIG = """
-task: zoo:digits
-tiers:
-  - name: device
-    members: [zoo:digits/stroke.onnx, zoo:digits/loom.onnx, zoo:digits/mosaic.onnx]
-    confidence: 0.99
-  - {{name: cloud, address: "127.0.0.1:{port}", model: digits, deadline_ms: 2000}}
-source: {{kind: folder, path: in, watch: true}}
-sinks: [{sinks}]
-state: state
-when_unavailable: spool
-spool: {{link_share: 1}}
-link: {{backoff_ms: [50, 200]}}
-commit_s: {commit_s}
-"""
 Records = Callable[[], list[dict[str, Any]]]
 
 
@@ -68,7 +53,7 @@ class Run:
         self.camera = Camera(folder / "in")
         self.port = closed_port()
         self.config = folder / "edge.yaml"
-        self.config.write_text(CONFIG.format(port=self.port, sinks=sinks, commit_s=commit_s))
+        self.config.write_text(CONFIG.format(port=self.port, sinks=f"sinks: [{sinks}]") + f"commit_s: {commit_s}\n")
         self.server: Cloud | None = None
 
     def kill(self, n_kills: int, *, most_files: int = 30, every_s: float = 1.0) -> None:
