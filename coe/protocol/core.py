@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coe.cascade.cascade import Decisions
-from coe.cascade.errors import TierUnavailable
+from coe.cascade.errors import CascadeError, InputError, TierFailed, TierUnavailable
 from coe.cascade.types import Array, Batch
 
 from . import inference_pb2 as pb
@@ -72,6 +72,9 @@ class Decided:
         rows: this caller's part of it.
         columns: outputs laid out already, shared by all callers of the batch.
         queue_s: seconds this caller's rows waited before the batch was put together.
+
+    Raises:
+        TierFailed: no member voted on one of these rows, so that there is nothing to answer.
     """
 
     __slots__ = ("_columns", "decisions", "queue_s", "rows")
@@ -83,6 +86,8 @@ class Decided:
         columns: dict[str, Array] | None = None,
         queue_s: float = 0.0,
     ) -> None:
+        if (failure := decisions.failure(rows)) is not None:
+            raise failure
         self.decisions = decisions
         self.rows = rows
         self.queue_s = queue_s
@@ -233,7 +238,11 @@ class InferenceCore:
             for gate in self.gates:
                 gate.enter(request)
                 entered += 1
-            decided = await served.decide(self._batch(request, served))
+            batch = self._batch(request, served)
+            try:
+                decided = await served.decide(batch)
+            except TierFailed as failure:
+                raise _fault_of(batch, failure) from failure
             outputs = {name: decided.column(name, served) for name in _wanted(request, served, decided)}
         except (Exception, asyncio.CancelledError) as error:  # a caller that went away is worth counting, too
             for watcher in self.watchers:
@@ -262,6 +271,13 @@ class InferenceCore:
         if request.asks_members or not set(MEMBER_OUTPUTS).isdisjoint(request.outputs):
             return replace(batch, asks_members=True)
         return batch
+
+
+def _fault_of(batch: Batch, failure: TierFailed) -> CascadeError:
+    """Whose fault it is that no member voted: the caller's, where what it sent is not a number."""
+    if batch.x.dtype.kind == "f" and not np.isfinite(batch.x).all():
+        return InputError(f"input: expected numbers, got NaN or infinity, on which {failure.brief}")
+    return failure
 
 
 _ONE_ROW = ("row 0",)
