@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -106,8 +107,11 @@ def test_measured_means_are_what_delay_and_compute_predict(whole_study):
 def test_the_cascade_beats_the_cloud_alone_by_almost_the_deferral_rate(whole_study):
     rows = {(row["system"], row["delay_s"]): row for row in whole_study.rows}
     cascade, cloud = rows["cascade", 0.15], rows["cloud-only", 0.15]
-    assert cascade["latency_mean_s"] <= cloud["latency_mean_s"] * cascade["deferral_rate"] / 0.95 + 0.0003
-    assert cascade["accuracy"] >= rows["edge-only", 0.15]["accuracy"]
+    device = rows["edge-only", 0.15]
+    at_most_s = cloud["latency_mean_s"] * cascade["deferral_rate"] / 0.95 + 10 * device["latency_mean_s"]
+    assert at_most_s < cloud["latency_mean_s"] / 5
+    assert cascade["latency_mean_s"] <= at_most_s
+    assert cascade["accuracy"] >= device["accuracy"]
     assert 0 < cascade["bytes_sent_per_example"] < cloud["bytes_sent_per_example"]
 
 
@@ -146,8 +150,8 @@ def test_concurrency_does_not_change_single_instance_latency():
         alone = run_live(live_input, "cloud-only", uplink, 30, progress, "one at a time", Pace.one_at_a_time())
         paced = run_live(live_input, "cloud-only", uplink, 150, progress, "many in flight", Pace.of(1000, 0.1))
         progress.stream.close()
-    means = [sum(record.latency_s for record in run) / len(run) for run in (alone, paced)]
-    assert within_tolerance(means[1], means[0]), means
+    medians = [statistics.median(record.latency_s for record in run) for run in (alone, paced)]
+    assert medians[1] < 1.5 * medians[0], "calls that wait for each other take several times the delay"
 
 
 @pytest.mark.timing
