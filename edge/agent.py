@@ -18,7 +18,7 @@ from typing import Protocol
 
 from coe.cascade.cascade import Cascade, Run
 from coe.cascade.errors import ConfigError, InputError, TierError, describe_failure
-from coe.cascade.rule import Always
+from coe.cascade.rule import Always, fuses
 from coe.cascade.types import Decision
 from coe.link import RealClock
 from coe.models.inputs import InputDecoder
@@ -46,7 +46,7 @@ class RemoteTiers:
         self.decoder = decoder
         self._local = cascade.tiers[:n_local]
         self._rest = Cascade(self.tiers, keep_last_answer=False) if self.tiers else None
-        self._fuses = any(hasattr(tier.rule, "fuse") for tier in self.tiers)
+        self._fuses = any(fuses(tier.rule) for tier in self.tiers)
 
     @property
     def is_there(self) -> bool:

@@ -16,7 +16,7 @@ from cloud.limits import Limits
 from cloud.tier_batcher import TierBatcher
 from coe.cascade.cascade import Cascade
 from coe.cascade.errors import InputError, TierError
-from coe.cascade.rule import Always
+from coe.cascade.rule import Always, fuses
 from coe.cascade.tier import LocalTier, Tier
 from coe.cascade.types import Batch
 from coe.config.cascade import TierConfig
@@ -114,7 +114,7 @@ class EmbeddedEngine:
     def _cascade(self, tiers: Sequence[Tier]) -> Cascade:
         """A cascade whose last tier asks every member, because a caller may want the vote itself."""
         own = tiers[-1].rule
-        is_fused = hasattr(own, "fuse") and len(tiers) == len(self.tiers)  # alone, a tier gives its own members' vote
+        is_fused = fuses(own) and len(tiers) == len(self.tiers)  # alone, a tier gives its own members' vote
         last_rule = own if is_fused else Always(pools_scores=own.pools_scores, asks_all=True)
         return Cascade(tiers, keep_last_answer=self.config.cascade.keep_last_answer, last_rule=last_rule)
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 from coe import __version__
 from coe.config import format_seconds
 from coe.config.cascade import CascadeConfig, RemoteTierConfig, TierConfig, rule_in_words
-from coe.models.loading import ModelSpec
 from coe.status_page import SECURITY_HEADERS, status_page
 
 from .tally import Histogram, History, ModelTally, Slot, Tally, TierTally, errors_of, merged_slots, quantile
@@ -94,16 +92,8 @@ def _tier_facts(tier: TierConfig, runs_on: Mapping[str, str], is_last: bool) -> 
         where = tier.options.device if spec.format.startswith("torch") else ", ".join(tier.options.providers)
         threads = f"{tier.options.threads} thread{'s' * (tier.options.threads != 1)}"
         on = runs_on.get(spec.name) or f"{spec.format}, {where}, {threads}"
-        sha256 = spec.sha256 or _checksum(spec)
-        members.append(MemberFacts(spec.name, spec.format, sha256, on, spec.calibration_accuracy))
+        members.append(MemberFacts(spec.name, spec.format, spec.digest() or "", on, spec.calibration_accuracy))
     return TierFacts(tier.name, rule, "", tuple(members))
-
-
-def _checksum(spec: ModelSpec) -> str:
-    try:
-        return hashlib.sha256(spec.path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 SCHEMA = 1

@@ -149,10 +149,17 @@ class System:
         rules = [*map(self._rule_text, range(len(self.thresholds))), ""]
         return " | ".join(f"{','.join(tier)}{rule}" for tier, rule in zip(self.tiers, rules, strict=True))
 
+    @property
+    def written_thresholds(self) -> tuple[str | float, ...]:
+        """As a table has them: those of agreement are shares, such as "2/3"."""
+        if self.rule != "agreement":
+            return self.thresholds
+        return tuple(f"{t:g}/{len(tier)}" for t, tier in zip(self.thresholds, self.tiers, strict=False))
+
     def _rule_text(self, place: int) -> str:
-        t = self.thresholds[place]
+        t = self.written_thresholds[place]
         if self.rule == "agreement":
-            return f"@{t:g}/{len(self.tiers[place])}"
+            return f"@{t}"
         return f"@p>={t!r}" if self.rule == "calibrated" else f"@confidence>={t!r}"
 
 
@@ -198,24 +205,26 @@ class _Swept:
         return cls(right, score, np.unique(np.quantile(score, levels, method="nearest")).astype(np.float64))
 
 
-def front(
+RULES = ("single", "agreement", "confidence", "calibrated")
+
+
+def candidates(
     panel: Panel,
     sequences: Iterable[Tiers],
     budgets: Sequence[Budget],
-    rules: Sequence[str] = ("single", "agreement", "confidence", "calibrated"),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Candidate]:
-    """The Pareto front within the budgets, from the cheapest and least accurate up.
+    """The Pareto sets within the budgets of each sequence and rule.
 
     An average counts two standard errors more than it came to, so that it holds on other examples too. The first budget
-    is the cost of the front.
+    is the cost.
     """
     found: list[Candidate] = []
     sets: set[Ensemble] = set()
     for done, tiers in enumerate(sequences):
         progress(done)
         charges = [np.asarray(budget.charges(tiers), dtype=np.float64) for budget in budgets]
-        for rule in rules:
+        for rule in RULES:
             if not _suits(rule, tiers, panel):
                 continue
             if rule == "calibrated":
@@ -225,6 +234,11 @@ def front(
                 sets |= wanted
             swept = _votes(rule, tiers, panel)
             found += _pareto(rule, tiers, swept, charges, [budget.most for budget in budgets])
+    return found
+
+
+def front(found: Sequence[Candidate]) -> list[Candidate]:
+    """The Pareto front of candidates, from the cheapest and least accurate up."""
     order = pareto_set(np.array([one.cost for one in found]), np.array([one.accuracy for one in found]))
     return [found[at] for at in order]
 
@@ -343,24 +357,34 @@ class Certifier:
 
     def holds(self, system: System) -> bool:
         """Whether it is shown against each model; no correction is needed where all must pass."""
-        return all(is_certified(x, self.epsilon, self.delta, before) for x, before in self._differences(system))
+        return self._is_shown(self._differences(*self._right(system)))
 
     def choice(self, system: System, expected: float) -> Choice:
         """The system with its bound."""
-        panels = (self.ranked, self.unseen)
-        both = np.concatenate([system.decide(own)[0].astype(np.int8) - own.right(self.reference) for own in panels])
+        right = self._right(system)
+        both = np.concatenate(right) - np.concatenate([own.right(self.reference) for own in (self.ranked, self.unseen)])
         gain, loss = float((both > 0).mean()), float((both < 0).mean())
         if not gain and not loss and system.rule == "single":  # the reference itself
             return Choice(system, expected, Bound(self.epsilon, self.delta, True, 0.0, len(self.unseen), 0), 0.0, 0.0)
-        low = min(lower_bound(x, self.delta, before) for x, before in self._differences(system))
+        differences = list(self._differences(*right))
+        low = min(lower_bound(x, self.delta, before) for x, before in differences)
         needed = sample_size(gain, loss, self.epsilon, self.delta)
         labels = None if needed is None else round(needed * len(both) / len(self.unseen))
-        bound = Bound(self.epsilon, self.delta, self.holds(system), low, len(self.unseen), labels)
+        bound = Bound(self.epsilon, self.delta, self._is_shown(differences), low, len(self.unseen), labels)
         return Choice(system, expected, bound, gain, loss)
 
-    def _differences(self, system: System) -> Iterable[tuple[NDArray[np.int8], tuple[int, int]]]:
-        """Per model: X on the unseen half, and how often the two differ on the other, of how many."""
+    def _right(self, system: System) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """Where it is right on either half."""
         ranked, unseen = (system.decide(panel)[0].astype(np.int8) for panel in (self.ranked, self.unseen))
+        return ranked, unseen
+
+    def _is_shown(self, differences: Iterable[tuple[NDArray[np.int8], tuple[int, int]]]) -> bool:
+        return all(is_certified(x, self.epsilon, self.delta, before) for x, before in differences)
+
+    def _differences(
+        self, ranked: NDArray[np.int8], unseen: NDArray[np.int8]
+    ) -> Iterable[tuple[NDArray[np.int8], tuple[int, int]]]:
+        """Per model: X on the unseen half, and how often the two differ on the other, of how many."""
         for name in self.against:
             differ = int((ranked != self.ranked.right(name)).sum())
             yield unseen - self.unseen.right(name), (differ, len(ranked))
@@ -404,8 +428,10 @@ def best_single(panel: Panel, cost: Mapping[str, float]) -> str:
 def wrong_together(panel: Panel, reference: str, cost: Mapping[str, float]) -> tuple[float, float] | None:
     """Where all models cheaper than the reference agree, the share wrong, and the reference's; None: they never do."""
     cheaper = tuple(name for name in panel.names if cost[name] < cost[reference])
-    right, count = panel.counted(cheaper) if len(cheaper) > 1 else (panel.right(reference), np.zeros(len(panel)))
+    if len(cheaper) < 2:
+        return None
+    right, count = panel.counted(cheaper)
     agreed = count == len(cheaper)
-    if len(cheaper) < 2 or not agreed.any():
+    if not agreed.any():
         return None
     return float((~right[agreed]).mean()), float((~panel.right(reference)[agreed]).mean())

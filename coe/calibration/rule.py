@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.cascade import NO_LABEL, Always, Batch, Confidence, DeferralRule, TierRejected, Vote, parse_agreement
-from coe.cascade.types import Array, Labels
+from coe.cascade.types import Array, Ballots, Labels
 
 from .table import Calibration
 from .vote import StageVote
 
-Ballots = tuple[Labels, Array]
 NAME = "calibrated"  # as records have it
 
 

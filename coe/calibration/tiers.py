@@ -13,7 +13,18 @@ import numpy as np
 from coe.cascade import Accounting, Always, Batch, Cascade, ConfigError, LocalTier, tier_charges
 from coe.cascade.types import Labels
 
-from .choose import FEW, Budget, Certifier, Panel, Tiers, best_single, cheapest_certified, front, most_accurate
+from .choose import (
+    FEW,
+    Budget,
+    Certifier,
+    Panel,
+    Tiers,
+    best_single,
+    candidates,
+    cheapest_certified,
+    front,
+    most_accurate,
+)
 from .rule import rules_of
 from .table import Calibration, TableMember
 
@@ -63,9 +74,9 @@ def calibrate(
         return [float(one) / cost[reference] for one in tier_charges(own, Accounting.REACH_SERIAL)]
 
     certifier = Certifier(ranked, unseen, reference, panel.names, epsilon, delta)
-    found = front(ranked, [tiers], [Budget(charges, max_cost)])
+    found = front(candidates(ranked, [tiers], [Budget(charges, max_cost)]))
     if not found:
-        least = front(ranked, [tiers], [Budget(charges, np.inf)])[0].cost
+        least = front(candidates(ranked, [tiers], [Budget(charges, np.inf)]))[0].cost
         raise ConfigError([f"max_cost: expected {least:.2f} at least for these tiers, got {max_cost:g} (raise it)"])
     choice = (cheapest_certified if certified else most_accurate)(found, certifier)
     if choice is None:
@@ -74,14 +85,10 @@ def calibrate(
         more = "no number of labels would do" if needed is None else f"about {needed:,} labels would do"
         raise ConfigError([f"certified: no threshold of these tiers is certified by {len(truth):,} labels ({more})"])
     system = choice.system
-    thresholds = tuple(
-        f"{t:g}/{len(tier)}" if system.rule == "agreement" else t
-        for t, tier in zip(system.thresholds, tiers, strict=False)
-    )
     table = replace(
-        table, rule=system.rule, tiers=members, stages=system.stages, thresholds=thresholds, n=len(truth),
-        date=date.today().isoformat(), reference=dict(zip(panel.names, sum(members, ()), strict=True))[reference].name,
-        bound=choice.bound,
+        table, rule=system.rule, tiers=members, stages=system.stages, thresholds=system.written_thresholds,
+        n=len(truth), date=date.today().isoformat(), bound=choice.bound,
+        reference=dict(zip(panel.names, sum(members, ()), strict=True))[reference].name,
     )  # fmt: skip
     return with_rules(cascade, table), table
 

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import TierError, TierFailed
-from .rule import Always, DeferralRule
+from .rule import DeferralRule, as_last
 from .tier import Tier
-from .types import NO_CALL, NO_LABEL, Array, Batch, Decision, Labels, Vote
+from .types import NO_CALL, NO_LABEL, Array, Ballots, Batch, Decision, Labels, Vote
 
-Ballots = tuple[Labels, Array]  # (M, B) labels and scores of a tier's members
 Question = tuple[Tier, DeferralRule, Batch]  # whom to ask, the rule that will judge the vote, the examples
 
 
@@ -58,9 +57,7 @@ class Cascade:
             raise ValueError("a cascade needs at least one tier, got none")
         self.tiers = tuple(tiers)
         self.keep_last_answer = keep_last_answer
-        own = tiers[-1].rule
-        is_kept = isinstance(own, Always) or hasattr(own, "fuse")
-        last_rule = last_rule or (own if is_kept else Always(pools_scores=own.pools_scores))
+        last_rule = last_rule or as_last(tiers[-1].rule)
         self.rules: tuple[DeferralRule, ...] = (*(tier.rule for tier in tiers[:-1]), last_rule)
         self.stages = tuple(zip(self.tiers, self.rules, strict=True))
 

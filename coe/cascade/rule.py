@@ -82,6 +82,16 @@ class Always:
         return stands
 
 
+def fuses(rule: DeferralRule | None) -> bool:
+    """True if the rule has a method `fuse`: it gives label and score itself, from what all members so far said."""
+    return hasattr(rule, "fuse")
+
+
+def as_last(rule: DeferralRule) -> DeferralRule:
+    """The rule of a tier that is the last: it always answers, with the label that its own rule gives."""
+    return rule if isinstance(rule, Always) or fuses(rule) else Always(rule.pools_scores)
+
+
 @dataclass(frozen=True, slots=True)
 class Confidence:
     """Baseline: the answer stands where the maximum probability of the (mean) output is >= threshold.

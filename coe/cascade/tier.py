@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError, ModelError, describe_failure
-from .rule import Always, DeferralRule
+from .rule import Always, DeferralRule, fuses
 from .types import NO_LABEL, Array, Batch, Labels, Vote
 from .vote import is_settled, leaders, leaders_of_one, plurality, plurality_of_one
 from .vote import pool as pooled
@@ -140,19 +140,19 @@ class LocalTier:
         self._pool = pool
 
     def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        known, needed, settles, fuses = self._plan
+        known, needed, settles, is_fused = self._plan
         if known is not rule:
             stops = self.early and not rule.pools_scores
             needed = rule.needed(len(self.members)) if stops else None
             settles = getattr(rule, "settles", None) if stops else None
-            fuses = hasattr(rule, "fuse")
-            self._plan = (rule, needed, settles, fuses)
+            is_fused = fuses(rule)
+            self._plan = (rule, needed, settles, is_fused)
         if batch.asks_members:
             needed = settles = None
         if self._pool is not None:
             return self._vote_side_by_side(self._pool, batch.x, needed, rule.pools_scores)
         if len(batch.ids) == 1 and not rule.pools_scores:
-            return self._vote_on_one(batch.x, needed, settles, fuses)
+            return self._vote_on_one(batch.x, needed, settles, is_fused)
         return self._vote_in_turn(batch.x, needed, rule.pools_scores)
 
     def complete(self, batch: Batch, vote: Vote) -> Vote:
@@ -203,11 +203,11 @@ class LocalTier:
         for member in self.members:
             member.close()
 
-    def _vote_on_one(self, x: Array, needed: int | None, settles: Settles | None, fuses: bool) -> Vote:
+    def _vote_on_one(self, x: Array, needed: int | None, settles: Settles | None, is_fused: bool) -> Vote:
         """`_vote_in_turn` for one example, on plain integers: the device's hot path.
 
         Args:
-            fuses: the rule will replace label, count and score: the first ballot stands, and the score is not known.
+            is_fused: the rule will replace label, count and score: the first ballot stands, and the score is not known.
         """
         ballots: list[int] = []  # cast
         outputs: list[Array] = []  # of the members asked
@@ -252,7 +252,7 @@ class LocalTier:
             voted = [output for index, output in enumerate(outputs) if index not in reasons]
         if self.failures.reasons:
             self.failures.count_votes(len(outputs), reasons or ())
-        if fuses and ballots:
+        if is_fused and ballots:
             label, score = ballots[0], math.nan
             top = ballots.count(label)
         else:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
 Array = NDArray[Any]
+Ballots = tuple[Labels, Array]  # (M, B) labels and scores of members
 
 NO_LABEL = -1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import ssl
 import stat
@@ -269,7 +268,7 @@ def _calibrated(config: CascadeConfig, file: Path, fields: Fields) -> CascadeCon
             if isinstance(tier, RemoteTierConfig):
                 tiers += [[]] * tier.n_tiers
             else:
-                tiers.append([TableMember(spec.name, spec.sha256 or _digest(spec.path)) for spec in tier.members])
+                tiers.append([TableMember(spec.name, spec.digest()) for spec in tier.members])
         table.check(config.task.labels, tiers, config.task.fingerprint, str(file))
     except ConfigError as error:
         fields.report.findings.extend(f"calibration: {line}" for line in str(error).splitlines())
@@ -278,14 +277,6 @@ def _calibrated(config: CascadeConfig, file: Path, fields: Fields) -> CascadeCon
     rules = rules_of(table, n_tiers)
     tiers_by_table = tuple(replace(tier, rule=rule) for tier, rule in zip(config.tiers, rules, strict=True))
     return replace(config, tiers=tiers_by_table, table=table)
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a model file; None where it cannot be read, which is found as it is loaded."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def _read_task(fields: Fields, folder: Path) -> Task:

@@ -83,6 +83,15 @@ class ModelSpec:
     architecture: str | None = None
     made_by: str | None = None
 
+    def digest(self) -> str | None:
+        """The declared digest, or else the file's; None where it cannot be read, which is found as it is loaded."""
+        if self.sha256 is not None:
+            return self.sha256
+        try:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        except OSError:
+            return None
+
 
 @dataclass(frozen=True)
 class RunOptions:

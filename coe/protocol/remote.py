@@ -17,7 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from coe.cascade.errors import ConfigError, TierError, TierOverloaded, TierRefused, TierRejected, TierTimeout
-from coe.cascade.rule import DeferralRule
+from coe.cascade.rule import DeferralRule, fuses
 from coe.cascade.tier import Prepare, Tier
 from coe.cascade.types import NO_CALL, NO_LABEL, Array, Batch, CallCost, Vote
 from coe.cascade.vote import exact_share
@@ -479,7 +479,7 @@ class RemoteTier:
             if asked_for is OUR_INPUT:
                 sent = self._encode(batch)
                 add_input(request, INPUT, _as_tensor(batch) if sent is batch.x else sent)
-                if batch.asks_members or hasattr(rule, "fuse"):
+                if batch.asks_members or fuses(rule):
                     request.parameters[MEMBER_VOTES].bool_param = True
             else:
                 add_input(request, asked_for.name, asked_for.tensor(batch, self._prepare))

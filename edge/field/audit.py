@@ -227,12 +227,9 @@ class Audit:
             if self._held_back(drawn.example) is not None:
                 return True
             answer = self._remote_tiers.ask(drawn.example, time.monotonic() + CALL_TIMEOUT_S)
-        except TierRefused:
-            return self._clock() - drawn.at > MAX_AGE_S
-        except (TierRejected, InputError):
-            return True
-        except TierError:
-            return self._clock() - drawn.at > MAX_AGE_S
+        except (TierError, InputError) as error:
+            is_final = isinstance(error, (TierRejected, InputError)) and not isinstance(error, TierRefused)
+            return is_final or self._clock() - drawn.at > MAX_AGE_S
         except Exception as error:  # noqa: BLE001 - a bug here must not end the audit silently
             self._notify(Event("audit", {"error": f"{type(error).__name__}: {error}"}))
             return True

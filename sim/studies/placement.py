@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import math
@@ -218,11 +217,7 @@ class Placed:
 def signed(table: Calibration, task: Task, specs: Iterable[ModelSpec]) -> Calibration:
     """The table for these very models: task, labels, and the digest of every file."""
     by_name = {spec.name: spec for spec in specs}
-
-    def digest(name: str) -> str:
-        return by_name[name].sha256 or hashlib.sha256(by_name[name].path.read_bytes()).hexdigest()
-
-    tiers = tuple(tuple(replace(one, sha256=digest(one.name)) for one in tier) for tier in table.tiers)
+    tiers = tuple(tuple(replace(one, sha256=by_name[one.name].digest()) for one in tier) for tier in table.tiers)
     return replace(table, task=task.name, labels=task.labels, fingerprint=task.fingerprint, tiers=tiers)
 
 

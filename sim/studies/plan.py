@@ -25,6 +25,7 @@ from coe.calibration.choose import (
     System,
     Tiers,
     best_single,
+    candidates,
     cheapest_certified,
     front,
     most_accurate,
@@ -181,12 +182,13 @@ def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Pr
     certifier = Certifier(ranked, unseen, reference, against, wishes.epsilon, wishes.delta)
     tried = sequences(dict(costs[0].of), wishes.most, rng)
     progress.start("ranking tiers", len(tried))
-    found = front(ranked, tried, budgets, progress=progress.show)
+    every = candidates(ranked, tried, budgets, progress.show)
     progress.end()
+    found = front(every)
     choose: Callable[[Sequence[Candidate], Certifier], Choice | None]
     choose = cheapest_certified if wishes.certified else most_accurate
     choice = choose(found, certifier) or _reference_alone(reference, found, certifier)
-    plain = most_accurate(front(ranked, tried, budgets, ["agreement"]), certifier)
+    plain = most_accurate(front([one for one in every if one.system.rule == "agreement"]), certifier)
     return Plan(
         trace, wishes, costs[0], accounting, reference, test.right(reference), n,
         _tested(choice, test), None if plain is None else _tested(plain, test), found,
@@ -237,12 +239,9 @@ def table_of(plan: Plan) -> Calibration:
     """The choice as `calibration.json` holds it."""
     system = plan.chosen.choice.system
     labels = tuple(map(str, range(plan.ranked.n_labels)))
-    thresholds: list[str | float] = list(system.thresholds)
-    if system.rule == "agreement":
-        thresholds = [f"{t:g}/{len(tier)}" for t, tier in zip(system.thresholds, system.tiers, strict=False)]
     tiers = tuple(tuple(map(TableMember, tier)) for tier in system.tiers)
     return Calibration(
-        system.rule, plan.trace.task or plan.trace.name, labels, None, tiers, system.stages, tuple(thresholds),
+        system.rule, plan.trace.task or plan.trace.name, labels, None, tiers, system.stages, system.written_thresholds,
         plan.n_calibration, date.today().isoformat(), plan.reference, plan.chosen.choice.bound,
     )  # fmt: skip
 

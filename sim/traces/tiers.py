@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from coe.calibration import Calibration
 from coe.calibration.rule import rules_of
 from coe.cascade import Always, Batch, Cascade, Confidence, ConfigError, DeferralRule, Ideal, Vote, parse_agreement
+from coe.cascade.rule import as_last, fuses
 from coe.cascade.types import NO_LABEL, Array, Labels
 from coe.cascade.vote import is_settled, leaders, plurality, pool
 from coe.link import Clock
@@ -117,7 +118,7 @@ def vote_of(trace: Trace, members: Sequence[str], rule: DeferralRule, *, early: 
     if isinstance(rule, LowEntropy):
         score = -trace.models[members[0]].entropy()
     vote = Vote(labels, count, asked, len(members), score)
-    return with_ballots(vote, [trace.models[name] for name in members]) if hasattr(rule, "fuse") else vote
+    return with_ballots(vote, [trace.models[name] for name in members]) if fuses(rule) else vote
 
 
 def with_ballots(vote: Vote, answers: Sequence[Answers]) -> Vote:
@@ -272,8 +273,7 @@ def to_cascade(specs: Sequence[TierSpec], trace: Trace, early: Sequence[bool] = 
     Args:
         early: of each tier, whether its members are asked in turn until the outcome is settled; none are by default.
     """
-    last = specs[-1].rule
-    rules = [*(spec.rule for spec in specs[:-1]), last if hasattr(last, "fuse") else Always(last.pools_scores)]
+    rules = [*(spec.rule for spec in specs[:-1]), as_last(specs[-1].rule)]
     return Cascade(
         [
             RecordedTier(f"tier {number}", vote_of(trace, (*spec.earlier, *spec.members), rule, early=ends), rule)

@@ -15,6 +15,7 @@ from coe.calibration.choose import (
     Panel,
     System,
     best_single,
+    candidates,
     cheapest_certified,
     combinations_of,
     front,
@@ -57,7 +58,7 @@ def test_every_combination_of_thresholds_is_counted_as_if_decided_one_by_one(rul
 
 
 def test_the_front_rises_within_the_budget_and_the_end_is_the_most_accurate():
-    found = front(panel(), SEQUENCES, [cost(0.9)])
+    found = front(candidates(panel(), SEQUENCES, [cost(0.9)]))
     costs, accuracies = [one.cost for one in found], [one.accuracy for one in found]
     assert costs == sorted(costs)
     assert accuracies == sorted(accuracies)
@@ -69,7 +70,7 @@ def test_a_limit_on_what_is_sent_holds_on_other_examples():
     def sent(tiers):
         return [float(any("c" in tier for tier in tiers[: place + 1])) for place in range(len(tiers))]
 
-    best = front(panel(), SEQUENCES, [cost(2.0), Budget(sent, 0.2)])[-1]
+    best = front(candidates(panel(), SEQUENCES, [cost(2.0), Budget(sent, 0.2)]))[-1]
     system = best.fitted(panel())
     _, exit_tier = system.decide(panel(4000, seed=1))
     assert np.dot(system.shares(exit_tier), sent(system.tiers)) <= 0.23
@@ -77,7 +78,7 @@ def test_a_limit_on_what_is_sent_holds_on_other_examples():
 
 
 def test_what_was_expected_comes_about_on_other_examples():
-    best = front(panel(), SEQUENCES, [cost()])[-1]
+    best = front(candidates(panel(), SEQUENCES, [cost()]))[-1]
     other = panel(20_000, seed=2)
     right, _ = best.fitted(panel()).decide(other)
     assert right.mean() == pytest.approx(best.accuracy, abs=0.03)
@@ -87,7 +88,7 @@ def test_what_was_expected_comes_about_on_other_examples():
 def test_the_order_of_the_members_changes_no_decision():
     data, order = panel(400), [2, 0, 1]
     other = Panel(("c", "a", "b"), data.labels[order], data.scores[order], data.truth, 4)
-    one, two = (front(own, SEQUENCES, [cost()])[-1] for own in (data, other))
+    one, two = (front(candidates(own, SEQUENCES, [cost()]))[-1] for own in (data, other))
     assert one == two
     assert one.fitted(data).decide(data)[0].tolist() == two.fitted(other).decide(other)[0].tolist()
 
@@ -97,7 +98,7 @@ def certifier(epsilon: float = 0.01, seed: int = 3) -> Certifier:
 
 
 def test_the_most_accurate_comes_with_a_bound_against_every_model():
-    choice = most_accurate(front(panel(600), SEQUENCES, [cost()]), certifier())
+    choice = most_accurate(front(candidates(panel(600), SEQUENCES, [cost()])), certifier())
     assert choice is not None
     assert choice.bound.holds
     assert choice.bound.lower_bound > -0.01
@@ -106,7 +107,7 @@ def test_the_most_accurate_comes_with_a_bound_against_every_model():
 
 
 def test_the_cheapest_certified_is_no_dearer_and_stops_where_nothing_is_shown():
-    found = front(panel(600), SEQUENCES, [cost()])
+    found = front(candidates(panel(600), SEQUENCES, [cost()]))
     cheap = cheapest_certified(found, certifier(0.03))
     assert cheap is not None
     assert cheap.bound.holds
