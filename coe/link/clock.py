@@ -1,20 +1,10 @@
-"""A tier behind an injected delay, the clocks that wait, and the waits between retries.
-
-Paper: Section 5, edge to cloud: 1 us, 10 ms, 100 ms and 1000 ms between tiers. A device injects its delay in
-its own process, because no proxy can: a microsecond is a thousandth of a call through a socket.
-"""
+"""The clocks that wait for a link, and the waits between retries."""
 
 from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, replace
 from typing import Protocol
-
-from .cascade.errors import TierError
-from .cascade.rule import DeferralRule
-from .cascade.tier import Tier
-from .cascade.types import Batch, CallCost, Vote
 
 SPIN_S = 0.0004  # sleep() may come back this late; the rest of a wait is spun
 COARSE_S = 0.0001  # waits below this are spun alone
@@ -94,51 +84,3 @@ class Backoff:
     def reset(self) -> None:
         """Start with the first wait again."""
         self._wait_s = min(self.first_s, self.longest_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Delay:
-    """Seconds injected at a hop: once per round trip, as the paper charges it, or in each direction."""
-
-    seconds: float
-    one_way: bool = False
-
-    @property
-    def round_trip_s(self) -> float:
-        return self.seconds * (2 if self.one_way else 1)
-
-
-class DelayedTier:
-    """`tier`, but far away. The delay achieved is in the vote's `call.delay_s`."""
-
-    def __init__(self, tier: Tier, delay: Delay, clock: Clock | None = None) -> None:
-        self.tier = tier
-        self.delay = delay
-        self.clock: Clock = clock or RealClock()
-        self.name = tier.name
-        self.rule = tier.rule
-
-    @property
-    def n_tiers(self) -> int:
-        return self.tier.n_tiers
-
-    @property
-    def waits(self) -> bool:
-        return self.tier.waits or self.delay.seconds > COARSE_S
-
-    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
-        waited = self.clock.wait(self.delay.seconds)
-        try:
-            vote = self.tier.vote(batch, rule)
-        except TierError as error:
-            error.call += CallCost(delay_s=waited)
-            raise
-        if self.delay.one_way:
-            waited += self.clock.wait(self.delay.seconds)
-        return replace(vote, call=vote.call + CallCost(delay_s=waited))
-
-    def complete(self, batch: Batch, vote: Vote) -> Vote:
-        return self.tier.complete(batch, vote)
-
-    def close(self) -> None:
-        self.tier.close()
