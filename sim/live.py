@@ -149,7 +149,7 @@ class Pace:
     max_in_flight: int
 
     @classmethod
-    def of(cls, n: int, delay_s: float, deferral_rate: float = 1.0, cost_s: float = 0.0) -> Pace:
+    def of(cls, n: int, delay_s: float, deferral_rate: float = 1.0, cost_s: float = 0.0, link_s: float = 0.0) -> Pace:
         """One at a time where even every example's delay is over soon, else evenly spaced starts at a low load.
 
         A delay is waiting, not work: examples that wait side by side do not slow each other down. The choice is the
@@ -157,12 +157,12 @@ class Pace:
 
         Args:
             delay_s: of a round trip. deferral_rate: share of the examples that make it. cost_s: of the dearest system
-                without a delay.
+                without a delay. link_s: what a model of the link adds to a call, which may be work of the link.
         """
-        if n * (delay_s + 0.002) <= CALM_S:
+        apart_s = max(PACE_S, CALLS_APART * max(cost_s, link_s))
+        if n * (delay_s + link_s + 0.002) <= max(CALM_S, link_s and n * apart_s):
             return cls.one_at_a_time()
-        apart_s = max(PACE_S, CALLS_APART * cost_s)
-        return cls(apart_s * deferral_rate, min(1024, 16 + round(1.5 * delay_s / apart_s)))
+        return cls(apart_s * deferral_rate, min(1024, 16 + round(1.5 * (delay_s + link_s) / apart_s)))
 
     @classmethod
     def one_at_a_time(cls) -> Pace:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.cascade import Agreement, Always, Batch, Cascade, ConfigError, Tier, Vote
+from coe.cascade import Agreement, Always, Batch, CallCost, Cascade, ConfigError, DeferralRule, Tier, Vote
 from coe.cascade.vote import exact_share
 from coe.config.cascade import LocalTierConfig
-from coe.link import Clock, Delay, DelayedTier, VirtualClock
+from coe.link import Clock, Delay, DelayedTier, Link, TierBehindLink, VirtualClock
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.codec import add_input
 from coe.protocol.service import FRAME_BYTES, INPUT
@@ -258,12 +258,20 @@ def message_bytes(model: str, payload_bytes: int) -> int:
     return request.ByteSize() + FRAME_BYTES
 
 
-def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) -> list[Record]:
-    """The same examples behind `delay`, in virtual time.
+def replay(
+    records: Sequence[Record],
+    delay: Delay,
+    *,
+    has_device_tier: bool,
+    link: Link | None = None,
+    interval_s: float = 0.0,
+) -> list[Record]:
+    """The same examples behind `delay`, and behind a model of a link, in virtual time.
 
     Args:
         records: of a run without an injected delay.
         has_device_tier: the system has a tier on the device before the hop.
+        interval_s: between the starts of two examples; 0: one starts where the one before ends.
     Raises:
         ConfigError: an example is degraded: what the cloud would have answered is not known.
     """
@@ -272,9 +280,11 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
         first = f"{len(degraded)} degraded examples, {degraded[0]} first"
         raise ConfigError([f"expected a recording of answers alone, got {first} (record it again)"])
     clock = VirtualClock()
-    cascade = _recorded_cascade(records, delay, clock, has_device_tier)
+    cascade = _recorded_cascade(records, delay, clock, has_device_tier, link)
     replayed = []
     for row, record in enumerate(records):
+        if interval_s:
+            clock.seconds = row * interval_s
         started = clock.now()
         decision = cascade.decide(Batch((record.id,), np.array([[row]])))[0]
         latency_s = clock.now() - started
@@ -285,7 +295,22 @@ def replay(records: Sequence[Record], delay: Delay, *, has_device_tier: bool) ->
     return replayed
 
 
-def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has_device_tier: bool) -> Cascade:
+class _RecordedCalls(RecordedTier):
+    """A recorded tier that also gives each call's bytes and time."""
+
+    def __init__(self, records: Sequence[Record], vote: Vote, seconds: Seconds, clock: Clock) -> None:
+        super().__init__("cloud", vote, Always(), seconds, clock)
+        self._records = records
+
+    def vote(self, batch: Batch, rule: DeferralRule) -> Vote:
+        record = self._records[int(batch.x[0, 0])]  # examples come one by one
+        call = CallCost(1, record.call_s, record.bytes_sent, record.bytes_received)
+        return replace(super().vote(batch, rule), call=call)
+
+
+def _recorded_cascade(
+    records: Sequence[Record], delay: Delay, clock: Clock, has_device_tier: bool, link: Link | None
+) -> Cascade:
     """The device's tier and the cloud's, which take the recorded time; examples are rows of `records`."""
     left = np.array([record.left_device for record in records])
     local_s = np.array([record.local_s for record in records])
@@ -308,7 +333,9 @@ def _recorded_cascade(records: Sequence[Record], delay: Delay, clock: Clock, has
             tier_votes=inner,
         )
         seconds = call_s if has_device_tier else local_s + call_s
-        tiers.append(DelayedTier(RecordedTier("cloud", vote, Always(), seconds, clock), delay, clock))
+        cloud: Tier = _RecordedCalls(records, vote, seconds, clock)
+        cloud = cloud if link is None else TierBehindLink(cloud, link, clock=clock)
+        tiers.append(DelayedTier(cloud, delay, clock))
     return Cascade(tiers)
 
 

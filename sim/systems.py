@@ -33,12 +33,14 @@ class Uplink:
         delay_s: injected; None: nothing is.
         one_way: the delay is charged in each direction.
         device_delay_s: injected at the device's own tier; None: nothing is.
+        link: what a config says under `link_model`; None: nothing.
     """
 
     port: int
     delay_s: float | None = None
     one_way: bool = False
     device_delay_s: float | None = None
+    link: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ def edge_config(
     cloud = {**cloud, "address": f"127.0.0.1:{uplink.port}", "deadline_ms": CALL_DEADLINE_MS}
     if uplink.delay_s is not None:
         cloud |= {"delay_ms": uplink.delay_s * 1000, "delay_one_way": uplink.one_way}
+    if uplink.link is not None:
+        cloud["link_model"] = uplink.link
     if uplink.device_delay_s is not None:
         device = {**device, "delay_ms": uplink.device_delay_s * 1000, "delay_one_way": uplink.one_way}
     tiers = {

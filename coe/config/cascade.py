@@ -13,7 +13,7 @@ from typing import Any
 from coe.calibration import CalibratedVote, Calibration, TableMember, rules_of
 from coe.cascade.errors import ConfigError, TaskNotInstalled
 from coe.cascade.rule import Agreement, Always, Confidence, DeferralRule, parse_agreement
-from coe.link import Delay
+from coe.link import Delay, Link
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import KINDS, Payload
 from coe.models.loading import ModelSpec, RunOptions
@@ -21,6 +21,7 @@ from coe.protocol.channel import fix_of_address
 from coe.protocol.credentials import PLAINTEXT, ClientSecurity, read_token
 
 from .fields import Fields, resolve
+from .link import read_link
 from .manifest import NAME, ModelSettings, Task, read_manifest, read_model, read_task
 from .settings import REQUIRED, read_settings, setting, settings_of
 
@@ -163,6 +164,9 @@ class RemoteTierConfig(_TierSettings):
         "auto", "HTTP proxy: a URL, `none`, or `auto`: the environment's, but never for private hosts.", example="none"
     )
     stream: bool = setting(False, "Send calls on one persistent stream.")
+    link_model: Link | None = setting(
+        None, "For studies: calls wait as behind this link; its settings, or a file.", usual="none", example="lte.up"
+    )
     n_tiers: int = setting(
         1, "Number of tiers behind the address; it matters before the last.", key="tiers", low=1, high=64
     )
@@ -344,6 +348,7 @@ class _TierReader:
             send=_read_payload(entry, self.task),
             security=security,
             token_file=security.token_file,
+            link_model=read_link(entry, "link_model", self.folder),
         )
         if tier.proxy not in ("auto", "none") and not re.fullmatch(r"http://[^\s/]+:\d+/?", tier.proxy):
             entry.wrong("proxy", f'expected auto, none or http://HOST:PORT, got "{tier.proxy}"')

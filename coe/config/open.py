@@ -10,7 +10,7 @@ from functools import partial
 
 from coe.cascade.cascade import Cascade
 from coe.cascade.tier import LocalTier, Tier
-from coe.link import DelayedTier
+from coe.link import DelayedTier, TierBehindLink
 from coe.models.input_spec import InputSpec
 from coe.models.loading import LoadedMember, load
 from coe.models.pool import MemberPool, cheapest_first, plan_threads, seconds_each
@@ -45,6 +45,9 @@ def open_tier(tier: TierConfig, config: CascadeConfig, say: Say = lambda line: N
         opened = _open_local(tier, config.task.input_spec, say)
     else:
         opened = _open_remote(tier, config, say)
+        if tier.link_model is not None:
+            say(f"tier {tier.name}: calls wait as behind a model of a link")
+            opened = TierBehindLink(opened, tier.link_model)
     if tier.delay is None:
         return opened
     say(f"tier {tier.name}: an injected delay of {tier.delay.round_trip_s * 1000:g} ms a round trip")

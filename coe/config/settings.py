@@ -71,6 +71,7 @@ class Setting:
         if kind == "Path":
             return fields.path(key, folder, default)
         plain = {"bool": fields.flag, "str": fields.text, "tuple[str, ...]": fields.texts}
+        plain |= {"tuple[float, ...]": fields.numbers}
         return plain[kind](key, default)
 
     def inside(self, value: Any) -> Any:

@@ -67,6 +67,12 @@ class Link:
     down: Sequence[LinkModel] = ()
     both: Sequence[LinkModel] = ()
 
+    def mean_call_s(self, n_bytes: float, n_answered: float = 200) -> float:
+        """Seconds that the link adds to a call, on average over calls that do not wait for each other."""
+        up, down = self.start(0)
+        sent_s = np.random.default_rng(0).exponential(60.0, 4096).cumsum()
+        return float((down.deliver(up.deliver(sent_s, n_bytes), n_answered) - sent_s).mean())
+
     def start(self, seed: int, n_links: int = 1) -> tuple[OneWay, OneWay]:
         """(up, down) of `n_links` such links from second 0: one at the start of its recordings, several anywhere.
 

@@ -20,7 +20,8 @@ import numpy as np
 from coe import zoo
 from coe.cascade import ConfigError
 from coe.config import format_seconds
-from coe.link import Delay
+from coe.config.link import open_link
+from coe.link import Delay, Link
 from coe.zoo.digits import N_TEST
 from sim.arguments import count, seconds
 from sim.live import CloudProcess, LiveInput, Pace, run_live
@@ -102,8 +103,15 @@ class DelayStudy:
     one_way: bool
 
 
-def run_real(live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: bool, progress: Progress) -> DelayStudy:
-    """Every system at every delay on this machine, beside the virtual clock's prediction."""
+def run_real(
+    live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: bool, progress: Progress, link: Any = None
+) -> DelayStudy:
+    """Every system at every delay on this machine, beside the virtual clock's prediction.
+
+    Args:
+        link: what a config says under `link_model`; None: nothing.
+    """
+    model = None if link is None else open_link(link)
     bundle = live_input.bundle
     rows: list[DelayRow] = []
     latencies: dict[tuple[str, float], list[float]] = {}
@@ -116,14 +124,16 @@ def run_real(live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: 
         }
         deferral_rates = {system: sum(record.left_device for record in recording[system]) / n for system in SYSTEMS}
         cost_s = max(float(np.median([record.latency_s for record in records])) for records in recording.values())
+        size = float(np.mean([record.bytes_sent for record in recording["cloud-only"]]))
+        link_s = 0.0 if model is None else model.mean_call_s(size)
         for delay_s in delays_s:
             delay = Delay(delay_s, one_way)
             for system in SYSTEMS:
-                uplink = Uplink(server.port, delay_s, one_way)
-                pace = Pace.of(n, delay.round_trip_s, deferral_rates[system], cost_s)
+                uplink = Uplink(server.port, delay_s, one_way, link=link)
+                pace = Pace.of(n, delay.round_trip_s, deferral_rates[system], cost_s, link_s)
                 title = f"{system} at {format_seconds(delay_s)}"
                 records = run_live(live_input, system, uplink, n, progress, title, pace)
-                predicted = _mean_latency(_replayed(system, recording[system], delay))
+                predicted = _mean_latency(_replayed(system, recording[system], delay, model, pace.interval_s))
                 n_tiers = bundle.n_tiers(system)
                 rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
@@ -131,7 +141,9 @@ def run_real(live_input: LiveInput, delays_s: Sequence[float], n: int, one_way: 
     return DelayStudy(rows, latencies, recording, where, one_way)
 
 
-def run_virtual(bundle: BundledTask, delays_s: Sequence[float], one_way: bool, path: Path | None) -> DelayStudy:
+def run_virtual(
+    bundle: BundledTask, delays_s: Sequence[float], one_way: bool, path: Path | None, link: Any = None
+) -> DelayStudy:
     """The study in virtual time, from a recording: no process, no sleeping.
 
     Args:
@@ -143,11 +155,12 @@ def run_virtual(bundle: BundledTask, delays_s: Sequence[float], one_way: bool, p
     else:
         trace = read_trace(Path(f"zoo:{bundle.task}"))
         recording, where = recording_of(bundle, trace), about(trace)
+    model = None if link is None else open_link(link)
     rows: list[DelayRow] = []
     latencies: dict[tuple[str, float], list[float]] = {}
     for delay_s in delays_s:
         for system in SYSTEMS:
-            records = _replayed(system, recording[system], Delay(delay_s, one_way))
+            records = _replayed(system, recording[system], Delay(delay_s, one_way), model)
             n_tiers, predicted = bundle.n_tiers(system), _mean_latency(records)
             rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
@@ -163,8 +176,10 @@ def _mean_latency(records: Sequence[Record]) -> float:
     return float(np.mean([record.latency_s for record in records]))
 
 
-def _replayed(system: str, recording: Sequence[Record], delay: Delay) -> list[Record]:
-    return replay(recording, delay, has_device_tier=system != "cloud-only")
+def _replayed(
+    system: str, recording: Sequence[Record], delay: Delay, link: Link | None, interval_s: float = 0.0
+) -> list[Record]:
+    return replay(recording, delay, has_device_tier=system != "cloud-only", link=link, interval_s=interval_s)
 
 
 DIGITS = "digits"
@@ -187,6 +202,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="spread the delays over the tiers, each on a server of its own: smallest first, largest last",
     )
+    parser.add_argument(
+        "--link", type=Path, metavar="FILE", help="calls wait as behind this link: YAML of link_model, CSV, Mahimahi's"
+    )
+    parser.add_argument("--link-down", type=Path, metavar="FILE", help="Mahimahi's recording of the way back")
     parser.add_argument("--clock", choices=("real", "virtual"), default="real", help="default: real")
     parser.add_argument("--recording", type=Path, help="what the virtual clock replays; default: the bundled one")
     parser.add_argument("--limit", type=count, metavar="N", help="examples; default 1000")
@@ -199,6 +218,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> int:
     zoo.find(options.task)  # a task that is not installed is the first error
     _refuse_without_effect(options)
+    options.link = _link_setting(options.link, options.link_down)
+    options.delays = options.delays or _delays(DEFAULT)
     return _schedule(options) if options.schedule else _study(options)
 
 
@@ -207,7 +228,8 @@ def _study(options: argparse.Namespace) -> int:
     from . import digits as models
 
     if options.clock == "virtual":
-        result = run_virtual(BundledTask.of(options.task), options.delays, options.one_way, options.recording)
+        bundle = BundledTask.of(options.task)
+        result = run_virtual(bundle, options.delays, options.one_way, options.recording, options.link)
         profile = None
     else:
         result, profile = _measured(options)
@@ -215,6 +237,7 @@ def _study(options: argparse.Namespace) -> int:
         "rows": [asdict(row) for row in result.rows],
         "clock": options.clock,
         "one_way": options.one_way,
+        "link": options.link,
         "recorded_on": result.about,
         "savings": savings(result.rows),
         "models": None if profile is None else asdict(profile),
@@ -246,13 +269,13 @@ def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
         limit = options.limit or N_TEST
         progress = Progress(steps + 1)
         profile = models.profile(limit, progress)
-        return run_real(LiveInput(bundle), options.delays, limit, options.one_way, progress), profile
+        return run_real(LiveInput(bundle), options.delays, limit, options.one_way, progress, options.link), profile
     task = read_models([options.task]).task
     data = read_data(str(options.data), task, options.limit or N_TEST)
     with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
         live_input = LiveInput(bundle, write_lines(data, task, Path(folder) / "examples.jsonl"))
         progress = Progress(steps)
-        return run_real(live_input, options.delays, len(data.ids), options.one_way, progress), None
+        return run_real(live_input, options.delays, len(data.ids), options.one_way, progress, options.link), None
 
 
 def _schedule(options: argparse.Namespace) -> int:
@@ -268,6 +291,8 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
     limit, data, schedule = options.limit, options.data, options.schedule
     folder = f"a folder of labelled examples of {options.task}"
     findings = {
+        "--link-down: it goes with the recording of the way up (add --link)": options.link_down and not options.link,
+        "--link: the schedule has a delay for each tier (leave it out)": options.link and schedule,
         "--recording: the real clock replays nothing (add --clock virtual, or leave it out)":
             options.recording and is_real,
         "--schedule: it is measured on the real clock only (leave --clock virtual out)": schedule and not is_real,
@@ -281,6 +306,16 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
     }  # fmt: skip
     if found := [finding for finding, is_so in findings.items() if is_so]:
         raise ConfigError(found)
+
+
+def _link_setting(up: Path | None, down: Path | None) -> Any:
+    """What a config says under `link_model`, found to be right; None without a link."""
+    if up is None:
+        return None
+    ways = {"up": {"trace": str(up.resolve())}, "down": {"trace": str((down or up).resolve())}}
+    setting = str(up.resolve()) if down is None else ways
+    open_link(setting)
+    return setting
 
 
 def _delays(text: str) -> list[float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from coe.cascade import Accounting, ConfigError, tier_charges
 from coe.config import Fields, Report, format_seconds, format_yaml, read_yaml
 from coe.config.cascade import LocalTierConfig, read_cascade
 from coe.config.manifest import Task, read_manifest
+from coe.link import Link
 from coe.models import ModelSpec
 from sim.output import OURS, Figure, Part, Series, Table, document, log
 from sim.traces import Costs, Trace
@@ -27,42 +27,7 @@ from .plan import Plan, n_on_device
 from .record import Models
 from .replay import lead, with_limits
 
-PACKET_BYTES, LEAST_TIMEOUT_S = 1400, 0.2  # of TCP: what a packet carries, and the wait before it is sent again
 ADDRESS = "127.0.0.1:8001"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Between the device and the cloud.
-
-    Args:
-        delay_s: one way; jitter_s: what comes to it on average.
-        loss: share of the packets lost.
-        bits_per_s: from the device; None: they take no time.
-    """
-
-    delay_s: float
-    jitter_s: float = 0.0
-    loss: float = 0.0
-    bits_per_s: float | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Link:
-        """From YAML: delay_ms, and where they matter jitter_ms, loss and mbit_per_s. Raises ConfigError."""
-        report = Report(str(path))
-        fields = Fields(read_yaml(path), report)
-        delay_ms, jitter_ms = fields.number("delay_ms", high=60_000), fields.number("jitter_ms", 0.0, high=60_000)
-        loss, speed = fields.number("loss", 0.0, high=0.9), fields.number("mbit_per_s", None, low=1e-3, high=1e6)
-        fields.finish()
-        report.check()
-        return cls(delay_ms / 1000, jitter_ms / 1000, loss, None if speed is None else speed * 1e6)
-
-    def mean_s(self, n_bytes: float) -> float:
-        """Seconds of one call on average: both ways, its bytes, and what lost packets cost."""
-        round_s = 2 * (self.delay_s + self.jitter_s)
-        n_packets = math.ceil(n_bytes / PACKET_BYTES) + 1  # and the answer
-        lost_s = n_packets * self.loss / (1 - self.loss) * max(LEAST_TIMEOUT_S, 2 * round_s)
-        return round_s + lost_s + (0.0 if self.bits_per_s is None else 8 * n_bytes / self.bits_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +147,7 @@ class Placed:
         n_device = n_on_device(tiers, plan.wishes.on_device or ())
         sent, payload = float(shares[n_device:].sum()), plan.trace.payload_bytes
         size = None if payload is None else float(payload.mean())
-        call_s = 0.0 if link is None else link.mean_s(size or 0.0)
+        call_s = 0.0 if link is None else link.mean_call_s(size or 0.0)
         latency_s = alone_s = None
         if seconds is not None:
             charges = tier_charges([[seconds.of[name] for name in tier] for tier in tiers], Accounting.REACH_SERIAL)

@@ -32,6 +32,7 @@ from coe.calibration.choose import (
     wrong_together,
 )
 from coe.cascade import Accounting, ConfigError, tier_charges
+from coe.config.link import open_link
 from sim import arguments
 from sim.output import Part, Progress, Table, write_json
 from sim.sweep import EnsembleVotes
@@ -375,7 +376,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="labelled examples to record on, as coe-sim record reads them")
     parser.add_argument("--device", type=Path, metavar="JSON", help="what coe-edge bench --json printed on the device")
     parser.add_argument(
-        "--link", type=Path, metavar="YAML", help="to the cloud: delay_ms (one way), jitter_ms, loss, mbit_per_s"
+        "--link", type=Path, metavar="FILE", help="to the cloud: YAML as of link_model, a CSV, or Mahimahi's"
     )
     arguments.add_costs(parser)
     parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
@@ -421,7 +422,7 @@ def wishes_of(options: argparse.Namespace, trace: Trace) -> Wishes:
 def run_command(options: argparse.Namespace) -> Part:
     from . import placement
 
-    link = None if options.link is None else placement.Link.read(options.link)
+    link = None if options.link is None else open_link(str(options.link))
     seconds = {} if options.device is None else placement.device_seconds(options.device)
     source = None
     if options.trace is not None:
@@ -441,7 +442,7 @@ def run_command(options: argparse.Namespace) -> Part:
         there = [name for name in (seconds or (source.on_device if source else ())) if name in trace.models]
         options.on_device = there or None
     size = 0.0 if trace.payload_bytes is None else float(trace.payload_bytes.mean())
-    wishes = replace(wishes_of(options, trace), link_s=0.0 if link is None else link.mean_s(size))
+    wishes = replace(wishes_of(options, trace), link_s=0.0 if link is None else link.mean_call_s(size))
     first = pick(known, options.by)
     costs = [first, *(one for one in known if one is not first)]
     plan = make_plan(trace, costs, wishes, Progress(1))

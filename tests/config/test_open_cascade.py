@@ -15,6 +15,7 @@ from coe.cascade import Batch, ModelError
 from coe.config import Fields, Report
 from coe.config.cascade import read_cascade
 from coe.config.open import open_cascade, open_tier, warm_up
+from coe.link import TierBehindLink
 from coe.models.onnx import OnnxMember
 
 MODEL = LinearModel()
@@ -207,4 +208,13 @@ def test_a_remote_tier_is_dialled_only_when_asked(folder):
     assert cascade.tiers[1].waits
     assert "tier cloud: shapes at 127.0.0.1:9, deadline 250 ms" in said
     assert "tier cloud: an injected delay of 200 ms a round trip" in said
+    cascade.close()
+
+
+def test_a_remote_tier_may_be_behind_a_model_of_a_link(folder):
+    said = []
+    remote = {"name": "cloud", "address": "127.0.0.1:9", "link_model": {"delay_ms": 20}, "delay_ms": 1}
+    cascade = open_cascade(config_of(folder, DEVICE, remote), said.append)
+    assert isinstance(cascade.tiers[1].tier, TierBehindLink)
+    assert "tier cloud: calls wait as behind a model of a link" in said
     cascade.close()

@@ -431,7 +431,7 @@ def test_tiers_of_one_name_are_refused(folder):
 
 
 LOCAL = ["name", "members", "agreement", "confidence", "threads", "providers", "device", "parallel", "early"]
-REMOTE = ["address", "model", "deadline_ms", "send", "tiers", "delay_ms", "delay_one_way"]
+REMOTE = ["address", "model", "deadline_ms", "send", "tiers", "delay_ms", "delay_one_way", "link_model"]
 SETTINGS = st.sampled_from([*LOCAL, *REMOTE, "file", "sha256", "input", "odd"])
 VALUES = st.recursive(
     st.none()

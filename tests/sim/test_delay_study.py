@@ -17,6 +17,7 @@ import pytest
 from simulator import Program
 
 from coe.config.fields import parse_seconds
+from coe.config.link import open_link
 from sim.live import CloudProcess, LiveInput, Pace, run_live
 from sim.output import Progress
 from sim.systems import BundledTask, Uplink
@@ -140,6 +141,38 @@ def test_the_virtual_clock_has_a_bundled_recording():
     assert all(row["n"] == 1000 and row["clock"] == "virtual" for row in rows)
 
 
+@pytest.mark.slow
+def test_a_link_stands_in_virtual_time_as_it_does_for_real(tmp_path: Path, capsys):
+    path = tmp_path / "link.yaml"
+    path.write_text("{delay_ms: 40, jitter: lognormal, jitter_ms: 10, loss: 0.02, mbit_per_s: 1}\n")
+    options = ("--delays", "1us", "--json", "--link", path)
+    found = [json.loads(Program(capsys)(*options, *more)[0]) for more in (("--limit", 40), ("--clock", "virtual"))]
+    rows = [next(row for row in each["rows"] if row["system"] == "cloud-only") for each in found]
+    link_s = open_link(str(path)).mean_call_s(350)
+    assert rows[0]["achieved_delay_s"] == pytest.approx(link_s, rel=0.15)
+    assert rows[1]["achieved_delay_s"] == pytest.approx(link_s, rel=0.03)
+    assert found[0]["link"] == str(path)
+
+
+@pytest.mark.timing
+def test_a_link_is_real_within_three_percent_of_virtual(tmp_path: Path):
+    path = tmp_path / "link.yaml"
+    path.write_text("{delay_ms: 40, jitter: pareto, jitter_ms: 10, loss: 0.02, mbit_per_s: 1}\n")
+    found = json.loads(sim("--delays", "1us", "--json", "--link", str(path), "--limit", "250").stdout)["rows"]
+    assert not [row for row in found if not within_tolerance(row["latency_mean_s"], row["predicted_mean_s"])]
+
+
+def test_a_recorded_link_needs_no_delays(tmp_path: Path, capsys):
+    (tmp_path / "lte.up").write_text("".join(f"{ms}\n" for ms in range(0, 500, 20)) + "500\n")
+    up, down = tmp_path / "lte.up", tmp_path / "lte.up"
+    out, _ = Program(capsys)("--link", up, "--link-down", down, "--clock", "virtual", "--json")
+    rows = [row for row in json.loads(out)["rows"] if row["system"] == "cloud-only"]
+    assert [row["delay_s"] for row in rows] == [1e-6, 0.01, 0.1, 1.0]
+    assert rows[0]["achieved_delay_s"] == pytest.approx(
+        0.04, abs=0.002
+    )  # a call starts where one ended: 20 ms each way
+
+
 @pytest.mark.timing
 def test_concurrency_does_not_change_single_instance_latency():
     live_input = LiveInput(BundledTask.of("digits"))
@@ -191,6 +224,9 @@ def test_a_study_that_is_terminated_leaves_no_program_behind(tmp_path: Path):
         (["--delays", "--recording", "/nowhere"], "--recording: the real clock replays nothing"),
         (["--delays", "--clock", "virtual", "--schedule"], "--schedule: it is measured on the real clock"),
         (["--delays", "--clock", "virtual", "--limit", "5"], "--limit: the virtual clock replays the whole"),
+        (["--link", "/nowhere.up"], "/nowhere.up: the link cannot be read"),
+        (["--delays", "--link-down", "/nowhere.up"], "--link-down: it goes with the recording"),
+        (["--delays", "--link", "/nowhere.up", "--schedule"], "--link: the schedule has a delay for each tier"),
         ([], "expected a study"),
     ],
 )

@@ -11,26 +11,31 @@ from simulator import Program
 from cloud.config import read_config as read_cloud
 from coe.calibration import Calibration
 from coe.config import read_yaml
+from coe.link import Link, Loss, Propagation, bandwidth
 from coe.zoo.digits import test_examples
 from edge.config import read_config as read_edge
-from sim.studies.placement import Link, device_seconds, read_source
+from sim.studies.placement import device_seconds, read_source
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("onnxruntime")
 
 
 def test_a_call_takes_both_ways_its_bytes_and_what_is_lost():
-    assert Link(0.02).mean_s(5000) == pytest.approx(0.04)
-    assert Link(0.02, 0.005).mean_s(0) == pytest.approx(0.05)
-    assert Link(0.0, bits_per_s=8e6).mean_s(1e6) == pytest.approx(1.0)
-    assert Link(0.02, loss=0.01).mean_s(1000) == pytest.approx(0.04 + 2 * 0.01 / 0.99 * 0.2)
-    assert Link(0.5, loss=0.5).mean_s(1000) == pytest.approx(1 + 2 * 1 * 2)
+    way = Propagation(0.02)
+    assert Link([way], [way]).mean_call_s(5000) == pytest.approx(0.04)
+    assert Link([bandwidth(1e6)]).mean_call_s(1e6) == pytest.approx(1.0, rel=0.02)
+    lost = Loss(0.1)
+    assert Link([lost, way], [lost, way]).mean_call_s(1000) == pytest.approx(0.04 + 2 * 0.2 * 0.1 / 0.8, rel=0.1)
 
 
 def test_a_link_is_read_and_what_is_wrong_is_named(tmp_path: Path, sim: Program, trace_path: Path):
     path = tmp_path / "lte.yaml"
     path.write_text("delay_ms: 35\njitter_ms: 5\nloss: 0.01\nmbit_per_s: 5\n")
-    assert Link.read(path) == Link(0.035, 0.005, 0.01, 5e6)
+    with_link, without = (
+        json.loads(sim("plan", trace_path, "--on-device", "a,b,c", "--by", "latency_s", *link, "--json")[0])
+        for link in (("--link", path), ())
+    )
+    assert with_link["placement"]["reference_latency_s"] > without["placement"]["reference_latency_s"] + 0.07
     path.write_text("delay: 35\n")
     _, err = sim("plan", trace_path, "--link", path, code=2)
     assert "delay_ms" in err
