@@ -133,8 +133,7 @@ async def _until_stopped(server: Server) -> None:
         if server.http_port:
             scheme = "https" if server.config.security.has_tls else "http"
             print(f"coe-cloud: HTTP and the status page on {scheme}://{host}:{server.http_port}/", flush=True)
-            if server.config.device is not None:
-                print(f"coe-cloud: a phone opens {scheme}://{host}:{server.http_port}/device", flush=True)
+            server.announce_page()
         print(f"coe-cloud: ready on {host}:{server.port}: {names}", flush=True)
         await stop.wait()
         print(f"coe-cloud: draining, at most {server.config.grace_s:g} s", flush=True)

@@ -17,10 +17,11 @@ from .engines.embedded import EmbeddedEngine
 from .limits import CallGate, Quota
 from .observe.observer import Observer
 from .observe.status import ServerView, describe
+from .phone_address import announcement, show_qr_code
 from .repository import ModelRepository
 from .security.identity import Authenticator
-from .security.tls import grpc_credentials, http_context
-from .transports.device_page import DeviceFiles
+from .security.tls import grpc_credentials, http_context, issuer_beside
+from .transports.device_page import DeviceFiles, authority_pages
 from .transports.grpc_server import GrpcServer
 from .transports.rest_server import RestOptions, RestServer
 
@@ -49,6 +50,7 @@ class Server:
         self._facts = describe(config.cascade, config.model, self.engine.runs_on)
         observe = config.observe if config.http_port is not None else replace(config.observe, metrics=False, page=False)
         self._device = None if config.http_port is None or config.device is None else DeviceFiles(config.device)
+        self._authority = authority_pages(issuer_beside(config.security.certificate))
         self.observer = Observer(
             observe,
             ServerView(
@@ -101,6 +103,7 @@ class Server:
                 pages=self.observer.pages | (device.pages if device else {}),
                 folders=device.folders if device else {},
                 files=device.files if device else {},
+                open_pages=self._authority,
                 pages_need_identity=not is_loopback(config.host),
                 cors=config.cors,
                 sent=sent,
@@ -118,6 +121,16 @@ class Server:
         self._tasks.append(loop.create_task(self.observer.run()))
         if config.reload_s > 0:
             self._tasks.append(loop.create_task(self.repository.watch(config.reload_s)))
+
+    def announce_page(self) -> None:
+        """Say on the console where a phone opens the page, or why it cannot; with a QR code on a terminal."""
+        if self.config.device is None:
+            return
+        authority, has_tls = next(iter(self._authority), ""), self.config.security.has_tls
+        lines, url = announcement(self.config.device, self.config.host, self.http_port, has_tls, authority)
+        for line in lines:
+            print(f"coe-cloud: {line}", flush=True)
+        show_qr_code(url)
 
     async def stop(self) -> None:
         """Not ready; no new calls; those under way may finish within `grace_s`; then close. Twice is fine.

@@ -38,6 +38,7 @@ THIRD_PARTY = {  # third-party packages that only these may import
     "prometheus_client": ("cloud.observe", "edge.observe"),
     "opentelemetry": ("cloud.observe",),
     "uvloop": ("cloud.server",),
+    "segno": ("cloud.phone_address",),
     "onnxruntime": ("coe.models.onnx", "recipes"),
     "ai_edge_litert": ("coe.models.tflite", "recipes"),
     "tflite_runtime": ("coe.models.tflite", "recipes"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
+import ssl
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -45,6 +47,10 @@ def add_parser(subparsers: Any) -> None:
         action.add_argument("--force", action="store_true", help="replace files that exist")
     for action in (device, token):
         action.add_argument("name", metavar="NAME", type=_device_name, help="name of the device")
+    page_help = (
+        "address of the server's page, https://HOST:PORT/device: also print a QR code that opens it with the token"
+    )
+    token.add_argument("--page", metavar="URL", help=page_help)
     for action in (init, server):
         action.add_argument(
             "--host",
@@ -66,9 +72,15 @@ def run(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     if options.action == "token":
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        print(add_token(folder / "tokens.yaml", options.name, force=options.force))
+        made = add_token(folder / "tokens.yaml", options.name, force=options.force)
+        print(made)
         note = f"the line above is its token, shown once; {folder}/tokens.yaml has its hash (security.tokens)"
         print(f"{options.name}: {note}", file=sys.stderr)
+        if options.page is not None:
+            from cloud.phone_address import qr_code, with_token
+
+            url = with_token(options.page, made)
+            print(qr_code(url) or f"open {url} (pip install segno draws it as a QR code)", file=sys.stderr)
         return 0
     import_runtime("cryptography", "certificates", CLOUD)
     from . import authority
@@ -96,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         ca.write(folder, "ca", force=options.force)
         until = ca.certificate.not_valid_after_utc
         print(f"{folder}/ca.pem, ca.key: the CA, until {until:%F} (keep ca.key to yourself)")
+        print(f"a phone installs the CA from the running server, which says how: https://{hosts[0]}:PORT/ca. SHA-256:")
+        print(f"  {digest_of((folder / 'ca.pem').read_bytes())}")
     server.write(folder, "server", force=options.force)
     until = server.certificate.not_valid_after_utc
     print(f"{folder}/server.pem, server.key: for {', '.join(hosts)}, until {until:%F}")
@@ -104,6 +118,11 @@ def run(options: argparse.Namespace) -> int:
     files = (("certificate", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem"))
     print(f"    tls: {{{', '.join(f'{key}: {folder.resolve() / name}' for key, name in files)}}}")
     return 0
+
+
+def digest_of(pem: bytes) -> str:
+    """SHA-256 of a certificate, as phones show it."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).digest().hex(":").upper()
 
 
 def add_token(path: Path, name: str, *, force: bool = False) -> str:

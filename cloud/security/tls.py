@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -79,6 +79,20 @@ def inspect(certificate: Path, key: Path, client_ca: Path | None) -> tuple[TlsFi
         for authority in _certificates(files.client_ca, client_ca, "client_ca", found):
             _check_authority(authority, client_ca, found)
     return files, found
+
+
+def issuer_beside(certificate: Path | None) -> bytes | None:
+    """The `ca.pem` in a certificate's folder, where it is what issued the certificate."""
+    if certificate is None:
+        return None
+    path = certificate.with_name("ca.pem")
+    try:
+        pem = path.read_bytes()
+        issuer = x509.load_pem_x509_certificate(pem)
+        x509.load_pem_x509_certificate(certificate.read_bytes()).verify_directly_issued_by(issuer)
+    except (OSError, ValueError, TypeError, InvalidSignature):
+        return None
+    return pem
 
 
 def _is_found(setting: str, found: Findings) -> bool:

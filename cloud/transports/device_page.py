@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cloud.security.certs import digest_of
 from coe import __version__, zoo
 from coe.calibration import CalibratedVote
 from coe.calibration.table import STAGE
@@ -21,23 +22,16 @@ from coe.config.settings import read_settings, setting
 from coe.models.input_spec import InputSpec
 from coe.models.loading import read_verified
 
+from .rest_messages import HttpError
 from .rest_server import Page
 
 PATH = "/device"
 FOREVER = "private, max-age=31536000, immutable"
 DTYPES = ("float32", "uint8")  # that the page can prepare
 FALLBACKS = ("answer-local", "spool", "fail")  # of an edge config; the page queues in any case
-NOT_BUILT_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>coe: no page yet</title>
-<h1>The page is not built yet</h1>
-<p>This server can make a phone a device of its cascade, once the page for it is built. In a checkout, with Node 20:</p>
-<pre>cd web
-npm ci
-npm run build</pre>
-<p>Then start the server again. A page that is built elsewhere is named by <code>device: {page: PATH}</code> in the
-server's config; <code>device: {enabled: false}</code> takes this one away.</p>
-</html>
-"""
+NOT_BUILT = "it is not built (npm ci && npm run build, in web/)"
+NO_CASCADE = "it is not known what a phone runs (name an edge config: `device: {config: edge.yaml}`)"
+AUTHORITY_PATH = "/ca"
 PLACES = (  # of the built page: in a checkout, in an installed package
     Path(__file__).parents[2] / "web" / "dist",
     Path(__file__).parent / "page",
@@ -62,10 +56,12 @@ class DevicePage:
     Args:
         cascade: local tiers, then at most one remote tier: a model of this server; None: no edge config is known.
         page: folder of the built page; None: it is not built.
+        why: why no phone can run it; "": one can.
     """
 
     cascade: CascadeConfig | None
     page: Path | None
+    why: str = ""
 
 
 def read_device_page(
@@ -82,12 +78,13 @@ def read_device_page(
     if not settings.enabled:
         return None
     cascade: CascadeConfig | None = None
+    findings = [NO_CASCADE]
     if settings.config is not None:
         cascade, findings = _read_edge(settings.config, task, models)
         for finding in findings:
             fields.wrong("config", finding)
     elif (bundled := _bundled(reference)) is not None:
-        cascade, _ = _read_edge(bundled, task, ())  # a page cannot run one of texts
+        cascade, findings = _read_edge(bundled, task, ())  # a page cannot run one of texts
         if cascade is not None and _unserved(cascade, models):  # then this server's whole cascade is behind the device
             whole = next(iter(models))
             tiers = (
@@ -100,7 +97,7 @@ def read_device_page(
     elif not (page / "index.html").is_file():
         fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
         page = None
-    return DevicePage(cascade, page)
+    return DevicePage(cascade, page, "; ".join(findings) if cascade is None else "" if page else NOT_BUILT)
 
 
 class DeviceFiles:
@@ -114,13 +111,35 @@ class DeviceFiles:
 
     def __init__(self, device: DevicePage) -> None:
         files = {} if device.cascade is None else _files(device.cascade)
-        self.files: dict[str, Page] = {f"{PATH}/cascade.json": lambda accept: None}  # where it is not known
+        self.files: dict[str, Page] = {f"{PATH}/cascade.json": _missing(device.why)}
         self.files |= {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
         self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
         self.pages: dict[str, Page] = {}
         if device.page is None:
-            not_built = _page(NOT_BUILT_PAGE.encode(), "text/html; charset=utf-8", "no-cache")
+            not_built = _page(_document("not_built").encode(), "text/html; charset=utf-8", "no-cache")
             self.pages = {PATH: not_built, f"{PATH}/": not_built}
+
+
+def authority_pages(pem: bytes | None) -> dict[str, Page]:
+    """The CA that a phone has to install, and how; none where there is none of the server's own."""
+    if pem is None:
+        return {}
+    text = _document("ca").format(digest=digest_of(pem))
+    return {
+        AUTHORITY_PATH: _page(text.encode(), "text/html; charset=utf-8", "no-cache"),
+        f"{AUTHORITY_PATH}.pem": _page(pem, "application/x-x509-ca-cert", "no-cache"),
+    }
+
+
+def _document(name: str) -> str:
+    return (Path(__file__).parent / f"{name}.html").read_text(encoding="utf-8")
+
+
+def _missing(why: str) -> Page:
+    def page(accept: str) -> None:
+        raise HttpError(404, f"no cascade for phones: {why}")
+
+    return page
 
 
 def _page(body: bytes, media_type: str, cached: str) -> Page:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import gzip
+import lzma
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import PurePath
+from functools import lru_cache
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -66,29 +69,53 @@ MEDIA_TYPES = {  # not this machine's own table: a browser runs nothing of anoth
 }
 FOREVER = "public, max-age=31536000, immutable"
 PACKED = {"br": ".br", "gzip": ".gz"}  # the smaller first
+LEAST_PACKED, GZIP_LEVEL = 1024, 6  # bytes of a page below which it is not worth compressing it
 HASHED = "assets/"  # the build names what is below it after its content
 
 
 class StaticFolder(StaticFiles):
-    """Static files, with a policy for pages that run models; compressed where FILE.br or FILE.gz lies beside FILE."""
+    """Static files, with a policy for pages that run models; compressed where FILE.br or FILE.gz lies beside FILE.
+
+    An installed package has a large FILE as FILE.xz alone: the first to ask for it waits until it is packed anew.
+    """
 
     async def get_response(self, path: str, scope: Any) -> Response:
-        found = await super().get_response(path, scope)
-        own = FOLDER | {"cache-control": FOREVER if path.startswith(HASHED) else "no-cache"}
-        suffix = ".html" if path == "." else PurePath(path).suffix
-        media_type = MEDIA_TYPES.get(suffix, found.headers.get("content-type"))
+        path = "index.html" if path == "." else path
         packed = [name for name in PACKED if self.lookup_path(f"{path}{PACKED[name]}")[1] is not None]
-        if packed and found.status_code == 200:
+        taken = _encodings(Headers(scope=scope))
+        encoding = next((name for name in packed if name in taken), None)
+        own = FOLDER | {"cache-control": FOREVER if path.startswith(HASHED) else "no-cache"}
+        if encoding:
+            found = await super().get_response(f"{path}{PACKED[encoding]}", scope)
+            own["content-encoding"] = encoding
+        elif self.lookup_path(f"{path}.xz")[1] is not None:
+            content = await asyncio.to_thread(_repacked, self.lookup_path(f"{path}.xz")[0])
+            packed, own["content-encoding"] = ["gzip"], "gzip"
+            if "gzip" not in taken:
+                content, own["content-encoding"] = await asyncio.to_thread(gzip.decompress, content), "identity"
+            found = Response(content)
+        else:
+            found = await super().get_response(path, scope)
+        if packed:
             own["vary"] = "accept-encoding"
-            accepted = Headers(scope=scope).get("accept-encoding", "").split(",")
-            taken = {encoding.partition(";")[0].strip() for encoding in accepted}
-            if encoding := next((name for name in packed if name in taken), None):
-                found = await super().get_response(f"{path}{PACKED[encoding]}", scope)
-                own["content-encoding"] = encoding
+        media_type = MEDIA_TYPES.get(PurePath(path).suffix, found.headers.get("content-type"))
         if media_type is not None:
             own["content-type"] = media_type
         found.headers.update(own)
         return found
+
+
+@lru_cache(maxsize=4)
+def _repacked(path: str) -> bytes:
+    return gzip.compress(lzma.decompress(Path(path).read_bytes()), GZIP_LEVEL, mtime=0)
+
+
+def _encodings(headers: Headers) -> set[str]:
+    """What a caller takes a body compressed with."""
+    accepted = headers.get("accept-encoding", "").split(",")
+    return {
+        encoding.partition(";")[0].strip() for encoding in accepted if not encoding.replace(" ", "").endswith(";q=0")
+    }
 
 
 def response(content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
@@ -108,7 +135,12 @@ def of_page(page: Page) -> Callable[[HttpRequest, str], Awaitable[Response]]:
         if found is None:
             raise HttpError(404, NO_PATH)
         body, headers = found
-        return Response(body, headers=PAGE | {name.lower(): value for name, value in headers.items()})
+        own = PAGE | {name.lower(): value for name, value in headers.items()}
+        if own.get("content-type", "").startswith(("text/", JSON)):
+            own["vary"] = "accept, accept-encoding"
+            if len(body) >= LEAST_PACKED and "gzip" in _encodings(http.headers):
+                body, own["content-encoding"] = gzip.compress(body, GZIP_LEVEL, mtime=0), "gzip"
+        return Response(body, headers=own)
 
     return method
 
@@ -160,6 +192,8 @@ class Routes:
         ]
         for path, page in options.pages.items():
             routes.append(self._route(path, of_page(page), is_open=not options.pages_need_identity, is_page=True))
+        for path, page in options.open_pages.items():
+            routes.append(self._route(path, of_page(page), is_open=True))
         for path, file in options.files.items():  # ahead of the folder they may be in
             routes.append(self._route(path, of_page(file)))
         for path, folder in options.folders.items():

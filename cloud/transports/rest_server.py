@@ -42,6 +42,7 @@ class RestOptions:
         pages: by path, such as "/", "/status.json" and "/metrics".
         folders: of static files, by path; open to everybody.
         files: by path, for known callers alone: what the pages in those folders fetch.
+        open_pages: by path, for everybody.
         pages_need_identity: True if `pages` are for known callers alone.
         cors: origins whose pages may call from a browser; "*": any.
         sent: called with the bytes of each inference response.
@@ -56,6 +57,7 @@ class RestOptions:
     pages: Mapping[str, Page] = field(default_factory=dict)
     folders: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[str, Page] = field(default_factory=dict)
+    open_pages: Mapping[str, Page] = field(default_factory=dict)
     pages_need_identity: bool = True
     cors: Sequence[str] = ()
     sent: Callable[[int], None] = lambda n_bytes: None

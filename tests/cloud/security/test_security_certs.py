@@ -197,3 +197,10 @@ def test_the_documentation_s_commands_and_settings_fit_together(tmp_path: Path, 
         (False, True, True),
     ]
     assert [(bool(device.certificate), device.has_token) for device in devices] == [(True, False), (False, True)]
+
+
+def test_a_token_for_a_phone_comes_with_a_code_that_opens_the_page_with_it(made: Path, capsys, monkeypatch):
+    monkeypatch.setattr("cloud.phone_address.qr_code", lambda text: f"<{text}>")
+    certs("token", made, "phone-1", "--page", "https://10.0.0.7:8000/device")
+    told = capsys.readouterr()
+    assert f"<https://10.0.0.7:8000/device#token={told.out.strip().splitlines()[-1]}>" in told.err

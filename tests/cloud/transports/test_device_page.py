@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from loops import running
 from rest_loopback import Client, Reply
 
 from cloud.config import default_config, read_config
+from cloud.security.certs import digest_of
 from cloud.server import Server
-from cloud.transports.device_page import DeviceFiles, _files, read_device_page
+from cloud.transports.device_page import DeviceFiles, _files, authority_pages, read_device_page
 from coe import zoo
 from coe.cascade import ConfigError, ModelError
 from coe.config import Fields, Report
@@ -209,7 +211,9 @@ def test_a_task_that_is_not_bundled_has_no_device_until_one_is_named(write, page
     assert device.cascade is None
     with Asked(tmp_path / "cloud.yaml") as client:
         assert client.get("/device/").status == 200
-        assert client.get("/device/cascade.json").status == 404
+        told = client.get("/device/cascade.json")
+        assert (told.status, told.json["error"]) == (404, f"no cascade for phones: {device.why}")
+        assert "device: {config: edge.yaml}" in device.why
 
 
 def test_a_bundled_edge_config_that_no_page_can_run_is_no_error(tmp_path):
@@ -218,6 +222,7 @@ def test_a_bundled_edge_config_that_no_page_can_run_is_no_error(tmp_path):
     device = read_device_page(Fields({}, report), tmp_path, task, "zoo:digits", ("numbers",))
     assert device is not None
     assert (device.cascade, report.findings) == (None, [])
+    assert "expected the task of this server, numbers" in device.why
 
 
 def test_the_page_and_what_it_fetches_are_served(write, page):
@@ -258,6 +263,48 @@ def test_files_are_compressed_for_those_who_take_it_and_kept_where_their_name_sa
         wasm = client.get("/device/assets/ort-1.wasm", **{"Accept-Encoding": "gzip"})
         assert (wasm.body, wasm.headers["content-type"]) == (b"\0asm", "application/wasm")
         assert client.get("/device/manifest.webmanifest").headers["content-type"] == "application/manifest+json"
+
+
+def test_an_installed_package_has_its_runtime_as_xz_and_packs_it_anew(write, page):
+    wasm = b"\0asm" + bytes(3000)
+    (page / "assets" / "run-2.wasm.xz").write_bytes(lzma.compress(wasm))
+    with Asked(write(f"device: {{page: {page}}}")) as client:
+        packed = client.get("/device/assets/run-2.wasm", **{"Accept-Encoding": "br, gzip"})
+        plain = client.get("/device/assets/run-2.wasm", **{"Accept-Encoding": "gzip;q=0"})
+        assert (gzip.decompress(packed.body), packed.headers["content-encoding"]) == (wasm, "gzip")
+        assert (plain.body, plain.headers["content-encoding"]) == (wasm, "identity")
+        assert {reply.headers["content-type"] for reply in (plain, packed)} == {"application/wasm"}
+        assert client.get("/device/assets/run-3.wasm").status == 404
+
+
+def test_the_servers_own_pages_travel_compressed(write, page):
+    (page / "index.html.gz").write_bytes(gzip.compress(b"<p>the page", mtime=0))
+    with Asked(write(f"device: {{page: {page}}}")) as client:
+        for path in ("/", "/device/"):
+            plain, packed = client.get(path), client.get(path, **{"Accept-Encoding": "gzip"})
+            assert packed.headers["content-encoding"] == "gzip"
+            assert gzip.decompress(packed.body) == plain.body
+            assert "accept-encoding" in packed.headers["vary"]
+
+
+def test_the_ca_beside_the_servers_certificate_is_handed_out_to_everybody_with_how_to_install_it(tmp_path):
+    from cloud.security.authority import make_authority, make_server
+    from cloud.security.tls import issuer_beside
+
+    assert authority_pages(issuer_beside(None)) == {}
+    ca = make_authority(days=10)
+    make_server(ca, ["localhost"], 5).write(tmp_path, "server", force=False)
+    assert issuer_beside(tmp_path / "server.pem") is None  # there is none
+    make_authority(days=10).write(tmp_path, "ca", force=False)
+    assert issuer_beside(tmp_path / "server.pem") is None  # another one's
+    ca.write(tmp_path, "ca", force=True)
+    pages = authority_pages(issuer_beside(tmp_path / "server.pem"))
+    (text, _), (pem, headers) = pages["/ca"](""), pages["/ca.pem"]("")
+    assert headers["Content-Type"] == "application/x-x509-ca-cert"
+    assert pem == (tmp_path / "ca.pem").read_bytes()
+    assert digest_of(pem).encode() in text
+    assert b"Certificate Trust Settings" in text
+    assert b"Android" in text
 
 
 def test_a_page_that_is_not_built_says_how_to_build_it(write, monkeypatch, tmp_path):
