@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from coe.cascade import ConfigError
 from coe.config import format_seconds
+from coe.models.tables import SUFFIXES, read_table
 from sim import arguments
 from sim.output import Figure, Part, Series, Table
 from sim.traces.costs import si_prefixed
-from sim.traces.files import DELIMITERS, numbers_of, read_table
+from sim.traces.files import numbers_of
 
 from .candidates import pareto_set
 
@@ -64,7 +65,7 @@ def run(path: Path, accuracy: str, costs: Sequence[str]) -> ModelTable:
     Raises:
         ConfigError: no such file or column, or no model with an accuracy and a cost above 0.
     """
-    if path.suffix not in DELIMITERS:
+    if path.suffix not in SUFFIXES:
         raise ConfigError(["expected a .tsv or .csv table"], str(path))
     table = read_table(path)
     wanted = [accuracy, *(cost.removeprefix("1/") for cost in costs), "model"]

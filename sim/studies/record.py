@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,19 @@ from coe.config import Fields, Report, read_yaml
 from coe.config.cascade import CascadeConfig, LocalTierConfig, read_cascade
 from coe.config.manifest import Task
 from coe.models import InputDecoder, ModelSpec, load
+from coe.models.labelled import read_labelled
 from coe.models.loading import import_runtime
+from coe.models.tables import read_table
 from coe.zoo import digits
 from sim import arguments
 from sim.output import Progress, aligned, log, print_result
 from sim.traces import Answers, Trace, write_parquet
-from sim.traces.files import INSTALL_HINT, read_table
+from sim.traces.files import INSTALL_HINT
 
 BATCH = 64
 REPEATS = 3  # of each timing: the best counts
-SUFFIXES = (".png", ".jpg", ".jpeg")
 DIGITS = tuple(map(str, range(10)))  # labels of the bundled examples
 TEXT_COLUMNS = ("text", "sentence")
-LISTS = ("labels.tsv", "labels.csv")
 READERS = {"imagenet": "read_imagenet", "swag": "read_swag"}  # PREFIX:PATH -> function of recipes.readers.datasets
 # Of tasks whose data set is read as it is published: the module whose test_examples does, and what its folder holds.
 PUBLISHED = {"cifar10": ("recipes.cifar10.data", ("cifar-10-batches-py", "test_batch", "cifar10_test.npz"))}
@@ -54,7 +54,7 @@ class DataSet:
     """Examples as captured, with their labels."""
 
     ids: Sequence[str]
-    values: Sequence[bytes]
+    values: Sequence[bytes | Array]
     labels: Sequence[int]
 
 
@@ -70,18 +70,27 @@ def read_models(references: Sequence[str]) -> Models:
         paths = [zoo.find(f"{reference}/{name}.yaml") for name in ("edge", "cloud")] if bundled else [Path(reference)]
         configs += [_read(path) for path in paths]
     tiers = [tier for config in configs for tier in config.tiers if isinstance(tier, LocalTierConfig)]
-    specs: dict[str, ModelSpec] = {}
-    for spec in (spec for tier in tiers for spec in tier.members):
-        if specs.setdefault(spec.name, spec).path != spec.path:
-            both = f"{specs[spec.name].path} and {spec.path}"
-            raise ConfigError([f"--models: expected one file of each name, got {both}"])
+    specs = {spec.path: spec for tier in tiers for spec in tier.members}
     if not specs:
         given = ", ".join(references)
         raise ConfigError([f"--models: expected local tiers, got none in {given} (name their server's)"])
     labels = {config.task.labels for config in configs}
     if len(labels) > 1:
         raise ConfigError([f"--models: expected one task, got {len(labels)} with different labels (record them apart)"])
-    return Models(configs[0].task, list(specs.values()))
+    return Models(configs[0].task, _each_by_a_name(list(specs.values())))
+
+
+def _each_by_a_name(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """The models, those of one name in different folders by as much of their paths as tells them apart."""
+    parts = 1
+    named = {spec.path: spec.name for spec in specs}
+    while len(set(named.values())) < len(specs):
+        parts += 1
+        n = Counter(named.values())
+        named = {
+            path: name if n[name] == 1 else "/".join(path.absolute().parts[-parts:]) for path, name in named.items()
+        }
+    return [replace(spec, name=named[spec.path]) for spec in specs]
 
 
 def _read(path: Path) -> CascadeConfig:
@@ -92,9 +101,9 @@ def _read(path: Path) -> CascadeConfig:
 
 
 def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
-    """The bundled digits by their name, or a folder: one sub-folder per label, or files and a labels.tsv, or the
-    data set of a bundled task in the form that its recipe reads; or imagenet:FOLDER, swag:FILE.csv, as published;
-    of texts, a table (.tsv, .csv, .parquet) with the columns label and text or sentence.
+    """The bundled digits by their name; what `read_labelled` reads: a folder per label, a table, JSON lines, arrays;
+    the data set of a bundled task in the form that its recipe reads; or imagenet:FOLDER, swag:FILE.csv, as published;
+    of texts, a .parquet with the columns label and text or sentence.
 
     Raises:
         ConfigError: no such folder, or a label that the task does not have.
@@ -104,34 +113,23 @@ def read_data(reference: str, task: Task, limit: int | None) -> DataSet:
             raise ConfigError([f"--data: expected examples of {task.name}, got the bundled digits (name a folder)"])
         ids, values, labels = zip(*digits.test_examples(limit), strict=True)
         return DataSet(ids, values, labels)
-    kind, _, place = reference.partition(":")
-    if kind in READERS and place:
-        return _read_as(kind, Path(place), task, limit)
-    folder = Path(reference)
-    if task.input_spec.kind == "text" and folder.exists():
-        table = _table_in(folder, task) if folder.is_dir() else folder
-        ids, texts, label_numbers = read_texts(table, TEXT_COLUMNS, len(task.labels))
-        return DataSet(ids[:limit], [text.encode() for text in texts[:limit]], label_numbers[:limit].tolist())
-    if not folder.is_dir():
-        expected = f'expected "digits" or a folder, got "{reference}"'
+    kind, _, published = reference.partition(":")
+    if kind in READERS and published:
+        return _read_as(kind, Path(published), task, limit)
+    place = Path(reference)
+    if not place.exists():
+        expected = f'expected "digits", a folder or a file, got "{reference}"'
         raise ConfigError([f"--data: {expected} (create it, or correct the path)"])
-    if (found := _published(folder, task, limit)) is not None:
-        return found
-    listed = next((folder / name for name in LISTS if (folder / name).exists()), None)
-    pairs = _by_list(listed) if listed else _by_folder(folder)
-    if not pairs:
-        raise ConfigError([f"{folder}: expected PNG or JPEG files in a folder per label, or a labels.tsv, got none"])
-    numbers = {name: number for number, name in enumerate(task.labels)}
-    unknown = sorted({label for _, label in pairs if label not in numbers and not _is_number(label, len(numbers))})
-    if unknown:
-        known = ", ".join(task.labels[:10]) + (", .." if len(task.labels) > 10 else "")
-        raise ConfigError([f'{folder}: label "{unknown[0]}" is none of the task\'s ({known})'])
-    pairs = pairs[:limit]
-    return DataSet(
-        [path.relative_to(folder).as_posix() for path, _ in pairs],
-        [path.read_bytes() for path, _ in pairs],
-        [numbers[label] if label in numbers else int(label) for _, label in pairs],
-    )
+    if place.is_dir():
+        if (found := _published(place, task, limit)) is not None:
+            return found
+        listed = place / TEXTS.get(task.name, "labels.tsv")
+        place = listed if task.name in TEXTS and listed.is_file() else place
+    if place.suffix == ".parquet":
+        ids, texts, numbers = read_texts(place, TEXT_COLUMNS, len(task.labels))
+        return DataSet(ids[:limit], [text.encode() for text in texts[:limit]], numbers[:limit].tolist())
+    examples = read_labelled(place, task.input_spec, limit)
+    return DataSet(examples.ids, examples.values, examples.numbers(task.labels).tolist())
 
 
 def _read_as(kind: str, path: Path, task: Task, limit: int | None) -> DataSet:
@@ -154,17 +152,6 @@ def _recipe(module: str) -> Any:
         ) from None
 
 
-def _table_in(folder: Path, task: Task) -> Path:
-    """The table of a bundled task's test texts, in the folder that its recipe reads."""
-    name = TEXTS.get(task.name)
-    if name and (folder / name).is_file():
-        return folder / name
-    there = f"{name} in it, or " if name else ""
-    raise ConfigError(
-        [f"--data: {folder}: expected {there}a table of texts (.tsv, .csv, .parquet), got a folder (name the file)"]
-    )
-
-
 def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple[str, ...], tuple[str, ...], Labels]:
     """Ids, texts and labels (B,) of a table: .parquet, .tsv (without quoting, as SST-2 is published) or .csv.
 
@@ -176,25 +163,24 @@ def read_texts(path: Path, columns: Sequence[str], n_labels: int) -> tuple[tuple
     """
     if path.suffix == ".parquet":
         parquet = import_runtime("pyarrow.parquet", "Parquet", INSTALL_HINT)
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        table: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
     else:
-        form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines, **form))
-    known = set(rows[0] if rows else ())
+        table = dict(read_table(path, quoted=path.suffix != ".tsv"))
+    known = set(table)
     text = next((column for column in columns if column in known), None)
     missing = [*([" or ".join(columns)] if text is None else []), *({"label"} - known)]
     if text is None or missing:
         expected = f"the columns {columns[0]} and label"
         raise ConfigError([f"expected {expected}, got none of {', '.join(missing)}"], str(path))
     try:
-        labels = np.array([int(row["label"]) for row in rows], dtype=np.int64)
-    except ValueError as error:
+        labels = np.array([int(label) for label in table["label"]], dtype=np.int64)
+    except (ValueError, TypeError) as error:
         raise ConfigError([f"expected labels as numbers: {error}"], str(path)) from None
     if not ((labels >= 0) & (labels < n_labels)).all():
         raise ConfigError([f"expected labels 0 to {n_labels - 1}, got {sorted(set(labels.tolist()))}"], str(path))
-    ids = tuple(str(row.get("id") or f"{path.stem}-{number:05d}") for number, row in enumerate(rows))
-    return ids, tuple(str(row[text]) for row in rows), labels
+    own = table.get("id", [None] * len(labels))
+    ids = tuple(str(name or f"{path.stem}-{number:05d}") for number, name in enumerate(own))
+    return ids, tuple(map(str, table[text])), labels
 
 
 def _published(folder: Path, task: Task, limit: int | None) -> DataSet | None:
@@ -216,28 +202,14 @@ def write_lines(data: DataSet, task: Task, path: Path) -> Path:
     is_text = task.input_spec.kind == "text"
     with path.open("w", encoding="utf-8") as file:
         for name, value, label in zip(data.ids, data.values, data.labels, strict=True):
-            content = {"text": value.decode()} if is_text else {"image": base64.b64encode(value).decode()}
+            if isinstance(value, bytes):
+                content: dict[str, Any] = (
+                    {"text": value.decode()} if is_text else {"image": base64.b64encode(value).decode()}
+                )
+            else:
+                content = {"pixels" if value.dtype == np.uint8 else "tensor": value.tolist()}
             file.write(json.dumps({"id": name, **content, "label": label}) + "\n")
     return path
-
-
-def _is_number(label: str, n_labels: int) -> bool:
-    return label.isdigit() and int(label) < n_labels
-
-
-def _by_folder(folder: Path) -> list[tuple[Path, str]]:
-    return [
-        (path, path.parent.name)
-        for path in sorted(folder.glob("*/*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-
-
-def _by_list(path: Path) -> list[tuple[Path, str]]:
-    table = read_table(path)
-    if not {"file", "label"} <= set(table):
-        raise ConfigError([f"expected the columns file and label, got {', '.join(table)}"], str(path))
-    return [(path.parent / name, label) for name, label in zip(table["file"], table["label"], strict=True)]
 
 
 def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool, name: str) -> Trace:
@@ -259,7 +231,7 @@ def record(models: Models, data: DataSet, progress: Progress, *, latencies: bool
         for start in range(0, len(data.ids), BATCH):
             values = data.values[start : start + BATCH]
             batch = decoder.batch(data.ids[start : start + BATCH], list(values))
-            sizes += [len(value) for value in values] if batch.captured is None else map(len, batch.captured)
+            sizes += [row.nbytes for row in batch.x] if batch.captured is None else map(len, batch.captured)
             for member, pieces in zip(members, recorded, strict=True):
                 together = None if latencies else Answers.of(member.predict(member.prepare(batch.x)))
                 pieces.append(together or _alone(member, batch))
@@ -307,8 +279,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         default="digits",
-        metavar="DIR",
-        help="a folder with one per label or a labels.tsv; a table of texts; imagenet:DIR; swag:FILE; default: digits",
+        metavar="PLACE",
+        help="a folder with one per label or a labels.tsv; a .csv, .jsonl or .npz; imagenet:DIR; swag:FILE; "
+        "default: digits",
     )
     parser.add_argument("--latencies", action="store_true", help="time every example alone: best of three, one thread")
     parser.add_argument("--limit", type=arguments.count, metavar="N", help="the first N examples")

@@ -8,7 +8,6 @@ known too. Commands call them `zoo:TASK/test.parquet` and `zoo:TASK/calibration.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from coe.cascade import ConfigError
 from coe.cascade.types import Array
 from coe.config.manifest import read_manifest
 from coe.models.loading import import_runtime
+from coe.models.tables import SUFFIXES, read_table
 
 from .costs import Costs, costs_in
 from .trace import Answers, Trace
@@ -174,31 +174,8 @@ def _payload(columns: Columns, rows: NDArray[np.intp]) -> NDArray[np.int32] | No
     return values[rows].astype(np.int32)
 
 
-DELIMITERS = {".tsv": "\t", ".csv": ","}
 TEXTS = ("example_id", "model")
 NUMBERS = ("label", "prediction", "score", "latency_s", "payload_bytes")
-
-
-def read_table(path: Path) -> dict[str, list[str]]:
-    """The columns of a TSV or CSV file with a header line, as texts.
-
-    Raises:
-        ConfigError: it cannot be read, or a row has another number of cells than the header.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file, delimiter=DELIMITERS[path.suffix], strict=True))
-    except OSError as error:
-        raise ConfigError([f"cannot be read: {error.strerror}"], str(path)) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError([f"expected a table in UTF-8 text: {error}"], str(path)) from None
-    if not rows:
-        raise ConfigError(["expected a header line, got an empty file"], str(path))
-    for number, row in enumerate(rows[1:], start=1):
-        if len(row) != len(rows[0]):
-            message = f"row {number}: expected {len(rows[0])} cells as in the header, got {len(row)} (correct the line)"
-            raise ConfigError([message], str(path))
-    return {name: [row[place] for row in rows[1:]] for place, name in enumerate(rows[0])}
 
 
 def numbers_of(path: Path, name: str, cells: Sequence[str]) -> Numbers:
@@ -419,7 +396,7 @@ def read_trace(reference: Path) -> Trace:
             f"or name a bundled one: {', '.join(tasks()) or 'pip install ./zoo'})"
         )
         raise ConfigError([message], str(path))
-    columns = read_text(path) if path.suffix in DELIMITERS else read_parquet(path)
+    columns = read_text(path) if path.suffix in SUFFIXES else read_parquet(path)
     return to_trace(to_long_form(columns) if is_wide(columns) else columns, path.stem)
 
 
@@ -433,7 +410,7 @@ def read_costs(reference: str | None, trace: Trace) -> list[Costs]:
     Raises:
         ConfigError: a model of the trace is missing in the file, or a number is none.
     """
-    if reference is not None and Path(reference).suffix in DELIMITERS:
+    if reference is not None and Path(reference).suffix in SUFFIXES:
         found = [_prices(Path(reference), trace)]
     else:
         found = [] if reference is None else costs_in(reference, list(trace.models))

@@ -115,7 +115,7 @@ def test_a_folder_per_label_and_a_list_give_the_same_trace(sim: Program, config:
             "expected examples of cifar10, got the bundled digits",
             marks=pytest.mark.skipif("cifar10" not in zoo.installed(), reason="pip install ./zoo"),
         ),
-        (["t.parquet", "--data", "nowhere"], 'expected "digits" or a folder, got "nowhere"'),
+        (["t.parquet", "--data", "nowhere"], 'expected "digits", a folder or a file, got "nowhere"'),
         (["t.parquet", "--models", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
 )
@@ -140,12 +140,44 @@ def test_a_config_without_local_models_is_refused(sim: Program, tmp_path: Path):
     assert "expected local tiers, got none" in err
 
 
-def test_two_models_of_one_name_are_not_taken_for_one(sim: Program, config: Path, tmp_path: Path):
-    (tmp_path / "stroke.onnx").write_bytes(b"another")
-    other = CONFIG.replace("zoo:digits/stroke.onnx", "stroke.onnx")
-    (tmp_path / "other.yaml").write_text(other)
-    _, err = sim("record", tmp_path / "t.parquet", "--models", config, tmp_path / "other.yaml", code=2)
-    assert "expected one file of each name, got" in err
+def test_models_of_one_name_in_different_folders_are_told_apart(sim: Program, config: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stroke.onnx").write_bytes((zoo.find("digits") / "loom.onnx").read_bytes())
+    (tmp_path / "other.yaml").write_text(CONFIG.replace("zoo:digits/stroke.onnx", "mine/stroke.onnx"))
+    path = tmp_path / "t.parquet"
+    sim("record", path, "--models", config, tmp_path / "other.yaml", "--limit", 20)
+    models = read_trace(path).models
+    assert list(models) == ["digits/stroke.onnx", "loom.onnx", "mine/stroke.onnx"]
+    assert np.array_equal(models["mine/stroke.onnx"].probabilities, models["loom.onnx"].probabilities)
+
+
+def test_a_table_with_label_names_is_recorded(sim: Program, tmp_path: Path):
+    """Rows of a sensor, of a task whose labels have names, as CSV, JSON lines and arrays."""
+    save_one_that_looks_at_its_batch(tmp_path / "looks.onnx")
+    names = "[zero, one, two, three, four, five, six, seven, eight, nine]"
+    shape = "{kind: tensor, shape: [1, 28, 28]}"
+    (tmp_path / "edge.yaml").write_text(
+        f"task: t\nlabels: {names}\ninput: {shape}\ntiers:\n"
+        "  - {name: device, members: [{file: looks.onnx, output: logits}]}\n"
+    )
+    x = np.random.default_rng(0).random((6, 784)).round(3)
+    labels = ["zero", "one", "two", "nine", "zero", "one"]
+    header = ",".join([*(f"p{at}" for at in range(784)), "label"])
+    rows = [",".join([*map(str, row), label]) for row, label in zip(x, labels, strict=True)]
+    (tmp_path / "d.csv").write_text("\n".join([header, *rows]) + "\n")
+    lines = [
+        json.dumps({"tensor": row.reshape(1, 28, 28).tolist(), "label": label})
+        for row, label in zip(x, labels, strict=True)
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
+    np.savez(tmp_path / "d.npz", x=x.reshape(6, 1, 28, 28), y=labels)
+    for name in ("d.csv", "d.jsonl", "d.npz"):
+        path = tmp_path / f"{name}.parquet"
+        sim("record", path, "--models", tmp_path / "edge.yaml", "--data", tmp_path / name)
+        trace = read_trace(path)
+        assert trace.labels.tolist() == [0, 1, 2, 9, 0, 1]
+        assert set(trace.payload_bytes.tolist()) <= {784 * 4, 784 * 8}
+        assert len(set(trace.models["looks.onnx"].predictions.tolist())) > 1
 
 
 TEXTS = """
@@ -173,9 +205,9 @@ def test_a_table_of_texts_is_recorded(sim: Program, tmp_path: Path):
     sim(*record, tmp_path, "--limit", 50)
     assert len(read_trace(path)) == 50
     (tmp_path / "empty").mkdir()
-    assert "expected sst2_dev.tsv in it, or a table of texts" in sim(*record, tmp_path / "empty", code=2)[1]
+    assert "or a labels.tsv, got nothing (or name the file of a table)" in sim(*record, tmp_path / "empty", code=2)[1]
     (tmp_path / "films.tsv").write_text("sentence\tlabel\nx\tgood\n")
-    assert "expected labels as numbers" in sim(*record, tmp_path / "films.tsv", code=2)[1]
+    assert 'label "good" is none of the task' in sim(*record, tmp_path / "films.tsv", code=2)[1]
     (tmp_path / "films.tsv").write_text("words\tlabel\nx\t1\n")
     assert "expected the columns text and label" in sim(*record, tmp_path / "films.tsv", code=2)[1]
 

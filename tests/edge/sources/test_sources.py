@@ -218,8 +218,8 @@ BAD = {
     b'{"tensor": [null]}': "tensor: expected",
     b'{"text": 3}': "text: expected a string, got 3",
     b'{"text": "\\ud800"}': "surrogates not allowed",
-    b'{"tensor": [1], "label": "three"}': "label: expected a whole number",
-    b'{"tensor": [1], "label": true}': "label: expected a whole number",
+    b'{"tensor": [1], "label": "three"}': 'label "three" is none of the task\'s',
+    b'{"tensor": [1], "label": true}': "label: expected a name or a whole number",
     b"[" * 100_000: "",
 }
 
