@@ -214,7 +214,7 @@ def test_the_page_of_a_virtual_clock_says_that_nothing_was_measured(sim: Program
         (["--task", "cifar10"], "expected a folder of labelled examples of cifar10"),
         (["--task", "cifar10", "--clock", "virtual", "--data", "x"], "decides no examples anew"),
         (["--data", "x"], "the digits are bundled"),
-        (["--task", "cifar10", "--data", "/nowhere"], 'expected "digits" or a folder'),
+        (["--task", "cifar10", "--data", "/nowhere"], 'expected "digits", a folder or a file'),
         (["1us,1ms,1s", "--task", "cifar10", "--schedule"], "measured on the digits only"),
     ],
 )
