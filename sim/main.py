@@ -19,6 +19,7 @@ from .studies import (
     digits,
     errors,
     exits,
+    fleet,
     gpu_cost,
     model_table,
     paper,
@@ -30,7 +31,9 @@ from .studies import (
     report,
 )
 
-STUDIES = (digits, paper, record, replay, pareto, plan, certify, errors, exits, parallel, gpu_cost, model_table, report)
+STUDIES = (
+    digits, paper, record, replay, pareto, plan, certify, fleet, errors, exits, parallel, gpu_cost, model_table, report
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

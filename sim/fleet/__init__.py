@@ -1,0 +1,1 @@
+"""A fleet in virtual time: queues, and the devices and servers around them."""
