@@ -23,10 +23,11 @@ class Image:
     Args:
         height, width: pixels, as the members take them.
         channels: 1 (grey) or 3 (RGB).
-        layout: "NCHW" or "NHWC", of the members' input.
+        layout: "NCHW", "NHWC", "HW" (grey, without an axis for it) or "flat", of the members' input.
         dtype: "float32", "float16" or "uint8", of the members' input.
         fit: "stretch" an image of another size, or "crop" its middle; `crop_share`: how much of it, 0.1 to 1.
         resample: "bilinear" or "bicubic".
+        channel_order: "RGB" or "BGR", of the members' input.
     """
 
     height: int
@@ -40,6 +41,7 @@ class Image:
     fit: str = "stretch"
     crop_share: float = 1.0
     resample: str = "bilinear"
+    channel_order: str = "RGB"
 
     def settings(self) -> dict[str, Any]:
         """The same as a config's `input:`."""

@@ -44,7 +44,12 @@ class ImageSettings:
 
     size: tuple[int, ...] = setting(REQUIRED, "`[height, width]`, as the model takes it.")
     channels: int = setting(3, "1 for grey, 3 for RGB.")
-    layout: str = setting("NCHW", "Order of the axes of the model's input.", choices=("NCHW", "NHWC"))
+    layout: str = setting(
+        "NCHW",
+        "Order of the axes of the model's input; `HW`: grey without an axis for it, `flat`: one row of pixels.",
+        choices=("NCHW", "NHWC", "HW", "flat"),
+    )
+    channel_order: str = setting("RGB", "Order of the channels of the model's input.", choices=("RGB", "BGR"))
     dtype: str = setting("float32", "Type of the model's input.", choices=DTYPES[:3])
     scale: float = setting(1.0, "Factor of a pixel (0 to 255), first.")
     mean: tuple[float, ...] = setting((0.0,), "Subtracted next; one number, or one a channel.")
@@ -151,6 +156,8 @@ def read_input_spec(fields: Fields) -> InputSpec:
     channels = fields.integer("channels", 3)
     if channels not in (1, 3):
         fields.wrong("channels", f"expected 1 (grey) or 3 (RGB), got {channels}")
+    if channels == 3 and fields.content.get("layout") == "HW":
+        fields.wrong("layout", "expected NCHW, NHWC or flat for RGB, got HW (grey has `channels: 1`)")
     mean, std = _per_channel(fields, "mean", 0.0, channels), _per_channel(fields, "std", 1.0, channels)
     image = read_settings(ImageSettings, fields, size=size, channels=channels, mean=mean, std=std)
     rest = {name: value for name, value in vars(image).items() if name not in ("size", "channels")}

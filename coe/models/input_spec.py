@@ -19,7 +19,8 @@ class InputSpec:
     Args:
         kind: "image", "tensor" (the caller's numbers as they are), or "text" (a TextInputSpec).
         shape: image: (height, width, channels) with 1 or 3 channels; tensor: the shape S of one example.
-        layout: image: "NCHW" or "NHWC".
+        layout: image: "NCHW", "NHWC", "HW" (grey, without an axis for the channel) or "flat" (rows of pixels).
+        channel_order: image: "RGB" or "BGR", as the model takes them.
         dtype: what the model's input takes: "float32", "float16" or "uint8".
         scale, mean, std: image: (pixel * scale - mean) / std, per channel.
         fit: image of another size: "stretch" it, or "crop" its middle at the right aspect.
@@ -37,14 +38,17 @@ class InputSpec:
     fit: str = "stretch"
     crop_share: float = 1.0
     resample: str = "bilinear"
+    channel_order: str = "RGB"
 
     @cached_property
     def model_shape(self) -> tuple[int, ...]:
         """Shape of one example as the model takes it."""
-        if self.kind == "image" and self.layout == "NCHW":
-            height, width, channels = self.shape
-            return channels, height, width
-        return self.shape
+        if self.kind != "image" or self.layout == "NHWC":
+            return self.shape
+        height, width, channels = self.shape
+        if self.layout == "HW":
+            return height, width
+        return (channels, height, width) if self.layout == "NCHW" else (height * width * channels,)
 
     @cached_property
     def _rows_shape(self) -> tuple[int, ...]:
@@ -114,13 +118,13 @@ class InputSpec:
                 raise InputError(f"expected shape {list(self.model_shape)}, got {list(x.shape[1:])} (or send pixels)")
             return x.astype(self.dtype, copy=False)
         x = self.resized(x)
+        if self.channel_order == "BGR":
+            x = x[..., ::-1]
         if self.dtype != "uint8":
             x = self._normalised(x)  # (B, H, W, C)
-        if self.layout == "NCHW":
-            if self.shape[2] == 1:
-                return x.reshape(len(x), *self.model_shape)
+        if self.layout == "NCHW" and self.shape[2] > 1:
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        return x
+        return np.ascontiguousarray(x).reshape(len(x), *self.model_shape)
 
     def resized(self, x: Array) -> Array:
         """(B, H, W, C) uint8 pixels at this input spec's size, from (B, ...) of any, or (B,) objects of several."""
