@@ -218,10 +218,17 @@ def _unfit(cascade: CascadeConfig, task: Task) -> list[str]:
                 findings.append(f"{where}: expected local tiers, then at most one with an address, the last (move it)")
             continue
         for spec in tier.members:
-            if spec.format != "onnx" or spec.input_spec.dtype not in DTYPES:
+            given = spec.input_spec
+            is_plain = given.layout in ("NCHW", "NHWC") and given.channel_order == "RGB" and not spec.own_labels
+            if not is_plain or spec.output_name:
+                findings.append(
+                    f"{where}: {spec.name}: expected NCHW or NHWC in RGB and the task's order of labels, since a page "
+                    f"knows no `labels:` or `output_name:` of a member (export it so)"
+                )
+            if spec.format != "onnx" or given.dtype not in DTYPES:
                 findings.append(
                     f"{where}: {spec.name}: expected ONNX that takes {' or '.join(DTYPES)}, "
-                    f"got {spec.format} of {spec.input_spec.dtype} (export it again)"
+                    f"got {spec.format} of {given.dtype} (export it again)"
                 )
     return findings
 

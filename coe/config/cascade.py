@@ -379,7 +379,7 @@ class _TierReader:
             spec = read_model(own, path, self.task, pinned=True)
         elif not isinstance(value, str):  # what the config states itself goes before the manifest's word
             stated = read_model(own, path, self.task, pinned=True, known_format=spec.format)
-            names = {key: key for key in settings_of(ModelSettings)} | {"input": "input_spec"}
+            names = {key: each.name for key, (each, _) in settings_of(ModelSettings).items()} | {"input": "input_spec"}
             changed = {name: getattr(stated, name) for key, name in names.items() if own.has(key)}
             spec = replace(spec, **changed, pinned=spec.pinned or own.has("sha256"))
         own.finish()

@@ -71,7 +71,9 @@ class TensorSettings:
 class TextSettings:
     """An `input:` of texts."""
 
-    tokenizer: Path | None = setting(None, "`tokenizer.json`, beside the model.", usual="required of a model")
+    tokenizer: Path | None = setting(
+        None, "`tokenizer.json`, beside the model.", usual="none: the model takes the texts"
+    )
     tokenizer_sha256: str | None = setting(None, "Hex digest of that file.", usual="not checked")
     max_length: int = setting(128, "Longest text in tokens; a longer one is cut.", low=1, high=2**16)
     padding: str = setting(
@@ -97,6 +99,15 @@ class ModelSettings:
     )
     parameters: int | None = setting(None, "Number of parameters.", usual="not known", high=2**50)
     calibration_accuracy: float | None = setting(None, "Accuracy on held-back examples.", usual="not known", high=1)
+    own_labels: tuple[str, ...] = setting(
+        (),
+        "Names of the model's outputs in its own order; names that are none of the task's are left out.",
+        key="labels",
+        usual="the task's",
+    )
+    output_name: str | None = setting(
+        None, "Output to take, where the file has several.", usual="the one with a place for each label"
+    )
     made_by: str | None = setting(None, "The command that makes the file.", usual="none")
 
 
@@ -178,13 +189,15 @@ def read_model(
     if isinstance(input_spec, TextInputSpec):
         if kind != "onnx":
             entry.wrong("format", f"expected onnx for a model of texts, got {kind} (export it)")
-        if input_spec.tokenizer is None:
-            entry.wrong("input.tokenizer", "expected the model's tokenizer.json, got nothing (add it)")
-        else:
+        if input_spec.tokenizer is not None:
             input_spec = replace(input_spec, tokenizer=path.parent / input_spec.tokenizer)
-    declared = read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256)
+    own = entry.texts("labels", ())
+    if entry.has("labels") and (len(set(own)) < max(len(own), 2) or not set(own) & set(task.labels)):
+        fix = "the task's names, in the order of its outputs"
+        entry.wrong("labels", f"expected different labels, some of them the task's, got {', '.join(own)} ({fix})")
+    declared = vars(read_settings(ModelSettings, entry, finish=False, format=kind, sha256=sha256, own_labels=own))
     pinned = pinned and sha256 is not None
-    return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **vars(declared))
+    return ModelSpec(path.name, path, labels=task.labels, input_spec=input_spec, pinned=pinned, **declared)
 
 
 def _read_sha256(fields: Fields, key: str, file: str) -> str | None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from dataclasses import dataclass
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +23,7 @@ from coe.cascade.tier import Member
 from coe.cascade.types import Array
 
 from .input_spec import InputSpec
+from .onnx_file import external_files, inlined, labels_in, labels_of_text
 
 
 def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = None) -> bytes:
@@ -37,6 +41,11 @@ def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = N
     except OSError as error:
         fix = "" if made_by is None else f" (it is not bundled; {made_by} makes it)"
         raise ModelError(f"{path}: {what} cannot be read: {error.strerror}{fix}") from None
+    _check_digest(data, path, sha256)
+    return data
+
+
+def _check_digest(data: bytes, path: Path, sha256: str | None) -> None:
     if sha256 is not None:
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
@@ -44,7 +53,6 @@ def read_file(path: Path, sha256: str | None, what: str, made_by: str | None = N
                 f"{path}: expected sha256 {sha256[:16]}.., got {found[:16]}.. "
                 f"(the file changed: fetch it again, or declare its new checksum)"
             )
-    return data
 
 
 FORMATS = {  # by file suffix
@@ -53,6 +61,23 @@ FORMATS = {  # by file suffix
     ".pt": "torch",
     ".pt2": "torch-export",
     ".ts": "torchscript",
+}
+SKLEARN = "skl2onnx.to_onnx(model, x[:1].astype('float32'), options={'zipmap': False})"
+EXPORTS = {  # of formats that are not run here: what makes ONNX of them
+    ".joblib": SKLEARN,
+    ".pkl": SKLEARN,
+    ".pickle": SKLEARN,
+    ".ubj": "onnxmltools.convert_xgboost(model, initial_types=[('x', FloatTensorType([None, N]))])",
+    ".keras": "model.export('model.onnx', format='onnx')",
+    ".safetensors": "optimum-cli export onnx --model FOLDER OUT, or torch.onnx.export(model, x, 'model.onnx')",
+    ".pb": "python -m tf2onnx.convert --saved-model FOLDER --output model.onnx",
+}
+EXPORTS |= {
+    ".h5": EXPORTS[".keras"],
+    ".pth": "torch.onnx.export(model.eval(), x, 'model.onnx', dynamic_shapes=({0: 'batch'},))",
+    ".bst": EXPORTS[".ubj"],
+    ".json": EXPORTS[".ubj"],
+    ".txt": "onnxmltools.convert_lightgbm(model, initial_types=[('x', FloatTensorType([None, N]))], zipmap=False)",
 }
 
 
@@ -65,6 +90,9 @@ class ModelSpec:
         sha256: hex digest the file must have; None: not checked.
         pinned: the digest comes from the operator's own config, not from a manifest that travels with the file.
         output: "probabilities" or "logits".
+        output_name: of the output to take; None: the one with a place for each label.
+        own_labels: names of the model's outputs in its own order, where that is not the task's. A name that is none of
+            the task's is left out; a label that the model does not have gets probability 0.
         flops: operations for one example (a multiply-add counts as two); None: not known.
         made_by: the command that makes the file, where a manifest names one that is not bundled.
     """
@@ -82,14 +110,16 @@ class ModelSpec:
     calibration_accuracy: float | None = None
     architecture: str | None = None
     made_by: str | None = None
+    output_name: str | None = None
+    own_labels: tuple[str, ...] = ()
 
     def digest(self) -> str | None:
         """The declared digest, or else the file's; None where it cannot be read, which is found as it is loaded."""
         if self.sha256 is not None:
             return self.sha256
         try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
-        except OSError:
+            return hashlib.sha256(b"".join(_read_parts(self).values())).hexdigest()
+        except ModelError:
             return None
 
 
@@ -146,9 +176,11 @@ def format_of(path: Path, declared: str | None = None) -> str:
     known = FORMATS.values()
     found = declared or FORMATS.get(path.suffix)
     if found is None or found not in known:
+        export = EXPORTS.get(path.suffix)
+        fix = "set `format:` or rename the file" if export is None or declared else f"export it to ONNX: {export}"
         raise ModelError(
             f"{path}: expected a model format ({', '.join(known)}), got {declared or path.suffix or 'no suffix'!r} "
-            f"(set `format:` or rename the file)"
+            f"({fix})"
         )
     return found
 
@@ -156,6 +188,15 @@ def format_of(path: Path, declared: str | None = None) -> str:
 def first_line(error: Exception) -> str:
     """What a runtime's error says, cut to one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def as_rows(output: Array, n_labels: int, *, is_logits: bool) -> Array:
+    """(B, L) of an output whose other axes are 1 long; for two labels, of one number an example: of the second."""
+    output = output.reshape(len(output), -1)
+    if n_labels == 2 and output.shape[1] == 1:
+        first = np.zeros_like(output) if is_logits else 1 - output
+        return np.concatenate([first, output], axis=1, dtype=np.float32)
+    return output.astype(np.float32, copy=False)
 
 
 def softmax(logits: Array) -> Array:
@@ -196,14 +237,69 @@ def load(spec: ModelSpec, options: RunOptions | None = None) -> LoadedMember:
         RuntimeMissing: the package that runs this format is not installed.
     """
     data = read_verified(spec)
+    _check_labels(spec, data)
     runtime = importlib.import_module(RUNTIMES[spec.format])
-    member: LoadedMember = runtime.load(data, spec, options or RunOptions())
+    own = replace(spec, labels=spec.own_labels) if spec.own_labels else spec
+    member: LoadedMember = runtime.load(data, own, options or RunOptions())
     try:
-        try_out(member, spec)
+        try_out(member, own)
     except BaseException:
         member.close()
         raise
-    return member
+    return RelabelledMember(member, spec) if own.labels != spec.labels else member
+
+
+class RelabelledMember:
+    """A member whose outputs are put into the order of the task's labels."""
+
+    def __init__(self, member: LoadedMember, spec: ModelSpec) -> None:
+        self.name, self.prepare, self.runs_on = member.name, member.prepare, member.runs_on
+        self.n_labels = len(spec.labels)
+        self._member = member
+        self._to = [at for at, label in enumerate(spec.labels) if label in spec.own_labels]
+        self._from = [spec.own_labels.index(spec.labels[at]) for at in self._to]
+        self._is_whole = len(self._from) == len(spec.own_labels)
+
+    def predict(self, x: Array) -> Array:
+        own = self._member.predict(x)
+        output = np.zeros((len(own), self.n_labels), dtype=np.float32)
+        output[:, self._to] = own[:, self._from]
+        if not self._is_whole:  # shares of the labels that are the task's
+            output /= np.maximum(output.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return output
+
+    def close(self) -> None:
+        self._member.close()
+
+
+def file_labels(path: Path, data: bytes, n_labels: int) -> tuple[str, ...]:
+    """The names of the outputs that a model file holds; () where it holds none, or only their numbers."""
+    if FORMATS.get(path.suffix) == "onnx":
+        found = labels_in(data)
+    elif data[4:8] == b"TFL3" and zipfile.is_zipfile(io.BytesIO(data)):  # files that its metadata puts behind it
+        with zipfile.ZipFile(io.BytesIO(data)) as files:
+            texts = [files.read(name) for name in files.namelist() if name.lower().endswith(".txt")]
+        found = [labels_of_text(text.decode("utf-8", "replace")) for text in texts]
+    else:
+        found = []
+    numbers = tuple(map(str, range(n_labels)))
+    return next((labels for labels in found if len(labels) == n_labels and labels != numbers), ())
+
+
+def _check_labels(spec: ModelSpec, data: bytes) -> None:
+    """An error where the file names its outputs otherwise than the task; where a member says `labels:`, that counts."""
+    found = () if spec.own_labels else file_labels(spec.path, data, len(spec.labels))
+    if not found or _alike(found) == _alike(spec.labels):
+        return
+    fix = f"add `labels: [{', '.join(found)}]` to this member"
+    if sorted(_alike(found)) != sorted(_alike(spec.labels)):
+        fix = "add `labels:` to this member, the task's names in the order of its outputs"
+    shown = [", ".join(labels[:10]) + (", .." if len(labels) > 10 else "") for labels in (spec.labels, found)]
+    raise ModelError(f"{spec.path}: expected outputs for {shown[0]}, got a file that names them {shown[1]} ({fix})")
+
+
+def _alike(labels: Sequence[str]) -> list[str]:
+    return [label.strip().casefold() for label in labels]
 
 
 def read_signature(path: Path) -> ModelSignature:
@@ -214,17 +310,37 @@ def read_signature(path: Path) -> ModelSignature:
         RuntimeMissing: the package that runs this format is not installed.
     """
     runtime = importlib.import_module(RUNTIMES[format_of(path)])
-    signature: ModelSignature = runtime.read_signature(read_file(path, None, "the model file"), path)
+    data = read_file(path, None, "the model file")
+    if format_of(path) == "onnx" and (names := external_files(data)):
+        data = inlined(data, {name: read_file(path.parent / name, None, "its external data") for name in names})
+    signature: ModelSignature = runtime.read_signature(data, path)
     return signature
 
 
 def read_verified(spec: ModelSpec) -> bytes:
-    """The bytes of a model file.
+    """The bytes of a model file, with those of an ONNX file's external data in it.
 
     Raises:
-        ModelError: missing, unreadable, or another checksum than declared.
+        ModelError: missing, unreadable, or another checksum than declared: that of the file and of its external data
+            behind it, as `cat model.onnx model.onnx.data | sha256sum` gives it.
     """
-    return read_file(spec.path, spec.sha256, "the model file", spec.made_by)
+    parts = _read_parts(spec)
+    whole = b"".join(parts.values()) if len(parts) > 1 else parts[spec.path.name]
+    _check_digest(whole, spec.path, spec.sha256)
+    return inlined(parts[spec.path.name], parts) if len(parts) > 1 else whole
+
+
+def _read_parts(spec: ModelSpec) -> dict[str, bytes]:
+    """A model's files by name, its own first."""
+    data = read_file(spec.path, None, "the model file", spec.made_by)
+    parts = {spec.path.name: data}
+    try:
+        for name in external_files(data) if spec.format == "onnx" else ():
+            parts[name] = read_file(spec.path.parent / name, None, "its external data")
+    except ModelError as error:
+        fix = " (copy it too, or export with external_data=False)" if "cannot be read" in str(error) else ""
+        raise ModelError(f"{spec.path}: {error}{fix}") from None
+    return parts
 
 
 def try_out(member: Member, spec: ModelSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .loading import (
     ModelSpec,
     RunOptions,
     TensorInfo,
+    as_rows,
     first_line,
     import_runtime,
     softmax,
@@ -32,7 +34,10 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-OTHER_DTYPES = {f"tensor({name})": name for name in ("int8", "int32", "int64")}
+OTHER_DTYPES = {f"tensor({name})": name for name in ("int8", "int32", "int64")} | {"tensor(double)": "float64"}
+STRINGS = "tensor(string)"
+BY_LABEL = ("seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))")  # of ZipMap: a probability a label
+OF_PROBABILITIES = ("prob", "logit", "score", "softmax")  # words in the names of such outputs
 NO_REPORTS = "ORT_DISABLE_TELEMETRY"  # or it reports to Microsoft what it runs, under an id it writes for this device
 LARGEST_BOUND = 1 << 18  # bytes of an input: above it, copying one costs more than binding it saves
 
@@ -59,14 +64,17 @@ class OnnxMember:
         wanted = _available(ort, options.providers)
         self._session: Any = _open_session(ort, data, spec.path, settings, wanted)
         self._rows = self._take_inputs(spec)
-        self._output = _pick_output(self._session, spec)
+        self._output, kind, dims = _pick_output(self._session, spec)
+        self._own_labels = _numbers_of(spec.labels) if kind in BY_LABEL else None
+        is_plain = len(dims) == 2 and kind in DTYPES and not (self.n_labels == 2 and dims[1] == 1)
+        self._shape_output = None if is_plain else self._as_rows
         running = self._session.get_providers()
         for provider in wanted:
             if provider not in running:  # listed as available, but its libraries are not
                 raise ModelError(f"providers: {provider} was asked for and could not start (is its driver installed?)")
         used = running[0]
         self._ort = ort
-        self._can_bind = used == PROVIDERS["cpu"]
+        self._can_bind = used == PROVIDERS["cpu"] and is_plain
         self._bound: _Bound | None = None
         self.runs_on = f"onnxruntime {ort.__version__}, {used}, {options.threads} thread(s)"
 
@@ -87,11 +95,26 @@ class OnnxMember:
         if bound is not None and x.shape == bound.shape and x.dtype == bound.dtype and bound.take_turn(blocking=False):
             return bound.run(x)
         output: Array = self._session.run([self._output], {self._input: x})[0]
+        if self._shape_output is not None:
+            return self._shape_output(output)
         if bound is None and self._can_bind and len(x) == 1 and x.nbytes <= LARGEST_BOUND:
             bound = _Bound(self, x, output)
             self._can_bind = bound.take_turn() and np.array_equal(bound.run(x), output)  # else this runtime copied
             self._bound = bound if self._can_bind else None
         return output
+
+    def _as_rows(self, output: Any) -> Array:
+        if self._own_labels is None:
+            return as_rows(np.asarray(output), self.n_labels, is_logits=self._is_logits)
+        rows = np.zeros((len(output), self.n_labels), dtype=np.float32)
+        for row, shares in zip(rows, output, strict=True):
+            for label, share in shares.items():
+                at = self._own_labels.get(str(label))
+                if at is None:
+                    known = ", ".join(map(str, shares))
+                    raise ModelError(f"{self.name}: expected its outputs' labels among the task's, got {known}")
+                row[at] = share
+        return rows
 
     def bind(self, x: Array, output: Array) -> Any:
         """A call that reads `x` and writes `output`, both (1, ...), where they lie."""
@@ -126,9 +149,10 @@ class _Bound:
 
 
 def load(data: bytes, spec: ModelSpec, options: RunOptions) -> LoadedMember:
-    """The member; one of texts is given tokens by the names of its inputs."""
-    kind = OnnxTextMember if spec.input_spec.kind == "text" else OnnxMember
-    return kind(data, spec, options)
+    """The member; one of texts is given tokens by the names of its inputs, or the texts where it has no tokenizer."""
+    if not isinstance(spec.input_spec, TextInputSpec):
+        return OnnxMember(data, spec, options)
+    return (OnnxStringMember if spec.input_spec.tokenizer is None else OnnxTextMember)(data, spec, options)
 
 
 def read_signature(data: bytes, path: Path) -> ModelSignature:
@@ -142,7 +166,7 @@ def read_signature(data: bytes, path: Path) -> ModelSignature:
 
 
 def _tensors(entries: Any) -> tuple[TensorInfo, ...]:
-    names = DTYPES | OTHER_DTYPES
+    names = DTYPES | OTHER_DTYPES | {STRINGS: "string"}
     return tuple(
         TensorInfo(
             entry.name,
@@ -185,12 +209,13 @@ def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
     """The input's name, and its number of rows where that is fixed."""
     inputs = session.get_inputs()
     if len(inputs) != 1:
-        raise ModelError(f"{spec.path}: expected one input, got {', '.join(entry.name for entry in inputs)}")
+        got = ", ".join(entry.name for entry in inputs)
+        raise ModelError(f"{spec.path}: expected one input, got {got} (export it with one of [batch, {len(inputs)}])")
     declared, wanted = inputs[0].shape, spec.input_spec.model_shape
     fits = len(declared) == 1 + len(wanted) and all(
         not isinstance(have, int) or have == want for have, want in zip(declared[1:], wanted, strict=True)
     )
-    dtype = DTYPES.get(inputs[0].type, inputs[0].type)
+    dtype = (DTYPES | OTHER_DTYPES).get(inputs[0].type, inputs[0].type)
     if not fits or dtype != spec.input_spec.dtype:
         raise ModelError(
             f"{spec.path}: its input is {dtype} {declared}, the input spec says {spec.input_spec.dtype} "
@@ -202,16 +227,40 @@ def _check_input(session: Any, spec: ModelSpec) -> tuple[str, int | None]:
     return inputs[0].name, rows
 
 
-def _pick_output(session: Any, spec: ModelSpec) -> str:
-    """The (B, L) output; with several, the first whose last dimension is the number of labels."""
+def _pick_output(session: Any, spec: ModelSpec) -> tuple[str, str, list[Any]]:
+    """Name, type and shape of the output to take: the named one, or else one with a place for each label."""
     outputs = session.get_outputs()
-    for entry in outputs:
-        if len(entry.shape) == 2 and entry.shape[1] == len(spec.labels):
-            return str(entry.name)
-    if len(outputs) == 1 and not (len(outputs[0].shape) == 2 and isinstance(outputs[0].shape[1], int)):
-        return str(outputs[0].name)
     shapes = ", ".join(f"{entry.name} {entry.shape}" for entry in outputs)
-    raise ModelError(f"{spec.path}: expected an output [batch, {len(spec.labels)}] for the labels, got {shapes}")
+    if spec.output_name is not None:
+        fits = [entry for entry in outputs if entry.name == spec.output_name]
+        if not fits:
+            raise ModelError(f"{spec.path}: expected an output named {spec.output_name}, got {shapes} (correct it)")
+    else:
+        fits = [entry for entry in outputs if _has_labels(entry, spec)]
+        named = [entry for entry in fits if any(word in entry.name.lower() for word in OF_PROBABILITIES)]
+        sized = [entry for entry in fits if len(spec.labels) in entry.shape[1:]]
+        fits = named or sized or fits
+    if not fits:
+        n_labels = len(spec.labels)
+        raise ModelError(f"{spec.path}: expected an output [batch, {n_labels}] for the labels, got {shapes}")
+    return str(fits[0].name), fits[0].type, list(fits[0].shape or ())
+
+
+def _has_labels(entry: Any, spec: ModelSpec) -> bool:
+    if entry.type in BY_LABEL:
+        return True
+    if entry.type not in DTYPES and entry.type != "tensor(double)" and "uint8" not in entry.type:
+        return False  # the label itself
+    sizes = [size for size in entry.shape[1:] if size != 1]
+    if not sizes:
+        return len(spec.labels) == 2 and len(entry.shape) > 0
+    return len(sizes) == 1 and (sizes[0] == len(spec.labels) or not isinstance(sizes[0], int))
+
+
+def _numbers_of(labels: Sequence[str]) -> dict[str, int]:
+    """The place of each label, by its name and by its number."""
+    numbers = {str(number): number for number in range(len(labels))}
+    return (numbers if not set(numbers) & set(labels) else {}) | {label: at for at, label in enumerate(labels)}
 
 
 TOKEN_INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}
@@ -237,7 +286,27 @@ class OnnxTextMember(OnnxMember):
     def _run(self, x: Array) -> Array:
         feeds = {name: np.ascontiguousarray(x[..., row, :], dtype=dtype) for name, row, dtype in self._feeds}
         output: Array = self._session.run([self._output], feeds)[0]
-        return output
+        return output if self._shape_output is None else self._shape_output(output)
+
+
+class OnnxStringMember(OnnxMember):
+    """One session with the texts themselves in, as pipelines of TF-IDF have it; one (B, L) output."""
+
+    def _take_inputs(self, spec: ModelSpec) -> int | None:
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != STRINGS or len(inputs[0].shape) > 2:
+            got = ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in inputs)
+            fix = "a model of tokens needs `tokenizer:` in its `input:`"
+            raise ModelError(f"{spec.path}: expected one input of strings [batch, 1], got {got} ({fix})")
+        self._input = inputs[0].name
+        self._is_column = len(inputs[0].shape) == 2
+        rows = inputs[0].shape[0]
+        return rows if isinstance(rows, int) else None
+
+    def _run(self, x: Array) -> Array:
+        texts = x.reshape(-1, 1) if self._is_column else x
+        output: Array = self._session.run([self._output], {self._input: texts})[0]
+        return output if self._shape_output is None else self._shape_output(output)
 
 
 def _token_row(entry: Any, spec: ModelSpec) -> int:

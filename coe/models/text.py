@@ -33,7 +33,8 @@ class TextInputSpec(InputSpec):
     """What a model of texts takes in; of a task, that its examples are texts.
 
     Args:
-        tokenizer: the file, as the `tokenizers` library writes it (tokenizer.json); None: a task's own has none.
+        tokenizer: the file, as the `tokenizers` library writes it (tokenizer.json); None: a task's own has none, and
+            a model that has none takes the texts themselves.
         tokenizer_sha256: hex digest it must have; None: not checked.
         max_length: tokens, special ones included; longer texts are cut.
         padding: a batch's rows are filled up to its "longest", or each to "max_length".
@@ -85,7 +86,7 @@ class TextInputSpec(InputSpec):
         return [text]
 
     def prepare(self, x: Array) -> Array:
-        """(B, *model_shape) int64 from a batch's x, (B,) texts; all are filled up to one length T.
+        """(B, *model_shape) int64 from a batch's x, (B,) texts, all filled up to one length T; x without a tokenizer.
 
         The three rows are token ids, 1 where there is a token, and segments (all 0 but in pairs).
 
@@ -94,6 +95,8 @@ class TextInputSpec(InputSpec):
         """
         if x.dtype != object:
             raise InputError(f"expected texts, got {x.dtype} {list(x.shape[1:])}")
+        if self.tokenizer is None:
+            return x
         prepared = self.tokens.of([part for text in x.tolist() for part in self.sequences(text)])
         return prepared.reshape(len(x), *self.shape, *prepared.shape[1:])
 

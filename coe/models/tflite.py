@@ -13,7 +13,16 @@ from coe.cascade.errors import ModelError, RuntimeMissing
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSignature, ModelSpec, RunOptions, TensorInfo, first_line, import_runtime, softmax
+from .loading import (
+    ModelSignature,
+    ModelSpec,
+    RunOptions,
+    TensorInfo,
+    as_rows,
+    first_line,
+    import_runtime,
+    softmax,
+)
 
 INSTALL = "pip install 'coe-cascade[tflite]'"
 
@@ -33,22 +42,25 @@ class TfliteMember:
         self._turn = threading.Lock()  # an interpreter holds one input and one output buffer
         self._net: Any = _open(interpreter, package, data, spec.path, options.threads)
         inputs, outputs = self._net.get_input_details(), self._net.get_output_details()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ModelError(f"{spec.path}: expected one input and one output, got {len(inputs)} and {len(outputs)}")
+        if len(inputs) != 1:
+            raise ModelError(f"{spec.path}: expected one input, got {len(inputs)} (export it with one)")
+        output = _pick_output(outputs, spec)
         shape, wanted = inputs[0]["shape"].tolist(), [1, *spec.input_spec.model_shape]
         if shape != wanted:
             raise ModelError(
                 f"{spec.path}: its input is {shape}, the input spec says {wanted} "
                 f"(change `input:` in the manifest or config)"
             )
-        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._input, self._output = inputs[0]["index"], output["index"]
         self._in_type, self._in_scale = inputs[0]["dtype"], inputs[0]["quantization"]
-        self._out_scale = outputs[0]["quantization"]
+        self._out_scale = output["quantization"]
         self.runs_on = f"{package}, CPU, {options.threads} thread(s)"
 
     def predict(self, x: Array) -> Array:
         with self._turn:
             output = self._run(x) if len(x) == 1 else np.concatenate([self._run(row[None]) for row in x])
+        if output.ndim != 2 or output.shape[1] != self.n_labels:
+            output = as_rows(output, self.n_labels, is_logits=self._is_logits)
         return softmax(output) if self._is_logits else output
 
     def _run(self, x: Array) -> Array:
@@ -72,6 +84,21 @@ class TfliteMember:
     def close(self) -> None:
         with self._turn:
             self._net = None
+
+
+def _pick_output(outputs: list[dict[str, Any]], spec: ModelSpec) -> dict[str, Any]:
+    """The named output, or the only one, or the one with a place for each label."""
+    n_labels = len(spec.labels)
+    fits = [one for one in outputs if int(np.prod(one["shape"])) == n_labels]
+    if spec.output_name is not None:
+        fits = [one for one in outputs if one["name"] == spec.output_name]
+    elif len(outputs) == 1:
+        fits = outputs
+    if len(fits) != 1:
+        shapes = ", ".join(f"{one['name']} {one['shape'].tolist()}" for one in outputs)
+        fix = "name it as `output_name:`"
+        raise ModelError(f"{spec.path}: expected one output [1, {n_labels}] for the labels, got {shapes} ({fix})")
+    return fits[0]
 
 
 load = TfliteMember

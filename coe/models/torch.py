@@ -10,11 +10,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from coe.cascade.errors import ModelError
 from coe.cascade.tier import Prepare
 from coe.cascade.types import Array
 
-from .loading import ModelSpec, RunOptions, first_line, import_runtime, softmax
+from .loading import ModelSpec, RunOptions, as_rows, first_line, import_runtime, softmax
 
 ARCHITECTURES: dict[str, Callable[[], Any]] = {}  # name -> () -> nn.Module; the zoo registers its own
 
@@ -28,6 +30,7 @@ class TorchMember:
         self.n_labels = len(spec.labels)
         self.prepare: Prepare = spec.input_spec.prepare
         self._is_logits = spec.output == "logits"
+        self._output_name = spec.output_name
         self._torch = torch
         try:
             self._device = torch.device(options.device)
@@ -36,7 +39,13 @@ class TorchMember:
             raise
         except Exception as error:  # noqa: BLE001 - unpickling and shape errors come in many kinds
             raise ModelError(f"{spec.path}: torch cannot load it on {options.device}: {first_line(error)}") from None
-        if spec.format != "torch-export":
+        self._rows = None
+        if isinstance(self._module, torch.fx.GraphModule):  # of torch.export, in its mode already
+            self._rows = _fixed_rows(self._module)
+            if self._rows not in (None, 1):
+                fix = "export it with dynamic_shapes=({0: Dim('batch')},), or for one example"
+                raise ModelError(f"{spec.path}: expected a batch that is free or 1, got {self._rows} ({fix})")
+        else:
             self._module.eval()
         self._threads = options.threads
         self._take_threads()
@@ -45,9 +54,28 @@ class TorchMember:
     def predict(self, x: Array) -> Array:
         self._take_threads()
         x = x if x.flags.writeable else x.copy()  # torch warns of memory it may not write, such as a message's
-        with self._torch.inference_mode():
-            output: Array = self._module(self._torch.from_numpy(x).to(self._device)).float().cpu().numpy()
+        if self._rows is None or len(x) == self._rows:
+            output = self._run(x)
+        else:
+            output = np.concatenate([self._run(row[None]) for row in x])
+        if output.ndim != 2 or output.shape[1] != self.n_labels:
+            output = as_rows(output, self.n_labels, is_logits=self._is_logits)
         return softmax(output) if self._is_logits else output
+
+    def _run(self, x: Array) -> Array:
+        with self._torch.inference_mode():
+            found = self._module(self._torch.from_numpy(x).to(self._device))
+            if not isinstance(found, self._torch.Tensor):
+                found = self._pick(found)
+            output: Array = found.float().cpu().numpy()
+        return output
+
+    def _pick(self, outputs: Any) -> Any:
+        """The named one of several outputs, or the first with a place for each label."""
+        if self._output_name is not None and hasattr(outputs, "keys"):
+            return outputs[self._output_name]
+        several = list(outputs.values() if hasattr(outputs, "values") else outputs)
+        return next((one for one in several if one.shape[-1] == self.n_labels), several[0])
 
     def _take_threads(self) -> None:
         """Each thread that calls torch has its own number of threads to compute with, and keeps them."""
@@ -56,6 +84,15 @@ class TorchMember:
 
     def close(self) -> None:
         self._module = None
+
+
+def _fixed_rows(module: Any) -> int | None:
+    """The rows that an exported program was made for; None where any number will do."""
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            rows = node.meta["val"].shape[0]
+            return rows if isinstance(rows, int) else None
+    return None
 
 
 load = TorchMember
@@ -72,7 +109,10 @@ def import_torch() -> Any:
 
 def _open(torch: Any, data: bytes, spec: ModelSpec) -> Any:
     """The module in a file, by the safest way its format has."""
-    if spec.format == "torch":
+    kind = spec.format
+    if kind == "torch" and b"/code/" in data[-(2**20) :]:  # the zip's directory: TorchScript that is named .pt
+        kind = "torchscript"
+    if kind == "torch":
         build = ARCHITECTURES.get(spec.architecture or "")
         if build is None:
             known = ", ".join(sorted(ARCHITECTURES)) or "none"
@@ -85,9 +125,9 @@ def _open(torch: Any, data: bytes, spec: ModelSpec) -> Any:
         return module
     if not spec.pinned:
         raise ModelError(
-            f"{spec.path}: a {spec.format} file can run code as it loads, so it is opened only where your config "
+            f"{spec.path}: a {kind} file can run code as it loads, so it is opened only where your config "
             f"pins it (add `sha256:` to this member, or export the model to ONNX)"
         )
-    if spec.format == "torchscript":
+    if kind == "torchscript":
         return torch.jit.load(io.BytesIO(data), map_location="cpu")
     return torch.export.load(io.BytesIO(data)).module()

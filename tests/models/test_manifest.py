@@ -111,8 +111,11 @@ def test_a_tensor_task_is_read(tmp_path):
         ({"input__size": [28]}, "input.size: expected [height, width], got [28]"),
         ({"input__size": [28, 0]}, "input.size: expected [height, width], got [28, 0]"),
         ({"input__channels": 2}, "input.channels: expected 1 (grey) or 3 (RGB), got 2"),
-        ({"input__layout": "NWHC"}, 'input.layout: expected one of NCHW, NHWC, got "NWHC"; did you mean "NHWC"?'),
-        ({"input__layout": ""}, 'input.layout: expected one of NCHW, NHWC, got ""'),
+        (
+            {"input__layout": "NWHC"},
+            'input.layout: expected one of NCHW, NHWC, HW, flat, got "NWHC"; did you mean "NHWC"?',
+        ),
+        ({"input__layout": ""}, 'input.layout: expected one of NCHW, NHWC, HW, flat, got ""'),
         (
             {"input__dtype": "int64"},
             'input.dtype: expected one of float32, float16, uint8, got "int64"; did you mean "uint8"?',

@@ -159,10 +159,15 @@ def test_a_changed_tokenizer_keeps_a_model_from_loading(tmp_path):
         load(read_manifest(tmp_path).models["a.onnx"])
 
 
+def test_a_model_of_tokens_without_a_tokenizer_says_what_to_add(tmp_path):
+    manifest_of(tmp_path, tokenizer=None)
+    with pytest.raises(ModelError, match="expected one input of strings .* a model of tokens needs `tokenizer:`"):
+        load(read_manifest(tmp_path).models["a.onnx"])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokenizer": None}, "models.a.onnx.input.tokenizer: expected the model's tokenizer.json, got nothing"),
         ({"tokenizer": 3}, "models.a.onnx.input.tokenizer: expected a text, got 3"),
         ({"tokenizer_sha256": "abc"}, 'expected 64 hex digits, got "abc" (sha256sum a.tokenizer.json)'),
         ({"max_length": 0}, "models.a.onnx.input.max_length: expected 1 to 65536, got 0"),
