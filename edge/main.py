@@ -91,7 +91,7 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
         _print(str(error))
         os._exit(1)  # a normal exit would wait for the threads
     if is_verbose:
-        for line in tally.summary():
+        for line in tally.summary(config.cascade.task.labels):
             _print(line)
     if supervisor.stopped_by == signal.SIGINT:
         return 130

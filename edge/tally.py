@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -23,6 +23,8 @@ class Tally:
     n_failed: int = 0
     n_degraded: int = 0
     exits: Counter[int] = field(default_factory=Counter)
+    answers: Counter[int] = field(default_factory=Counter)
+    scores: float = 0.0
     n_kept: int = 0
     n_calls: int = 0
     bytes_sent: int = 0
@@ -46,6 +48,8 @@ class Tally:
             self.n_failed += 1
             return
         self.exits[decision.exit_tier] += 1
+        self.answers[decision.label] += 1
+        self.scores += decision.score
         self.latency_s += outcome.latency_s
         if outcome.truth is not None:
             self.n_known += 1
@@ -87,8 +91,8 @@ class Tally:
             f"{mean} mean  cloud {self.cloud}"
         )
 
-    def summary(self) -> list[str]:
-        """The totals in several lines, for the end of a run."""
+    def summary(self, labels: Sequence[str] = ()) -> list[str]:
+        """The totals in several lines, for the end of a run. `labels`: the task's, for answers that look wrong."""
         exits = ", ".join(f"tier {tier}: {self.exits[tier]:,}" for tier in sorted(self.exits))
         lines = [
             f"{self.n:,} examples, {self.n_decided:,} decided ({exits or 'none'})",
@@ -108,7 +112,31 @@ class Tally:
             lines.append(f"{self.n_spooled:,} spooled for a later answer; {self.n_corrected:,} corrected")
         if self.n_failed:
             lines.append(f"{self.n_failed:,} without a decision: their records say why")
-        return lines
+        sure = self.scores / max(self.n_decided, 1)
+        return lines + [f"warning: {line}" for line in answers_warnings(self.answers, sure, labels)]
+
+
+MANY = 50  # answers, before something is said of them
+NEARLY_ALL = 0.97  # of the answers
+NEARLY_UNIFORM = 0.1  # of the way from a share a label to 1
+
+
+def answers_warnings(counts: Mapping[int, int], sure: float, labels: Sequence[str]) -> list[str]:
+    """What looks wrong of the answers to many examples.
+
+    Args:
+        counts: answers by the labels' numbers.
+        sure: mean probability of the answers; NaN where it is not known.
+    """
+    n, found = sum(counts.values()), []
+    if n < MANY or len(labels) < 2:
+        return []
+    most = max(counts, key=lambda label: counts[label])
+    if counts[most] >= NEARLY_ALL * n:
+        found.append(f"{counts[most] / n:.0%} of {n:,} answers are {labels[most]}: is the input as in training?")
+    if sure < 1 / len(labels) + NEARLY_UNIFORM * (1 - 1 / len(labels)):
+        found.append(f"all of {len(labels)} labels are nearly as probable ({sure:.3f} on average): is `input:` right?")
+    return found
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -145,11 +145,13 @@ class TensorInfo:
     Args:
         dtype: as NumPy names it, or as its runtime does, where NumPy has none.
         dims: None where one is free; the first is the batch's.
+        limits: of a quantised one: the numbers that its smallest and its largest integer stand for.
     """
 
     name: str
     dtype: str
     dims: tuple[int | None, ...]
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

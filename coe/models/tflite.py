@@ -116,9 +116,18 @@ def _tensors(details: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
             entry["name"],
             np.dtype(entry["dtype"]).name,
             tuple(n if n > 0 else None for n in entry["shape_signature"].tolist() or entry["shape"].tolist()),
+            _limits(entry),
         )
         for entry in details
     )
+
+
+def _limits(entry: dict[str, Any]) -> tuple[float, float] | None:
+    scale, zero = entry["quantization"]
+    if not scale or np.dtype(entry["dtype"]).kind not in "iu":
+        return None
+    whole = np.iinfo(entry["dtype"])
+    return float((whole.min - zero) * scale), float((whole.max - zero) * scale)
 
 
 def _open(interpreter: Any, package: str, data: bytes, path: Path, threads: int) -> Any:

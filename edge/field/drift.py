@@ -36,6 +36,7 @@ from edge.agent import RemoteTiers
 from edge.config import default_config, read_config
 from edge.sinks import Event, Outcome
 from edge.sources import Example, SourceConfig, open_source
+from edge.tally import answers_warnings
 
 from .config import Baseline, DriftConfig
 from .privacy import SendPolicy, open_send_policy
@@ -278,13 +279,14 @@ class Calibration:
     """Counts of the examples of a calibration set.
 
     Args:
-        categories: examples by `category`.
+        categories: examples by `category`; answers: those decided here by their labels' numbers.
         n_bad: examples that cannot be read.
         n_held: examples that may not leave the device, and were not sent.
         n_asked: examples that were decided here and sent anyway; n_differ: of those, with another answer.
     """
 
     categories: Counter[str] = field(default_factory=Counter)
+    answers: Counter[int] = field(default_factory=Counter)
     n_bad: int = 0
     n_held: int = 0
     n_asked: int = 0
@@ -340,6 +342,8 @@ def calibrate_command(arguments: Sequence[str]) -> int:
         print(f"coe-edge: {found.n_held:,} may not leave this device, and were not sent", file=sys.stderr)
     if not found.categories:
         raise ConfigError([f"--data: expected examples, got none that can be read in {options.data}"])
+    for line in answers_warnings(found.answers, math.nan, config.cascade.task.labels):
+        print(f"coe-edge: warning: {line}", file=sys.stderr)
     values = {"bands": found.bands(), "unreadable": found.n_bad, "held_back": found.n_held}
     print(json.dumps(values) if options.json else found.as_yaml())
     return 0
@@ -376,6 +380,8 @@ def calibrate(
         what = category(Outcome(example.id, decision, 0.0, deferred=decision is None))
         assert what is not None
         found.categories[what] += 1
+        if decision is not None:
+            found.answers[decision.label] += 1
         if decision is not None and asks:
             if policy is not None and policy(example, run) is not None:
                 found.n_held += 1

@@ -9,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from coe.models.input_spec import InputSpec
 from coe.models.inputs import InputDecoder
 from edge.config import AgentConfig, default_config, read_config
 from edge.sources import SourceConfig, open_source
+from edge.tally import answers_warnings
 
 from .payloads import PayloadCost, compare_payloads
 from .plans import MARGIN, Order, PlanTiming, choose, compare_orders, cores, measure, member_labels, reason
@@ -294,7 +296,11 @@ def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExample
         log=lambda line: _log(f"tier {tier.name}: {line}"),
     )
     chosen = choose(timed)
-    order = _order(tier, config, examples, chosen)
+    labels = [] if examples.are_blank else member_labels(tier, config, examples.batches)
+    for spec, answers in zip(tier.members, zip(*labels, strict=True), strict=False):
+        for line in answers_warnings(Counter(answers), math.nan, config.task.labels):
+            _log(f"warning: {spec.name}: {line}")
+    order = _order(tier, labels, chosen)
     settings: dict[str, bool | int | str] = {"parallel": chosen.plan.parallel, "threads": chosen.plan.threads}
     if order is not None:
         settings["order"] = order.setting
@@ -311,12 +317,12 @@ def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExample
     )
 
 
-def _order(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExamples, chosen: PlanTiming) -> Order | None:
+def _order(tier: LocalTierConfig, labels: list[list[int]], chosen: PlanTiming) -> Order | None:
     """The cost of the order of members; None if all of them vote anyway, or if nothing is known of their votes."""
     needed = None if tier.rule.pools_scores else tier.rule.needed(len(tier.members))
-    if chosen.plan.parallel or not tier.early or needed is None or len(tier.members) == 1 or examples.are_blank:
+    if chosen.plan.parallel or not tier.early or needed is None or len(tier.members) == 1 or not labels:
         return None
-    return compare_orders(member_labels(tier, config, examples.batches), chosen.members, needed)
+    return compare_orders(labels, chosen.members, needed)
 
 
 def _payloads(config: CascadeConfig, examples: ProfileExamples, asks_cloud: bool) -> tuple[list[PayloadCost], str]:

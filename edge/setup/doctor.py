@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from edge.sinks import SinkConfig
 from edge.sources import SourceConfig, open_source
 from edge.sources.inotify import why_not_watched
 
+from .accuracy import EXAMPLES, check_examples
 from .findings import Check, CheckContext, Finding, Level, Printer, fail, from_error, ok, split_fix, warn
 from .install_service import UNIT_NAME, UNITS
 from .server_checks import REACH_S, check_certificates, check_tiers, check_tokens
@@ -374,6 +375,7 @@ def check_service(context: CheckContext) -> Iterator[Finding]:
 MACHINE: tuple[Check, ...] = (check_python, check_packages, check_cores, check_memory, check_heat, check_clock)
 CONFIGURED: tuple[Check, ...] = (  # need a config that can be read
     check_models,
+    check_examples,
     check_source,
     check_sinks,
     check_disk,
@@ -392,7 +394,7 @@ def doctor_command(arguments: Sequence[str]) -> int:
     if not options.json:
         print(f"coe-edge doctor: {path}\n")
     findings = []
-    for finding in run_checks(path):
+    for finding in run_checks(path, CheckContext(examples=options.examples)):
         findings.append(finding)
         show(finding)
     n_failed = sum(finding.level == "fail" for finding in findings)
@@ -412,7 +414,7 @@ def run_checks(path: Path, context: CheckContext | None = None) -> Iterator[Find
         context: the machine to check; its config is read from `path`.
     """
     config, of_config = _read(path)
-    context = CheckContext((context or CheckContext()).system, config)
+    context = replace(context or CheckContext(), config=config)
     for check in MACHINE:
         yield from _run_check(check, context)
     yield from of_config
@@ -462,5 +464,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit code: 0 it would run, 1 something must be fixed",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
+    parser.add_argument("--examples", type=Path, metavar="PLACE", help=EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TextIO
 
 from coe.cascade.errors import CascadeError
@@ -94,10 +95,11 @@ class Printer:
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What a check looks at: a machine and, where it could be read, a config."""
+    """What a check looks at: a machine and, where it could be read, a config; and labelled examples, if given."""
 
     system: System = field(default_factory=System)
     config: AgentConfig | None = None
+    examples: Path | None = None
 
     @property
     def the_config(self) -> AgentConfig:

@@ -161,7 +161,9 @@ def test_a_changed_tokenizer_keeps_a_model_from_loading(tmp_path):
 
 def test_a_model_of_tokens_without_a_tokenizer_says_what_to_add(tmp_path):
     manifest_of(tmp_path, tokenizer=None)
-    with pytest.raises(ModelError, match="expected one input of strings .* a model of tokens needs `tokenizer:`"):
+    with pytest.raises(
+        ModelError, match=r"expected one input of strings \[batch, 1\], .*a model of tokens needs `tokenizer:`"
+    ):
         load(read_manifest(tmp_path).models["a.onnx"])
 
 

@@ -18,7 +18,8 @@ from coe.models.loading import TensorInfo
 from coe.zoo import digits
 from edge.config import read_config
 from edge.main import main
-from edge.setup.init import _quoted, input_spec_of
+from edge.setup.found_models import input_spec_of
+from edge.setup.init import _quoted
 
 
 def a_folder_of(folder: Path, *names: str) -> Path:
