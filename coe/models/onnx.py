@@ -186,7 +186,9 @@ def _open_session(ort: Any, data: bytes, path: Path, settings: Any, providers: l
     try:
         return ort.InferenceSession(data, settings, providers=providers)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises its own kinds
-        hint = " (export it as one file: only that is checked)" if "external" in str(error).lower() else ""
+        hint = " (export it as one file: external_data=False)" if "external" in str(error).lower() else ""
+        if "locale" in str(error):  # of a text pipeline
+            hint = " (sudo locale-gen en_US.UTF-8, or export with options={TfidfVectorizer: {'locale': 'C'}})"
         raise ModelError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}{hint}") from None
 
 

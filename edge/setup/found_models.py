@@ -275,8 +275,7 @@ def fitted(
     examples, found = _examples_for(found, place)
     if not are_given and not found.labels:  # as Keras and torchvision number folders
         names = sorted({str(label) for label in examples.written}, key=_as_counted)
-        is_by_number = all(name.isdigit() and int(name) < found.n_labels for name in names)
-        found = found if is_by_number or len(names) != found.n_labels else replace(found, labels=tuple(names))
+        found = replace(found, labels=tuple(names)) if len(names) == found.n_labels else found
     labels = read_labels(found)
     assert found.input_spec is not None
     specs = [_spec_of(model, labels) for model in found.models]

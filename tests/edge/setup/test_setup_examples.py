@@ -1,0 +1,198 @@
+"""`coe-edge init|doctor --examples`: accuracy, and the input settings and the order of labels that fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, load, numpy_helper, save
+
+from coe.models.input_spec import InputSpec
+from coe.zoo import digits
+from edge.config import read_config
+from edge.main import main
+from edge.setup.accuracy import forms_of, in_words
+from edge.tally import Tally, answers_warnings
+
+N = 120
+ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]  # of the outputs of a model with labels of its own
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> Path:
+    """A folder per digit."""
+    folder = tmp_path_factory.mktemp("examples")
+    for name, png, label in digits.test_examples(N):
+        (folder / str(label)).mkdir(exist_ok=True)
+        (folder / str(label) / f"{name}.png").write_bytes(png)
+    return folder
+
+
+def put(path: Path, *, scale: float = 1.0, shift: float = 0.0, order: list[int] | None = None) -> None:
+    """A bundled model that takes (x * scale + shift), whose outputs are in that order."""
+    model = load(digits.FOLDER / "loom.onnx")
+    graph = model.graph
+    name = graph.input[0].name
+    for node in graph.node:
+        node.input[:] = ["scaled" if given == name else given for given in node.input]
+        node.output[:] = ["before" if order and given == graph.output[0].name else given for given in node.output]
+    for constant, value in (("scale_by", scale), ("shift_by", shift)):
+        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.float32), constant))
+    graph.node.insert(0, helper.make_node("Mul", [name, "scale_by"], ["multiplied"]))
+    graph.node.insert(1, helper.make_node("Add", ["multiplied", "shift_by"], ["scaled"]))
+    if order:
+        graph.initializer.append(numpy_helper.from_array(np.array(order, dtype=np.int64), "order"))
+        graph.node.append(helper.make_node("Gather", ["before", "order"], [graph.output[0].name], axis=1))
+    save(model, path)
+
+
+def init(folder: Path, examples: Path, *more: str) -> Path:
+    path = folder / "pi.yaml"
+    arguments = [
+        "init",
+        "--output",
+        str(path),
+        "--models",
+        str(folder / "models"),
+        "--examples",
+        str(examples),
+        "--yes",
+    ]
+    assert main([*arguments, "--force", *more]) == 0
+    return path
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def test_models_with_their_rescaling_inside_are_found_out(tmp_path, models, examples, capsys):
+    put(models / "plain.onnx")  # takes 0 to 1
+    put(models / "inside.onnx", scale=1 / 255)  # takes 0 to 255
+    put(models / "signed.onnx", scale=0.5, shift=0.5)  # takes -1 to 1
+    config = read_config(init(tmp_path, examples))
+    members = {spec.name: spec.input_spec for spec in config.cascade.tiers[0].members}
+    assert {name: in_words(spec) for name, spec in members.items()} == {
+        "plain.onnx": "0 to 1",
+        "inside.onnx": "0 to 255",
+        "signed.onnx": "-1 to 1",
+    }
+    assert config.cascade.task.labels == tuple("0123456789")  # as the folders are called
+    printed = capsys.readouterr().out
+    assert "inside.onnx: its input is 0 to 255: that fits the examples best" in printed
+    assert "CHECK" not in printed
+    assert printed.count("% of 120 right") == 3
+
+
+def test_another_order_of_labels_is_found_and_written(tmp_path, models, examples, capsys):
+    put(models / "a.onnx")
+    put(models / "b.onnx", order=ORDER)
+    path = init(tmp_path, examples, "--labels", ",".join(f"d{number}" for number in range(10)))
+    config = read_config(path)
+    b = next(spec for spec in config.cascade.tiers[0].members if spec.name == "b.onnx")
+    assert b.own_labels == tuple(f"d{number}" for number in ORDER)
+    assert "b.onnx: its labels are in another order" in capsys.readouterr().out
+    assert main(["doctor", "--config", str(path), "--examples", str(examples), "--json"]) == 0
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["a.onnx"]["message"].split("%")[0] == checks["b.onnx"]["message"].split("%")[0]
+    assert checks["b.onnx"]["level"] == "ok"
+
+
+def test_doctor_says_what_to_write_where_a_config_is_wrong(tmp_path, models, examples, capsys):
+    put(models / "inside.onnx", scale=1 / 255, order=ORDER)
+    path = tmp_path / "pi.yaml"
+    assert main(["init", "--output", str(path), "--models", str(models), "--yes"]) == 0
+    capsys.readouterr()
+    main(["doctor", "--config", str(path), "--examples", str(examples), "--json"])
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["inside.onnx"]["level"] == "warn"
+    fix = checks["inside.onnx"]["fix"]
+    assert "scale: 1.0" in fix
+    assert f"labels: [{', '.join(f'label-{number}' for number in ORDER)}]" in fix
+
+
+def test_a_right_config_is_left_as_it_is(capsys, examples):
+    assert main(["doctor", "--examples", str(examples), "--json"]) in (0, 1)
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    found = {check["what"]: check for check in checks if check["what"].endswith((".onnx", ".tflite"))}
+    assert len(found) == 3
+    assert {check["level"] for check in found.values()} == {"ok"}
+    assert all("120 right" in check["message"] for check in found.values())
+
+
+def test_a_label_that_is_none_of_the_tasks_is_said(tmp_path, examples, capsys):
+    other = tmp_path / "examples" / "cat"
+    other.mkdir(parents=True)
+    shutil.copy(next((examples / "1").iterdir()), other)
+    assert main(["doctor", "--examples", str(other.parent), "--json"]) == 1
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert any('label "cat" is none of the task\'s' in check["message"] for check in checks)
+
+
+def test_examples_without_labels_show_answers_that_are_all_one(tmp_path, models, examples, capsys):
+    put(models / "a.onnx", scale=0.0)
+    path = tmp_path / "pi.yaml"
+    assert main(["init", "--output", str(path), "--models", str(models), "--yes"]) == 0
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for folder in examples.iterdir():
+        for file in folder.iterdir():
+            shutil.copy(file, flat)
+    capsys.readouterr()
+    main(["doctor", "--config", str(path), "--examples", str(flat), "--json"])
+    checks = [check for check in json.loads(capsys.readouterr().out)["checks"] if check["what"] == "a.onnx"]
+    assert "100% of 120 answers are" in checks[0]["message"]
+
+
+def test_grey_images_go_to_a_model_of_rows_of_pixels(tmp_path, models, examples):
+    put(models / "a.onnx")
+    model = load(models / "a.onnx")
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["image" if given == name else given for given in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 28, 28], dtype=np.int64), "as_image"))
+    model.graph.node.insert(0, helper.make_node("Reshape", [name, "as_image"], ["image"]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 784]))
+    save(model, models / "a.onnx")
+    spec = read_config(init(tmp_path, examples)).cascade.task.input_spec
+    assert (spec.kind, spec.layout, spec.shape) == ("image", "flat", (28, 28, 1))
+
+
+def test_init_writes_no_config_whose_models_do_not_run(tmp_path, models, capsys):
+    path = tmp_path / "pi.yaml"
+    shutil.copy(digits.FOLDER / "loom.onnx", models / "broken.onnx")
+    (models / "broken.onnx").write_bytes((models / "broken.onnx").read_bytes()[:500])
+    assert main(["init", "--output", str(path), "--models", str(models), "--yes"]) == 2
+    assert "broken.onnx" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_the_forms_of_an_image_are_told_apart():
+    colour = forms_of(InputSpec("image", (4, 4, 3), scale=1 / 255))
+    assert next(iter(colour)) == "0 to 1"
+    assert {"0 to 255", "-1 to 1", "0 to 1 in BGR", "ImageNet's mean and deviation"} <= set(colour)
+    caffe = colour["ImageNet's mean, 0 to 255 in BGR"]
+    assert (caffe.mean, caffe.channel_order) == ((103.939, 116.779, 123.68), "BGR")
+    assert list(forms_of(InputSpec("tensor", (4,)))) == ["as it is"]
+    x = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    plain, turned = (colour[name].prepare(x) for name in ("0 to 1", "0 to 1 in BGR"))
+    assert np.array_equal(plain[:, ::-1], turned)
+
+
+def test_answers_are_warned_of_only_where_they_are_many_and_alike():
+    labels = ("a", "b", "c")
+    assert answers_warnings(Counter({0: 49}), 0.9, labels) == []
+    assert answers_warnings(Counter({0: 40, 1: 40}), 0.9, labels) == []
+    (line,) = answers_warnings(Counter({2: 99, 1: 1}), 0.9, labels)
+    assert line.startswith("99% of 100 answers are c")
+    (line,) = answers_warnings(Counter({0: 40, 1: 40}), 0.35, labels)
+    assert "nearly as probable (0.350 on average)" in line
+    tally = Tally(n=60, answers=Counter({1: 60}), scores=50.0)
+    assert tally.summary(labels)[-1].startswith("warning: 100% of 60 answers are b")
