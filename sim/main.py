@@ -50,7 +50,7 @@ def _run(given: Sequence[str]) -> int:
             require_matplotlib(options)
         result: Part | int = options.run(options)
         return result if isinstance(result, int) else finish_parts(options, [result], result.content)
-    if options.delays is None and options.link is None:
+    if options.delays is None and options.link is None and not options.schedule:
         parser.print_help(sys.stderr)
         raise ConfigError(["expected a study, got none (write coe-sim --delays, or coe-sim digits)"])
     return delays.run_command(options)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,13 +34,14 @@ from sim.output import (
     aligned,
     delay_cells,
     finish,
+    log,
     print_result,
     require_matplotlib,
     write_json,
 )
 from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, save_recording, summarise
 from sim.systems import SYSTEMS, BundledTask, Uplink
-from sim.traces import read_trace
+from sim.traces import parse_tiers, read_trace
 
 if TYPE_CHECKING:
     from .digits import Profile
@@ -149,12 +151,7 @@ def run_virtual(
     Args:
         path: a `recording.json` of an earlier real run; None: the bundled one, or what the bundled trace gives.
     """
-    bundled = RECORDED / f"{bundle.task}.json"
-    if path is not None or bundled.exists():
-        recording, where = load_recording(path or bundled)
-    else:
-        trace = read_trace(Path(f"zoo:{bundle.task}"))
-        recording, where = recording_of(bundle, trace), about(trace)
+    recording, where = _recorded(bundle, path)
     model = None if link is None else open_link(link)
     rows: list[DelayRow] = []
     latencies: dict[tuple[str, float], list[float]] = {}
@@ -165,6 +162,15 @@ def run_virtual(
             rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
     return DelayStudy(rows, latencies, recording, where, one_way)
+
+
+def _recorded(bundle: BundledTask, path: Path | None) -> tuple[Recording, str]:
+    """What the virtual clock replays, and where it was recorded."""
+    bundled = RECORDED / f"{bundle.task}.json"
+    if path is not None or bundled.exists():
+        return load_recording(path or bundled)
+    trace = read_trace(Path(f"zoo:{bundle.task}"))
+    return recording_of(bundle, trace), about(trace)
 
 
 def n_steps(delays_s: Sequence[float]) -> int:
@@ -203,6 +209,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="spread the delays over the tiers, each on a server of its own: smallest first, largest last",
     )
     parser.add_argument(
+        "--trace", type=Path, metavar="TRACE", help="of the schedule, in virtual time: a table of predictions"
+    )
+    parser.add_argument("--tiers", nargs="+", metavar="TIER", help="of the trace: 'a,b,c@2/3' 'd'; as of replay")
+    parser.add_argument(
         "--link", type=Path, metavar="FILE", help="calls wait as behind this link: YAML of link_model, CSV, Mahimahi's"
     )
     parser.add_argument("--link-down", type=Path, metavar="FILE", help="Mahimahi's recording of the way back")
@@ -218,6 +228,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run_command(options: argparse.Namespace) -> int:
     zoo.find(options.task)  # a task that is not installed is the first error
     _refuse_without_effect(options)
+    if options.trace is not None:
+        options.clock = "virtual"
     options.link = _link_setting(options.link, options.link_down)
     options.delays = options.delays or _delays(DEFAULT)
     return _schedule(options) if options.schedule else _study(options)
@@ -261,27 +273,50 @@ def _study(options: argparse.Namespace) -> int:
 def _measured(options: argparse.Namespace) -> tuple[DelayStudy, Profile | None]:
     """The study on real programs; of the digits, what each bundled model does besides."""
     from . import digits as models
-    from .record import read_data, read_models, write_lines
 
     bundle = BundledTask.of(options.task)
     steps = n_steps(options.delays)
+    with _live_input(options, bundle) as (live_input, n):
+        progress = Progress(steps + bundle.is_self_sourced)
+        profile = models.profile(n, progress) if bundle.is_self_sourced else None
+        return run_real(live_input, options.delays, n, options.one_way, progress, options.link), profile
+
+
+@contextmanager
+def _live_input(options: argparse.Namespace, bundle: BundledTask) -> Iterator[tuple[LiveInput, int]]:
+    """The examples asked for, and how many they are."""
+    from .record import read_data, read_models, write_lines
+
+    n = options.limit or N_TEST
     if bundle.is_self_sourced:
-        limit = options.limit or N_TEST
-        progress = Progress(steps + 1)
-        profile = models.profile(limit, progress)
-        return run_real(LiveInput(bundle), options.delays, limit, options.one_way, progress, options.link), profile
+        yield LiveInput(bundle), n
+        return
     task = read_models([options.task]).task
-    data = read_data(str(options.data), task, options.limit or N_TEST)
+    data = read_data(str(options.data), task, n)
     with tempfile.TemporaryDirectory(prefix="coe-sim-") as folder:
-        live_input = LiveInput(bundle, write_lines(data, task, Path(folder) / "examples.jsonl"))
-        progress = Progress(steps)
-        return run_real(live_input, options.delays, len(data.ids), options.one_way, progress, options.link), None
+        yield LiveInput(bundle, write_lines(data, task, Path(folder) / "examples.jsonl")), len(data.ids)
 
 
 def _schedule(options: argparse.Namespace) -> int:
-    from . import schedule
+    from . import exits, schedule
 
-    result = schedule.run(options.delays, options.limit or N_TEST, options.one_way, Progress(1))
+    if options.trace is not None:
+        trace = read_trace(options.trace)
+        tiers = options.tiers or [",".join(spec.members) for spec in exits.default_tiers(trace)]
+        specs, warnings = parse_tiers(tiers, trace)
+        for warning in warnings:
+            log(warning)
+        result = schedule.of_trace(trace, specs, options.delays, options.one_way)
+    else:
+        bundle = BundledTask.chain_of(options.task)
+        schedule.spread(options.delays, bundle.n_tiers("cascade"))  # too few are found before the work
+        if options.clock == "virtual":
+            recording, _ = _recorded(bundle, options.recording)
+            n_tiers, records = bundle.n_tiers("cascade"), recording["cascade"]
+            result = schedule.of_recording(records, options.task, n_tiers, options.delays, options.one_way)
+        else:
+            with _live_input(options, bundle) as (live_input, n):
+                result = schedule.run_real(live_input, options.delays, n, options.one_way, Progress(1))
     return finish(options, "schedule.json", asdict(result), schedule.as_text(result))
 
 
@@ -295,13 +330,15 @@ def _refuse_without_effect(options: argparse.Namespace) -> None:
         "--link: the schedule has a delay for each tier (leave it out)": options.link and schedule,
         "--recording: the real clock replays nothing (add --clock virtual, or leave it out)":
             options.recording and is_real,
-        "--schedule: it is measured on the real clock only (leave --clock virtual out)": schedule and not is_real,
+        "--trace: it goes with --schedule (coe-sim replay has all else of a trace)": options.trace and not schedule,
+        "--tiers: they are those of a trace (add --trace)": options.tiers and not options.trace,
+        "--trace: it is replayed in virtual time (leave --task, --data, --recording and --limit out)":
+            options.trace and (not is_digits or data or limit or options.recording),
         "--limit: the virtual clock replays the whole recording (leave it out)": limit is not None and not is_real,
         f"--limit: expected a whole number from 1 to {N_TEST}, got {limit}": is_digits and (limit or 0) > N_TEST,
         "--data: the digits are bundled (leave it out, or name another task with --task)": is_digits and data,
-        "--schedule: it is measured on the digits only (leave --task out)": schedule and not is_digits,
         f"--data: expected {folder}, got none (they are not bundled; or replay the trace: --clock virtual)":
-            is_real and not (is_digits or data or schedule),
+            is_real and not (is_digits or data),
         "--data: the virtual clock decides no examples anew (leave it out)": data and not is_real,
     }  # fmt: skip
     if found := [finding for finding, is_so in findings.items() if is_so]:

@@ -215,24 +215,45 @@ def test_the_page_of_a_virtual_clock_says_that_nothing_was_measured(sim: Program
         (["--task", "cifar10", "--clock", "virtual", "--data", "x"], "decides no examples anew"),
         (["--data", "x"], "the digits are bundled"),
         (["--task", "cifar10", "--data", "/nowhere"], 'expected "digits", a folder or a file'),
-        (["1us,1ms,1s", "--task", "cifar10", "--schedule"], "measured on the digits only"),
+        (["1us,1ms,1s", "--task", "cifar10", "--schedule"], "--data: expected a folder of labelled examples"),
+        (["1us,1ms,1s", "--task", "cifar10", "--schedule", "--clock", "virtual"], "at least 4 delays"),
     ],
 )
 def test_arguments_of_a_task_that_do_not_fit_are_told(arguments: list[str], words: str, sim: Program):
     assert words in sim("--delays", *arguments, code=2)[1].splitlines()[-1]
 
 
-@pytest.mark.slow
-def test_the_real_clock_takes_another_task_with_its_data(tmp_path: Path, sim: Program):
+def test_cifar10_has_the_paper_s_schedule_in_virtual_time(sim: Program):
+    told = json.loads(sim("--schedule", "--task", "cifar10", "--clock", "virtual", "--json")[0])
+    assert told["delays_s"] == [1e-6, 0.01, 0.1, 1.0]
+    assert told["ratio_exit"] == pytest.approx(1 / sum(np.multiply(told["exits"], told["delays_s"])))
+
+
+def pictures(folder: Path, n: int) -> Path:
+    """`n` pictures of each of two labels."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
     for label in ("cat", "ship"):
-        (tmp_path / label).mkdir()
-        for number in range(20):
+        (folder / label).mkdir()
+        for number in range(n):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / label / f"{number:02d}.png")
-    told = json.loads(sim("--delays", "1us,50ms", "--task", "cifar10", "--data", tmp_path, "--json")[0])
+            Image.fromarray(pixels).save(folder / label / f"{number:02d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_cifar10_has_the_paper_s_schedule_on_a_chain_of_servers(tmp_path: Path, sim: Program):
+    data = pictures(tmp_path, 8)
+    told = json.loads(sim("--schedule", "--task", "cifar10", "--data", data, "--json")[0])
+    assert (told["clock"], told["delays_s"], told["n"]) == ("real", [1e-6, 0.01, 0.1, 1.0], 16)
+    assert told["communication_measured_s"] == pytest.approx(told["communication_reach_s"], rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_real_clock_takes_another_task_with_its_data(tmp_path: Path, sim: Program):
+    data = pictures(tmp_path, 20)
+    told = json.loads(sim("--delays", "1us,50ms", "--task", "cifar10", "--data", data, "--json")[0])
     rows = {(row["system"], row["delay_s"]): row for row in told["rows"]}
     assert all(row["n"] == 40 and row["clock"] == "real" for row in rows.values())
     assert rows["cloud-only", 0.05]["achieved_delay_s"] == pytest.approx(0.05, abs=0.02)

@@ -197,6 +197,27 @@ def test_tiers_apart_pay_the_schedule_smallest_first():
     assert study["communication_measured_s"] == pytest.approx(expected, abs=0.001)  # counting the first twice: +2 ms
 
 
+def test_the_schedule_is_summed_up_in_virtual_time_over_recorded_exits(capsys):
+    found = json.loads(Program(capsys)("--delays", "--schedule", "--clock", "virtual", "--json")[0])
+    assert (found["clock"], found["delays_s"]) == ("virtual", [1e-6, 0.1, 1.0])
+    expected = sum(share * at for share, at in zip(found["exits"], (1e-6, 0.100001, 1.100001), strict=True))
+    assert found["communication_reach_s"] == pytest.approx(expected)
+    assert found["latency_mean_s"] > expected
+    both = json.loads(Program(capsys)("--delays", "--schedule", "--clock", "virtual", "--one-way", "--json")[0])
+    assert both["communication_reach_s"] == pytest.approx(2 * expected)
+
+
+def test_the_schedule_of_a_trace_has_any_number_of_tiers(trace_path: Path, capsys):
+    tiers = ("--trace", trace_path, "--delays", "1us,10ms,100ms,1s", "--json", "--tiers")
+    two = json.loads(Program(capsys)("--schedule", *tiers, "a,b,c", "best")[0])
+    assert two["delays_s"] == [1e-6, 1.0]
+    assert two["ratio_exit"] == pytest.approx(1 / (two["exits"][0] * 1e-6 + two["exits"][1]))
+    assert two["latency_mean_s"] > two["communication_reach_s"]
+    three = json.loads(Program(capsys)("--schedule", *tiers, "a,b", "a,b,c@2/3", "best")[0])
+    assert three["delays_s"] == [1e-6, 0.1, 1.0]
+    assert json.loads(Program(capsys)("--schedule", "--json", "--trace", trace_path)[0])["exits"] == two["exits"]
+
+
 def test_a_study_that_is_terminated_leaves_no_program_behind(tmp_path: Path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "sim.main", "--delays", "2s", "--limit", "50"]
@@ -222,7 +243,9 @@ def test_a_study_that_is_terminated_leaves_no_program_behind(tmp_path: Path):
         (["--delays", "1us", "--schedule"], "at least 3 delays"),
         (["--delays", "--clock", "virtual", "--recording", "/nowhere"], "cannot be read"),
         (["--delays", "--recording", "/nowhere"], "--recording: the real clock replays nothing"),
-        (["--delays", "--clock", "virtual", "--schedule"], "--schedule: it is measured on the real clock"),
+        (["--delays", "--trace", "sst2"], "--trace: it goes with --schedule"),
+        (["--delays", "--schedule", "--tiers", "a,b", "c"], "--tiers: they are those of a trace"),
+        (["--delays", "--schedule", "--trace", "sst2", "--limit", "5"], "--trace: it is replayed in virtual time"),
         (["--delays", "--clock", "virtual", "--limit", "5"], "--limit: the virtual clock replays the whole"),
         (["--link", "/nowhere.up"], "/nowhere.up: the link cannot be read"),
         (["--delays", "--link-down", "/nowhere.up"], "--link-down: it goes with the recording"),
