@@ -292,7 +292,7 @@ class LineStyle:
     width: float = 1.6
 
 
-LINE_STYLES = {  # Okabe and Ito's colours, marker and dash differ too
+LINE_STYLES = {  # Okabe and Ito's colours and a violet; marker and dash differ too
     OURS: LineStyle("#0072B2", "o", "-", 2.6),
     "single models": LineStyle("#111111", "s", "", 0),
     "ensembles alone": LineStyle(GREY, "^", "-", 1.2),
@@ -301,6 +301,7 @@ LINE_STYLES = {  # Okabe and Ito's colours, marker and dash differ too
     "committee cascade": LineStyle("#CC79A7", "P", "-."),
     "IDK, max probability": LineStyle("#009E73", "X", "-."),
     "IDK, entropy": LineStyle("#3A9BD9", "*", "-."),
+    "calibrated vote": LineStyle("#6A3D9A", "p", "-", 2.0),
     "random deferral": LineStyle(GREY, "", ":", 1.6),
     "Pareto set": LineStyle("#0072B2", "o", "-", 1.4),
     "ideal rule": LineStyle(INK, "", (0, (1, 1)), 1.6),  # type: ignore[arg-type]

@@ -213,6 +213,7 @@ def candidates(
     sequences: Iterable[Tiers],
     budgets: Sequence[Budget],
     progress: Callable[[int], None] = lambda done: None,
+    rules: Sequence[str] = RULES,
 ) -> list[Candidate]:
     """The Pareto sets within the budgets of each sequence and rule.
 
@@ -224,7 +225,7 @@ def candidates(
     for done, tiers in enumerate(sequences):
         progress(done)
         charges = [np.asarray(budget.charges(tiers), dtype=np.float64) for budget in budgets]
-        for rule in RULES:
+        for rule in rules:
             if not _suits(rule, tiers, panel):
                 continue
             if rule == "calibrated":

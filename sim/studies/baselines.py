@@ -11,10 +11,22 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.sweep import EnsembleVotes, SweptTier
-from sim.traces import Trace, exact
+from coe.calibration.choose import Budget, Panel, System, Tiers, asked, candidates, front
+from coe.cascade import Accounting, tier_charges
+from sim.sweep import EnsembleVotes, SweptTier, packed
+from sim.traces import Costs, Trace, exact
 
-from .candidates import MOST_TIERS, Candidate, Ensemble, Shape, by_cost, ensembles
+from .candidates import (
+    MOST_TIERS,
+    Candidate,
+    Ensemble,
+    Shape,
+    by_cost,
+    ensembles,
+    n_labels_of,
+    panel_of,
+    sequences,
+)
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # one t for all tiers
 LEVELS = tuple(np.round(np.arange(0.05, 1.0, 0.1), 2).tolist())  # shares of a tier's examples that stay
@@ -138,6 +150,43 @@ def of_ensembles(ensemble_votes: EnsembleVotes, shapes: Sequence[Shape], most: i
             thresholds = [own[level] for own in marks]
             found.append(_by_confidence("confidence, ensembles", tiers, thresholds, pools))
     return found
+
+
+def calibrated(
+    ensemble_votes: EnsembleVotes, costs: Costs, accounting: Accounting, most: int, rng: np.random.Generator
+) -> list[Candidate]:
+    """The Pareto set of the calibrated vote, fitted on these examples and ranked on them by numbers fitted on others.
+
+    `make` has those out-of-fold votes for the same examples, so that none is judged by what was fitted on it.
+    """
+    own = panel_of(ensemble_votes, n_labels_of(ensemble_votes.trace))
+    tried = sequences(dict(costs.of), most, rng)
+
+    def charges(tiers: Tiers) -> list[float]:
+        charged: list[float] = tier_charges([[costs.of[name] for name in tier] for tier in tiers], accounting).tolist()
+        return charged
+
+    found = front(candidates(own, tried, [Budget(charges, np.inf)], rules=["calibrated"]))
+    return [_calibrated(one.system, one.fitted(own), own, ensemble_votes) for one in found]
+
+
+def _calibrated(ranked: System, fitted: System, own: Panel, of: EnsembleVotes) -> Candidate:
+    def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
+        tiers = []
+        for place, members in enumerate(fitted.tiers):
+            voters = asked(fitted.tiers, place)
+            if ensemble_votes is of:
+                (labels, p), thresholds = own.out_of_fold(voters), ranked.thresholds
+            else:
+                panel = panel_of(ensemble_votes, own.n_labels)
+                (labels, p), thresholds = fitted.stages[place].posterior(*panel.of(voters)), fitted.thresholds
+            is_final = p >= thresholds[place] if place < len(thresholds) else np.ones_like(p, dtype=np.bool_)
+            right = labels == ensemble_votes.trace.labels
+            tiers.append(SweptTier(members, "calibrated", packed(right), packed(is_final)))
+        return tiers
+
+    rules = (*(f"p>={threshold!r}" for threshold in fitted.thresholds), "")
+    return Candidate("calibrated vote", fitted.tiers, make, rules, system=fitted)
 
 
 def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidate:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.calibration.bound import share_interval
+from coe.calibration.choose import Panel, System
 from coe.calibration.choose import pareto_set as pareto_set  # beside `measure`, whose columns it takes
 from coe.cascade import Accounting, tier_charges
 from sim.sweep import EnsembleVotes, Outcomes, SweptTier, right_rows, sweep
@@ -37,6 +38,7 @@ class Candidate:
         make: its tiers over a panel.
         rules: per tier, as a reader would write it.
         shape: of a cascade of ensembles, for the variants that keep its tiers.
+        system: of a calibrated one, fitted.
     """
 
     method: str
@@ -44,6 +46,7 @@ class Candidate:
     make: Callable[[EnsembleVotes], list[SweptTier]]
     rules: tuple[str, ...]
     shape: Shape = ()
+    system: System | None = None
 
     def as_text(self) -> str:
         tiers = (
@@ -264,3 +267,20 @@ def cost_interval(charges: Values, exits: Sequence[int], level: float = 0.95) ->
     spread = counts @ (charges - mean) ** 2 / counts.sum()
     half = NormalDist().inv_cdf((1 + level) / 2) * float(spread / counts.sum()) ** 0.5
     return max(float(mean) - half, float(charges.min())), min(float(mean) + half, float(charges.max()))
+
+
+def panel_of(ensemble_votes: EnsembleVotes, n_labels: int) -> Panel:
+    """The trace as the chooser of calibrated votes takes it; plain votes are those of `coe.cascade`."""
+    trace = ensemble_votes.trace
+    labels = np.stack([answers.predictions for answers in trace.models.values()]).astype(np.int64)
+    unknown = np.full(len(trace), np.nan)
+    scores = np.stack([unknown if one.scores is None else one.scores for one in trace.models.values()])
+    return Panel(tuple(trace.models), labels, scores.astype(np.float64), trace.labels.astype(np.int64), n_labels,
+                 ensemble_votes.counted)  # fmt: skip
+
+
+def n_labels_of(trace: Trace) -> int:
+    """Those of the models' outputs; else up to the highest label in the trace."""
+    outputs = [one.probabilities.shape[1] for one in trace.models.values() if one.probabilities is not None]
+    highest = max(int(one.predictions.max()) for one in trace.models.values())
+    return max(*map(int, outputs), int(trace.labels.max()) + 1, highest + 1, 2)

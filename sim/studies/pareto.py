@@ -37,12 +37,15 @@ from .candidates import (
     pareto_set,
     shapes,
 )
+from .plan import table_of
 from .replay import lead, replay_trace, with_limits
 
 __all__ = ["Choices", "ParetoStudy", "as_part", "run"]
 
 Cloud = tuple[Sequence[float], Sequence[float]]
-N_METHODS = 10
+N_METHODS = 11
+CALIBRATED = "calibrated vote"
+MOST_CALIBRATED = 2000  # tiers that a vote is fitted for
 MOST_DOTS = 4000  # of the cascades tried, in a picture
 SURE = 0.9  # level of the two-sided interval whose lower end is the margin: 95% to that side
 
@@ -125,10 +128,17 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
         cloud = (ours.costs[chooser.key], ours.accuracy)
         methods.append(chooser.choose_from(ours))
         methods += _variants(chooser, found, methods[-1].chosen.candidates, choices)
+        methods += _calibrated(chooser, choices, rng)
     methods += _confidence(chooser, cost)
     progress.end()
     best, left_out = chooser.best_single, _left_out(trace, bool(found))
     return ParetoStudy(trace, choices, calibration, report, best, methods, cloud, is_complete, left_out)
+
+
+def _calibrated(chooser: _Chooser, choices: Choices, rng: np.random.Generator) -> list[Method]:
+    most = min(choices.most, MOST_CALIBRATED)
+    found = baselines.calibrated(chooser.calibration, choices.costs[0], choices.charged_by, most, rng)
+    return [chooser.take_all(found)] if found else []
 
 
 def _confidence(chooser: _Chooser, cost: dict[str, float]) -> list[Method]:
@@ -462,7 +472,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> Part:
     trace = arguments.open_trace(options)
-    return as_part(run(trace, choices(options, trace), Progress(1)))
+    study = run(trace, choices(options, trace), Progress(1))
+    calibrated = study.method(CALIBRATED)
+    if options.out and calibrated is not None:
+        system = calibrated.chosen.candidates[calibrated.pick].system
+        assert system is not None
+        n_labels = system.stages[0].n_labels
+        options.out.mkdir(parents=True, exist_ok=True)
+        table = table_of(system, trace, n_labels, len(study.calibration), study.best_single)
+        table.write(options.out / f"{trace.name}-calibration.json")
+    return as_part(study)
 
 
 def choices(options: argparse.Namespace, trace: Trace) -> Choices:

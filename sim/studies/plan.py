@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe import zoo
-from coe.calibration import Calibration, TableMember
+from coe.calibration import Bound, Calibration, TableMember
 from coe.calibration.bound import difference_interval, examples_needed, share_interval
 from coe.calibration.choose import (
     FEW,
@@ -38,7 +38,7 @@ from sim.output import Part, Progress, Table, write_json
 from sim.sweep import EnsembleVotes
 from sim.traces import Costs, Trace, pick, read_costs
 
-from .candidates import sequences
+from .candidates import n_labels_of, panel_of, sequences
 from .record import read_data, record
 
 MOST_COST = 0.95  # of the reference's
@@ -143,22 +143,6 @@ def n_on_device(tiers: Tiers, on_device: Sequence[str]) -> int:
     return place
 
 
-def panel_of(trace: Trace, n_labels: int) -> Panel:
-    """The trace as the chooser takes it; plain votes are those of `coe.cascade`."""
-    labels = np.stack([answers.predictions for answers in trace.models.values()]).astype(np.int64)
-    unknown = np.full(len(trace), np.nan)
-    scores = np.stack([unknown if one.scores is None else one.scores for one in trace.models.values()])
-    votes = EnsembleVotes(trace).counted
-    return Panel(tuple(trace.models), labels, scores.astype(np.float64), trace.labels.astype(np.int64), n_labels, votes)
-
-
-def n_labels_of(trace: Trace) -> int:
-    """Those of the models' outputs; else up to the highest label in the trace."""
-    outputs = [one.probabilities.shape[1] for one in trace.models.values() if one.probabilities is not None]
-    highest = max(int(one.predictions.max()) for one in trace.models.values())
-    return max(*map(int, outputs), int(trace.labels.max()) + 1, highest + 1, 2)
-
-
 def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Progress) -> Plan:
     """Choose on one quarter of twice `n_calibration`, certify on the next, report on the rest.
 
@@ -172,7 +156,7 @@ def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Pr
         raise ConfigError([f"TRACE: expected 8 examples at least, got {len(trace)} (record more)"])
     n_labels = n_labels_of(trace)
     ranked, unseen, test = (
-        panel_of(trace.take(rows), n_labels) for rows in (order[: n // 2], order[n // 2 : n], order[n:])
+        panel_of(EnsembleVotes(trace.take(rows)), n_labels) for rows in (order[: n // 2], order[n // 2 : n], order[n:])
     )
     reference = wishes.reference or best_single(ranked, costs[0].of)
     against = list(trace.models) if wishes.reference is None else [wishes.reference]
@@ -236,14 +220,15 @@ def _budgets(costs: Sequence[Costs], reference: str, accounting: Accounting, wis
     return budgets
 
 
-def table_of(plan: Plan) -> Calibration:
-    """The choice as `calibration.json` holds it."""
-    system = plan.chosen.choice.system
-    labels = tuple(map(str, range(plan.ranked.n_labels)))
+def table_of(
+    system: System, trace: Trace, n_labels: int, n_calibration: int, reference: str, bound: Bound | None = None
+) -> Calibration:
+    """The system as `calibration.json` holds it."""
+    labels = tuple(map(str, range(n_labels)))
     tiers = tuple(tuple(map(TableMember, tier)) for tier in system.tiers)
     return Calibration(
-        system.rule, plan.trace.task or plan.trace.name, labels, None, tiers, system.stages, system.written_thresholds,
-        plan.n_calibration, date.today().isoformat(), plan.reference, plan.chosen.choice.bound,
+        system.rule, trace.task or trace.name, labels, None, tiers, system.stages, system.written_thresholds,
+        n_calibration, date.today().isoformat(), reference, bound,
     )  # fmt: skip
 
 
@@ -447,7 +432,8 @@ def run_command(options: argparse.Namespace) -> Part:
     costs = [first, *(one for one in known if one is not first)]
     plan = make_plan(trace, costs, wishes, Progress(1))
     part = as_part(plan)
-    table = table_of(plan)
+    choice = plan.chosen.choice
+    table = table_of(choice.system, trace, plan.ranked.n_labels, plan.n_calibration, plan.reference, choice.bound)
     if source is not None or wishes.on_device is not None:
         placed = placement.Placed.of(plan, next((one for one in costs if one.kind == "latency_s"), None), link)
         part = placement.with_placement(part, placed)

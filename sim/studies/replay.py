@@ -186,7 +186,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TIER",
         help="first to last, each 'member,member@agreement': 'a,b,c@2/3' 'd'; unanimous where no rule is given; "
-        "'a@confidence>=0.8' defers by score; every system that pareto prints is read, tiers as it writes them",
+        "'a@confidence>=0.8' defers by score; every system that pareto prints is read, tiers as it writes them (but a "
+        "calibrated vote, whose table it writes with --out)",
     )
     arguments.add_costs(parser)
     arguments.add_output(parser, "CSV and a chapter of report.html")

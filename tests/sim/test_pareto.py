@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +18,18 @@ from coe.calibration.bound import difference_interval
 from coe.cascade import Accounting, Agreement, Ideal
 from sim.output import Progress
 from sim.studies import baselines, pareto
-from sim.studies.candidates import Choices, cascade, cost_interval, drop_in, measure, pareto_set, shapes
+from sim.studies.candidates import Candidate, Choices, cascade, cost_interval, drop_in, measure, pareto_set, shapes
+from sim.studies.plan import table_of
 from sim.studies.replay import replay_trace
 from sim.sweep import EnsembleVotes, right_rows
-from sim.traces import Costs, TierSpec, Trace, exact, parse_tiers, to_cascade
+from sim.traces import Costs, TierSpec, Trace, calibrated_tiers, exact, parse_tiers, to_cascade
 
 COST = {"a": 1.0, "b": 2.0, "c": 3.0, "best": 50.0}
 COSTS = Costs("flops", COST)
 METHODS = {
     "single models", "ensembles alone", "cascade of ensembles", "confidence, ensembles", "random deferral",
     "ideal rule", "confidence cascade", "IDK, max probability", "IDK, entropy", "committee cascade",
+    "calibrated vote",
 }  # fmt: skip
 
 
@@ -113,6 +116,14 @@ def test_the_chosen_cascade_is_what_the_cascade_itself_says(study: pareto.Study)
         assert ours.chosen.accuracy[row] == pytest.approx(right.mean())
 
 
+def specs_of(candidate: Candidate, study: pareto.Study) -> Sequence[TierSpec]:
+    """As it is printed; a calibrated vote's numbers are in its table."""
+    if candidate.system is None:
+        return parse_tiers(candidate.as_text().split(" | "), study.report)[0]
+    n_labels = candidate.system.stages[0].n_labels
+    return calibrated_tiers(table_of(candidate.system, study.trace, n_labels, 1, study.best_single), study.report)
+
+
 @settings(max_examples=12)
 @given(st.data())
 def test_every_system_printed_replays_to_the_same_exits_and_errors(data: st.DataObject):
@@ -120,7 +131,7 @@ def test_every_system_printed_replays_to_the_same_exits_and_errors(data: st.Data
     study = study_of(trace, costs=[Costs("flops", {name: 1.0 + at for at, name in enumerate(trace.models)})], most=60)
     for method in study.methods:
         for row, candidate in enumerate(method.chosen.candidates):
-            replayed = replay_trace(study.report, parse_tiers(candidate.as_text().split(" | "), study.report)[0])
+            replayed = replay_trace(study.report, specs_of(candidate, study))
             n_tiers = len(candidate.charged)
             assert replayed.wrong_exits == method.chosen.outcomes.wrong[row, :n_tiers].tolist(), candidate.as_text()
             exits = [round(share * len(study.report)) for share in replayed.exits]

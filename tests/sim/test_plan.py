@@ -13,8 +13,8 @@ from simulator import Program, shared
 from coe.calibration import Calibration, TableMember
 from coe.calibration.choose import System, asked
 from coe.cascade import Accounting
-from sim.studies.candidates import sequences
-from sim.studies.plan import n_labels_of, panel_of
+from sim.studies.candidates import n_labels_of, panel_of, sequences
+from sim.sweep import EnsembleVotes
 from sim.traces import read_costs, read_trace
 
 SUM = {"a": 1, "b": 2, "c": 3, "best": 10}
@@ -141,7 +141,7 @@ def test_on_a_shared_trace_the_choice_matches_the_best_single_model_for_less(sim
 def test_a_table_replays_to_what_the_chooser_decided(
     sim: Program, synthetic, trace_path: Path, tmp_path: Path, rule: str
 ):
-    panel = panel_of(synthetic, n_labels_of(synthetic))
+    panel = panel_of(EnsembleVotes(synthetic), n_labels_of(synthetic))
     tiers = (("a",), ("b", "c"), ("best",)) if rule == "calibrated" else (("a", "b", "c"), ("best",))
     tiers = (("a",), ("c",), ("best",)) if rule == "confidence" else tiers
     thresholds = {"calibrated": (), "agreement": (2.0,), "confidence": (0.75, 0.5)}[rule]
