@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,10 +26,12 @@ from coe.cascade.errors import ConfigError, InputError, describe_error
 from coe.cascade.types import Array, Labels
 
 from .input_spec import InputSpec
-from .tables import ID, LABEL, Label, TableReader, as_shape, find_column, number_in, read_table
 from .tables import SUFFIXES as TABLES
+from .tables import find_column, read_table
 
-FILE = ("file", "path", "image", "filename")  # names that a column may have, the first that is there
+LABEL = ("label", "class", "target", "y")  # names that a column may have, the first that is there
+ID = ("id", "example_id")
+FILE = ("file", "path", "image", "filename")
 TEXT = ("text", "sentence")
 LISTS = ("labels.tsv", "labels.csv")
 LINES = (".jsonl", ".ndjson", ".json")
@@ -36,6 +39,8 @@ ARRAYS = (".npz", ".npy")
 FILES = {"image": (".png", ".jpg", ".jpeg"), "text": (".txt",), "tensor": (".npy", ".csv")}  # one example each
 X, Y = ("x", "examples", "images", "data", "features"), ("y", "labels", "label", "targets", "target")
 MOST_BYTES = 64 * 2**20  # of one file that is an example
+
+Label = str | int | None  # as written: a name, or a number; None: it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,32 +115,36 @@ def read_labelled(place: Path, input_spec: InputSpec, limit: int | None = None) 
     Raises:
         ConfigError: there are none, or one cannot be read; names the file, the row and what was expected.
     """
-    suffix = place.suffix.lower()
-    try:
-        if place.is_dir():
-            rows = _in_folder(place, input_spec)
-        elif suffix in TABLES:
-            rows = _in_table(place, input_spec)
-        elif suffix in LINES:
-            rows = _in_lines(place, input_spec)
-        elif suffix in ARRAYS:
-            rows = _in_arrays(place)
-        else:
-            forms = ", ".join((*TABLES, *LINES[:1], *ARRAYS))
-            fix = "correct the name" if place.is_file() else "it does not exist: correct the path"
-            raise ConfigError([f"expected a folder, or a file that ends in {forms}, got {place} ({fix})"])
-        first = list(islice(rows, limit))
-    except (ValueError, InputError) as error:
-        raise ConfigError([str(error)], str(place)) from None
-    except OSError as error:
-        raise ConfigError([f"cannot be read: {describe_error(error)}"], str(place)) from None
-    if not first:
+    rows = list(islice(rows_in(place, input_spec), limit))
+    if not rows:
         raise ConfigError(["expected examples, got none"], str(place))
-    ids, values, written = zip(*first, strict=True)
+    ids, values, written = zip(*rows, strict=True)
     return LabelledExamples(ids, values, written, str(place))
 
 
 Row = tuple[str, bytes | Array, Label]
+
+
+def rows_in(place: Path, spec: InputSpec) -> Iterator[Row]:
+    """Id, value and label of each example as they are read, as `read_labelled` says; it has the errors, too."""
+    suffix = place.suffix.lower()
+    try:
+        if place.is_dir():
+            yield from _in_folder(place, spec)
+        elif suffix in TABLES:
+            yield from _in_table(place, spec)
+        elif suffix in LINES:
+            yield from _in_lines(place)
+        elif suffix in ARRAYS:
+            yield from _in_arrays(place)
+        else:
+            forms = ", ".join((*TABLES, *LINES[:1], *ARRAYS))
+            fix = "rename it" if place.is_file() else "it does not exist: correct the path"
+            raise InputError(f"expected a folder, or a file that ends in {forms}, got another ({fix})")
+    except (ValueError, InputError) as error:
+        raise ConfigError([str(error)], str(place)) from None
+    except OSError as error:
+        raise ConfigError([f"cannot be read: {describe_error(error)}"], str(place)) from None
 
 
 def _in_folder(folder: Path, spec: InputSpec) -> Iterator[Row]:
@@ -207,31 +216,151 @@ def read_regular(path: Path) -> bytes:
 
 
 def _in_table(path: Path, spec: InputSpec, *, is_list: bool = False) -> Iterator[Row]:
-    """Rows with file names, texts or numbers, as the task is."""
     table = read_table(path, quoted=spec.kind != "text" or path.suffix.lower() != ".tsv")  # as SST-2 is published
-    names = tuple(table)
-    rows = list(zip(*table.values(), strict=True))
-    name, label = (find_column(names, wanted) for wanted in (ID, LABEL))
-    ids = table[name] if name else [f"{path.stem}-{number:05d}" for number in range(len(rows))]
-    kind = TEXT if spec.kind == "text" and not is_list else FILE
-    column = find_column(names, kind)
-    if column is None and spec.kind == "tensor" and not is_list:
-        reader = TableReader(names, spec)
-        for own, cells in zip(ids, rows, strict=True):
-            if (found := reader.add(cells)) is not None:
-                yield own, *found
-        return
-    if column is None or (is_list and label is None):
-        raise InputError(f"expected the columns {kind[0]} and label, got {', '.join(names)}")
-    labels: Sequence[Label] = table[label] if label else [None] * len(rows)
-    for own, cell, written in zip(ids, table[column], labels, strict=True):
-        if kind is TEXT:
-            yield own, cell.encode(), written
+    reader = TableReader(tuple(table), spec, path.parent, is_list=is_list)
+    for number, cells in enumerate(zip(*table.values(), strict=True), start=1):
+        try:
+            found = reader.add(cells)
+        except (InputError, ValueError, OSError) as error:
+            raise InputError(f"row {number}: {describe_error(error)}") from None
+        if found is not None:
+            value, label = found
+            yield reader.id_of(cells) or f"{path.stem}-{number:05d}", value, label
+
+
+class TableReader:
+    """Makes examples of the rows of a table: of numbers, of texts, or of the names of files.
+
+    Where a row has fewer numbers than an example, `window` rows in turn are one, and the next one begins `hop` rows
+    later; its label is the one that most of its rows have.
+
+    Args:
+        names: of the table's columns.
+        folder: where relative file names start.
+        columns: of numbers, in the model's order, or the one of the texts or files; (): all but the label's and the
+            id's, or the first of TEXT or FILE.
+        label: the label's column; "": one of LABEL, where there is one.
+        window, hop: rows; 0: as many as the task's shape asks for, and as many as the window.
+        is_list: of files, each with a label, whatever the task's examples are.
+    Raises:
+        InputError: the columns do not give what the task takes.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        spec: InputSpec,
+        folder: Path = Path(),
+        columns: Sequence[str] = (),
+        label: str = "",
+        window: int = 0,
+        hop: int = 0,
+        *,
+        is_list: bool = False,
+    ) -> None:
+        missing = [name for name in (*columns, *([label] if label else [])) if name not in names]
+        if missing:
+            raise InputError(f"expected the column {missing[0]}, got {', '.join(names)}")
+        self._spec, self._folder = spec, folder
+        found, own = label or find_column(names, LABEL), find_column(names, ID)
+        self._label = names.index(found) if found and found not in columns else None
+        self._id = names.index(own) if own and own not in columns else None
+        kind = TEXT if spec.kind == "text" and not is_list else FILE
+        column = (columns or (find_column(names, kind),))[0]
+        self._holds = "text" if kind is TEXT else "file"
+        if spec.kind == "tensor" and not is_list and (columns or column is None):
+            self._holds = "numbers"
+            self.columns = tuple(columns) or tuple(name for name in names if name not in (found, own))
+        elif column is None or (is_list and found is None):
+            raise InputError(f"expected the columns {kind[0]} and label, got {', '.join(names)}")
         else:
-            yield own if name else cell, read_example(path.parent / cell, spec), written
+            self.columns = (column,)
+        self._places = [names.index(name) for name in self.columns]
+        self.window = self._window(window) if self._holds == "numbers" else 1
+        self.hop = hop or self.window
+        self._rows: deque[list[float]] = deque(maxlen=self.window)
+        self._labels: deque[Label] = deque(maxlen=self.window)
+        self._skip = 0  # rows before the next window begins
+
+    def _window(self, window: int) -> int:
+        shape, n, n_columns = list(self._spec.shape), math.prod(self._spec.shape), len(self.columns)
+        found = window or (n // n_columns if n_columns and n % n_columns == 0 else 0)
+        if not found or found * n_columns != n:
+            listed = f"{', '.join(self.columns[:8])}{', ..' if n_columns > 8 else ''}"
+            got = f"{f'{window} rows of ' if window else ''}{n_columns} columns ({listed})"
+            raise InputError(
+                f"expected {n} numbers an example for the shape {shape}, got {got} (name them: `columns:`)"
+            )
+        return found
+
+    def begin_anew(self) -> None:
+        """The next window begins with the next row: one in between is missing."""
+        self._rows.clear()
+        self._labels.clear()
+        self._skip = 0
+
+    def id_of(self, cells: Sequence[str]) -> str:
+        """The row's own name; "" where it has none."""
+        if self._id is not None:
+            return cells[self._id].strip()
+        return cells[self._places[0]] if self._holds == "file" else ""
+
+    def add(self, cells: Sequence[str]) -> tuple[bytes | Array, Label] | None:
+        """The example that this row completes, and its label; None where it completes none.
+
+        Raises:
+            InputError: a cell is no number; the next window begins after this row.
+            OSError, ValueError: its file cannot be read.
+        """
+        label: Label = None if self._label is None else cells[self._label].strip() or None
+        cell = cells[self._places[0]]
+        if self._holds == "text":
+            return cell.encode(), label
+        if self._holds == "file":
+            return read_example(self._folder / cell, self._spec), label
+        try:
+            row = [number_in(cells[place], name) for place, name in zip(self._places, self.columns, strict=True)]
+        except InputError:
+            self.begin_anew()
+            raise
+        if self._skip:
+            self._skip -= 1
+            return None
+        self._rows.append(row)
+        self._labels.append(label)
+        if len(self._rows) < self.window:
+            return None
+        x = as_shape(np.array(self._rows, dtype=np.float32), self._spec.shape)
+        label = Counter(self._labels).most_common(1)[0][0]
+        for _ in range(min(self.hop, self.window)):
+            self._rows.popleft()
+            self._labels.popleft()
+        self._skip = max(0, self.hop - self.window)
+        return x, label
 
 
-def _in_lines(path: Path, spec: InputSpec) -> Iterator[Row]:
+def as_shape(rows: Array, shape: tuple[int, ...]) -> Array:
+    """(*shape) from (W, C) rows of channels: as they are, by channel where the shape is (C, W), or flat.
+
+    Raises:
+        InputError: it holds another number of them.
+    """
+    if rows.size != math.prod(shape):
+        raise InputError(f"expected numbers for the shape {list(shape)}, got {' x '.join(map(str, rows.shape))}")
+    inner = tuple(dim for dim in shape if dim != 1)
+    by_channel = rows.ndim == 2 and inner == rows.shape[::-1] and inner != rows.shape
+    return np.ascontiguousarray(rows.T if by_channel else rows).reshape(shape)
+
+
+def number_in(cell: str, name: str) -> float:
+    """The number in a cell; raises InputError, which names the column."""
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(f'column {name}: expected a number, got "{cell}"') from None
+
+
+def _in_lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -1,25 +1,15 @@
-"""Tables in text, as spreadsheets, pandas and loggers write them: CSV with any usual delimiter, and TSV.
-
-Rows that hold less than an example are put together: windows of a sensor's rows.
-"""
+"""Tables in text, as spreadsheets, pandas and loggers write them: CSV with any usual delimiter, and TSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import re
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from coe.cascade.errors import ConfigError, InputError
-from coe.cascade.types import Array
-
-from .input_spec import InputSpec
+from coe.cascade.errors import ConfigError
 
 SUFFIXES = (".csv", ".tsv")
 GUESSED = ",;\t|"  # whichever the header line has most of
@@ -27,10 +17,6 @@ INDEX = re.compile(r"|Unnamed: \d+|level_\d+")  # names of a column that pandas 
 DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 MOST_CELL = 2**24  # characters
-LABEL = ("label", "class", "target", "y")  # names that a column may have, the first that is there
-ID = ("id", "example_id")
-
-Label = str | int | None  # as written: a name, or a number; None: it is not known
 
 
 class Rows:
@@ -129,101 +115,3 @@ def find_column(names: Iterable[str], wanted: Iterable[str]) -> str | None:
     """The first of the wanted columns that is there, whatever its case and the spaces in it."""
     there = {re.sub(r"[\s_-]+", "_", name.strip().casefold()): name for name in names}
     return next((there[name] for name in wanted if name in there), None)
-
-
-class TableReader:
-    """Puts the numbers in a table's rows together to examples.
-
-    Where a row has fewer numbers than an example, `window` rows in turn are one, and the next one begins `hop` rows
-    later; its label is the one that most of its rows have.
-
-    Args:
-        names: of the table's columns.
-        columns: of numbers, in the model's order; (): all but the label's and the id's.
-        label: the label's column; "": one of LABEL, where there is one.
-        window: rows; 0: as many as the task's shape asks for.
-        hop: rows; 0: as many as the window.
-    Raises:
-        InputError: the columns do not give what the task takes.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        spec: InputSpec,
-        columns: Sequence[str] = (),
-        label: str = "",
-        window: int = 0,
-        hop: int = 0,
-    ) -> None:
-        if spec.kind != "tensor":
-            raise InputError(f"expected a task of numbers (kind: tensor), got one of {spec.kind}s")
-        missing = [name for name in (*columns, *([label] if label else [])) if name not in names]
-        if missing:
-            raise InputError(f"expected the column {missing[0]}, got {', '.join(names)}")
-        found = label or find_column(names, LABEL)
-        others = {found, find_column(names, ID)}
-        self.columns = tuple(columns) or tuple(name for name in names if name not in others)
-        self._label = names.index(found) if found and found not in columns else None
-        self._places = [names.index(name) for name in self.columns]
-        n = math.prod(spec.shape)
-        self.window = window or (n // len(self.columns) if self.columns and n % len(self.columns) == 0 else 0)
-        if self.window * len(self.columns) != n:
-            listed = f"{len(self.columns)} ({', '.join(self.columns[:8])}{', ..' if len(self.columns) > 8 else ''})"
-            wanted = f"{n} columns of numbers" if not window else f"{n / window:g} columns in windows of {window} rows"
-            raise InputError(
-                f"expected {wanted} for the task's shape {list(spec.shape)}, got {listed} (name them: `columns:`)"
-            )
-        self.hop = hop or self.window
-        self._shape = spec.shape
-        self._rows: deque[list[float]] = deque(maxlen=self.window)
-        self._labels: deque[Label] = deque(maxlen=self.window)
-        self._skip = 0  # rows before the next window begins
-
-    def add(self, cells: Sequence[str]) -> tuple[Array, Label] | None:
-        """The example that this row completes, and its label; None where it completes none.
-
-        Raises:
-            InputError: a cell is no number; the next window begins after this row.
-        """
-        try:
-            row = [number_in(cells[place], name) for place, name in zip(self._places, self.columns, strict=True)]
-        except InputError:
-            self._rows.clear()
-            self._labels.clear()
-            self._skip = 0
-            raise
-        if self._skip:
-            self._skip -= 1
-            return None
-        self._rows.append(row)
-        self._labels.append(None if self._label is None else cells[self._label].strip() or None)
-        if len(self._rows) < self.window:
-            return None
-        x = as_shape(np.array(self._rows, dtype=np.float32), self._shape)
-        label = Counter(self._labels).most_common(1)[0][0]
-        for _ in range(min(self.hop, self.window)):
-            self._rows.popleft()
-            self._labels.popleft()
-        self._skip = max(0, self.hop - self.window)
-        return x, label
-
-
-def as_shape(rows: Array, shape: tuple[int, ...]) -> Array:
-    """(*shape) from (W, C) rows of channels: as they are, by channel where the shape is (C, W), or flat.
-
-    Raises:
-        InputError: it holds another number of them.
-    """
-    if rows.size != math.prod(shape):
-        raise InputError(f"expected numbers for the shape {list(shape)}, got {' x '.join(map(str, rows.shape))}")
-    inner = tuple(dim for dim in shape if dim != 1)
-    by_channel = rows.ndim == 2 and inner == rows.shape[::-1] and inner != rows.shape
-    return np.ascontiguousarray(rows.T if by_channel else rows).reshape(shape)
-
-
-def number_in(cell: str, name: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise InputError(f'column {name}: expected a number, got "{cell}"') from None

@@ -35,7 +35,7 @@ from coe.models.inputs import InputDecoder
 from edge.agent import RemoteTiers
 from edge.config import default_config, read_config
 from edge.sinks import Event, Outcome
-from edge.sources import Example, SourceConfig, open_source
+from edge.sources import Example, open_data
 from edge.tally import answers_warnings
 
 from .config import Baseline, DriftConfig
@@ -318,16 +318,13 @@ def calibrate_command(arguments: Sequence[str]) -> int:
         "decides, on examples like those to come.",
     )
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
-    parser.add_argument("--data", required=True, help="folder of images, or - for JSON lines on standard input")
+    parser.add_argument("--data", required=True, help="what `coe-sim record` takes, or - for JSON lines on stdin")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the first N examples")
     parser.add_argument("--audit", action="store_true", help="also send the cloud the examples that the device decides")
     parser.add_argument("--json", action="store_true", help="print JSON in place of YAML")
     options = parser.parse_args(arguments)
     config = read_config(options.config or default_config())
-    folder = Path(options.data).expanduser()
-    if options.data != "-" and not folder.is_dir():
-        raise ConfigError([f'--data: expected a folder of images or -, got "{options.data}"'])
-    source = open_source(SourceConfig("stdin") if options.data == "-" else SourceConfig("folder", folder), once=True)
+    source = open_data(options.data, config.cascade.task)
     cascade = open_cascade(config.cascade)
     try:
         remote_tiers = RemoteTiers(cascade, InputDecoder(config.cascade.task.input_spec))

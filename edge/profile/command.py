@@ -24,7 +24,7 @@ from coe.config.yaml_edit import CannotEdit, replace_file, with_values
 from coe.models.input_spec import InputSpec
 from coe.models.inputs import InputDecoder
 from edge.config import AgentConfig, default_config, read_config
-from edge.sources import SourceConfig, open_source
+from edge.sources import Source, SourceConfig, open_data, open_source
 from edge.tally import answers_warnings
 
 from .payloads import PayloadCost, compare_payloads
@@ -55,12 +55,12 @@ class ProfileExamples:
 
 
 def read_examples(data: str | None, config: AgentConfig, limit: int) -> ProfileExamples:
-    """The first `limit` examples of `data`: a folder of images, "digits", or "-": JSON lines on standard input.
+    """The first `limit` examples of `data`: "digits", or what `open_data` takes.
 
     Args:
         data: None: the digits where the config's source is these, else blank ones.
     Raises:
-        ConfigError: there is no such folder, or nothing in it that the task takes.
+        ConfigError: there is no such place, or nothing in it that the task takes.
     """
     input_spec = config.cascade.task.input_spec
     if data is None and config.source.kind == DIGITS:
@@ -73,20 +73,16 @@ def read_examples(data: str | None, config: AgentConfig, limit: int) -> ProfileE
         )
     if data == DIGITS:
         description = "bundled digits, a test split: look, but choose nothing by it"
-        return _read(SourceConfig(DIGITS), input_spec, limit, description)
-    if data == "-":
-        return _read(SourceConfig("stdin"), input_spec, limit, "examples of standard input")
-    path = Path(data).expanduser()
-    if not path.is_dir():
-        raise ConfigError([f'--data: expected a folder of images, "digits" or -, got "{data}"'])
-    return _read(SourceConfig("folder", path), input_spec, limit, f"images of {data}")
+        return _read(open_source(SourceConfig(DIGITS)), input_spec, limit, description)
+    description = "examples of standard input" if data == "-" else f"examples of {data}"
+    return _read(open_data(data, config.cascade.task), input_spec, limit, description)
 
 
-def _read(config: SourceConfig, input_spec: InputSpec, limit: int, description: str) -> ProfileExamples:
+def _read(source: Source, input_spec: InputSpec, limit: int, description: str) -> ProfileExamples:
     decoder = InputDecoder(input_spec)
     batches, times = [], []
     first_error, n_unread = "", 0
-    for example in open_source(config, once=True).examples(threading.Event()):
+    for example in source.examples(threading.Event()):
         try:
             if example.value is None:
                 raise InputError(str(example.error))
@@ -255,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="YAML file; default: the bundled digits")
     parser.add_argument(
         "--data",
-        metavar="FOLDER",
-        help='images to run on, "digits" (bundled), or - for JSON lines on standard input; default: the digits where '
+        metavar="PLACE",
+        help='folder or file of examples, "digits" (bundled), or - for JSON lines on stdin; default: the digits where '
         "they are the config's source, else a blank example",
     )
     parser.add_argument("--limit", type=positive_int, default=200, metavar="N", help="examples at most (default: 200)")

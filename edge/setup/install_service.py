@@ -268,7 +268,7 @@ def _show(service: ServiceUnit, target: Path, commands: list[list[str]]) -> None
 
 def _warnings(service: ServiceUnit) -> list[str]:
     found = []
-    if service.config.source.kind == "stdin":
+    if service.config.source.is_standard_input:
         found.append("a service has no standard input: it would end at once (set `source:` to a folder, for example)")
     if not service.user:
         closed = next((path for path in service.files_to_read() if not _is_open_to_all(path)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from coe.protocol.channel import fix_of_address, split
 from coe.protocol.credentials import is_loopback
 
 KINDS: dict[str, tuple[str, ...]] = {"digits": ("repeat",), "folder": ("path", "watch", "poll")}  # and their settings
+KINDS |= {"csv": ("path", "columns", "label", "window", "hop"), "arrays": ("path",)}
 KINDS |= dict.fromkeys(("stdin", "camera", "grpc"), ())
 STREAMS = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
 MOST_UNIX_PATH = 107  # bytes: the operating system's own limit
@@ -73,15 +74,24 @@ class SourceConfig:
     """Where examples come from: one of KINDS, or "several" `parts`."""
 
     kind: str = setting(REQUIRED, "Kind; the other settings follow from it.", choices=tuple(KINDS))
-    path: Path | None = setting(None, "The folder.", usual="required")
+    path: Path | None = setting(None, "The folder or file.", usual="required")
     watch: bool = setting(False, "Wait for files that come later.")
     poll: bool = setting(False, "Look through the folder now and then, whatever the system tells of new files.")
     remember: bool = setting(False, "Skip files that were decided before a restart.", usual="true with `state`")
     repeat: int = setting(1, "Number of passes over them.", low=1)
+    columns: tuple[str, ...] = setting((), "Columns of numbers in the model's order.", usual="all but label and id")
+    label: str = setting("", "The column of labels.", usual="label, class, target or y, if there")
+    window: int = setting(0, "Rows that are one example.", usual="as many as the input's shape takes", high=1_000_000)
+    hop: int = setting(0, "Rows from one window's begin to the next one's.", usual="`window`", high=1_000_000)
     interval_s: float = setting(0, "Least time between two examples.", unit="ms", high=86_400_000)
     camera: CameraConfig | None = None
     server: GrpcSourceConfig | None = None
     parts: tuple[SourceConfig, ...] = ()
+    task: Task | None = field(default=None, compare=False)
+
+    @property
+    def is_standard_input(self) -> bool:
+        return self.kind == "stdin" or (self.kind == "csv" and self.path is None)
 
     @property
     def each(self) -> tuple[SourceConfig, ...]:
@@ -102,7 +112,7 @@ def read_sources(fields: Fields, folder: Path, task: Task, n_tiers: int = 1) -> 
     parts = tuple(_read_source(entry, folder, task, n_tiers, remembers) for entry in entries)
     if not parts:
         fields.wrong("sources", "expected at least one source, got none (add one, or leave `sources:` out)")
-    elif sum(part.kind == "stdin" for part in parts) > 1:
+    elif sum(part.is_standard_input for part in parts) > 1:
         fields.wrong("sources", "expected standard input once, got it twice (leave one out)")
     return parts[0] if len(parts) == 1 else SourceConfig("several", parts=parts)
 
@@ -113,8 +123,14 @@ def _read_source(fields: Fields, folder: Path, task: Task, n_tiers: int, remembe
     kind = fields.choice("kind", tuple(KINDS))
     if len(fields.report.findings) > n_findings:  # of what kind the other settings are is not known
         return SourceConfig(kind)
-    given: dict[str, Any] = {"kind": kind}
-    if kind == "folder":
+    given: dict[str, Any] = {"kind": kind, "task": task}
+    if kind == "csv" and fields.raw("path", "-") == "-":
+        given["path"] = None
+    elif kind == "arrays":
+        fields.text("path")
+        if task.input_spec.kind == "text":
+            fields.wrong("kind", "expected a task of numbers or images for arrays, got one of texts")
+    elif kind == "folder":
         fields.text("path")
         watch = fields.flag("watch", False)
         if fields.has("remember") and not watch:

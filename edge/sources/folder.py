@@ -333,6 +333,10 @@ def _view(numbers: Array) -> memoryview:
     return memoryview(numbers)  # type: ignore[arg-type]
 
 
+def holds_images(folder: Path) -> bool:
+    return next(_images_in(folder), None) is not None
+
+
 def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
     """A folder's files of an image's name; of what is no link, without asking the disk for each."""
     with os.scandir(folder) as entries:

@@ -36,37 +36,38 @@ class JsonLinesSource:
         self.labels = labels
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
-        for number, line in enumerate(self._lines(stop), start=1):
+        for number, line in enumerate(read_lines(self.stream, stop, self.poll_s), start=1):
             if len(line) > MOST_LINE_BYTES:
                 why = f"expected a line of at most {MOST_LINE_BYTES:,} bytes, got a longer one"
                 yield Example(f"line-{number}", None, error=f"cannot be read: {why}")
             elif line.strip():
                 yield parse_line(line, f"line-{number}", self.labels)
 
-    def _lines(self, stop: threading.Event) -> Iterator[bytes]:
-        """Lines as they come; a stream without input does not keep the agent from stopping. Of a line that is too long,
-        the first MOST_LINE_BYTES and some more.
-        """
-        descriptor = self.stream.fileno()
-        parts: list[bytes] = []  # of the line whose end has not come
-        n_bytes = 0  # of them
-        while not stop.is_set():
-            ready, _, _ = select.select([descriptor], [], [], self.poll_s)
-            if not ready:
-                continue
-            chunk = os.read(descriptor, 2**16)  # returns what is there, without waiting for a full buffer
-            if not chunk:
-                break
-            first, *others = chunk.split(b"\n")
-            if n_bytes <= MOST_LINE_BYTES:  # the rest of a line that is too long is dropped
-                parts.append(first)
-                n_bytes += len(first)
-            if others:
-                yield b"".join(parts)
-                yield from others[:-1]
-                parts, n_bytes = [others[-1]], len(others[-1])
-        if n_bytes and not stop.is_set():
+
+def read_lines(stream: BinaryIO, stop: threading.Event, poll_s: float = 0.2) -> Iterator[bytes]:
+    """Lines as they come; a stream without input does not keep the agent from stopping. Of a line that is too long,
+    the first MOST_LINE_BYTES and some more.
+    """
+    descriptor = stream.fileno()
+    parts: list[bytes] = []  # of the line whose end has not come
+    n_bytes = 0  # of them
+    while not stop.is_set():
+        ready, _, _ = select.select([descriptor], [], [], poll_s)
+        if not ready:
+            continue
+        chunk = os.read(descriptor, 2**16)  # returns what is there, without waiting for a full buffer
+        if not chunk:
+            break
+        first, *others = chunk.split(b"\n")
+        if n_bytes <= MOST_LINE_BYTES:  # the rest of a line that is too long is dropped
+            parts.append(first)
+            n_bytes += len(first)
+        if others:
             yield b"".join(parts)
+            yield from others[:-1]
+            parts, n_bytes = [others[-1]], len(others[-1])
+    if n_bytes and not stop.is_set():
+        yield b"".join(parts)
 
 
 def parse_line(line: bytes, default_id: str, labels: Sequence[str] = ()) -> Example:

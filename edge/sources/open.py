@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coe.cascade.errors import ConfigError
+from coe.config.manifest import Task
 from coe.zoo import digits
 
 from .base import Example, Source
@@ -169,7 +171,15 @@ def open_source(config: SourceConfig, once: bool = False, history: FileHistory |
 
         if sys.stdin is None:
             raise ConfigError(["source: expected JSON lines on standard input, which is closed (pipe them in)"])
-        return JsonLinesSource(sys.stdin.buffer)
+        return JsonLinesSource(sys.stdin.buffer, labels=config.task.labels if config.task else ())
+    if config.kind in ("csv", "arrays"):
+        from .table import PlaceSource, TableSource
+
+        assert config.task is not None
+        if config.kind == "csv":
+            return TableSource(config, config.task)
+        assert config.path is not None
+        return PlaceSource(config.path, config.task)
     if config.kind == "camera":
         from .camera import CameraSource
 
@@ -181,6 +191,25 @@ def open_source(config: SourceConfig, once: bool = False, history: FileHistory |
         assert config.server is not None
         return GrpcSource(config.server, once=once)
     return DigitsSource(config.repeat)
+
+
+def open_data(reference: str, task: Task) -> Source:
+    """What a flag `--data` names: "-", JSON lines on standard input; or a folder or a file, labelled or not.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
+    if reference == "-":
+        return open_source(SourceConfig("stdin", task=task))
+    from .folder import FolderSource, holds_images
+    from .table import PlaceSource
+
+    place = Path(reference).expanduser()
+    if not place.exists():
+        raise ConfigError([f'--data: expected a folder, a file or -, got "{reference}" (no such file)'])
+    if task.input_spec.kind == "image" and place.is_dir() and holds_images(place):
+        return FolderSource(place)  # which passes over a file that cannot be read
+    return PlaceSource(place, task)
 
 
 def _open_folder(config: SourceConfig, once: bool, history: FileHistory | None) -> Source:

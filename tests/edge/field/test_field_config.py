@@ -110,7 +110,7 @@ def test_what_is_never_sent_needs_models_that_tell_it(tmp_path):
     [
         (["--data", ".", "--limit", "-3"], "argument --limit: expected a whole number from 1, got -3"),
         (["--data", ".", "--limit", "0"], "argument --limit: expected a whole number from 1, got 0"),
-        (["--data", "nowhere"], '--data: expected a folder of images or -, got "nowhere"'),
+        (["--data", "nowhere"], '--data: expected a folder, a file or -, got "nowhere" (no such file)'),
     ],
 )
 def test_what_calibrate_cannot_take_is_the_users_error(tmp_path, capsys, arguments, message):
@@ -126,7 +126,7 @@ def test_calibrate_with_nothing_to_read_is_the_users_error(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ["calibrate", "--config", str(config_of(tmp_path)), "--data", str(tmp_path / "empty")]
     assert main(arguments) == 2
-    assert "--data: expected examples" in capsys.readouterr().err
+    assert "in a folder per label, or a labels.tsv, got nothing" in capsys.readouterr().err
 
 
 def test_a_window_of_the_spool_and_a_scene_s_task_are_checked(tmp_path):

@@ -153,7 +153,7 @@ def test_the_tables_say_it_in_words(config, images, capsys):
     assert re.search(r"^in the config, at this tier: parallel: (true|false), threads: \d", out, re.M)
     assert re.search(r"^  jpeg 50 +\d+ +[\d.]+x +[\d.]+% +[\d.]+% +-$", out, re.M)
     assert "the cloud's labels were not compared: nothing was sent there (--ask-cloud sends these examples)" in out
-    assert re.search(r"coe-edge: 12 images of .*; \d+ core", err)
+    assert re.search(r"coe-edge: 12 examples of .*; \d+ core", err)
     assert re.search(r"coe-edge: decoding and checking one takes [\d.]+ (us|ms), which no plan below includes", err)
     assert "coe-edge: tier device: round 1 of 1: in turn on 1 thread: " in err
 
@@ -228,9 +228,9 @@ def test_images_that_cannot_be_read_are_left_out_and_told(config, images, capsys
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "--data: expected examples the task takes, got none: it is empty"),
+        ({}, "in a folder per label, or a labels.tsv, got nothing"),
         ({"a.png": b"x"}, "--data: expected examples the task takes, got none: example a.png: expected a PNG or JPEG"),
-        (None, '--data: expected a folder of images, "digits" or -, got "'),
+        (None, '--data: expected a folder, a file or -, got "'),
     ],
 )
 def test_data_that_is_no_data_is_the_users_error_in_one_line(config, tmp_path, capsys, files, message):

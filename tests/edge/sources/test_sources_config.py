@@ -79,7 +79,8 @@ def test_several_are_a_list_and_one_in_a_list_is_one():
 BAD = [
     (
         {"kind": "fodler"},
-        'source.kind: expected one of digits, folder, stdin, camera, grpc, got "fodler"; did you mean "folder"?',
+        "source.kind: expected one of digits, folder, csv, arrays, stdin, camera, grpc, "
+        'got "fodler"; did you mean "folder"?',
     ),
     ({"kind": "folder"}, "source.path: expected a text, got nothing (add it)"),
     ({"kind": "folder", "path": "a", "wach": True}, 'source.wach: unknown setting (did you mean "watch"?)'),
