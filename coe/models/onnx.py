@@ -37,7 +37,7 @@ DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint
 OTHER_DTYPES = {f"tensor({name})": name for name in ("int8", "int32", "int64")} | {"tensor(double)": "float64"}
 STRINGS = "tensor(string)"
 BY_LABEL = ("seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))")  # of ZipMap: a probability a label
-OF_PROBABILITIES = ("prob", "logit", "score", "softmax")  # words in the names of such outputs
+OF_PROBABILITIES = ("prob", "class", "logit", "score", "softmax")  # words in the names of such outputs
 NO_REPORTS = "ORT_DISABLE_TELEMETRY"  # or it reports to Microsoft what it runs, under an id it writes for this device
 LARGEST_BOUND = 1 << 18  # bytes of an input: above it, copying one costs more than binding it saves
 

@@ -32,6 +32,7 @@ from .accuracy import ask_members, read_spread
 SUFFIXES = (".onnx", ".tflite")  # where a model is there in both, the first
 FLOATS = ("float32", "float16", "float64", "int8")  # int8 models take floats, and are given them quantised
 IMAGE_SCALE = 1 / 255
+EMBEDDING = 64  # numbers an example, that are none a label
 
 
 @dataclass(frozen=True)
@@ -197,15 +198,14 @@ def _n_labels(path: Path, signature: ModelSignature, wanted: int) -> int:
         if tensor.dtype.startswith("seq(map"):
             sizes.append(len(file_labels(path, path.read_bytes(), wanted)) or wanted or _n_by_label(path))
         elif tensor.dtype in FLOATS or tensor.dtype == "uint8":
-            if len(inner) > 1 or len(tensor.dims) == 0:
+            if len(inner) > 1 or "box" in tensor.name.lower() or tensor.name == "variable":
                 raise ConfigError([f"expected a classifier, got {_looks_like(signature)} (export one)"], str(path))
             sizes.append((inner[0] or 0) if inner else 2)
-    n_labels = wanted if wanted in sizes else min((size for size in sizes if size > 1), default=0)
-    if n_labels < 2:
+    n_labels = wanted if wanted in sizes or not sizes else min((size for size in sizes if size > 1), default=0)
+    if n_labels < 2 or (wanted and wanted not in sizes):
         got = _looks_like(signature)
-        raise ConfigError(
-            [f"expected an output [batch, labels] with two labels or more, got {got} (export a classifier)"], str(path)
-        )
+        labels = f"{wanted}] for the labels" if wanted else "labels] with two labels or more"
+        raise ConfigError([f"expected an output [batch, {labels}, got {got} (export a classifier)"], str(path))
     return n_labels
 
 
@@ -225,6 +225,10 @@ def _looks_like(signature: ModelSignature) -> str:
         return f"what looks like a detector: {shown}"
     if any(len(shape) == 3 for shape in shapes):
         return f"what looks like a segmentation: {shown}"
+    if names == "variable":  # as skl2onnx calls it
+        return f"what looks like a regression: {shown}"
+    if max((shape[0] or 0 for shape in shapes if len(shape) == 1), default=0) >= EMBEDDING:
+        return f"what looks like an embedding: {shown}"
     return f"outputs {shown}"
 
 

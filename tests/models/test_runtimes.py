@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from strategies import LinearModel
+from tiny_models import linear_module
 
-from coe.cascade import Agreement, Batch, LocalTier
+from coe.cascade import Agreement, Batch, LocalTier, ModelError
 from coe.models import load
 from coe.models.onnx import OnnxMember
 
@@ -165,3 +168,22 @@ def test_a_large_example_is_read_where_it_lies(shelf, monkeypatch):
     x = np.ones((1, 1, 4, 4), dtype=np.float32)
     assert member.predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
     assert member._bound is None
+
+
+def test_torchscript_that_is_named_pt_is_recognised(shelf, script_file):
+    spec = shelf.put("a.pt", script_file, pinned=True)
+    assert spec.format == "torch"
+    x = np.random.default_rng(0).normal(size=(5, 1, 4, 4)).astype(np.float32)
+    assert load(spec).predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
+    with pytest.raises(ModelError, match="a torchscript file can run code as it loads"):
+        load(replace(spec, pinned=False))
+
+
+def test_an_exported_program_for_one_example_is_run_row_by_row(shelf):
+    import torch
+
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(linear_module(), (torch.zeros(1, 1, 4, 4),)), buffer)
+    x = np.random.default_rng(0).normal(size=(5, 1, 4, 4)).astype(np.float32)
+    member = load(shelf.put("a.pt2", buffer.getvalue(), pinned=True))
+    assert member.predict(x) == pytest.approx(LinearModel()(x), abs=1e-5)
