@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="the benchmarks are i
 
 def bench(name: str, *arguments: str) -> dict:
     done = subprocess.run(
-        [sys.executable, str(BENCH / name), *arguments], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, str(BENCH / name), *arguments], capture_output=True, text=True, check=True, timeout=400
     )
     return json.loads(done.stdout)
 

@@ -21,7 +21,7 @@ from programs import BOUND_S, Cloud, Program, closed_port, edge, until
 
 from coe.zoo import digits
 
-KILLS = int(os.environ.get("COE_KILLS", "40"))
+KILLS = int(os.environ.get("COE_KILLS", "16"))
 
 CONFIG = """
 task: zoo:digits

@@ -23,7 +23,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent / "sinks"))
 from receiver import Receiver
 from test_kills import CONFIG, Camera, spool_status, turn
 
-KILLS = int(os.environ.get("COE_KILLS", "20"))
+KILLS = int(os.environ.get("COE_KILLS", "12"))
 Records = Callable[[], list[dict[str, Any]]]
 
 
