@@ -2,7 +2,7 @@
 
 Examples come to each device as a Poisson process. What many devices send is one again, and delays that are drawn for
 each example alone leave it one (the displacement theorem): so arrivals at the cloud are drawn for the whole fleet at
-once, and what happens before and behind it is measured on a sample of devices. What is alike everywhere is exact.
+once, and what happens before and behind it is measured on a sample of devices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -20,24 +20,23 @@ import numpy as np
 from coe.link import Link
 from coe.models.loading import import_runtime
 
-from .queues import Batchers, Floats, OneQueue, Served, Service, Station, in_turn
+from .queues import Batchers, Floats, OneQueue, Served, Service, in_turn
 
 BLOCK = 200_000  # requests of one block of time
-MOST_SAMPLED = 20_000  # of a block's requests, whose latencies are counted
-MOST_DEVICES, SENT_SAMPLED = 1000, 50_000  # followed one by one, and what they send together
+MOST_COUNTED = 20_000  # of a block's requests, whose latencies are counted; the others are like them
+MOST_DEVICES, SENT_SAMPLED = 1000, 20_000  # followed one by one, and what they send together
 ANSWER_BYTES = 100
-BITS, LOW, N_BINS = 14, -30, 50 << 9  # of a float32 that tell bins apart: 512 in each power of two, from 2**-30 s
+SHIFT, LOWEST, N_BINS = 14, (127 - 30) << 9, 50 << 9  # bits of a float32 below a bin's; the bin of 2**-30 s
 
 
+@dataclass
 class Histogram:
     """Times in 512 bins to each power of two, so that a quantile is right to 0.2%."""
 
-    def __init__(self) -> None:
-        self.counts = np.zeros(N_BINS)
+    counts: Floats = field(default_factory=lambda: np.zeros(N_BINS))
 
     def add(self, seconds: Floats, weight: float = 1.0) -> None:
-        bins = np.maximum(seconds.astype(np.float32), np.float32(2.0**LOW)).view(np.int32) >> BITS
-        bins -= (LOW + 127) << (23 - BITS)
+        bins = (np.maximum(seconds, 2.0**-30).astype(np.float32).view(np.int32) >> SHIFT) - LOWEST
         self.counts += weight * np.bincount(np.minimum(bins, N_BINS - 1), minlength=N_BINS)
 
     def quantile(self, share: float) -> float | None:
@@ -46,20 +45,9 @@ class Histogram:
         if not below[-1]:
             return None
         place = int(np.searchsorted(below, share * below[-1]))
-        edges = (np.array([place, place + 1], np.int32) + ((LOW + 127) << (23 - BITS))) << BITS
-        low, high = edges.view(np.float32).astype(float)
-        if not place:
-            return 0.0
-        inside = (share * below[-1] - below[place - 1]) / self.counts[place]
-        return float(low + (high - low) * inside)
-
-    def quantiles(self) -> dict[str, float | None]:
-        return {"p50": self.quantile(0.5), "p95": self.quantile(0.95), "p99": self.quantile(0.99)}
-
-    def __add__(self, other: Histogram) -> Histogram:
-        both = Histogram()
-        both.counts = self.counts + other.counts
-        return both
+        low, high = ((np.array([place, place + 1], np.int32) + LOWEST) << SHIFT).view(np.float32).tolist()
+        inside = (share * below[-1] - below[place] + self.counts[place]) / self.counts[place]
+        return float(low + (high - low) * inside) if place else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +74,7 @@ class CloudTier:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Devices and tiers, in one place.
+    """Devices and tiers.
 
     Args:
         rate: examples a second of each device. sent: share that leaves the device.
@@ -105,23 +93,19 @@ class Fleet:
     deadline_s: float = math.inf
 
     @property
-    def on_device(self) -> bool:
-        """True if the device decides anything: else it sends all it has."""
-        return bool(self.device_load)
-
-    @property
     def device_load(self) -> float:
         """Share of the time that a device computes; from 1 on it does not keep up."""
-        means = [float(one.mean()) if len(one) else 0.0 for one in (self.kept_s, self.sent_s)]
-        return self.rate * ((1 - self.sent) * means[0] + self.sent * means[1])
+        kept, sent = (float(one.mean()) if len(one) else 0.0 for one in (self.kept_s, self.sent_s))
+        return self.rate * ((1 - self.sent) * kept + self.sent * sent)
+
+    @property
+    def sent_per_s(self) -> float:
+        return self.devices * self.rate * self.sent
 
     def loads(self) -> list[float]:
-        """Of each cloud tier, the servers that would be busy all the time with full batches."""
-        rate, loads = self.devices * self.rate * self.sent, []
-        for tier in self.tiers:
-            loads.append(rate / tier.most_per_s)
-            rate *= tier.deferred
-        return loads
+        """Of each cloud tier, the servers that full batches would keep busy all the time."""
+        reach = np.cumprod([1.0, *(tier.deferred for tier in self.tiers)])
+        return [self.sent_per_s * share / tier.most_per_s for share, tier in zip(reach, self.tiers, strict=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +113,12 @@ class Phase:
     """A stretch of time in which nothing changes.
 
     Args:
-        weight: how often it counts; 0: not at all, as while queues fill at the start.
-        rate: times the usual rate; sent: times the usual share that leaves the device.
+        rate, sent: times the usual rate, and the usual share that leaves the device.
         cut: share of the devices that cannot reach the cloud. flush: requests a second that no one waits for.
     """
 
     seconds: float
     servers: Sequence[int]
-    weight: float = 1.0
     rate: float = 1.0
     sent: float = 1.0
     cut: float = 0.0
@@ -145,6 +127,8 @@ class Phase:
 
 @dataclass
 class TierTally:
+    """One tier; `server_s`: seconds that its servers were there, together."""
+
     served: float = 0.0
     calls: float = 0.0
     busy_s: float = 0.0
@@ -152,66 +136,53 @@ class TierTally:
     wait_s: float = 0.0
     waits: Histogram = field(default_factory=Histogram)
 
-    def __add__(self, other: TierTally) -> TierTally:
-        names = ("served", "calls", "busy_s", "server_s", "wait_s", "waits")
-        return TierTally(*(getattr(self, name) + getattr(other, name) for name in names))
-
 
 @dataclass
 class Tally:
-    """What happened. `slots`: p99 of what was sent, its number, and what was degraded, of each block, for pictures."""
+    """What happened in a phase: by tier, the devices first; latencies of what stayed on the device and what left it."""
 
     tiers: list[TierTally]
-    device: TierTally = field(default_factory=TierTally)
+    seconds: float
+    examples: float
+    n_sent: float
+    bytes_up: float
+    degraded: float = 0.0
     kept: Histogram = field(default_factory=Histogram)
     sent: Histogram = field(default_factory=Histogram)
-    examples: float = 0.0
-    n_sent: float = 0.0
-    degraded: float = 0.0
-    bytes_up: float = 0.0
-    seconds: float = 0.0
-    slots: list[tuple[float, Histogram, float]] = field(default_factory=list)
 
-    def __add__(self, other: Tally) -> Tally:
-        """Two regions of one fleet, over the same time."""
-        names = ("device", "kept", "sent", "examples", "n_sent", "degraded", "bytes_up")
-        both = {name: getattr(self, name) + getattr(other, name) for name in names}
-        slots = [
-            (at, mine + theirs, late + later)
-            for (at, mine, late), (_, theirs, later) in zip(self.slots, other.slots, strict=True)
-        ]
-        tiers = [mine + theirs for mine, theirs in zip(self.tiers, other.tiers, strict=True)]
-        return Tally(tiers, **both, seconds=self.seconds, slots=slots)
+
+def added(one: Any, other: Any) -> Any:
+    """Tallies, field by field."""
+    if isinstance(one, list):
+        return [added(*pair) for pair in zip(one, other, strict=True)]
+    if is_dataclass(one):
+        names = [each.name for each in fields(one)]
+        return type(one)(*(added(getattr(one, name), getattr(other, name)) for name in names))  # type: ignore
+    return one + other
 
 
 class _Sample:
     """Some devices in one phase: seconds of what they keep, and of what they send outside the cloud."""
 
     def __init__(self, fleet: Fleet, phase: Phase, rng: np.random.Generator, n_phases: int) -> None:
-        self.p_sent = min(fleet.sent * phase.sent, 1.0) if len(fleet.sent_s) else 0.0
-        rate = fleet.rate * phase.rate
+        self.p_sent = min(fleet.sent * phase.sent, 1.0)
         n_devices = min(fleet.devices, MOST_DEVICES)
-        wanted = SENT_SAMPLED / min(n_phases, 10) / max(self.p_sent, 0.05)
-        n = max(20, math.ceil(wanted / n_devices))
+        n = max(20, math.ceil(SENT_SAMPLED / min(n_phases, 10) / max(self.p_sent, 0.05) / n_devices))
         shape = (n_devices, n + n // 5)
-        times = np.cumsum(rng.standard_exponential(shape) / rate, axis=1)
+        times = np.cumsum(rng.standard_exponential(shape) / (fleet.rate * phase.rate), axis=1)
         leaves = rng.random(shape) < self.p_sent
         service = np.where(leaves, *(_drawn(rng, own, shape) for own in (fleet.sent_s, fleet.kept_s)))
         started = in_turn(times, service)
-        ended = started + service
-        is_warm = np.arange(shape[1]) >= n // 5
+        ended, is_warm = started + service, np.arange(shape[1]) >= n // 5
         self.waits = (started - times)[:, is_warm].reshape(-1)
         self.kept = (ended - times)[~leaves & is_warm]
-        self.bytes = float(fleet.sent_bytes.mean()) if len(fleet.sent_bytes) else 0.0
-        device, place = np.nonzero(leaves)  # of each device in order
-        at, size = ended[device, place], _drawn(rng, fleet.sent_bytes, (len(device),))
+        device, place = np.nonzero(leaves)  # device by device, each in order
+        size = _drawn(rng, fleet.sent_bytes, (len(device),))
         up, down = fleet.link.start(int(rng.integers(2**31)), n_devices)
-        there = up.deliver(at, size, device)
+        there = up.deliver(ended[device, place], size, device)
         order = np.lexsort((there, device))
-        back = np.empty_like(there)
-        back[order] = down.deliver(there[order], ANSWER_BYTES, device[order])
-        before = (back - times[device, place])[is_warm[place]]
-        self.sent = rng.permutation(before)
+        there[order] = down.deliver(there[order], ANSWER_BYTES, device[order])
+        self.sent = rng.permutation((there - times[device, place])[is_warm[place]])
 
     def next_sent(self, rng: np.random.Generator, n: int) -> Floats:
         """(n,) of what was sent, from a random place on."""
@@ -224,154 +195,113 @@ def _drawn(rng: np.random.Generator, values: Floats, shape: tuple[int, ...]) -> 
     return np.full(shape, values[0]) if values.min() == values.max() else rng.choice(values, shape)
 
 
-def simulate(fleet: Fleet, phases: Sequence[Phase], seed: Sequence[int] = (0,), n_slots: int = 0) -> Tally:
-    """The fleet through the phases, one after another; the same seed gives the same numbers to the last bit.
-
-    Args:
-        n_slots: of about as many stretches of time `slots` are kept.
-    """
+def simulate(fleet: Fleet, phases: Sequence[Phase], seed: Sequence[int] = (0,)) -> list[Tally]:
+    """Each phase's tally, one after another; the same seed gives the same numbers to the last bit."""
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(list(seed))))
-    stations = [_station(fleet, tier, n, rng) for tier, n in zip(fleet.tiers, phases[0].servers, strict=True)]
-    waiting = [(np.empty(0), np.empty(0)) for _ in fleet.tiers]  # on the way to each tier: (when there, born)
-    tally = Tally([TierTally() for _ in fleet.tiers])
-    slot_s = sum(phase.seconds for phase in phases) / n_slots if n_slots else math.inf
-    now = 0.0
+    stations = [
+        OneQueue(n, tier.service, tier.seconds)
+        if tier.max_batch == 1
+        else Batchers(n, tier.service, tier.max_batch, tier.max_wait_s, fleet.deadline_s)
+        for tier, n in zip(fleet.tiers, phases[0].servers, strict=True)
+    ]
+    due = [(np.empty(0), np.empty(0)) for _ in [*stations, 0]]  # (when, born) of what is on its way to each tier
+    tallies, now = [], 0.0
     for phase in phases:
         sample = _Sample(fleet, phase, rng, len(phases))
-        for station, n in zip(stations, phase.servers, strict=True):
-            station.resize(n, now)
-        rate = fleet.devices * fleet.rate * phase.rate * sample.p_sent
-        arrive = rate * (1 - phase.cut) + phase.flush
-        n_blocks = max(math.ceil(arrive * phase.seconds / BLOCK), math.ceil(phase.seconds / slot_s), 1)
-        block_s = phase.seconds / n_blocks
-        for number in range(n_blocks):
-            since, until = now + number * block_s, now + (number + 1) * block_s
-            block = _Block(fleet, phase, tally, sample, rng, is_shown=n_slots > 0, since=since)
-            if stations:
-                served = stations[0].serve(*stations[0].draw(rng, arrive, since, until), until)
-                for place, tier in enumerate(fleet.tiers):
-                    go_on = block.take(place, served, tier.deferred)
-                    if place + 1 < len(fleet.tiers):
-                        due, born = (np.concatenate(pair) for pair in zip(waiting[place + 1], go_on, strict=True))
-                        now_due = due < until
-                        waiting[place + 1] = due[~now_due], born[~now_due]
-                        times, order, counts = stations[place + 1].spread(rng, due[now_due])
-                        served = stations[place + 1].serve(times, counts, until, born[now_due][order])
-            block.close(rate, block_s)
+        for station, servers in zip(stations, phase.servers, strict=True):
+            station.resize(servers, now)
+        tally = _on_devices(fleet, phase, sample)
+        sends = tally.n_sent / phase.seconds
+        comes = sends * (1 - phase.cut) + phase.flush
+        n = max(math.ceil(comes * phase.seconds / BLOCK), 1)
+        for number in range(n):
+            since, until = (now + at * phase.seconds / n for at in (number, number + 1))
+            for place, (station, tier) in enumerate(zip(stations, fleet.tiers, strict=True)):
+                if place == 0:
+                    served = station.serve(*station.draw(rng, comes, since, until), until)
+                else:
+                    (times, born), is_due = due[place], due[place][0] < until
+                    due[place] = times[~is_due], born[~is_due]
+                    order, counts = station.spread(rng, times[is_due])
+                    served = station.serve(times[is_due][order], counts, until, born[is_due][order])
+                goes = _count(tally, place, served, tier.deferred, sample, fleet.deadline_s, rng)
+                due[place + 1] = tuple(map(np.concatenate, zip(due[place + 1], goes, strict=True)))  # type: ignore
+        tallies.append(tally)
         now += phase.seconds
+    return tallies
+
+
+def _on_devices(fleet: Fleet, phase: Phase, sample: _Sample) -> Tally:
+    """The tally of a phase, without what comes to the cloud."""
+    device_s, n = fleet.devices * phase.seconds, fleet.devices * fleet.rate * phase.rate * phase.seconds
+    n_sent, size = n * sample.p_sent, float(fleet.sent_bytes.mean()) if len(fleet.sent_bytes) else 0.0
+    busy_s, wait_s = device_s * fleet.device_load * phase.rate, n * float(sample.waits.mean())
+    tiers = [TierTally(n, n, busy_s, device_s, wait_s), *(TierTally(server_s=k * phase.seconds) for k in phase.servers)]
+    tally = Tally(tiers, phase.seconds, n, n_sent, n_sent * size, n_sent * phase.cut)
+    tiers[0].waits.add(sample.waits, n / len(sample.waits))
+    if len(sample.kept):
+        tally.kept.add(sample.kept, (n - n_sent) / len(sample.kept))
+    if phase.cut and fleet.deadline_s < math.inf:
+        tally.sent.add(np.array([fleet.deadline_s]), n_sent * phase.cut)
     return tally
 
 
-def _station(fleet: Fleet, tier: CloudTier, servers: int, rng: np.random.Generator) -> Station:
-    if tier.max_batch == 1:
-        return OneQueue(servers, tier.service, rng, tier.seconds)
-    return Batchers(servers, tier.service, tier.max_batch, tier.max_wait_s, fleet.deadline_s)
+def _count(
+    tally: Tally, place: int, served: Served, deferred: float, sample: _Sample, deadline_s: float,
+    rng: np.random.Generator,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """Count what a tier did, and what left the cascade there; (when there, born) of what goes on to the next."""
+    n, own = int(served.count.sum()), tally.tiers[1 + place]
+    own.served += n
+    own.calls += len(served.count)
+    own.busy_s += float((served.ended - served.started).sum())
+    own.wait_s += served.wait_s
+    rows, call = served.rows(1 if deferred else max(1, n // MOST_COUNTED))
+    own.waits.add(served.started[call] - served.arrived[rows], n / max(len(rows), 1))
+    ended, born = served.ended[call], served.born[rows]
+    goes_on = rng.random(len(rows)) < deferred if deferred else np.zeros(len(rows), np.bool_)
+    stays = ended[~goes_on] - born[~goes_on]
+    if len(stays):
+        total, weight = stays + sample.next_sent(rng, len(stays)), n / len(rows)
+        tally.sent.add(np.minimum(total, deadline_s), weight)
+        tally.degraded += weight * float((total > deadline_s).sum())
+    if served.n_expired:
+        tally.sent.add(np.array([deadline_s]), served.n_expired)
+        tally.degraded += served.n_expired
+    return ended[goes_on], born[goes_on]
 
 
-class _Block:
-    """One block's share of the tally."""
+def run_fleet(
+    fleet: Fleet, phases: Sequence[Phase], *, n_regions: int = 1, seed: int = 0, engine: str = "local"
+) -> list[Tally]:
+    """The phases of a fleet cut into regions, each with its share of the devices and servers and queues of its own.
 
-    def __init__(
-        self, fleet: Fleet, phase: Phase, tally: Tally, sample: _Sample, rng: np.random.Generator, *,
-        is_shown: bool, since: float,
-    ) -> None:  # fmt: skip
-        self.fleet, self.phase, self.tally, self.sample, self.rng = fleet, phase, tally, sample, rng
-        self.sent, self.late = Histogram(), 0.0
-        self.is_shown, self.since = is_shown, since
-
-    def take(self, place: int, served: Served, deferred: float) -> tuple[Floats, Floats]:
-        """Count what a tier did; (when there, born) of what goes on to the next."""
-        weight, own, n = self.phase.weight, self.tally.tiers[place], served.n
-        step = max(1, n // MOST_SAMPLED) if not deferred else 1
-        rows, call = served.rows(step, int(self.rng.integers(step)) if n >= step else 0)
-        wait_s = served.started[call] - served.arrived[rows]
-        every = max(1, len(rows) // MOST_SAMPLED)
-        if weight and n:
-            own.served += weight * n
-            own.calls += weight * len(served.count)
-            own.busy_s += weight * served.busy_s
-            own.wait_s += weight * served.wait_s
-            own.waits.add(wait_s[::every], weight * n / len(wait_s[::every]))
-        ended = served.ended[call]
-        goes_on = self.rng.random(len(rows)) < deferred if deferred else np.zeros(len(rows), dtype=np.bool_)
-        exits = ended - served.born[rows]
-        exits = exits[~goes_on] if deferred else exits
-        if len(exits):
-            total = exits + self.sample.next_sent(self.rng, len(exits))
-            share = n * (1.0 if not deferred else len(exits) / len(rows)) / len(exits)
-            self.late += share * float((total > self.fleet.deadline_s).sum()) + served.n_expired
-            self.sent.add(np.minimum(total, self.fleet.deadline_s), share)
-        if served.n_expired:
-            self.sent.add(np.array([self.fleet.deadline_s]), served.n_expired)
-        return ended[goes_on], served.born[rows][goes_on]
-
-    def close(self, rate: float, seconds: float) -> None:
-        """Count what never came to the cloud, too."""
-        tally, phase, fleet, weight = self.tally, self.phase, self.fleet, self.phase.weight
-        cut = rate * phase.cut * seconds
-        if cut and fleet.deadline_s < math.inf:
-            self.sent.add(np.array([fleet.deadline_s]), cut)
-        self.late += cut
-        if self.is_shown:
-            tally.slots.append((self.since, self.sent, self.late / max(rate * seconds, 1e-9)))
-        if not weight:
-            return
-        for tier, servers in zip(tally.tiers, phase.servers, strict=True):
-            tier.server_s += weight * servers * seconds
-        examples = fleet.devices * fleet.rate * phase.rate * seconds * weight
-        kept = examples * (1 - self.sample.p_sent)
-        if len(self.sample.kept):
-            tally.kept.add(self.sample.kept, kept / len(self.sample.kept))
-        tally.sent.counts += weight * self.sent.counts
-        tally.examples += examples
-        tally.n_sent += weight * rate * seconds
-        tally.degraded += weight * self.late
-        tally.bytes_up += weight * rate * seconds * self.sample.bytes
-        tally.seconds += weight * seconds
-        own, waits = tally.device, self.sample.waits
-        own.served, own.calls, own.server_s = own.served + examples, own.calls + examples, tally.seconds * fleet.devices
-        own.busy_s += weight * seconds * fleet.device_load * phase.rate * fleet.devices
-        own.wait_s += examples * float(waits.mean())
-        own.waits.add(waits, examples / len(waits))
-
-
-Task = tuple[Fleet, Sequence[Phase], Sequence[int], int]
-
-
-def run(tasks: Sequence[Task], engine: str = "local") -> list[Tally]:
-    """Each task's tally, side by side on this machine's cores, or as Ray tasks."""
+    They are simulated side by side on this machine's cores, or as Ray tasks, and added up in their order: the numbers
+    are the same to the last bit.
+    """
+    tasks = [
+        (
+            replace(fleet, devices=_part(fleet.devices, n_regions, place)),
+            [replace(one, servers=[max(1, _part(n, n_regions, place)) for n in one.servers]) for one in phases],
+            (seed, place),
+        )
+        for place in range(n_regions)
+    ]
     if engine == "ray":
         ray: Any = import_runtime("ray", "Ray", "pip install 'coe-cascade[ray]'")
-        remote = ray.remote(_run)
-        return list(ray.get([remote.remote(task) for task in tasks]))
-    workers = min(len(tasks), len(os.sched_getaffinity(0)))
-    if workers == 1:
-        return [_run(task) for task in tasks]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(_run, tasks))
+        remote = ray.remote(_simulate)
+        parts = ray.get([remote.remote(task) for task in tasks])
+    elif (workers := min(n_regions, len(os.sched_getaffinity(0)))) > 1:
+        with ProcessPoolExecutor(workers) as pool:
+            parts = list(pool.map(_simulate, tasks))
+    else:
+        parts = list(map(_simulate, tasks))
+    return [replace(one, seconds=phase.seconds) for one, phase in zip(reduce(added, parts), phases, strict=True)]
 
 
-def _run(task: Task) -> Tally:
+def _simulate(task: Any) -> list[Tally]:
     return simulate(*task)
-
-
-def regions(fleet: Fleet, phases: Sequence[Phase], n: int, seed: int, n_slots: int = 0) -> list[Task]:
-    """The fleet cut into `n` regions, each with its share of the devices and servers, and queues of its own."""
-    tasks: list[Task] = []
-    for place in range(n):
-        own = replace(fleet, devices=_part(fleet.devices, n, place))
-        cut = [replace(phase, servers=[max(1, _part(k, n, place)) for k in phase.servers]) for phase in phases]
-        tasks.append((own, cut, (seed, place), n_slots))
-    return tasks
 
 
 def _part(total: int, n: int, place: int) -> int:
     return total // n + (place < total % n)
-
-
-def run_fleet(
-    fleet: Fleet, phases: Sequence[Phase], *, n_regions: int = 1, seed: int = 0, engine: str = "local", n_slots: int = 0
-) -> Tally:
-    """The whole fleet: its regions' tallies, added up in their order."""
-    tallies = run(regions(fleet, phases, n_regions, seed, n_slots), engine)
-    return reduce(lambda one, other: one + other, tallies)

@@ -1,22 +1,23 @@
-"""How many servers a fleet needs, and what that costs."""
+"""How many servers a fleet needs, what that costs, and what trouble does to it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from coe.config import Fields, Report, read_yaml
 
-from .fleet import Fleet, Histogram, Phase, Tally, run_fleet
+from .fleet import Fleet, Phase, Tally, added, run_fleet
 
 HOURS = 730  # of a month
-TRIED = 40_000  # requests in one trial of a number of servers
-ALIKE = 8  # servers of one tier that stand for all where each has a queue of its own
-CALLS = 30  # full calls, at least, that a trial lasts
+TRIED = 40_000  # requests in one trial of a number of servers,
+CALLS, ALIKE = 30, 8  # which lasts so many full calls at least; servers that stand for all, where queues are apart
 FULLEST = 0.97  # of a tier's capacity that may be used: above it a queue takes very long to settle
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,12 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars.
-
-    Args:
-        usd_per_hour: of one server, by tier; "server" is any other tier's.
-    """
+    """US dollars; `usd_per_hour` of one server by tier: "server" is any other tier's."""
 
     usd_per_hour: Mapping[str, float]
-    usd_per_gb: float = 0.0
-    usd_per_device_month: float = 0.0
-    about: str = ""
+    usd_per_gb: float
+    usd_per_device_month: float
+    about: str
 
     @classmethod
     def read(cls, path: Path) -> Prices:
@@ -53,26 +50,21 @@ class Prices:
         report.check()
         return cls(hourly, data, device, about)
 
-    def of_month(self, fleet: Fleet, servers: Sequence[int], bytes_per_day: float) -> float:
-        default = self.usd_per_hour.get("server", 0.0)
-        hourly = sum(
-            n * self.usd_per_hour.get(tier.name, default) for tier, n in zip(fleet.tiers, servers, strict=True)
-        )
-        data = bytes_per_day * HOURS / 24 / 1e9 * self.usd_per_gb
-        return hourly * HOURS + data + fleet.devices * self.usd_per_device_month
+    def of_month(self, fleet: Fleet, servers: Sequence[int]) -> float:
+        of = {tier.name: n for tier, n in zip(fleet.tiers, servers, strict=True)}
+        usual = self.usd_per_hour.get("server", 0.0)
+        hourly = sum(n * self.usd_per_hour.get(name, usual) for name, n in of.items())
+        sent_bytes = fleet.sent_per_s * (float(fleet.sent_bytes.mean()) if len(fleet.sent_bytes) else 0.0)
+        data = sent_bytes * 3600 / 1e9 * self.usd_per_gb
+        return (hourly + data) * HOURS + fleet.devices * self.usd_per_device_month
 
 
-def overall(tally: Tally) -> Histogram:
-    """Latencies of all examples."""
-    return tally.kept + tally.sent
-
-
-def trial(fleet: Fleet, servers: Sequence[int], factor: float) -> tuple[Fleet, list[Phase]]:
+def trial(fleet: Fleet, servers: Sequence[int], factor: float) -> Tally:
     """Enough to judge these servers by, at `factor` times the usual rate, after a fifth of it to fill the queues.
 
     Where servers have queues of their own they do not know of each other, so a part of the fleet stands for all.
     """
-    rate = max(fleet.devices * fleet.rate * factor * fleet.sent, 1e-9)
+    rate = max(fleet.sent_per_s * factor, 1e-9)
     slowest = max((tier.service.of(tier.max_batch) for tier in fleet.tiers), default=1.0)
     seconds = max(min(TRIED / rate, 3600.0), CALLS * slowest)
     part = max(TRIED / (rate * seconds), ALIKE / max(min(servers, default=1), 1))
@@ -80,10 +72,10 @@ def trial(fleet: Fleet, servers: Sequence[int], factor: float) -> tuple[Fleet, l
         devices = max(round(fleet.devices * part), 1)
         servers = [max(round(n * devices / fleet.devices), 1) for n in servers]
         fleet = replace(fleet, devices=devices)
-    return fleet, [Phase(seconds / 5, servers, 0.0, factor), Phase(seconds, servers, 1.0, factor)]
+    return run_fleet(fleet, [Phase(seconds / 5, servers, factor), Phase(seconds, servers, factor)])[1]
 
 
-def size(fleet: Fleet, slo: Slo, *, peak: float = 1.0, seed: int = 0) -> tuple[list[int], bool]:
+def size(fleet: Fleet, slo: Slo, peak: float = 1.0) -> tuple[list[int], bool]:
     """(servers of each tier, True if they meet the SLO at `peak` times the usual rate).
 
     The fullest servers that meet it, all tiers alike; then each tier alone as few as it can do with. Where no number
@@ -94,13 +86,11 @@ def size(fleet: Fleet, slo: Slo, *, peak: float = 1.0, seed: int = 0) -> tuple[l
         return [max(1, math.ceil(own * peak / load)) for own in fleet.loads()]
 
     def meets(servers: Sequence[int]) -> bool:
-        tally = run_fleet(*trial(fleet, servers, peak), seed=seed)
-        found = overall(tally).quantile(slo.quantile)
+        tally = trial(fleet, servers, peak)
+        found = added(tally.kept, tally.sent).quantile(slo.quantile)
         return found is None or found <= slo.seconds
 
     loads = [FULLEST * 0.9**step for step in range(24)]
-    if not fleet.tiers:
-        return [], meets([])
     low, high = 0, len(loads)  # of the steps
     while low < high:
         middle = (low + high) // 2
@@ -117,17 +107,13 @@ def size(fleet: Fleet, slo: Slo, *, peak: float = 1.0, seed: int = 0) -> tuple[l
     return servers, True
 
 
-def as_json(fleet: Fleet, servers: Sequence[int], tally: Tally, prices: Prices) -> dict[str, Any]:
+def as_json(fleet: Fleet, servers: Sequence[int], tallies: Sequence[Tally], prices: Prices) -> dict[str, Any]:
     """What the fleet is like, as `--json` prints it; None where there is nothing to count, or no end to a queue."""
-    bytes_per_day = tally.bytes_up / tally.seconds * 86400
+    tally: Tally = reduce(added, tallies)
     keeps_up = fleet.device_load < 1
-    here = (
-        [("device", fleet.devices, fleet.rate / max(fleet.device_load, 1e-12), tally.device)] if fleet.on_device else []
-    )
-    there = [
-        (tier.name, n, tier.most_per_s, own) for tier, n, own in zip(fleet.tiers, servers, tally.tiers, strict=True)
-    ]
-    latencies = {"all": overall(tally), "kept": tally.kept, "sent": tally.sent}
+    here = [("device", fleet.devices, fleet.rate / max(fleet.device_load, 1e-12))]
+    there = [(tier.name, n, tier.most_per_s) for tier, n in zip(fleet.tiers, servers, strict=True)]
+    latencies = {"all": added(tally.kept, tally.sent), "kept": tally.kept, "sent": tally.sent}
     return {
         "tiers": [
             {
@@ -141,14 +127,63 @@ def as_json(fleet: Fleet, servers: Sequence[int], tally: Tally, prices: Prices) 
                     "p99": own.waits.quantile(0.99) if keeps_up else None,
                 },
             }
-            for name, n, most_per_s, own in [*here, *there]
+            for (name, n, most_per_s), own in zip([*here, *there], tally.tiers, strict=True)
+            if name != "device" or fleet.device_load
         ],
         "latency_s": {
-            name: one.quantiles() if keeps_up else dict.fromkeys(("p50", "p95", "p99"))
-            for name, one in latencies.items()
+            kind: {name: one.quantile(share) if keeps_up else None for name, share in QUANTILES.items()}
+            for kind, one in latencies.items()
         },
         "sent_share": tally.n_sent / tally.examples,
-        "bytes_up_per_day": bytes_per_day,
-        "usd_per_month": prices.of_month(fleet, servers, bytes_per_day),
+        "bytes_up_per_day": tally.bytes_up / tally.seconds * 86400,
+        "usd_per_month": prices.of_month(fleet, servers),
         "degraded_share": tally.degraded / tally.examples,
+    }
+
+
+TROUBLE_S, STEP_S = 300.0, 10.0
+SLOWER = 1.5  # than before: the trouble is not over
+SPOOL_SHARE = 0.2  # of the time that the calls of a device's spool take at most (edge/spool/config.py)
+Phases = list[Phase]
+
+
+def troubles(
+    fleet: Fleet, servers: Sequence[int], start_s: float, call_s: float
+) -> Iterator[tuple[str, Phases, Phases]]:
+    """(name, phases of it, phases after) of what happens to many at once, for `TROUBLE_S`.
+
+    Args:
+        start_s: that a new server takes to start. call_s: that a device's call takes.
+    """
+    usual, more = Phase(TROUBLE_S, servers), [3 * n for n in servers]
+    backlog, flush = fleet.sent_per_s * TROUBLE_S / 5, fleet.devices / 5 * SPOOL_SHARE / call_s
+    flushed = replace(usual, seconds=min(backlog / flush, TROUBLE_S), flush=flush)
+    yield "a fifth of the devices is cut off, then sends its spools", [replace(usual, cut=0.2)], [flushed, usual]
+    yield "drift: twice as much is deferred", [replace(usual, sent=2.0)], [usual]
+    yield "rush hour: three times the rate", [replace(usual, rate=3.0)], [usual]
+    grown = [Phase(start_s, servers, 3.0), Phase(max(TROUBLE_S - start_s, STEP_S), more, 3.0)]
+    yield f"rush hour, three times the servers after {start_s:g} s", grown, [usual]
+    fewer = [max(n - 1, 1) for n in servers]
+    yield "a server of each tier dies", [Phase(TROUBLE_S, fewer, cut=float(1 in servers))], [usual]
+
+
+def through(fleet: Fleet, during: Phases, after: Phases, seed: int) -> dict[str, float | None]:
+    """p99 of what is sent before and at worst, the degraded share during, and seconds until p99 is as before."""
+
+    step_s = min(max(STEP_S, 1000 / fleet.sent_per_s), TROUBLE_S / 5)
+
+    def steps(phases: Phases) -> Phases:
+        cut = [(one, max(1, round(one.seconds / step_s))) for one in phases]
+        return [replace(one, seconds=one.seconds / n) for one, n in cut for _ in range(n)]
+
+    calm, n = replace(after[-1], seconds=TROUBLE_S / 5), len(steps(during))
+    _, before, *found = run_fleet(fleet, [calm, calm, *steps(during), *steps(after)], seed=seed)
+    p99 = [one.sent.quantile(0.99) or 0.0 for one in (before, *found)]
+    slow = [place for place, value in enumerate(p99[1 + n :], start=1) if value > SLOWER * p99[0]]
+    over = sum(one.seconds for one in found[n : n + max(slow, default=0)])
+    return {
+        "p99_before_s": p99[0],
+        "p99_worst_s": max(p99),
+        "degraded_share": sum(one.degraded for one in found[:n]) / sum(one.examples for one in found[:n]),
+        "recovered_s": None if p99[-1] > SLOWER * p99[0] else over,
     }

@@ -13,9 +13,10 @@ from simulator import Program
 from test_queues import queue_of_m_d_c
 
 from coe.link import Link, Propagation
-from sim.fleet.fleet import CloudTier, Fleet, Histogram, Phase, run_fleet, simulate
+from sim.fleet.fleet import CloudTier, Fleet, Histogram, Phase, added, run_fleet, simulate
 from sim.fleet.queues import Service
-from sim.fleet.sizing import Slo, overall, size
+from sim.fleet.sizing import Slo, size, through, troubles
+from sim.studies.fleet import read_arrivals
 
 QUICK = ("--no-curve", "--duration", "5s", "--json")
 TIERS = ("--tiers", "a,b,c@unanimous", "best")
@@ -71,21 +72,19 @@ def test_it_prints_what_a_fleet_needs_beside_the_other_ways(sim: Program, trace_
 
 
 def test_the_same_seed_gives_the_same_bits_and_regions_are_parts():
-    own, phases = fleet(), [Phase(1.0, [4], 0.0), Phase(5.0, [4])]
-    whole = [run_fleet(own, phases, n_regions=4, seed=3) for _ in range(2)]
-    parts = [
-        simulate(replace(own, devices=250), [replace(one, servers=[1]) for one in phases], (3, n)) for n in range(4)
-    ]
-    assert np.array_equal(whole[0].sent.counts, whole[1].sent.counts)
-    assert np.array_equal(whole[0].sent.counts, sum(part.sent.counts for part in parts))
-    assert whole[0].tiers[0].wait_s == parts[0].tiers[0].wait_s + parts[1].tiers[0].wait_s + (
-        parts[2].tiers[0].wait_s
-    ) + parts[3].tiers[0].wait_s  # fmt: skip
+    own, phases = fleet(), [Phase(1.0, [4]), Phase(5.0, [4])]
+    whole, again = (run_fleet(own, phases, n_regions=4, seed=3)[1] for _ in range(2))
+    alone = [replace(one, servers=[1]) for one in phases]
+    parts = [simulate(replace(own, devices=250), alone, (3, number))[1] for number in range(4)]
+    assert np.array_equal(whole.sent.counts, again.sent.counts)
+    assert np.array_equal(whole.sent.counts, sum(part.sent.counts for part in parts))
+    first, second, third, fourth = (part.tiers[1].wait_s for part in parts)
+    assert whole.tiers[1].wait_s == first + second + third + fourth
 
 
 def test_latency_of_what_is_sent_is_device_and_link_and_cloud():
     link = Link(up=[Propagation(0.02)], down=[Propagation(0.01)])
-    tally = simulate(fleet(link=link, rate=0.001), [Phase(2000.0, [4])])
+    (tally,) = simulate(fleet(link=link, rate=0.001), [Phase(2000.0, [4])])
     assert tally.sent.quantile(0.5) == pytest.approx(0.003 + 0.03 + 0.006, rel=0.01)
     assert tally.kept.quantile(0.5) == pytest.approx(0.002, rel=0.01)
 
@@ -94,10 +93,10 @@ def test_a_second_tier_gets_what_the_first_defers():
     first, second = (
         CloudTier(name, Service(0.002, 0.001), 8, deferred=share) for name, share in (("2", 0.4), ("3", 0.0))
     )
-    tally = simulate(fleet(tiers=[first, second]), [Phase(60.0, [2, 1])])
-    assert tally.tiers[0].served == pytest.approx(500 * 60, rel=0.03)
-    assert tally.tiers[1].served == pytest.approx(0.4 * tally.tiers[0].served, rel=0.05)
-    assert tally.sent.counts.sum() == pytest.approx(tally.tiers[0].served, rel=0.01)
+    (tally,) = simulate(fleet(tiers=[first, second]), [Phase(60.0, [2, 1])])
+    assert tally.tiers[1].served == pytest.approx(500 * 60, rel=0.03)
+    assert tally.tiers[2].served == pytest.approx(0.4 * tally.tiers[1].served, rel=0.05)
+    assert tally.sent.counts.sum() == pytest.approx(tally.tiers[1].served, rel=0.01)
     longest = tally.sent.quantile(0.95)
     assert longest is not None
     assert longest > 0.003 + 2 * 0.003
@@ -107,7 +106,7 @@ def test_what_the_deadline_cuts_off_is_degraded():
     overloaded = fleet(deadline_s=0.1, tiers=[CloudTier("tier 2", Service(0.004), 1, seconds=None)])
     batched = fleet(deadline_s=0.1, tiers=[CloudTier("tier 2", Service(0.0, 0.004), 8)])
     for one in (overloaded, batched):  # 500 a second for one server that can do 250
-        tally = simulate(one, [Phase(5.0, [1], 0.0), Phase(20.0, [1])])
+        tally = simulate(one, [Phase(5.0, [1]), Phase(20.0, [1])])[1]
         assert tally.degraded / tally.n_sent > 0.4
         assert tally.sent.quantile(0.999) <= 0.1001
 
@@ -116,10 +115,8 @@ def test_as_few_servers_as_meet_the_objective_are_chosen():
     own, slo = fleet(devices=5000), Slo(0.99, 0.05)
     servers, is_met = size(own, slo)
     assert is_met
-    latencies = [
-        overall(simulate(own, [Phase(2.0, [n], 0.0), Phase(20.0, [n])])).quantile(0.99)
-        for n in (servers[0], servers[0] - 1)
-    ]
+    tallies = [simulate(own, [Phase(2.0, [n]), Phase(20.0, [n])])[1] for n in (servers[0], servers[0] - 1)]
+    latencies = [added(one.kept, one.sent).quantile(0.99) for one in tallies]
     assert latencies[0] < 0.05 * 1.1
     assert latencies[1] > 0.05 * 0.9
 
@@ -129,27 +126,32 @@ def test_no_number_of_servers_makes_a_link_shorter(sim: Program, trace_path: Pat
     assert size(slow, Slo(0.99, 0.3))[1] is False
 
 
-def test_the_day_has_a_shape(sim: Program, trace_path: Path, tmp_path: Path):
+def test_servers_are_enough_for_the_busiest_hour_of_a_day(tmp_path: Path):
     day = tmp_path / "day.csv"
     day.write_text("time_s,rate\n" + "".join(f"{hour * 3600},{1 + 3 * (hour == 18)}\n" for hour in range(24)))
-    flat, _ = sim("fleet", trace_path, *TIERS, "--devices", 3_000, "--service", "best=20ms+1ms", *QUICK)
-    peaked, _ = sim(
-        "fleet", trace_path, *TIERS, "--devices", 3_000, "--service", "best=20ms+1ms", "--arrivals", day, *QUICK
-    )
-    flat, peaked = json.loads(flat), json.loads(peaked)
-    assert peaked["bytes_up_per_day"] == pytest.approx(flat["bytes_up_per_day"], rel=0.05)
-    assert peaked["tiers"][1]["servers"] > 1.5 * flat["tiers"][1]["servers"]  # sized for the evening
+    shape = read_arrivals(day)
+    assert (len(shape), sum(shape)) == (24, pytest.approx(24))
+    assert max(shape) == shape[18] == pytest.approx(4 / (27 / 24))
+    own, slo = fleet(devices=5000), Slo(0.99, 0.05)
+    assert size(own, slo, max(shape))[0][0] > 2 * size(own, slo)[0][0]
+
+
+def test_times_of_arrival_make_a_day_too(tmp_path: Path):
+    times = tmp_path / "times.csv"
+    times.write_text("time_s\n" + "".join(f"{at}\n" for at in [*np.linspace(0, 12, 100), *np.linspace(12, 24, 300)]))
+    shape = read_arrivals(times)
+    assert shape[2] == pytest.approx(0.5, rel=0.2)
+    assert shape[20] == pytest.approx(1.5, rel=0.2)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (("--service", "bset=1ms"), 'no tier or model "bset"'),
-        (("--rate", "2000/s"), "cannot keep up"),
+        (("--rate", "2000/s"), "expected a device to keep up"),
         (("--rate", "fast"), "write 5/s"),
         (("--slo", "300ms"), "write p99=300ms"),
         (("--arrivals", "nowhere.csv"), "expected CSV with the columns time_s and rate"),
-        (("--on-device", "2"), "expected fewer tiers"),
     ],
 )
 def test_a_wrong_argument_is_one_line_that_says_what_to_write(sim: Program, trace_path: Path, given, said):
@@ -161,3 +163,22 @@ def test_a_trace_without_latencies_asks_for_them(sim: Program, plain_path: Path)
     _, err = sim("fleet", plain_path, *TIERS, *QUICK, code=2)
     assert "--service best=10ms" in err
     sim("fleet", plain_path, *TIERS, "--service", "tier 1=2ms", "--service", "best=10ms+1ms", *QUICK)
+
+
+def test_trouble_comes_and_goes():
+    own = fleet(devices=60, deadline_s=4.0, tiers=[CloudTier("tier 2", Service(0.1, 0.01), 8)])
+    found = {name: through(own, during, after, 0) for name, during, after in troubles(own, [1], 60.0, 0.2)}
+    cut, drift, rush, grown, dead = found.values()
+    assert cut["degraded_share"] == pytest.approx(0.25 / 5, rel=0.05)
+    assert drift["p99_worst_s"] < rush["p99_worst_s"]
+    assert rush["degraded_share"] > 2 * grown["degraded_share"]
+    assert dead["degraded_share"] == pytest.approx(0.25)  # it was the only one
+    assert all(one["recovered_s"] is not None for one in found.values())
+
+
+def test_trouble_is_a_table(sim: Program, trace_path: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    given = ("--devices", 50, "--rate", "0.1/s", "--trouble", "--duration", "5s", "--servers", 2, "--no-curve")
+    out, _ = sim("fleet", trace_path, *TIERS, *given, "--out", tmp_path)
+    assert "a server of each tier dies" in out
+    assert "send everything" in (tmp_path / "report.html").read_text()

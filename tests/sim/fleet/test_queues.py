@@ -85,15 +85,15 @@ def bulk_queue(rate: float, service: Service, batch: int, most: int = 100) -> tu
     return float(area / length), float(size @ chain)
 
 
-@pytest.mark.parametrize("few", [0, 100], ids=["together", "one by one"])
-def test_batches_are_as_large_as_a_bulk_queue_makes_them(monkeypatch: pytest.MonkeyPatch, few: int):
-    monkeypatch.setattr(queues, "FEW_SERVERS", few)
+@pytest.mark.parametrize("servers_from", [0, 100], ids=["side by side", "one by one"])
+def test_batches_are_as_large_as_a_bulk_queue_makes_them(monkeypatch: pytest.MonkeyPatch, servers_from: int):
+    monkeypatch.setattr(queues, "SIDE_BY_SIDE", servers_from)
     service, rate, servers = Service(0.004, 0.001), 400.0, 5
     station = Batchers(servers, service, 8)
     times, counts = station.draw(rng(3), rate * servers, 0.0, 60.0)
     served = station.serve(times, counts, 1000.0)
     waiting, size = bulk_queue(rate, service, 8)
-    assert served.n == len(times)
+    assert served.count.sum() == len(times)
     rows, call = served.rows()
     waits = served.started[call] - served.arrived[rows]
     assert served.count.mean() == pytest.approx(size, rel=0.02)
@@ -151,25 +151,22 @@ def calls_one_by_one(arrived: np.ndarray, service: Service, batch: int, wait_s: 
     return calls, gone
 
 
-@pytest.mark.parametrize("few", [0, 100], ids=["together", "one by one"])
+@pytest.mark.parametrize("servers_from", [0, 100], ids=["side by side", "one by one"])
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 12), max_size=40), st.integers(1, 5), st.sampled_from([0.0, 0.75]),
     st.sampled_from([math.inf, 4.0]), st.integers(0, 40),
 )  # fmt: skip
-def test_calls_are_those_of_a_model_in_simpy(few, gaps, batch, wait_s, patience_s, cut):
+def test_calls_are_those_of_a_model_in_simpy(servers_from, gaps, batch, wait_s, patience_s, cut):
     """Times are eighths, so that they are exact; the second half comes in another block of time."""
     arrived = np.cumsum(gaps) / 8
     service = Service(0.5, 0.25)
     station = Batchers(1, service, batch, wait_s, patience_s)
     middle = cut + 1 / 16
-    before = queues.FEW_SERVERS
-    queues.FEW_SERVERS = few
-    try:
-        first, second = arrived[arrived < middle], arrived[arrived >= middle]
+    first, second = arrived[arrived < middle], arrived[arrived >= middle]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queues, "SIDE_BY_SIDE", servers_from)
         parts = [station.serve(part, np.array([len(part)]), until) for part, until in ((first, middle), (second, 1e6))]
-    finally:
-        queues.FEW_SERVERS = before
     mine = [
         (part.arrived[at : at + n].tolist(), start)
         for part in parts
@@ -186,7 +183,7 @@ def test_blocks_of_time_change_nothing(batch: int):
     times = poisson(rng(5), 300.0, 20.0)
 
     def make():
-        return OneQueue(3, service, rng()) if batch == 1 else Batchers(1, service, batch)
+        return OneQueue(3, service) if batch == 1 else Batchers(1, service, batch)
 
     whole = make().serve(times, np.array([len(times)]), 1e9)
     station, starts = make(), []
