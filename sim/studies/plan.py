@@ -285,8 +285,9 @@ def in_words(plan: Plan) -> list[str]:
     more = _more_labels(bound.labels_needed, n)
     name = "best single" if plan.wishes.reference is None else plan.reference
     if choice.system == System("single", ((plan.reference,),)):
+        raised = "" if plan.wishes.certified else f", or raise --max-cost ({plan.wishes.max_cost:g})"
         what = "certified" if plan.wishes.certified else "found within the limits"
-        lines = [f"run {plan.reference} alone: nothing cheaper can be {what}{more}"]
+        lines = [f"run {plan.reference} alone{raised}: nothing cheaper can be {what}{more}"]
     else:
         kept = plan.kept(plan.chosen)
         where = "on the device" if plan.wishes.on_device is not None else "at the first tier"
