@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 
 WIDTH = 8.2
-GREY = "#8a8a8a"
+GREY = "#6f6f6f"
 INK = "#333333"
 
 
@@ -125,7 +125,7 @@ def _seconds_axis(axes: Any, which: str, values: Sequence[float]) -> None:
 def as_svg(figure: Any) -> str:
     """The figure as SVG text, from its first tag on; the figure is closed."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -6,6 +6,7 @@ import argparse
 import csv
 import html
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,22 +21,58 @@ from coe.models.loading import import_runtime
 from .records import DelayRow
 
 CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 72rem; margin: 2.5rem auto;
-       padding: 0 1.25rem; }
+:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #555; --ground: #fff; --line: #ddd; --mark: #eef6fb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ececee; --soft: #adb1b7; --ground: #15171a; --line: #3b3f45; --mark: #1b2a36; }
+  svg { filter: invert(1) hue-rotate(180deg); }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 72rem;
+       margin: 2.5rem auto; padding: 0 1.25rem; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .25rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p, figcaption { max-width: 56rem; }
-.lead { color: #555; margin-top: 0; } .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
-.card { flex: 1 1 10rem; border: 1px solid #ddd; border-radius: .6rem; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.6rem; line-height: 1.2; } .card span { color: #555; font-size: .9rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p, figcaption, dd { max-width: 56rem; }
+.lead { color: var(--soft); margin-top: 0; } .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; }
+.card { flex: 1 1 10rem; border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.6rem; line-height: 1.2; } .card span { color: var(--soft); font-size: .9rem; }
+.warning { border-left: .3rem solid #d55e00; padding: .4rem .8rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6; }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:nth-child(-n+2), td:nth-child(-n+2), .text { text-align: left; }
 th.number, td.number { text-align: right; }
 th.long, td.long { text-align: left; white-space: normal; min-width: 12rem; } th { border-bottom: 2px solid #999; }
-tr.cascade td { background: #eef6fb; } svg { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-figcaption, .note { color: #555; font-size: .9rem; }
+tr.cascade td { background: var(--mark); } svg { width: 100%; max-width: 52rem; min-width: 34rem; height: auto; }
+figure { margin: 1rem 0; } figcaption, .note, dd { color: var(--soft); font-size: .9rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 """
+
+SYMBOLS = {  # what stands in a table's head or a caption, and what it means
+    "reach": "an example is charged for every tier it reached, members side by side; exit: for the tier where it "
+    "leaves, alone, as in the paper; reach-serial: for every member of every tier it reached",
+    "theta": "the share of a tier's members that must agree before the tier answers",
+    "virtual": "the mean that the virtual clock predicts from a run without a delay",
+    "diff": "how far the mean is from the predicted one",
+    "comm": "mean communication of an example: the injected delay and the wire; one that stayed counts 0",
+    "sent/ex": "bytes of the messages sent, per example",
+    "deferred": "share of the examples that left the device",
+    "p50": "half of the examples took no longer; p95, p99: 95%, 99% of them",
+    "FLOPs": "floating-point operations of one example",
+    "1.00x": "times the cost of the best single model",
+    "drop-in": "the cheapest system that is shown to be as accurate as the best single model",
+    "IDK": "a cascade of single models, each with a threshold of its own (Wang et al., 2018)",
+    "ideal rule": "a rule that keeps exactly what a tier gets right: headroom, which nobody can have",
+    "Pareto set": "the systems that no other beats in both accuracy and cost",
+    "k": "a thousand; M a million, G a billion",
+    "us": "microseconds; ms: milliseconds",
+}
+
+
+def glossary(body: str) -> str:
+    """What the symbols in a page's text mean; "" where it has none."""
+    text = html.unescape(re.sub(r"<(style|svg).*?</\1>|<[^>]+>", " ", body, flags=re.S))
+    known = {
+        word: about for word, about in SYMBOLS.items() if re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)
+    }
+    terms = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(about)}</dd>" for word, about in known.items())
+    return f"<h2 id=words>What the words mean</h2><dl>{terms}</dl>" if terms else ""
 
 
 LONG = 40  # characters: a cell with more is put in several lines
@@ -47,18 +84,20 @@ def _breakable(cell: str) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A whole page."""
+    """A whole page, light or dark as its reader has it, with what its symbols mean."""
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport "
         f"content='width=device-width, initial-scale=1'><title>{html.escape(title)}</title><style>{CSS}</style></head>"
-        f"<body>{body}</body></html>\n"
+        f"<body><main>{body}{glossary(body)}</main></body></html>\n"
     )
 
 
 def figure_html(title: str, svg: str, caption: str, level: int = 2) -> str:
     """A titled figure from SVG text."""
     heading = f"<h{level}>{html.escape(title)}</h{level}>"
-    return f"{heading}<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    named = svg.replace("<svg ", f"<svg role=img aria-label='{html.escape(title)}' ", 1)
+    scrolls = f"<div class=scroll tabindex=0 role=group aria-label='{html.escape(title)}'>{named}</div>"
+    return f"{heading}<figure>{scrolls}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def table_html(head: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 2) -> str:
@@ -74,7 +113,12 @@ def table_html(head: Sequence[str], lines: Sequence[Sequence[str]], text_columns
         )
 
     body = "".join(f"<tr>{row(line, 'td')}</tr>" for line in lines)
-    return f"<div class=scroll><table><tr>{row(head, 'th')}</tr>{body}</table></div>"
+    return scrolling(f"<tr>{row(head, 'th')}</tr>{body}")
+
+
+def scrolling(rows: str) -> str:
+    """A table of these rows, which scrolls where it is too wide, by the keyboard too."""
+    return f"<div class=scroll tabindex=0 role=group aria-label=Table><table>{rows}</table></div>"
 
 
 OURS = "cascade of ensembles"
@@ -228,10 +272,17 @@ def save(part: Part, folder: Path) -> list[Path]:
 
 def _write_page(folder: Path) -> Path:
     chapters = [path.read_text(encoding="utf-8") for path in sorted((folder / "parts").glob("*.html"), key=_order)]
-    lead = f"<p class=lead>coe-sim {__version__}</p>"
+    data = sorted({_order(path)[0] for path in (folder / "parts").glob("*.html")})
+    title = f"{TITLE}: {', '.join(filter(None, data)) or 'the paper'}"
+    lead = f"<p class=lead>{written_by()}</p>"
     path = folder / "report.html"
-    path.write_text(document(TITLE, f"<h1>{TITLE}</h1>{lead}{''.join(chapters)}"), "utf-8")
+    path.write_text(document(title, f"<h1>{html.escape(title)}</h1>{lead}{''.join(chapters)}"), "utf-8")
     return path
+
+
+def written_by() -> str:
+    """Which program wrote a page, and when."""
+    return f"coe-sim {__version__}, {time.strftime('%-d %B %Y')}"
 
 
 def _order(path: Path) -> tuple[str, int]:

@@ -40,7 +40,7 @@ from sim.output import (
     write_json,
 )
 from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, save_recording, summarise
-from sim.systems import SYSTEMS, BundledTask, Uplink
+from sim.systems import SYSTEMS, TITLES, BundledTask, Uplink
 from sim.traces import parse_tiers, read_trace
 
 if TYPE_CHECKING:
@@ -54,18 +54,32 @@ RATIOS = (  # key, field of DelayRow, in words
 )
 
 
+MOST_OFF = 0.1  # of a measured mean from the predicted one, where two systems are compared
+BUSY = "the machine was busy"
+
+
 def savings(rows: Sequence[DelayRow]) -> list[dict[str, Any]]:
-    """Per delay: how many times faster the cascade is than the cloud alone, and how much less it sends."""
+    """Per delay: how many times faster the cascade is than the cloud alone, and how much less it sends.
+
+    No more than 1 / deferred: what is left over is chance, or the wire of other examples. `busy`: one of the two is
+    further from its prediction than MOST_OFF, so that their ratio says nothing.
+    """
     found = {(row.system, row.delay_s): row for row in rows}
     ratios = []
     for delay_s in dict.fromkeys(row.delay_s for row in rows):
-        cascade, cloud = found["cascade", delay_s], found["cloud-only", delay_s]
-        ratio: dict[str, Any] = {"delay_s": delay_s}
+        both = found["cascade", delay_s], found["cloud-only", delay_s]
+        ratio: dict[str, Any] = {"delay_s": delay_s, "busy": any(abs(_off(row)) > MOST_OFF for row in both)}
+        most = 1 / both[0].deferral_rate if both[0].deferral_rate else float("inf")
         for name, field, _ in RATIOS:  # None where nothing left the device: no number of times less than nothing
-            own = getattr(cascade, field)
-            ratio[name] = getattr(cloud, field) / own if own else None
+            own, cloud = (getattr(row, field) for row in both)
+            ratio[name] = min(cloud / own, most) if own else None
         ratios.append(ratio)
     return ratios
+
+
+def _off(row: DelayRow) -> float:
+    """The measured mean against the predicted one, as a share of that."""
+    return (row.latency_mean_s - row.predicted_mean_s) / row.predicted_mean_s
 
 
 def verdict(rows: Sequence[DelayRow]) -> list[str]:
@@ -77,8 +91,17 @@ def verdict(rows: Sequence[DelayRow]) -> list[str]:
         f"{cascade.accuracy:.1%}, best single model {cloud.accuracy:.1%}, edge ensemble alone {edge.accuracy:.1%}."
     ]
     for ratio in savings(rows):
-        times = [f"{words} {ratio[name]:.1f}x lower" for name, _, words in RATIOS if ratio[name] is not None]
-        lines.append(f"at {format_seconds(ratio['delay_s'])}, against the cloud alone: {', '.join(times)}")
+        at = format_seconds(ratio["delay_s"])
+        if ratio["busy"]:
+            means = [
+                f"{TITLES[row.system]} {format_seconds(row.latency_mean_s)}, {_off(row):+.0%} of what is predicted"
+                for row in rows
+                if row.delay_s == ratio["delay_s"] and row.system != "edge-only"
+            ]
+            lines.append(f"at {at}: {BUSY}: {'; '.join(means)}. No comparison is made; run it again on a quiet one.")
+        else:
+            times = [f"{words} {ratio[name]:.1f}x lower" for name, _, words in RATIOS if ratio[name] is not None]
+            lines.append(f"at {at}, against the cloud alone: {', '.join(times)}")
     return lines
 
 
@@ -97,6 +120,8 @@ class DelayStudy:
         recording: the runs without a delay, which the virtual clock replays.
         about: where the recording was made.
     """
+
+    task: str
 
     rows: list[DelayRow]
     latencies: dict[tuple[str, float], list[float]]
@@ -140,7 +165,7 @@ def run_real(
                 rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
     where = f"{platform.machine()}, Python {platform.python_version()}, {n} examples"
-    return DelayStudy(rows, latencies, recording, where, one_way)
+    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way)
 
 
 def run_virtual(
@@ -161,7 +186,7 @@ def run_virtual(
             n_tiers, predicted = bundle.n_tiers(system), _mean_latency(records)
             rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
-    return DelayStudy(rows, latencies, recording, where, one_way)
+    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way)
 
 
 def _recorded(bundle: BundledTask, path: Path | None) -> tuple[Recording, str]:

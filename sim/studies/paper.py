@@ -248,7 +248,8 @@ def as_part(paper: Paper) -> Part:
     ]  # fmt: skip
     tables = [
         Table("table1", "Table 1", ("GPU", "USD/h"), [[name, f"{one.value:.2f}"] for name, one in paper.gpus.items()]),
-        Table("table2", "Table 2, cell by cell", ("task", "row", "column", "printed", "computed", "from", "to", ""),
+        Table("table2", "Table 2, cell by cell",
+              ("task", "row", "column", "printed", "computed", "from", "to", "holds"),
               [_cell_line(cell) for cell in cells],
               "computed: exit x price, sum_i exit_i x cell_i, or the last tier's; from, to: with all that round to "
               "what is printed.", 3),
@@ -257,10 +258,10 @@ def as_part(paper: Paper) -> Part:
               "exit: an example pays for the tier where it leaves, alone, as in the paper; reach: for every tier it "
               "reached. The last two: against the best single model.", 2),
         Table("communication", "communication (Figure 5)",
-              ("task", "delays", "printed", "computed", "from", "to", ""), list(map(_ratio_line, paper.tasks)),
+              ("task", "delays", "printed", "computed", "from", "to", "holds"), list(map(_ratio_line, paper.tasks)),
               "d_last / sum_i exit_i * d_i: times less than with the best model in the cloud.", 2),
         Table("table3", "Table 3",
-              ("task", "models", "threshold", "wrong", "large wrong too", "rate", "computed", ""),
+              ("task", "models", "threshold", "wrong", "large wrong too", "rate", "computed", "holds"),
               [[row.task, str(row.models), row.threshold, row.wrong.text, row.large.text, f"{row.rate.text}%",
                 f"{row.computed:.2f}%", _follows(row.follows)] for row in paper.table3]),
     ]  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade import ConfigError
@@ -30,8 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> int:
     require_matplotlib(options)
-    parts = [part for path in options.traces for part in _parts(options, read_trace(path))]
+    parts = [part for trace in distinct(options.traces) for part in _parts(options, trace)]
     return finish_parts(options, parts, {part.name: part.content for part in parts})
+
+
+def distinct(paths: Sequence[Path]) -> Iterator[Trace]:
+    """The traces, each with a name of its own: of those of one name the folder comes first, then a number."""
+    traces = [read_trace(path) for path in paths]
+    names = [trace.name for trace in traces]
+    names = [
+        f"{path.absolute().parent.name}-{name}" if names.count(name) > 1 else name
+        for path, name in zip(paths, names, strict=True)
+    ]
+    for at, trace in enumerate(traces):
+        again = names[:at].count(names[at])
+        yield replace(trace, name=f"{names[at]}-{again + 1}" if again else names[at])
 
 
 def _parts(options: argparse.Namespace, trace: Trace) -> Iterator[Part]:
