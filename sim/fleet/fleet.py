@@ -23,7 +23,7 @@ from coe.models.loading import import_runtime
 from .queues import Batchers, Floats, OneQueue, Served, Service, in_turn
 
 BLOCK = 200_000  # requests of one block of time
-MOST_COUNTED = 20_000  # of a block's requests, whose latencies are counted; the others are like them
+MOST_COUNTED = 10_000  # of a block's requests, whose latencies are counted; the others are like them
 MOST_DEVICES, SENT_SAMPLED = 1000, 20_000  # followed one by one, and what they send together
 ANSWER_BYTES = 100
 SHIFT, LOWEST, N_BINS = 14, (127 - 30) << 9, 50 << 9  # bits of a float32 below a bin's; the bin of 2**-30 s
@@ -37,7 +37,8 @@ class Histogram:
 
     def add(self, seconds: Floats, weight: float = 1.0) -> None:
         bins = (np.maximum(seconds, 2.0**-30).astype(np.float32).view(np.int32) >> SHIFT) - LOWEST
-        self.counts += weight * np.bincount(np.minimum(bins, N_BINS - 1), minlength=N_BINS)
+        found = np.bincount(np.minimum(bins, N_BINS - 1))
+        self.counts[: len(found)] += weight * found
 
     def quantile(self, share: float) -> float | None:
         """Seconds within which this share is; None: nothing was counted."""
@@ -251,10 +252,10 @@ def _count(
     rng: np.random.Generator,
 ) -> tuple[Floats, Floats]:  # fmt: skip
     """Count what a tier did, and what left the cascade there; (when there, born) of what goes on to the next."""
-    n, own = int(served.count.sum()), tally.tiers[1 + place]
+    n, own = served.n, tally.tiers[1 + place]
     own.served += n
-    own.calls += len(served.count)
-    own.busy_s += float((served.ended - served.started).sum())
+    own.calls += len(served.started)
+    own.busy_s += served.busy_s
     own.wait_s += served.wait_s
     rows, call = served.rows(1 if deferred else max(1, n // MOST_COUNTED))
     own.waits.add(served.started[call] - served.arrived[rows], n / max(len(rows), 1))

@@ -15,7 +15,7 @@ from .fleet import Fleet, Phase, Tally, added, run_fleet
 
 HOURS = 730  # of a month
 TRIED = 40_000  # requests in one trial of a number of servers,
-CALLS, ALIKE = 30, 8  # which lasts so many full calls at least; servers that stand for all, where queues are apart
+CALLS, ALIKE = 30, 16  # which lasts so many full calls at least; servers that stand for all, where queues are apart
 FULLEST = 0.97  # of a tier's capacity that may be used: above it a queue takes very long to settle
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -59,19 +59,24 @@ class Prices:
         return (hourly + data) * HOURS + fleet.devices * self.usd_per_device_month
 
 
-def trial(fleet: Fleet, servers: Sequence[int], factor: float) -> Tally:
-    """Enough to judge these servers by, at `factor` times the usual rate, after a fifth of it to fill the queues.
+def part_of(fleet: Fleet, servers: Sequence[int], share: float) -> tuple[Fleet, list[int]]:
+    """About this share of the fleet, with at least `ALIKE` servers of each tier.
 
-    Where servers have queues of their own they do not know of each other, so a part of the fleet stands for all.
+    Where servers have queues of their own they do not know of each other, so a part stands for all; else it is all.
     """
+    share = max(share, ALIKE / max(min(servers, default=1), 1))
+    if share >= 1 or any(tier.max_batch == 1 for tier in fleet.tiers):
+        return fleet, list(servers)
+    devices = max(round(fleet.devices * share), 1)
+    return replace(fleet, devices=devices), [max(round(n * devices / fleet.devices), 1) for n in servers]
+
+
+def trial(fleet: Fleet, servers: Sequence[int], factor: float) -> Tally:
+    """Enough to judge these servers by, at `factor` times the usual rate, after a fifth of it to fill the queues."""
     rate = max(fleet.sent_per_s * factor, 1e-9)
     slowest = max((tier.service.of(tier.max_batch) for tier in fleet.tiers), default=1.0)
     seconds = max(min(TRIED / rate, 3600.0), CALLS * slowest)
-    part = max(TRIED / (rate * seconds), ALIKE / max(min(servers, default=1), 1))
-    if part < 1 and all(tier.max_batch > 1 for tier in fleet.tiers):
-        devices = max(round(fleet.devices * part), 1)
-        servers = [max(round(n * devices / fleet.devices), 1) for n in servers]
-        fleet = replace(fleet, devices=devices)
+    fleet, servers = part_of(fleet, servers, TRIED / (rate * seconds))
     return run_fleet(fleet, [Phase(seconds / 5, servers, factor), Phase(seconds, servers, factor)])[1]
 
 
@@ -120,7 +125,7 @@ def as_json(fleet: Fleet, servers: Sequence[int], tallies: Sequence[Tally], pric
                 "name": name,
                 "servers": n,
                 "utilisation": own.busy_s / own.server_s,
-                "load": own.served / tally.seconds / (n * most_per_s),
+                "load": own.served / own.server_s / most_per_s,
                 "batch_mean": own.served / own.calls if own.calls else None,
                 "wait_s": {
                     "mean": own.wait_s / own.served if own.served and keeps_up else None,
@@ -135,7 +140,7 @@ def as_json(fleet: Fleet, servers: Sequence[int], tallies: Sequence[Tally], pric
             for kind, one in latencies.items()
         },
         "sent_share": tally.n_sent / tally.examples,
-        "bytes_up_per_day": tally.bytes_up / tally.seconds * 86400,
+        "bytes_up_per_day": tally.bytes_up / tally.examples * fleet.devices * fleet.rate * 86400,
         "usd_per_month": prices.of_month(fleet, servers),
         "degraded_share": tally.degraded / tally.examples,
     }

@@ -19,7 +19,7 @@ from coe.link import Link
 from sim import arguments
 from sim.fleet.fleet import CloudTier, Fleet, Phase, run_fleet
 from sim.fleet.queues import Floats, Service
-from sim.fleet.sizing import Prices, Slo, as_json, size, through, troubles
+from sim.fleet.sizing import Prices, Slo, as_json, part_of, size, through, troubles
 from sim.output import Figure, Part, Table, log
 from sim.traces import TierSpec, Trace, parse_tiers
 from sim.traces.tiers import vote_of
@@ -28,6 +28,7 @@ from .replay import replay_trace
 
 PRICES = Path(__file__).parents[1] / "costs" / "fleet.yaml"
 WARM = 0.1  # of the duration, before anything is counted
+MOST = 50e6  # requests simulated; of a larger fleet a part stands for all where servers have queues of their own
 CURVE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # times the devices
 SYSTEMS = {"cascade": "cascade", "send-everything": "send everything", "best-on-device": "best model on the device"}
 
@@ -51,11 +52,10 @@ class Case:
         if options.servers is None:
             self.servers, self.met = size(self.fleet, options.slo, max(shape))
         seconds = options.duration[0]
-        phases = [Phase(seconds / len(shape), self.servers, factor) for factor in shape]
+        part, servers = part_of(self.fleet, self.servers, MOST / max(self.fleet.sent_per_s * seconds, 1e-9))
+        phases = [Phase(seconds / len(shape), servers, factor) for factor in shape]
         warm = replace(phases[0], seconds=seconds * WARM)
-        found = run_fleet(
-            self.fleet, [warm, *phases], n_regions=options.regions, seed=options.seed, engine=options.engine
-        )
+        found = run_fleet(part, [warm, *phases], n_regions=options.regions, seed=options.seed, engine=options.engine)
         self.content = {**as_json(self.fleet, self.servers, found[1:], prices), "accuracy": self.accuracy}
 
     def p99(self, kind: str = "all") -> str:

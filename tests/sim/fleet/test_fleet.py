@@ -15,7 +15,7 @@ from test_queues import queue_of_m_d_c
 from coe.link import Link, Propagation
 from sim.fleet.fleet import CloudTier, Fleet, Histogram, Phase, added, run_fleet, simulate
 from sim.fleet.queues import Service
-from sim.fleet.sizing import Slo, size, through, troubles
+from sim.fleet.sizing import Slo, part_of, size, through, troubles
 from sim.studies.fleet import read_arrivals
 
 QUICK = ("--no-curve", "--duration", "5s", "--json")
@@ -100,6 +100,19 @@ def test_a_second_tier_gets_what_the_first_defers():
     longest = tally.sent.quantile(0.95)
     assert longest is not None
     assert longest > 0.003 + 2 * 0.003
+
+
+def test_a_part_of_a_fleet_stands_for_all():
+    own, servers = fleet(devices=40_000), [100]
+    part, few = part_of(own, servers, 0.2)
+    assert (part.devices, few) == (8000, [20])
+    whole, less = (simulate(one, [Phase(1.0, n), Phase(6.0, n)])[1] for one, n in ((own, servers), (part, few)))
+    assert less.sent.quantile(0.99) == pytest.approx(whole.sent.quantile(0.99), rel=0.1)
+    assert less.tiers[1].wait_s / less.tiers[1].served == pytest.approx(
+        whole.tiers[1].wait_s / whole.tiers[1].served, rel=0.05
+    )
+    one_queue = fleet(tiers=[CloudTier("tier 2", Service(0.005), 1)])
+    assert part_of(one_queue, [100], 0.2) == (one_queue, [100])
 
 
 def test_what_the_deadline_cuts_off_is_degraded():

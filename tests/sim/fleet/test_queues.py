@@ -25,7 +25,7 @@ def standard_error(values: np.ndarray, n_groups: int = 40) -> float:
 
 
 def waits_of(rate: float, service_s: float, servers: int, n: int, seed: int = 0) -> np.ndarray:
-    arrived = poisson(rng(seed), rate, n / rate)
+    arrived = poisson(rng(seed), rate, 0.0, n / rate)
     return (first_come(arrived, service_s, np.full(servers, -np.inf)) - arrived)[n // 10 :]
 
 
@@ -57,7 +57,7 @@ def test_several_servers_of_equal_service_wait_as_crommelin_says(servers: int, l
 def test_several_servers_of_exponential_service_wait_as_erlang_says():
     servers, load, mean_s, n = 4, 0.8, 0.01, 100_000
     offered = servers * load
-    arrived = poisson(rng(1), offered / mean_s, n * mean_s / offered)
+    arrived = poisson(rng(1), offered / mean_s, 0.0, n * mean_s / offered)
     service_s = rng(2).standard_exponential(len(arrived)) * mean_s
     waits = (first_come_any(arrived, service_s, [0.0] * servers) - arrived)[n // 10 :]
     tail = offered**servers / math.factorial(servers) / (1 - load)
@@ -93,7 +93,7 @@ def test_batches_are_as_large_as_a_bulk_queue_makes_them(monkeypatch: pytest.Mon
     times, counts = station.draw(rng(3), rate * servers, 0.0, 60.0)
     served = station.serve(times, counts, 1000.0)
     waiting, size = bulk_queue(rate, service, 8)
-    assert served.count.sum() == len(times)
+    assert served.n == len(times)
     rows, call = served.rows()
     waits = served.started[call] - served.arrived[rows]
     assert served.count.mean() == pytest.approx(size, rel=0.02)
@@ -101,12 +101,26 @@ def test_batches_are_as_large_as_a_bulk_queue_makes_them(monkeypatch: pytest.Mon
     assert served.wait_s == pytest.approx(waits.sum())
 
 
-@given(st.integers(1, 4), st.integers(0, 60), st.integers(0, 1000))
-def test_first_come_is_a_heap_of_servers_where_all_take_the_same_time(servers: int, n: int, seed: int):
+@given(st.integers(1, 4), st.integers(0, 60), st.integers(0, 1000), st.sampled_from([1, 256]))
+def test_first_come_is_a_heap_of_servers_where_all_take_the_same_time(servers: int, n: int, seed: int, wide: int):
     arrived = np.sort(rng(seed).integers(0, 200, n) / 4)
     free = np.sort(rng(seed + 1).integers(0, 6, servers) / 4)  # no further apart than one service
-    started = first_come(arrived, 1.25, free)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queues, "WIDE", wide)
+        started = first_come(arrived, 1.25, free)
     assert started.tolist() == first_come_any(arrived, np.full(n, 1.25), free.tolist()).tolist()
+
+
+def test_arrivals_are_a_poisson_process():
+    times = poisson(rng(7), 1000.0, 5.0, 105.0)
+    gaps = np.diff(times) * 1000
+    assert ((times >= 5) & (times < 105)).all()
+    assert len(times) == pytest.approx(100_000, abs=4 * math.sqrt(100_000))
+    for share in (0.1, 0.5, 0.99):
+        assert np.quantile(gaps, share) == pytest.approx(-math.log(1 - share), rel=0.03)
+    counts = np.histogram(times, bins=1000)[0]
+    assert counts.var() / counts.mean() == pytest.approx(1, abs=0.2)
+    assert len(poisson(rng(7), 0.0, 0.0, 10.0)) == 0
 
 
 @given(st.integers(1, 40), st.integers(0, 1000))
@@ -180,7 +194,7 @@ def test_calls_are_those_of_a_model_in_simpy(servers_from, gaps, batch, wait_s, 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_blocks_of_time_change_nothing(batch: int):
     service = Service(0.01, 0.002)
-    times = poisson(rng(5), 300.0, 20.0)
+    times = poisson(rng(5), 300.0, 0.0, 20.0)
 
     def make():
         return OneQueue(3, service) if batch == 1 else Batchers(1, service, batch)
