@@ -6,8 +6,8 @@
 
 1,000,000 devices at 5 examples a second, of which 25% are deferred: 4.5e9 requests in a simulated hour. Servers take
 one request at a time in 1.01 ms, first come, first served, in `--regions` equal regions with a queue each: every
-request is simulated. `seconds`, `cpu_s` and `peak_bytes` are of all processes; the wait is compared with what theory says of M/D/c
-(Crommelin), and a fleet of a hundredth of the size is simulated alone and in its regions' processes to the same bits.
+request is simulated. `seconds`, `cpu_s` and `peak_bytes` are of all processes; the wait is compared with what theory
+says of M/D/c (Crommelin), and `same_bits` of regions in processes of their own with the same one by one.
 """
 
 from __future__ import annotations
