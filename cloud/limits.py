@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from coe.cascade.errors import InputError, OverQuota, TierRejected, TooManyCalls
 from coe.config.settings import REQUIRED, setting
-from coe.models.inputs import MAX_PIXELS
+from coe.models.inputs import MAX_PIXELS, suffix_of
 from coe.protocol.core import Request
 
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0  # bounds of the hint when to retry
@@ -87,7 +87,7 @@ class CallGate:
         for values in request.inputs.values():
             if values.dtype == object:
                 for row, value in enumerate(values):
-                    if len(value) > most and not value.startswith((b"\x89PNG", b"\xff\xd8")):
+                    if len(value) > most and suffix_of(value) == ".bin":
                         raise InputError(f"row {row}: expected a text of at most {most} bytes, got {len(value)}")
 
 

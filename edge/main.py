@@ -95,7 +95,23 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
             _print(line)
     if supervisor.stopped_by == signal.SIGINT:
         return 130
-    return 1 if tally.n and not tally.n_decided else 0  # a run that could decide nothing has failed
+    if not tally.n and not supervisor.stopped_by:
+        _print(f"no examples: {_what_was_seen(config)}")
+        return 1
+    return 0 if tally.n_decided or not tally.n else 1  # a run that could decide nothing has failed
+
+
+def _what_was_seen(config: AgentConfig) -> str:
+    """What there is in place of examples."""
+    from coe.models.labelled import what_is_in
+
+    seen = []
+    for part in config.source.each:
+        folder = part.path if part.kind == "folder" and part.path is not None and part.path.is_dir() else None
+        there = f"{part.kind} is empty" if folder is None else f"{folder} holds {what_is_in(folder)}"
+        hint = folder is not None and not part.recursive and any(path.is_dir() for path in folder.iterdir())
+        seen.append(there + (" (recursive: true takes those in its folders)" if hint else ""))
+    return "; ".join(seen)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -18,16 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from coe.cascade.errors import InputError
+from coe.cascade.errors import InputError, RuntimeMissing
 from coe.cascade.types import Array, Batch
 
 from .input_spec import InputSpec, stack
+from .loading import import_runtime
 from .text import TextInputSpec, read_texts
 
 MAX_PIXELS = 50_000_000  # of a batch; headers that claim more are refused before their image is decoded
 MAX_TEXT_BYTES = 2**16  # of one text
-FORMATS = ("PNG", "JPEG")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")  # of the last, the first frame
+TURNED = ("JPEG", "WEBP", "TIFF")  # as their EXIF says
 PNG = b"\x89PNG\r\n\x1a\n"
+STARTS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"RIFF": ".webp", b"II*\0": ".tif", b"MM\0*": ".tif"}
+STARTS |= {b"GIF8": ".gif", b"BM": ".bmp"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
 LEAST_SCALE = 2  # large JPEGs are decoded at 1/2, 1/4 or 1/8, and still this many times the task's input
 
 
@@ -116,8 +121,13 @@ class InputDecoder:
         return x
 
 
+def suffix_of(data: bytes) -> str:
+    """The suffix of an encoded image's file, by its first bytes; ".bin" of other content."""
+    return next((suffix for start, suffix in STARTS.items() if data.startswith(start)), ".bin")
+
+
 def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS, least_side: int = 0) -> Array:
-    """(H, W, C) uint8 pixels of a PNG or JPEG, turned upright as its EXIF says; grey or RGB by `channels`.
+    """(H, W, C) uint8 pixels of an encoded image, turned upright as its EXIF says; grey or RGB by `channels`.
 
     Args:
         least_side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which takes a fraction of the time, where both
@@ -131,12 +141,12 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS, least
     mode = "L" if channels == 1 else "RGB"
     try:
         file = io.BytesIO(data)  # opening it reads the header alone; Pillow's search for its format costs as much
-        image: Any = PngImageFile(file) if data.startswith(PNG) else Image.open(file, formats=FORMATS)
+        image: Any = PngImageFile(file) if data.startswith(PNG) else _opened(data, file)
         if image.width * image.height > max_pixels:
             raise InputError(f"expected at most {max_pixels} pixels, got {image.width} x {image.height}")
-        if image.format == "JPEG":
-            if least_side:
-                image.draft(None, (least_side, least_side))
+        if image.format == "JPEG" and least_side:
+            image.draft(None, (least_side, least_side))
+        if image.format in TURNED:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip them to white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -150,6 +160,19 @@ def decode_image(data: bytes, channels: int, max_pixels: int = MAX_PIXELS, least
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # its text is an address in memory
         raise InputError(f"expected a PNG or JPEG image, got {len(data)} bytes ({head}){why}") from None
     return np.frombuffer(pixels, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def _opened(data: bytes, file: io.BytesIO) -> Any:
+    """The image, its header read; HEIC by a package that is installed for it."""
+    from PIL import Image
+
+    if data[4:8] != b"ftyp":
+        return Image.open(file, formats=FORMATS)
+    try:
+        import_runtime("pillow_heif", "HEIC", "pip install pillow-heif").register_heif_opener()
+    except RuntimeMissing as error:
+        raise InputError(f"expected a PNG or JPEG image, got HEIC or AVIF ({error.fix}, or send JPEG)") from None
+    return Image.open(file, formats=("HEIF",))
 
 
 KINDS = ("captured", "pixels", "model-size", "png", "jpeg")

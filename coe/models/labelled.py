@@ -26,6 +26,7 @@ from coe.cascade.errors import ConfigError, InputError, describe_error
 from coe.cascade.types import Array, Labels
 
 from .input_spec import InputSpec
+from .inputs import SUFFIXES as IMAGES
 from .tables import SUFFIXES as TABLES
 from .tables import find_column, read_table
 
@@ -36,7 +37,7 @@ TEXT = ("text", "sentence")
 LISTS = ("labels.tsv", "labels.csv")
 LINES = (".jsonl", ".ndjson", ".json")
 ARRAYS = (".npz", ".npy")
-FILES = {"image": (".png", ".jpg", ".jpeg"), "text": (".txt",), "tensor": (".npy", ".csv")}  # one example each
+FILES = {"image": IMAGES, "text": (".txt",), "tensor": (".npy", ".csv")}  # one example each
 X, Y = ("x", "examples", "images", "data", "features"), ("y", "labels", "label", "targets", "target")
 MOST_BYTES = 64 * 2**20  # of one file that is an example
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from coe.cascade.types import Array
+from coe.models.inputs import suffix_of
 from edge.sinks import Event, Outcome
 from edge.sources import Example
 
@@ -23,7 +24,6 @@ from .config import HarvestConfig
 INDEX = "labels.jsonl"
 EXAMPLES = "examples"
 MAX_STALE_LINES = 1000  # lines of the index about files that were removed to make room
-MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"))
 
 
 class Harvest:
@@ -156,7 +156,7 @@ def _file_of(line: bytes) -> str:
 def as_file(value: bytes | Array) -> tuple[bytes, str]:
     """The bytes to write for an example, and the suffix of its file."""
     if isinstance(value, bytes):
-        return value, next((suffix for magic, suffix in MAGIC if value.startswith(magic)), ".bin")
+        return value, suffix_of(value)
     buffer = io.BytesIO()
     np.save(buffer, value, allow_pickle=False)
     return buffer.getvalue(), ".npy"

@@ -14,7 +14,8 @@ from coe.config.settings import REQUIRED, read_settings, setting
 from coe.protocol.channel import fix_of_address, split
 from coe.protocol.credentials import is_loopback
 
-KINDS: dict[str, tuple[str, ...]] = {"digits": ("repeat",), "folder": ("path", "watch", "poll")}  # and their settings
+KINDS: dict[str, tuple[str, ...]] = {"digits": ("repeat",)}  # and their settings
+KINDS |= {"folder": ("path", "watch", "poll", "recursive")}
 KINDS |= {"csv": ("path", "columns", "label", "window", "hop"), "arrays": ("path",)}
 KINDS |= dict.fromkeys(("stdin", "camera", "grpc"), ())
 STREAMS = ("rtsp", "rtsps", "http", "https", "rtmp", "udp", "tcp", "srt")
@@ -77,6 +78,7 @@ class SourceConfig:
     path: Path | None = setting(None, "The folder or file.", usual="required")
     watch: bool = setting(False, "Wait for files that come later.")
     poll: bool = setting(False, "Look through the folder now and then, whatever the system tells of new files.")
+    recursive: bool = setting(False, "Take the files in its folders, too; with `watch`, these are scanned.")
     remember: bool = setting(False, "Skip files that were decided before a restart.", usual="true with `state`")
     repeat: int = setting(1, "Number of passes over them.", low=1)
     columns: tuple[str, ...] = setting((), "Columns of numbers in the model's order.", usual="all but label and id")

@@ -1,4 +1,4 @@
-"""A folder of PNG and JPEG files: those there now, or watched for new ones through inotify or polling.
+"""A folder of image files: those there now, or watched for new ones through inotify or polling.
 
 A file of a watched folder is taken once, when it is whole: when the kernel reports that it was closed or moved in, or
 says that no program has it open to write. Where it cannot say, on a network or of another user's file, one is whole
@@ -25,6 +25,7 @@ import numpy as np
 from coe.cascade.errors import ConfigError, describe_error
 from coe.cascade.types import Array
 from coe.link import Backoff
+from coe.models.inputs import SUFFIXES
 
 from .base import Example
 from .inotify import SETTLE_S, FileWatcher, is_open_to_write, why_not_watched
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")  # of a PNG, of a JPEG
 
 MOST_FILE_BYTES = 64 * 2**20
@@ -57,6 +57,7 @@ class FolderSource:
 
     Args:
         path: the folder; files directly in it.
+        recursive: those in its folders, too; these are scanned, not watched.
         watch: after the first scan, go on with new files. A folder that cannot be read is waited for.
         poll_s: between two looks without inotify, and at a file that is not whole.
         uses_inotify: False: poll alone.
@@ -72,6 +73,7 @@ class FolderSource:
         poll_s: float = 0.5,
         *,
         uses_inotify: bool = False,
+        recursive: bool = False,
         history: FileHistory | None = None,
     ) -> None:
         if not watch and not os.path.isdir(path):
@@ -79,14 +81,15 @@ class FolderSource:
         self.path = path
         self.watch = watch
         self.poll_s = poll_s
-        self.uses_inotify = uses_inotify
+        self.uses_inotify = uses_inotify and not recursive
+        self.recursive = recursive
         self.history = history
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
         if self.watch:
             yield from _Watch(self).examples(stop)
             return
-        for name in sorted(entry.name for entry in _images_in(self.path)):
+        for name in sorted(name for name, _ in _images_in(self.path, self.recursive)):
             if stop.is_set():
                 return
             value, error = _bytes_of(os.path.join(self.path, name))
@@ -98,7 +101,7 @@ class _Watch:
 
     def __init__(self, source: FolderSource) -> None:
         self._path, self._poll_s, self._history = source.path, source.poll_s, source.history
-        self._uses_inotify = source.uses_inotify
+        self._uses_inotify, self._recursive = source.uses_inotify, source.recursive
         self._watcher: FileWatcher | None = None
         self._is_local = False  # only this machine writes there
         self._seen = SeenFiles()
@@ -157,7 +160,7 @@ class _Watch:
             is_all = len(found) < MOST_FOUND
             self._next_scan_at = time.monotonic() + max(0.9 * least_s, took_s / SCAN_SHARE) if is_all else 0.0
         elif watcher is None and self._scanned_at < self._changed_at + COARSE_S and now >= self._next_names_at:
-            names = (entry.name for entry in _images_in(self._path) if self._seen.get(entry.name) is None)
+            names = (name for name, _ in _images_in(self._path, self._recursive) if self._seen.get(name) is None)
             found += heapq.nsmallest(MOST_FOUND, names)
             self._scanned_at, took_s = now, time.monotonic() - now
             self._next_names_at = time.monotonic() + took_s / NAMES_SHARE
@@ -205,16 +208,16 @@ class _Watch:
 
         def new_names() -> Iterator[str]:
             nonlocal n_entries
-            for entry in _images_in(self._path):
+            for name, entry in _images_in(self._path, self._recursive):
                 n_entries += 1
-                known = seen.get(entry.name, there)
+                known = seen.get(name, there)
                 if known is None:
-                    yield entry.name
+                    yield name
                     continue
                 with contextlib.suppress(OSError):
                     status = entry.stat()
                     if known != hash((status.st_size, status.st_mtime_ns)):
-                        yield entry.name
+                        yield name
 
         found = heapq.nsmallest(MOST_FOUND, new_names())
         if n_entries and len(seen) >= 2 * n_entries + MOST_GONE:
@@ -337,16 +340,19 @@ def holds_images(folder: Path) -> bool:
     return next(_images_in(folder), None) is not None
 
 
-def _images_in(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _images_in(folder: Path | str, recursive: bool = False, above: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """A folder's files of an image's name; of what is no link, without asking the disk for each."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(SUFFIXES):
+            if recursive and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):  # it may be gone by now
+                    yield from _images_in(entry.path, recursive, f"{above}{entry.name}/")
+            elif entry.name.lower().endswith(SUFFIXES):
                 is_file = True
                 with contextlib.suppress(OSError):  # such as a loop of links: reading it says why
                     is_file = entry.is_file()
                 if is_file:
-                    yield entry
+                    yield above + entry.name, entry
 
 
 def _bytes_of(path: str) -> tuple[bytes | None, str | None]:

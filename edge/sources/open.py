@@ -221,4 +221,4 @@ def _open_folder(config: SourceConfig, once: bool, history: FileHistory | None) 
         history.add(config.path)
     else:
         history = None
-    return FolderSource(config.path, watch, uses_inotify=not config.poll, history=history)
+    return FolderSource(config.path, watch, uses_inotify=not config.poll, recursive=config.recursive, history=history)

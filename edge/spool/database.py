@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from coe.cascade.types import Array, CallCost, Decision
+from coe.models.inputs import suffix_of as image_suffix
 from edge.sinks import Outcome, Record, as_record
 from edge.sources import Example
 from edge.sqlite_file import PAGE_BYTES, DatabaseFormat, log_of
@@ -44,9 +45,6 @@ def size_of(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += part.stat().st_size
     return total
-
-
-SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def suffix_of(kind: str, payload: bytes) -> str:
     """The suffix of a file with this content."""
     if kind == "npy":
         return ".npy"
-    return next((suffix for start, suffix in SUFFIXES.items() if payload.startswith(start)), ".bin")
+    return image_suffix(payload)
 
 
 def digest_of(name: str, kind: str, payload: bytes) -> bytes:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from coe.cascade import InputError
 from coe.models import InputDecoder, InputSpec, decode_image
+from coe.models.inputs import suffix_of
 
 GREY = InputSpec("image", (8, 6, 1))
 RGB = InputSpec("image", (8, 6, 3))
@@ -133,7 +134,7 @@ def test_what_is_no_image_says_what_it_begins_with(data):
     assert " at 0x" not in str(caught.value)  # the text is the same in each record
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO"])
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX"])
 def test_other_kinds_of_image_are_not_opened(kind):
     with pytest.raises(InputError, match="expected a PNG or JPEG image"):
         decode_image(encoded(Image.new("RGB", (16, 16)), kind), 1)
@@ -433,3 +434,33 @@ def test_the_pixels_of_a_batch_count_together():
     assert len(decoder.batch(["a", "b"], [small, small])) == 2
     with pytest.raises(InputError, match="example c: expected at most 4 pixels, got 6 x 8"):
         decoder.batch(["a", "b", "c"], [small, small, small])
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_formats_are_read_as_their_pixels(kind, channels):
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8) if channels == 3 else np.full((6, 5), 90, dtype=np.uint8)
+    picture = Image.fromarray(x)
+    buffer = io.BytesIO()
+    more = {"lossless": True} if kind == "WEBP" else {}
+    picture.save(buffer, kind, **more)
+    if kind == "GIF" and channels == 3:  # of 256 colours
+        picture = picture.quantize(256).convert("RGB")
+    decoded = decode_image(buffer.getvalue(), channels)
+    assert decoded.shape == (6, 5, channels)
+    assert np.abs(decoded.astype(int) - np.asarray(picture).reshape(6, 5, channels)).max() <= 12
+    assert suffix_of(buffer.getvalue()) == {"TIFF": ".tif"}.get(kind, f".{kind.lower()}")
+
+
+def test_of_a_gif_that_moves_the_first_frame_is_read():
+    frames = [Image.new("L", (4, 4), grey) for grey in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(buffer.getvalue(), 1).max() <= 20
+
+
+def test_heic_names_the_package_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(InputError, match=r"got HEIC or AVIF \(pip install pillow-heif, or send JPEG\)"):
+        decode_image(b"\0\0\0\x18ftypheic" + b"\0" * 40, 3)

@@ -196,3 +196,22 @@ def test_answers_are_warned_of_only_where_they_are_many_and_alike():
     assert "nearly as probable (0.350 on average)" in line
     tally = Tally(n=60, answers=Counter({1: 60}), scores=50.0)
     assert tally.summary(labels)[-1].startswith("warning: 100% of 60 answers are b")
+
+
+def test_a_run_without_examples_says_what_it_saw(tmp_path, capsys):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").touch()
+    (folder / "b.txt").touch()
+    (folder / "c.nef").touch()
+    shutil.copy(digits.FOLDER / "test" / "0000.png", folder / "deep")
+    path = tmp_path / "pi.yaml"
+    text = f"task: zoo:digits\ntiers: [{{members: [zoo:digits/loom.onnx]}}]\nsource: {{kind: folder, path: {folder}}}\n"
+    path.write_text(text)
+    assert main(["--config", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "no examples: " in said
+    assert "holds 4 files: 2 .txt, 1 .nef, 1 .png (recursive: true takes those in its folders)" in said
+    path.write_text(text.replace("path: ", "recursive: true, path: "))
+    assert main(["--config", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "deep/0000.png"

@@ -377,3 +377,28 @@ def test_a_pipe_is_no_file_to_wait_for(tmp_path):
     example = parse_line(json.dumps({"file": str(pipe)}).encode(), "a")
     assert example.error is not None
     assert "expected a regular file" in example.error
+
+
+def test_folders_in_a_folder_are_taken_where_it_says_so(tmp_path):
+    for name in ("b.png", "day/a.webp", "day/night/c.JPG", "day/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert [example.id for example in everything(FolderSource(tmp_path))] == ["b.png"]
+    below = everything(FolderSource(tmp_path, recursive=True))
+    assert [(example.id, example.value) for example in below] == [
+        ("b.png", b"b.png"),
+        ("day/a.webp", b"day/a.webp"),
+        ("day/night/c.JPG", b"day/night/c.JPG"),
+    ]
+
+
+def test_a_watched_folder_finds_files_in_new_folders_in_it(tmp_path):
+    stop = threading.Event()
+    found = FolderSource(tmp_path, True, 0.01, uses_inotify=True, recursive=True).examples(stop)
+    (tmp_path / "a.png").write_bytes(b"a IEND\xaeB`\x82")
+    assert next(found).id == "a.png"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "b.png").write_bytes(b"b IEND\xaeB`\x82")
+    assert next(found).id == "new/b.png"
+    stop.set()
+    assert next(found, None) is None
