@@ -272,13 +272,15 @@ def dry_run(config: AgentConfig) -> int:
             started = time.perf_counter()
             try:
                 metadata = remote.metadata()
+                took = format_seconds(time.perf_counter() - started)
+                answer = remote.describe_answer(InputDecoder(task.input_spec).blank())
             except TierError as error:
                 print(f"tier {tier.name}: FAILED {error}")
                 code = 1
                 continue
-            took = format_seconds(time.perf_counter() - started)
             platform = metadata.platform or "an unnamed platform"
             print(f"tier {tier.name}: answers in {took}: {metadata.name} on {platform}")
+            print(f"tier {tier.name}: {answer}")
     finally:
         cascade.close()
     print("ready" if code == 0 else "not all tiers can be reached; the device would answer by itself")

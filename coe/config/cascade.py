@@ -152,6 +152,7 @@ class RemoteTierConfig(_TierSettings):
         REQUIRED, "`host:port` where coe-cloud serves, or a list of them.", key="address", example="127.0.0.1:8001"
     )
     model: str = setting(REQUIRED, "Name of the model on the server.", usual="the task's name", example="digits")
+    output: str = setting("", "Of a server that is not coe-cloud: the output to ask for.", usual="the one that fits")
     deadline_s: float = setting(
         2000, "Longest wait for an answer; then the tier before has the last word.", unit="ms", low=1, high=600_000
     )

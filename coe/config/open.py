@@ -107,6 +107,8 @@ def _open_remote(tier: RemoteTierConfig, config: CascadeConfig, say: Say) -> Tie
         tier.model,
         tier.rule,
         n_labels=len(config.task.labels),
+        labels=config.task.labels,
+        output=tier.output,
         fingerprint=config.task.fingerprint,
         deadline_s=tier.deadline_s,
         encode=tier.send.encoder(config.task.input_spec),

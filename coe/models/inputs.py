@@ -82,6 +82,11 @@ class InputDecoder:
             Image.new("L", (1, 1)).save(dot, "PNG")
             self.batch(["dot"], [dot.getvalue()])
 
+    def blank(self) -> Batch:
+        """One blank example, captured as those of the task are: a PNG, or a short text."""
+        x = self.input_spec.blank()
+        return self.batch(["blank"], [_picture(x[0], {"format": "PNG"})] if self.input_spec.kind == "image" else x)
+
     def row(self, value: bytes | Array, max_pixels: int | None = None) -> Array:
         """One example's x: (H, W, C) uint8 pixels, or a tensor of the task's shape.
 

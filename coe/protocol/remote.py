@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -24,8 +24,9 @@ from coe.cascade.vote import exact_share
 
 from . import inference_pb2 as pb
 from .channel import ChannelPool, Target, TierChannel, target_of
-from .codec import DATATYPES, WireError, add_input, get_parameters, read_outputs
+from .codec import WireError, add_input, get_parameters, read_outputs
 from .credentials import proxy_of
+from .foreign import OUR_INPUT, RemoteInput, choose_output, read_remote_input, read_single_model
 from .service import (
     FRAME_BYTES,
     INPUT,
@@ -40,80 +41,31 @@ from .service import (
 from .status import from_rpc_error
 from .trace_context import Header, Headers, headers_of, with_server_times
 
-
-@dataclass(frozen=True, slots=True)
-class RemoteInput:
-    """A model's one input: its name, datatype, and the shape of one row, -1 where free."""
-
-    name: str
-    datatype: str
-    row: tuple[int, ...] = ()
-
-    def tensor(self, batch: Batch, prepare: Prepare | None) -> Array:
-        """The batch as this input takes it.
-
-        Args:
-            prepare: makes the model's floats from a batch's x, by the task's contract.
-        Raises:
-            WireError: the batch has no such form.
-        """
-        if self.datatype == "BYTES":
-            if batch.captured is None:
-                raise self._misfit("examples as captured (BYTES)", "pixels or tensors")
-            return batch.captured
-        x = batch.x
-        if self.datatype.startswith("FP") and prepare is not None:
-            x = prepare(x).astype(DATATYPES[self.datatype], copy=False)
-        if x.dtype != DATATYPES[self.datatype]:
-            raise self._misfit(self.datatype, str(x.dtype))
-        if len(x.shape) != 1 + len(self.row) or any(
-            want not in (-1, have) for want, have in zip(self.row, x.shape[1:], strict=True)
-        ):
-            raise self._misfit(f"rows of {list(self.row)}", str(list(x.shape[1:])))
-        return x
-
-    def _misfit(self, expected: str, got: str) -> WireError:
-        fix = "the task's `input:` must be what the server takes"
-        return WireError(f"input {self.name!r}", expected, got, fix)
-
-
-OUR_INPUT = RemoteInput(INPUT, "BYTES")  # or a tensor: it takes either
-
-
-def read_remote_input(told: pb.ModelMetadataResponse) -> RemoteInput:
-    """The input a server asks for.
-
-    Raises:
-        WireError: it takes several inputs, or a datatype no example of ours has.
-    """
-    if told.platform == PLATFORM:
-        return OUR_INPUT
-    inputs = [(entry.name, entry.datatype, tuple(entry.shape)) for entry in told.inputs]
-    if len(inputs) != 1:
-        names = ", ".join(name for name, _, _ in inputs) or "none"
-        raise WireError("its inputs", "one", names, "serve a model with one input")
-    name, datatype, shape = inputs[0]
-    if datatype not in ("BYTES", "UINT8", "FP16", "FP32", "FP64"):
-        raise WireError(f"its input {name!r}", "BYTES, UINT8 or floats", datatype, "serve a model that takes these")
-    return RemoteInput(name, datatype, shape[1:])
-
-
 MOST_TIERS = 64  # behind one server
 VOTE_OUTPUTS = frozenset({"vote", "score", "members"})  # what goes with a label where a tier gives it
 
 
-def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: int, call: CallCost = NO_CALL) -> Vote:
+def read_answer(
+    answer: bytes | pb.ModelInferResponse,
+    n_rows: int,
+    n_labels: int,
+    call: CallCost = NO_CALL,
+    labels: Sequence[str] = (),
+    output: str = "",
+) -> Vote:
     """The vote in an answer to `n_rows` rows.
 
     Args:
         n_labels: of the task; a label outside it is refused.
+        labels: their names, for a server that answers with names.
+        output: of another server, the one that counts; "": the one that fits.
         call: what the call took as measured here; the vote's own has the seconds that the server tells of, too.
     Raises:
         ValueError: it cannot be read as such; the text says what was expected.
     """
     try:
         response = pb.ModelInferResponse.FromString(answer) if isinstance(answer, bytes) else answer
-        vote = _vote(read_outputs(response), n_rows, n_labels)
+        vote = _vote(read_outputs(response), n_rows, n_labels, labels, output)
     except (WireError, DecodeError) as error:
         raise ValueError(str(error)) from None
     told = {
@@ -125,9 +77,9 @@ def read_answer(answer: bytes | pb.ModelInferResponse, n_rows: int, n_labels: in
     return vote
 
 
-def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
-    if "label" not in outputs or not VOTE_OUTPUTS.intersection(outputs):  # others call theirs "label" too
-        return _single_model(outputs, n_rows, n_labels)
+def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int, names: Sequence[str], output: str) -> Vote:
+    if output or "label" not in outputs or not VOTE_OUTPUTS.intersection(outputs):  # others call theirs "label" too
+        return read_single_model(outputs, n_rows, n_labels, names, output)
     labels = _column(outputs, "label", n_rows, "iu", 0, n_labels - 1).astype(np.int64)
     share = _column(outputs, "vote", n_rows, "f", 0, 1)
     members = outputs.get("members")
@@ -164,29 +116,6 @@ def _vote(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
         member_labels=said,
         member_scores=known,
     )
-
-
-def _single_model(outputs: Mapping[str, Array], n_rows: int, n_labels: int) -> Vote:
-    """An ensemble of one: a plain model on another server, which answers with (B, L) probabilities."""
-    fitting = [array for array in outputs.values() if array.shape == (n_rows, n_labels) and array.dtype.kind == "f"]
-    if fitting:
-        array = next(filter(_are_probabilities, fitting), fitting[0])  # where it gives its logits as well
-        labels = array.argmax(axis=1)
-        ones = np.ones(n_rows, dtype=np.int64)
-        score = array[np.arange(n_rows), labels].astype(np.float32)  # argmax points at a NaN if there is one
-        if not np.isfinite(score).all():
-            raise ValueError("expected probabilities, got NaN or infinity")
-        return Vote(labels, ones, ones, 1, score)
-    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())[:200] or "none"
-    raise ValueError(f'expected an output "label", or probabilities [{n_rows}, {n_labels}], got {shapes}')
-
-
-def _are_probabilities(array: Array) -> bool:
-    """Whether each row of (B, L) adds up to 1, as closely as half floats do."""
-    if not (array >= 0).all():
-        return False
-    with np.errstate(over="ignore"):
-        return bool((np.abs(array.sum(axis=1, dtype=np.float64) - 1) < 0.01).all())
 
 
 def _column(
@@ -257,6 +186,8 @@ class RemoteTier:
             that is gone or, where the server is ours, draining.
         model: the name the server gives the tier or cascade.
         n_labels: of the task; a label outside it is refused.
+        labels: their names, for another server that answers with names.
+        output: of another server, the one to ask for; "": the one that fits.
         fingerprint: of the task, sent as the model version, so that a server with other labels refuses; ""
             asks for any version.
         deadline_s: of one call; less where the batch's own deadline is nearer.
@@ -280,6 +211,8 @@ class RemoteTier:
         rule: DeferralRule,
         *,
         n_labels: int,
+        labels: Sequence[str] = (),
+        output: str = "",
         fingerprint: str = "",
         deadline_s: float = 2.0,
         send_captured: bool = True,
@@ -298,12 +231,15 @@ class RemoteTier:
         self.address = ", ".join(addresses)
         self.model = model
         self.n_labels = n_labels
+        self.labels = labels
+        self.output = output
         self.n_tiers = n_tiers
         self.deadline_s = deadline_s
         self._fingerprint = fingerprint
         self._encode = encode or (_as_captured if send_captured else _as_tensor)
         self._prepare = prepare
         self._input: RemoteInput | None = None  # what the server takes; None: not asked yet
+        self._asks_for = output
         self._headers = headers
         self._addresses = addresses
         self._target: Target | None = None  # where they were found last
@@ -336,7 +272,7 @@ class RemoteTier:
             raise
         cost = replace(cost, n_calls=1, call_s=time.perf_counter() - started)
         try:
-            vote = read_answer(answer, len(batch), self.n_labels, cost)
+            vote = read_answer(answer, len(batch), self.n_labels, cost, self.labels, self.output)
         except ValueError as error:
             raise TierRejected(self.name, f"its answer cannot be read: {error}").with_call(cost) from None
         if vote.tier_votes is not None:
@@ -376,6 +312,7 @@ class RemoteTier:
                 self.n_tiers = output.shape[-1]
         try:
             before, self._input = self._input, read_remote_input(told)
+            self._asks_for = self.output or choose_output(told, self.n_labels)
         except WireError as error:
             raise ConfigError([f"tier {self.name}: {self.address}, model {self.model}: {error}"]) from None
         if told.platform == PLATFORM and self._fingerprint and self._fingerprint not in told.versions:
@@ -388,6 +325,20 @@ class RemoteTier:
         if before is not self._input is OUR_INPUT and self._target is not None and self._target.is_balanced:
             self.redial()  # from here on with the hosts' health watched
         return told
+
+    def describe_answer(self, batch: Batch) -> str:
+        """What the server says of one example, asked now, in words.
+
+        Raises:
+            TierError: as `vote`.
+        """
+        started = time.perf_counter()
+        vote = self.vote(batch, self.rule)
+        took_s, label = time.perf_counter() - started, int(vote.labels[0])
+        name = self.labels[label] if self.labels else f"label {label}"
+        score = float(vote.score[0])
+        shown = "its score not known" if math.isnan(score) else f"score {score:.2f}"
+        return f"answers a blank example in {took_s * 1000:.3g} ms: {name}, {shown}"
 
     def is_ready(self, timeout_s: float = 2.0) -> bool:
         """Whether the server takes calls for the model; False: it answers, but is draining or still loading.
@@ -483,6 +434,8 @@ class RemoteTier:
                     request.parameters[MEMBER_VOTES].bool_param = True
             else:
                 add_input(request, asked_for.name, asked_for.tensor(batch, self._prepare))
+                if self._asks_for:
+                    request.outputs.add(name=self._asks_for)
         except WireError as error:
             raise TierRejected(self.name, str(error)) from None
         return request

@@ -15,6 +15,7 @@ from coe.cascade.errors import CascadeError, ConfigError, TierError
 from coe.config import format_seconds
 from coe.config.cascade import RemoteTierConfig
 from coe.config.open import open_tier
+from coe.models.inputs import InputDecoder
 from coe.protocol.channel import split
 from coe.protocol.credentials import ClientSecurity, is_this_machine
 from coe.protocol.remote import RemoteTier, remote_of
@@ -218,12 +219,12 @@ def _probe_server(context: CheckContext, tier: RemoteTierConfig) -> Iterator[Fin
     try:
         remote = remote_of(opened)
         assert remote is not None
-        yield _probe(what, remote)
+        yield _probe(what, remote, InputDecoder(context.the_config.cascade.task.input_spec))
     finally:
         opened.close()
 
 
-def _probe(what: str, remote: RemoteTier) -> Finding:
+def _probe(what: str, remote: RemoteTier, decoder: InputDecoder) -> Finding:
     try:
         metadata = remote.metadata()
         trips, is_ready = [], True
@@ -231,13 +232,14 @@ def _probe(what: str, remote: RemoteTier) -> Finding:
             started = time.perf_counter()
             is_ready = remote.is_ready()
             trips.append(time.perf_counter() - started)
+        answer = remote.describe_answer(decoder.blank()) if is_ready else ""
     except (TierError, ConfigError) as error:
         return _error_finding(what, error)
     trip = format_seconds(statistics.median(trips))
     message = f"{metadata.name} on {metadata.platform or 'an unnamed platform'}, round trip {trip}"
     if not is_ready:
         return warn(what, f"{message}; it does not take calls now", "it starts or drains: wait, or look at its log")
-    return ok(what, message)
+    return ok(what, f"{message}; {answer}")
 
 
 def _error_finding(what: str, error: CascadeError) -> Finding:
