@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -41,13 +42,22 @@ def mlserver_python() -> str:
 
 
 class MLServer:
-    """Serves MODELS in a `with` block, ready once the block begins; its words go to a file in `folder`."""
+    """Serves models in a `with` block, ready once the block begins; its words go to a file in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        lay_out: writes them into the repository's folder; by itself MODELS.
+    """
+
+    def __init__(self, folder: Path, lay_out: Callable[[Path], None] | None = None) -> None:
         python = mlserver_python()
         self.port = closed_port()
         self.address = f"127.0.0.1:{self.port}"
-        repository = _lay_out(folder / "models", self.port)
+        repository = folder / "models"
+        repository.mkdir()
+        settings = {"host": "127.0.0.1", "grpc_port": self.port, "http_port": closed_port(), "parallel_workers": 0}
+        settings |= {"metrics_endpoint": None, "debug": False}
+        (repository / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        (lay_out or _lay_out)(repository)
         self._words = folder / "mlserver.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MLSERVER"))}
         with self._words.open("wb") as words:
@@ -89,19 +99,18 @@ class MLServer:
         return pb.ServerReadyResponse.FromString(answer).ready
 
 
-def _lay_out(repository: Path, port: int) -> Path:
-    """MLServer's folder of models, with its settings."""
-    repository.mkdir()
+def _lay_out(repository: Path) -> None:
     shutil.copy(HERE / "digits_runtime.py", repository)
-    settings = {"host": "127.0.0.1", "grpc_port": port, "http_port": closed_port(), "parallel_workers": 0}
-    settings |= {"metrics_endpoint": None, "debug": False}
-    (repository / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     for name, (kind, takes) in MODELS.items():
         parameters = {"uri": str(digits.FOLDER / "resnet.onnx"), "version": "3"}
         model: dict[str, object] = {"name": name, "implementation": f"digits_runtime.{kind}", "parameters": parameters}
         if takes is not None:
             model["inputs"] = [{"name": "pixels", "datatype": takes[0], "shape": takes[1]}]
             model["outputs"] = [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}]
-        (repository / name).mkdir()
-        (repository / name / "model-settings.json").write_text(json.dumps(model), encoding="utf-8")
-    return repository
+        write_model(repository, model)
+
+
+def write_model(repository: Path, settings: dict[str, object]) -> None:
+    folder = repository / str(settings["name"])
+    folder.mkdir(exist_ok=True)
+    (folder / "model-settings.json").write_text(json.dumps(settings), encoding="utf-8")
