@@ -294,6 +294,8 @@ class LineStyle:
 
 LINE_STYLES = {  # Okabe and Ito's colours and a violet; marker and dash differ too
     OURS: LineStyle("#0072B2", "o", "-", 2.6),
+    "agreement 2/3": LineStyle("#56A0D3", "^", "-", 2.2),
+    "agreement 100%": LineStyle("#0072B2", "o", "-", 2.2),
     "single models": LineStyle("#111111", "s", "", 0),
     "ensembles alone": LineStyle(GREY, "^", "-", 1.2),
     "confidence cascade": LineStyle("#D55E00", "D", "--"),

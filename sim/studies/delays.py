@@ -34,14 +34,13 @@ from sim.output import (
     aligned,
     delay_cells,
     finish,
-    log,
     print_result,
     require_matplotlib,
     write_json,
 )
 from sim.records import DelayRow, Record, about, load_recording, recording_of, replay, save_recording, summarise
 from sim.systems import SYSTEMS, TITLES, BundledTask, Uplink
-from sim.traces import parse_tiers, read_trace
+from sim.traces import read_trace
 
 if TYPE_CHECKING:
     from .digits import Profile
@@ -323,14 +322,11 @@ def _live_input(options: argparse.Namespace, bundle: BundledTask) -> Iterator[tu
 
 
 def _schedule(options: argparse.Namespace) -> int:
-    from . import exits, schedule
+    from . import parallel, schedule
 
     if options.trace is not None:
         trace = read_trace(options.trace)
-        tiers = options.tiers or [",".join(spec.members) for spec in exits.default_tiers(trace)]
-        specs, warnings = parse_tiers(tiers, trace)
-        for warning in warnings:
-            log(warning)
+        specs = parallel.cascade_of(trace, options.tiers)
         result = schedule.of_trace(trace, specs, options.delays, options.one_way)
     else:
         bundle = BundledTask.chain_of(options.task)

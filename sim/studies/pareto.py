@@ -6,10 +6,11 @@ Paper: Figures 2, 3 and 6.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from .replay import lead, replay_trace, with_limits
 __all__ = ["Choices", "ParetoStudy", "as_part", "run"]
 
 Cloud = tuple[Sequence[float], Sequence[float]]
-N_METHODS = 11
+N_METHODS = 13
+SETTINGS = {"agreement 2/3": Fraction(2, 3), "agreement 100%": Fraction(1)}  # the paper's
 CALIBRATED = "calibrated vote"
 MOST_CALIBRATED = 2000  # tiers that a vote is fitted for
 MOST_DOTS = 4000  # of the cascades tried, in a picture
@@ -79,7 +81,12 @@ class Method:
 
 @dataclass(frozen=True)
 class ParetoStudy:
-    """Both splits, all methods. `cloud`: (costs, accuracies) of every cascade tried, on calibration."""
+    """Both splits, all methods.
+
+    Args:
+        settings: cascades of ensembles of one agreement setting in all tiers: 2/3, and all.
+        cloud: (costs, accuracies) of every cascade tried, on calibration.
+    """
 
     trace: Trace
     choices: Choices
@@ -87,6 +94,7 @@ class ParetoStudy:
     report: Trace
     best_single: str
     methods: Sequence[Method]
+    settings: Mapping[str, Method]
     cloud: tuple[Values, Values]
     is_complete: bool
     left_out: Sequence[str]
@@ -123,16 +131,18 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
     methods = [chooser.choose(baselines.singles(trace))]
     methods += [chooser.choose(baselines.alone(trace, cost, choices.most, rng))] if len(trace.models) > 1 else []
     cloud: tuple[Values, Values] = (np.zeros(0), np.zeros(0))
+    settings: dict[str, Method] = {}
     if found:
         ours = chooser.measure(list(map(cascade, found)))
         cloud = (ours.costs[chooser.key], ours.accuracy)
         methods.append(chooser.choose_from(ours))
+        settings = {name: one for name, share in SETTINGS.items() if (one := chooser.choose_by(ours, share))}
         methods += _variants(chooser, found, methods[-1].chosen.candidates, choices)
         methods += _calibrated(chooser, choices, rng)
     methods += _confidence(chooser, cost)
     progress.end()
     best, left_out = chooser.best_single, _left_out(trace, bool(found))
-    return ParetoStudy(trace, choices, calibration, report, best, methods, cloud, is_complete, left_out)
+    return ParetoStudy(trace, choices, calibration, report, best, methods, settings, cloud, is_complete, left_out)
 
 
 def _calibrated(chooser: _Chooser, choices: Choices, rng: np.random.Generator) -> list[Method]:
@@ -200,6 +210,18 @@ class _Chooser:
     def choose_from(self, swept: Measured) -> Method:
         """The Pareto set of what was swept on calibration, over the report split."""
         return self._method(swept, pareto_set(swept.costs[self.key], swept.accuracy))
+
+    def choose_by(self, swept: Measured, share: Fraction) -> Method | None:
+        """The Pareto set of the cascades whose tiers all agree by this share; None where there is none."""
+        rows = [
+            row
+            for row, one in enumerate(swept.candidates)
+            if all(needed == ceil(share * len(members)) for members, needed in one.shape[:-1])
+        ]
+        if not rows:
+            return None
+        best = pareto_set(swept.costs[self.key][rows], swept.accuracy[rows])
+        return self._method(swept, [rows[at] for at in best])
 
     def take_all(self, candidates: Sequence[Candidate]) -> Method:
         """As they are, by rising cost: variants of systems chosen already."""
@@ -438,7 +460,12 @@ def _figures(study: ParetoStudy, costs: Costs) -> list[Figure]:
                         caption=f"{caption} {chosen}")  # fmt: skip
 
     lines = "Each line is what a method would choose, cheap to dear."
+    two = [replace(_series(one, (costs.kind, accounting)), method=name) for name, one in study.settings.items()]
+    two += [of[name] for name in ("confidence cascade",) if name in of]
     figures = [picture("methods", "All methods (Figure 3)", mixed, lines)]
+    if study.settings:
+        caption = f"{lines} All tiers of a cascade of ensembles ask for the same agreement."
+        figures.append(picture("agreement", "Both agreement settings (Figure 3)", two, caption))
     if "ensembles alone" in of:
         caption = "Every example through one ensemble, nothing deferred."
         figures.append(picture("ensembles", "Ensembles alone (Figure 2)", [of["ensembles alone"]], caption))

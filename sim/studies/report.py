@@ -58,4 +58,4 @@ def _parts(options: argparse.Namespace, trace: Trace) -> Iterator[Part]:
     yield errors.as_part(errors.run(trace, errors.ensembles(trace, large), large))
     yield exits.as_part(exits.run(trace, exits.default_tiers(trace)))
     if all(answers.latency_s is not None for answers in trace.models.values()):
-        yield parallel.as_part(parallel.run(trace, list(trace.models)[:5]))
+        yield parallel.as_part(parallel.run(trace, list(trace.models)[:5], parallel.cascade_of(trace)))

@@ -15,6 +15,7 @@ from traces_of import trace_of
 from coe.cascade import ConfigError
 from sim.charts import spread_labels
 from sim.studies import errors, exits, gpu_cost, model_table, parallel
+from sim.studies.replay import replay_trace
 from sim.traces import Answers, Trace, parse_tiers
 
 TRACE = trace_of(
@@ -59,6 +60,19 @@ def test_members_side_by_side_take_the_slowest_and_in_turn_the_sum():
 def test_latencies_that_were_not_recorded_are_asked_for():
     with pytest.raises(ConfigError, match="coe-sim record --latencies"):
         parallel.run(TRACE, ["a"])
+
+
+def test_figure_8_has_both_modes_for_the_cascade_and_the_best_model(synthetic: Trace):
+    study = parallel.run(synthetic, ["a"], parallel.cascade_of(synthetic, ["a,b,c", "best"]))
+    cascade, best = study.systems
+    of = {name: float(said.latency_s.mean()) for name, said in synthetic.models.items()}
+    left = replay_trace(synthetic, parallel.cascade_of(synthetic)).exits[1]
+    assert best.side_by_side_s == best.in_turn_s == pytest.approx(of["best"])
+    assert cascade.side_by_side_s == pytest.approx(of["c"] + left * of["best"])
+    assert cascade.in_turn_s == pytest.approx(of["a"] + of["b"] + of["c"] + left * of["best"])
+    part = parallel.as_part(study)
+    assert [row[0] for row in part.tables[1].lines] == ["cascade: a,b,c | best", "best alone"]
+    assert len(part.draw()) == 2
 
 
 def test_gpu_prices_are_averaged_over_exits():
@@ -129,7 +143,7 @@ def test_the_report_is_one_page_that_stands_alone(sim: Program, trace_path: Path
     }
     page = (tmp_path / "o" / "report.html").read_text()
     assert page.count("<h2>") == 7
-    assert page.count("<svg") == 3 + 3 + 2 + 2 + 1
+    assert page.count("<svg") == 4 + 4 + 2 + 2 + 2
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\((?!#)""", page), "nothing may be fetched"
     for path in (tmp_path / "o").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
