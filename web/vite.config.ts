@@ -13,6 +13,7 @@ export default defineConfig({
       '/v2': { target: 'http://127.0.0.1:8000', changeOrigin: false },
     },
   },
+  worker: { format: 'es', rolldownOptions: { output: { entryFileNames: 'assets/[name]-[hash].js' } } },
   build: {
     target: 'es2022',
     modulePreload: { polyfill: false },

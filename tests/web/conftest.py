@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from phone import CHROMIUM, Hub, Phone, server
+from phone import CHROMIUM, INSECURE, Hub, Phone, server
 
 
 @pytest.fixture(scope="module")  # an open browser has an event loop running, which tests elsewhere cannot have
@@ -16,6 +16,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    flags.append(f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield chromium

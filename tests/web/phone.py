@@ -18,10 +18,11 @@ sys.path[1:1] = [str(Path(__file__).parents[1] / "e2e")]  # pytest adds it only 
 
 from programs import Program, closed_port, until  # noqa: E402 - tests take them from here
 
-__all__ = ["CHROMIUM", "CONFIG", "DIST", "Hub", "Phone", "closed_port", "needs_a_phone", "server", "until"]
+__all__ = ["CHROMIUM", "CONFIG", "DIST", "INSECURE", "Hub", "Phone", "closed_port", "needs_a_phone", "server", "until"]
 
 ROOT = Path(__file__).parents[2]
 DIST = Path(os.environ.get("COE_WEB_DIST", ROOT / "web" / "dist"))
+INSECURE = "home.test"  # a name of the server that is no secure context, as in a home network
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CONFIG = """
 task: zoo:digits
@@ -118,8 +119,10 @@ class Phone:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _heard(self, kind: str, text: str) -> None:
-        """Chromium itself says on the console that a server is away."""
-        if kind in ("error", "warning") and "ERR_" not in text:
+        """Chromium itself says on the console that a server is away, and Playwright what it has blocked."""
+        if kind in ("error", "warning") and not re.search(
+            "ERR_|Opener-Policy header has been ignored|Playwright", text
+        ):
             self.complaints.append(text)
 
     def open(self, url: str) -> None:

@@ -190,8 +190,8 @@ def test_a_new_build_takes_over_once_no_page_of_the_old_one_is_open(phone, tmp_p
         phone.ready_for_no_network()
         document, worker = page / "index.html", page / "sw.js"
         document.write_text(document.read_text(encoding="utf-8").replace("coe device</title>", "anew</title>"))
-        (page / "index.html.gz").unlink(missing_ok=True)
-        (page / "index.html.br").unlink(missing_ok=True)
+        for packed in (*page.glob("*.gz"), *page.glob("*.br")):
+            packed.unlink()
         worker.write_text(worker.read_text(encoding="utf-8").replace('"build":"', '"build":"new-'))
         phone.page.reload()
         phone.ready()
@@ -261,6 +261,7 @@ def test_the_pad_can_be_drawn_on_with_keys_alone(phone, hub):
             break
     for _ in range(10):
         phone.page.keyboard.press("ArrowDown")
+    phone.page.keyboard.press("Enter")
     phone.page.wait_for_selector("#said:has-text('1')")
     phone.page.keyboard.press("Escape")
     assert phone.text("#keys").startswith("Arrow keys") is False  # cleared: the pen is put away
@@ -403,15 +404,23 @@ def test_a_token_is_asked_for_where_the_server_wants_one(phone, start, disagreed
     with start(more=f"security: {{tokens: {certs / 'tokens.yaml'}}}\n") as hub:
         phone.page.goto(hub.url)
         phone.page.wait_for_selector("#identity:visible")
-        assert "token" in phone.text("#trouble")
+        assert phone.text("#identity-why") == "The server wants a token."
         phone.page.fill("#token", "wrong")
         phone.page.locator("#identity button").click()
-        phone.page.wait_for_selector("#trouble:has-text('token')")
+        phone.page.wait_for_selector("#identity-why:has-text('does not know this token')")
+        phone.page.fill("#token", "a €")
+        phone.page.locator("#identity button").click()
+        phone.page.wait_for_selector("#identity-why:has-text('cannot be sent')")
         phone.page.fill("#token", token)
         phone.page.locator("#identity button").click()
         phone.ready()
         (row,) = phone.decide(disagreed[:1])
         assert (row["exit_tier"] > 1, row["degraded"]) == (True, None)
+        scanned = Phone(phone.context.browser.new_context())
+        scanned.open(f"{hub.url}#token={token}")
+        assert "token" not in scanned.page.url
+        assert scanned.decide(disagreed[:1])[0]["degraded"] is None
+        scanned.context.close()
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 /** What people read, and what the pad hands over. */
 import { expect, test } from 'vitest';
 import type { Decision } from '../src/cascade/types';
-import { added, EMPTY } from '../src/page/tally';
+import { added, empty } from '../src/page/tally';
 import {
   ballotText,
   bytesText,
@@ -36,18 +36,18 @@ const ALONE: Decision = { ...HERE, vote: 0.5, degraded: 'timeout: tier cloud: la
 
 test('it is said where a decision was made, and why', () => {
   expect([HERE, CLOUD, ALONE].map((one) => placeOf(one, 1))).toEqual(['here', 'cloud', 'alone']);
-  expect(whereText(CLOUD, 1)).toBe('Decided in the cloud, tier 2');
+  expect(whereText(CLOUD, 1)).toBe('Decided in the cloud, tier 3');
   expect(whyText(HERE, 1)).toBe('2 of 2 members agreed; 1 more could not have changed it. Nothing was sent.');
   expect(whyText(ALONE, 1)).toContain('no answer (timeout). It will be asked again.');
   expect(costText(25, CLOUD)).toBe('25 ms in all, 20 ms of it for the cloud; 400 B sent.');
 });
 
 test('the tally counts what stayed, and what sending everything would have cost', () => {
-  let tally = EMPTY;
+  let tally = empty(7);
   for (const one of [HERE, HERE, CLOUD, ALONE]) tally = added(tally, one, 1, 10, 500);
-  expect(tally).toEqual({ count: 4, kept: 2, degraded: 1, latencyMs: 40, bytesSent: 800, bytesOfAll: 2000 });
+  expect(tally).toEqual({ since: 7, count: 4, kept: 2, degraded: 1, latencyMs: 40, bytesSent: 800, bytesOfAll: 2000 });
   expect(tallyCards(tally).map((card) => card.value)).toEqual(['50%', '1.2 kB', '10 ms']);
-  expect(tallyCards(EMPTY)[0]?.value).toBe('–');
+  expect(tallyCards(empty())[0]?.value).toBe('–');
 });
 
 test('numbers have the digits they deserve', () => {

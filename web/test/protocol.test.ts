@@ -61,7 +61,7 @@ test.each([
 test('a call says how long it may take, what is JSON in it, and which task it is about', async () => {
   const { tier, calls } = tierWith(new Response(ANSWER));
   const vote = await tier.ask('x', new Uint8Array(3), performance.now() + 500);
-  expect(vote.call?.bytesSent).toBe(question('x', new Uint8Array(3)).body.length);
+  expect(vote.call?.bytesSent).toBe(tier.bytesOf(question('x', new Uint8Array(3)).body.length));
   const headers = calls[0]?.headers as Record<string, string>;
   expect(Number(headers['Request-Timeout'])).toBeGreaterThan(0.3);
   expect(Number(headers['Request-Timeout'])).toBeLessThanOrEqual(0.5);

@@ -124,3 +124,37 @@ test('the backlog waits while fresh examples are on their way', async () => {
   await drain.run();
   expect(seen).toEqual([0]);
 });
+
+test('what a page asks about is for nobody else until it should have its answer', async () => {
+  const queue = await open();
+  await queue.hold(decision('a'), 1000, Uint8Array.from([1]), 5000);
+  expect([await queue.next(new Set(), 4000), await queue.countIdle(4000), await queue.count()]).toEqual([null, 0, 1]);
+  expect((await queue.next(new Set(), 5000))?.id).toBe('a');
+  await queue.write({ ...decision('a', 7), degraded: null }, 1000, null);
+  expect([await queue.count(), (await queue.decided(1))[0]?.label]).toEqual([0, 7]);
+});
+
+test('what is given up says why', async () => {
+  const queue = await open();
+  await fill(queue, ['a']);
+  const { drain } = drained(queue, { ask: () => Promise.reject(new TierError('cloud', 'rejected', 'no image')) });
+  await drain.run();
+  expect((await queue.decided(1))[0]?.givenUp).toBe('tier cloud: no image');
+});
+
+test('where a database takes nothing, what waits is in memory, and is corrected there', async () => {
+  const troubles: string[] = [];
+  const put = vi.spyOn(IDBObjectStore.prototype, 'put').mockImplementation(() => {
+    throw new DOMException('full', 'QuotaExceededError');
+  });
+  const queue = await Queue.open('full', LIMITS, (why) => troubles.push(why));
+  await fill(queue, ['a']);
+  const { drain, corrected } = drained(queue, {});
+  await drain.run();
+  put.mockRestore();
+  expect([troubles[0], corrected.map((kept) => kept.label), await queue.count()]).toEqual([
+    'QuotaExceededError',
+    [7],
+    0,
+  ]);
+});

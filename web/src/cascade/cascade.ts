@@ -39,16 +39,16 @@ export class Cascade {
   /**
    * The example's answer.
    *
-   * @param onDeferred called with the answer so far whenever the example goes on to another tier
+   * @param onDeferred called with the answer so far, and awaited, before the example goes on to another tier
    * @throws TierError the first tier gave none, or a later one did not and `keepLastAnswer` is off
    */
-  async decide(example: Example, onDeferred?: (soFar: Decision) => void): Promise<Decision> {
+  async decide(example: Example, onDeferred?: (soFar: Decision) => unknown): Promise<Decision> {
     const visits: Visit[] = [];
     let failure: TierError | null = null;
     for (const [number, tier] of this.tiers.entries()) {
       const rule = this.rules[number] ?? tier.rule;
       const before = visits[visits.length - 1];
-      if (before && before.vote.label !== NO_LABEL) onDeferred?.(decisionOf(example.id, visits, null));
+      if (before && before.vote.label !== NO_LABEL) await onDeferred?.(decisionOf(example.id, visits, null));
       const started = performance.now();
       try {
         const vote = fused(rule, tier.name, await tier.vote(example, rule), visits);

@@ -3,8 +3,10 @@
 /** One example, as it was captured, and as local members take it in once decoded. */
 export interface Example {
   readonly id: string;
-  /** PNG or JPEG, sent on as it is. */
+  /** PNG or JPEG. */
   readonly captured: Uint8Array;
+  /** What is sent of it; none: it goes as it was captured. */
+  readonly toSend?: () => Promise<Uint8Array>;
   readonly pixels: Pixels;
   /** `performance.now()` millisecond by which the answer is wanted. */
   readonly deadline: number;

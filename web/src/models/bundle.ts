@@ -36,6 +36,10 @@ export interface Bundle {
   readonly labels: readonly string[];
   readonly fingerprint: string;
   readonly input: InputSpec;
+  /** Pixels and fit of what is sent; null: the file as it was captured. */
+  readonly send?: { readonly size: readonly [number, number]; readonly fit: 'stretch' | 'crop' } | null;
+  /** File of an example picture, where the task has one. */
+  readonly example?: string | null;
   readonly keep_last_answer: boolean;
   readonly tiers: readonly TierSpec[];
 }
@@ -54,16 +58,18 @@ export async function fetchBundle(headers: Record<string, string>): Promise<Fetc
   const kept = await openKept();
   const before = await kept?.match('cascade.json');
   try {
-    const patience = before ? { signal: AbortSignal.timeout(PATIENCE_MS) } : {};
-    const answer = await fetch('cascade.json', { headers, cache: 'no-cache', ...patience });
-    if (answer.status === 401 || answer.status === 403) throw new IdentityError('the server wants a token');
-    if (answer.status === 404) {
-      throw new BundleError('this server has no cascade for devices (set `device: {config: ...}` in its config)');
+    const answer = await within(before ? PATIENCE_MS : Infinity, fetch('cascade.json', { headers, cache: 'no-cache' }));
+    const text = await answer.text();
+    const refusal = answer.ok ? null : refusalIn(text);
+    if (refusal !== null && (answer.status === 401 || answer.status === 403)) {
+      throw new IdentityError(
+        'Authorization' in headers ? 'The server does not know this token.' : 'The server wants a token.',
+      );
     }
+    if (refusal !== null && answer.status === 404) throw new BundleError(`This page cannot run here: ${refusal}.`);
     if (!answer.ok) throw new TypeError(`the server answered ${answer.status}`);
-    const copy = answer.clone();
-    const bundle = readBundle(await answer.json());
-    await kept?.put('cascade.json', copy);
+    const bundle = readBundle(parsed(text));
+    await keepIn(kept, 'cascade.json', text);
     return { bundle, isKept: false };
   } catch (error) {
     if (error instanceof IdentityError || error instanceof BundleError || !before) throw error;
@@ -80,13 +86,12 @@ export async function fetchModel(spec: MemberSpec, headers: Record<string, strin
     if (await isGenuine(bytes, spec)) return bytes;
   }
   const answer = await fetch(spec.file, { headers });
-  if (answer.status === 401 || answer.status === 403) throw new IdentityError('the server wants a token');
   if (!answer.ok) throw new BundleError(`${spec.name}: the server answered ${answer.status}`);
   const bytes = new Uint8Array(await answer.arrayBuffer());
   if (!(await isGenuine(bytes, spec))) {
     throw new BundleError(`${spec.name}: expected sha256 ${spec.sha256.slice(0, 16)}.., got other bytes (reload)`);
   }
-  await kept?.put(spec.file, new Response(bytes as BodyInit));
+  await keepIn(kept, spec.file, bytes as BodyInit);
   return bytes;
 }
 
@@ -131,5 +136,51 @@ export function canCheck(): boolean {
 }
 
 async function openKept(): Promise<Cache | null> {
-  return 'caches' in globalThis ? caches.open(KEPT) : null;
+  try {
+    return 'caches' in globalThis ? await caches.open(KEPT) : null;
+  } catch {
+    return null; // blocked
+  }
+}
+
+/** Keeping is for the next visit; where there is no room, this one goes on without. */
+async function keepIn(kept: Cache | null, name: string, content: BodyInit): Promise<void> {
+  try {
+    await kept?.put(name, new Response(content));
+  } catch (error) {
+    console.info(`${name} is not kept:`, error);
+  }
+}
+
+async function within<T>(limitMs: number, promise: Promise<T>): Promise<T> {
+  if (limitMs === Infinity) return promise;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      reject(new TypeError('the server is slow'));
+    }, limitMs);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new TypeError('it answered with something else than its cascade (a login page?)');
+  }
+}
+
+/** As coe-cloud words it; null where somebody else refused. */
+function refusalIn(text: string): string | null {
+  try {
+    const { error } = JSON.parse(text) as { error?: unknown };
+    return typeof error === 'string' ? error : null;
+  } catch {
+    return null;
+  }
 }

@@ -1,6 +1,7 @@
 /** Decodes a PNG or JPEG to pixels, once, as Pillow would have it on a Pi. */
 import { InputError } from '../cascade/errors';
 import type { Pixels } from '../cascade/types';
+import type { InputSpec } from './input-spec';
 
 const MAX_PIXELS = 50_000_000;
 
@@ -10,7 +11,7 @@ const MAX_PIXELS = 50_000_000;
  *
  * @throws InputError not such an image, damaged, or too large
  */
-export async function decodeImage(captured: Uint8Array, channels: 1 | 3): Promise<Pixels> {
+export async function decodeImage(captured: Uint8Array, { channels, invert }: InputSpec): Promise<Pixels> {
   const type = mediaType(captured);
   if (type === null)
     throw new InputError(`expected a PNG or JPEG image, got ${captured.length} bytes of something else`);
@@ -25,10 +26,42 @@ export async function decodeImage(captured: Uint8Array, channels: 1 | 3): Promis
     if (bitmap.width * bitmap.height > MAX_PIXELS) {
       throw new InputError(`expected at most ${MAX_PIXELS} pixels, got ${bitmap.width} x ${bitmap.height}`);
     }
-    return readBitmap(bitmap, channels);
+    const pixels = readBitmap(bitmap, channels);
+    return invert === 'when-light' && isLight(pixels) ? inverted(pixels) : pixels;
   } finally {
     bitmap.close();
   }
+}
+
+/** Whether the mean is above the middle: dark on light. As `coe/models/input_spec.py`. */
+export function isLight({ data }: Pixels): boolean {
+  let sum = 0;
+  for (const value of data) sum += value;
+  return 2 * sum > 255 * data.length;
+}
+
+export function inverted(pixels: Pixels): Pixels {
+  return { ...pixels, data: pixels.data.map((value) => 255 - value) };
+}
+
+/** The pixels as a PNG of their own size, nothing lost. */
+export async function pngOf(pixels: Pixels): Promise<Uint8Array> {
+  const canvas = document.createElement('canvas');
+  drawPixels(canvas, pixels);
+  const blob = await new Promise<Blob | null>((resolve) => {
+    canvas.toBlob(resolve, 'image/png');
+  });
+  if (!blob) throw new InputError('the browser writes no PNG');
+  return new Uint8Array(await blob.arrayBuffer());
+}
+
+export function drawPixels(canvas: HTMLCanvasElement, { width, height, channels, data }: Pixels): void {
+  const rgba = new Uint8ClampedArray(4 * width * height).fill(255);
+  for (let at = 0; at < width * height; at++) {
+    for (let colour = 0; colour < 3; colour++) rgba[4 * at + colour] = data[at * channels + (colour % channels)] ?? 0;
+  }
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext('2d')?.putImageData(new ImageData(rgba, width, height), 0, 0);
 }
 
 /** What the first bytes say it is; null where it is neither PNG nor JPEG. */

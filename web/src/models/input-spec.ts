@@ -15,6 +15,8 @@ export interface InputSpec {
   readonly std: readonly number[];
   /** An image of another size: stretch it, or crop its middle at the right aspect. */
   readonly fit: 'stretch' | 'crop';
+  /** "when-light": an image whose mean is above the middle is inverted as it is decoded. */
+  readonly invert?: 'never' | 'when-light';
 }
 
 /** @throws BundleError it is none, or one that a page cannot keep to */

@@ -1,6 +1,5 @@
-/** One ONNX model as a member: tried once before it counts, its timings kept for who wants to see them. */
+/** One ONNX model as a member: tried once before it counts, its outputs checked. */
 import { BundleError } from '../cascade/errors';
-import type { Member } from '../cascade/tier';
 import type { Pixels } from '../cascade/types';
 import type { MemberSpec } from './bundle';
 import { inputSpecKey, modelShape, prepare } from './input-spec';
@@ -25,11 +24,7 @@ class Prepared {
 
 const prepared = new Prepared();
 
-export class OnnxMember implements Member {
-  readonly name: string;
-  /** Milliseconds of the latest predictions. */
-  readonly timesMs: number[] = [];
-
+export class OnnxMember {
   private constructor(
     readonly spec: MemberSpec,
     readonly loadMs: number,
@@ -38,9 +33,7 @@ export class OnnxMember implements Member {
     private readonly input: string,
     private readonly output: string,
     private readonly nLabels: number,
-  ) {
-    this.name = spec.name.replace(/\.onnx$/, '');
-  }
+  ) {}
 
   /** @throws BundleError it cannot be loaded, or is not of the declared input or number of labels */
   static async open(spec: MemberSpec, model: Uint8Array, nLabels: number, runtime: Runtime): Promise<OnnxMember> {
@@ -60,12 +53,8 @@ export class OnnxMember implements Member {
     return member;
   }
 
-  async predict(pixels: Pixels): Promise<Float32Array> {
-    const started = performance.now();
-    const output = await this.run(prepared.of(pixels, this.spec));
-    this.timesMs.push(performance.now() - started);
-    if (this.timesMs.length > 200) this.timesMs.shift();
-    return output;
+  predict(pixels: Pixels): Promise<Float32Array> {
+    return this.run(prepared.of(pixels, this.spec));
   }
 
   async close(): Promise<void> {

@@ -1,7 +1,8 @@
 /** Which runtime backend to use: WebAssembly, unless the models are large and WebGPU has been measured to be faster. */
 import type { Bundle } from '../models/bundle';
 import { hasWebGpu, type Backend } from '../models/runtime';
-import { Device } from './device';
+import { Device, type Opened } from './device';
+import { keepSetting, setting } from './settings';
 
 const LARGE_BYTES = 8 * 2 ** 20; // of all models together; below it WebAssembly wins and WebGPU is not even fetched
 const KEY = 'coe-device-backend';
@@ -9,24 +10,24 @@ const N_TRIED = 5;
 
 /** The backend chosen by hand or measured before; null: neither. */
 export function chosenBackend(bundle: Bundle): Backend | null {
-  const [backend, fingerprint] = (localStorage.getItem(KEY) ?? '').split(' ');
+  const [backend, fingerprint] = setting(KEY).split(' ');
   return fingerprint === modelsKey(bundle) && (backend === 'wasm' || backend === 'webgpu') ? backend : null;
 }
 
 export function chooseBackend(backend: Backend, bundle: Bundle): void {
-  localStorage.setItem(KEY, `${backend} ${modelsKey(bundle)}`);
+  keepSetting(KEY, `${backend} ${modelsKey(bundle)}`);
 }
 
 /** The device on the backend that is chosen, or else faster. */
-export async function openBest(bundle: Bundle, headers: () => Record<string, string>): Promise<Device> {
+export async function openBest(bundle: Bundle, opened: Opened): Promise<Device> {
   const chosen = chosenBackend(bundle);
-  if (chosen === 'webgpu' && (await hasWebGpu())) return Device.open(bundle, chosen, headers);
-  const wasm = await Device.open(bundle, 'wasm', headers);
+  if (chosen === 'webgpu' && (await hasWebGpu())) return Device.open(bundle, chosen, opened);
+  const wasm = await Device.open(bundle, 'wasm', opened);
   const bytes = wasm.members.reduce((sum, member) => sum + member.spec.n_bytes, 0);
   if (chosen !== null || bytes < LARGE_BYTES || !(await hasWebGpu())) return wasm;
   let webgpu: Device;
   try {
-    webgpu = await Device.open(bundle, 'webgpu', headers);
+    webgpu = await Device.open(bundle, 'webgpu', opened);
   } catch {
     chooseBackend('wasm', bundle); // it cannot run these models
     return wasm;

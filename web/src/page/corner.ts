@@ -20,7 +20,7 @@ export class Corner {
   constructor(
     private readonly device: Device,
     private readonly started: () => Started,
-    private readonly onToken: (token: string) => void,
+    private readonly onForgetToken: () => void,
     private readonly onClear: () => Promise<void>,
   ) {
     byId('corner').addEventListener('toggle', () => {
@@ -49,7 +49,7 @@ export class Corner {
       const cells = [last === undefined ? '–' : msText(last), at(0.5), at(0.95), msText(member.loadMs)];
       return make('tr', {}, [make('th', { text: member.name }), ...cells.map((text) => make('td', { text }))]);
     });
-    const caption = make('caption', { text: `${this.device.runtime.backend}, one thread` });
+    const caption = make('caption', { text: `${this.device.backend}, one thread` });
     const table = make('table', {}, [caption, make('thead', {}, [make('tr', {}, head)]), make('tbody', {}, rows)]);
     return make('div', { className: 'scroll' }, [table]);
   }
@@ -83,7 +83,7 @@ export class Corner {
     const button = (backend: Backend, text: string): HTMLButtonElement => {
       const made = make('button', { text });
       made.type = 'button';
-      made.setAttribute('aria-pressed', String(this.device.runtime.backend === backend));
+      made.setAttribute('aria-pressed', String(this.device.backend === backend));
       made.addEventListener('click', () => {
         chooseBackend(backend, this.device.bundle);
         location.reload();
@@ -99,23 +99,17 @@ export class Corner {
   }
 
   private tools(): HTMLElement {
-    const token = make('button', { text: 'Set a token' });
-    token.type = 'button';
-    token.addEventListener('click', () => {
-      byId('identity').hidden = false;
-      byId('token').focus();
-    });
     const forget = make('button', { text: 'Forget the token' });
     forget.type = 'button';
     forget.addEventListener('click', () => {
-      this.onToken('');
+      this.onForgetToken();
     });
     const clear = make('button', { text: 'Delete what is kept here' });
     clear.type = 'button';
     clear.addEventListener('click', () => {
       void this.onClear();
     });
-    return make('p', { className: 'row' }, [token, forget, clear]);
+    return make('p', { className: 'row' }, [forget, clear]);
   }
 }
 

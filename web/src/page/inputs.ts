@@ -8,7 +8,7 @@ import { byId } from './dom';
 type Kind = 'pad' | 'camera' | 'photo';
 
 const PAD_SIDE = 64; // tasks of grey images up to this many pixels a side have a pad
-const AFTER_STROKE_MS = 350; // a digit may take several strokes
+const AFTER_STROKE_MS = 900; // a digit may take several strokes
 const LIVE_PAUSE_MS = 150; // between live frames, so that the phone stays cool
 
 export interface InputsOptions {
@@ -16,6 +16,8 @@ export interface InputsOptions {
   readonly channels: 1 | 3;
   /** Decides; settles when the example has its answer. */
   readonly onCaptured: (captured: Captured) => Promise<void>;
+  /** The drawing is cleared. */
+  readonly onCleared: () => void;
   readonly onTrouble: (text: string) => void;
 }
 
@@ -25,15 +27,17 @@ export class Inputs {
   private readonly pad: Pad | null;
   private strokeTimer: ReturnType<typeof setTimeout> | undefined;
   private isLive = false;
+  /** The drawing has been handed over: the next stroke begins another one. */
+  private isDrawn = false;
   private preview = '';
 
   constructor(private readonly options: InputsOptions) {
     const hasPad = options.channels === 1 && Math.max(...options.size) <= PAD_SIDE;
     const canvas = byId<HTMLCanvasElement>('pad');
-    this.pad = hasPad ? new Pad(canvas, options.size, this.onStroke, this.onPen) : null;
+    this.pad = hasPad ? new Pad(canvas, options.size, this.onBegin, this.onStroke, this.onClear, this.onPen) : null;
     byId('tab-pad').hidden = !hasPad;
     this.kind = hasPad ? 'pad' : 'camera';
-    byId('clear').addEventListener('click', () => this.pad?.clear());
+    byId('clear').addEventListener('click', this.onClear);
     byId('shoot').addEventListener('click', () => void this.shoot());
     byId('live').addEventListener('click', () => void this.toggleLive());
     byId<HTMLInputElement>('file').addEventListener('change', (event) => void this.takeFile(event));
@@ -42,7 +46,10 @@ export class Inputs {
       radio.addEventListener('change', () => void this.turnTo(radio.value as Kind));
     }
     document.addEventListener('visibilitychange', () => {
-      if (document.hidden) this.stopLive();
+      this.stopLive();
+      if (this.kind !== 'camera') return;
+      if (document.hidden) this.camera.close();
+      else void this.openCamera();
     });
     this.show();
   }
@@ -63,6 +70,7 @@ export class Inputs {
     byId('shoot').hidden = kind !== 'camera';
     byId('choose').hidden = kind !== 'photo';
     byId('preview').hidden = kind !== 'photo' || this.preview === '';
+    byId('wanted').hidden = kind === 'pad';
   }
 
   private async openCamera(): Promise<boolean> {
@@ -130,12 +138,30 @@ export class Inputs {
     byId('hint').hidden = this.pad?.isEmpty !== true;
   };
 
-  /** A drawing is decided once the pen rests. */
-  private readonly onStroke = (): void => {
+  private readonly onClear = (): void => {
     clearTimeout(this.strokeTimer);
-    this.strokeTimer = setTimeout(() => {
-      void this.pad?.captured().then((captured) => captured && this.options.onCaptured(captured));
-    }, AFTER_STROKE_MS);
+    this.isDrawn = false;
+    this.pad?.clear();
+    this.options.onCleared();
+  };
+
+  private readonly onBegin = (): void => {
+    clearTimeout(this.strokeTimer);
+    if (this.isDrawn) this.pad?.clear();
+    this.isDrawn = false;
+  };
+
+  /** A drawing is decided once: when the pen rests, or the key Enter says so. */
+  private readonly onStroke = (isDone: boolean): void => {
+    clearTimeout(this.strokeTimer);
+    if (isDone) this.handOver();
+    else this.strokeTimer = setTimeout(this.handOver, AFTER_STROKE_MS);
+  };
+
+  private readonly handOver = (): void => {
+    if (this.isDrawn || this.pad?.isEmpty !== false) return;
+    this.isDrawn = true;
+    void this.pad.captured().then((captured) => captured && this.options.onCaptured(captured));
   };
 }
 

@@ -1,13 +1,17 @@
 /** Starts the page: fetch the cascade, load its members, then take examples. */
 import { BundleError, IdentityError } from '../cascade/errors';
-import { dropOthers, fetchBundle } from '../models/bundle';
-import { Queue } from '../queue/queue';
+import { dropOthers, fetchBundle, type Bundle } from '../models/bundle';
+import { missingHere } from '../models/ensemble';
+import { LIMITS, Queue } from '../queue/queue';
 import { App } from './app';
 import { openBest } from './backend';
 import { Corner } from './corner';
 import type { Decided } from './device';
 import { byId } from './dom';
 import { Inputs } from './inputs';
+import { keepSetting, setting } from './settings';
+import { showNothing } from './show';
+import { wantedText } from './words';
 
 const TOKEN_KEY = 'coe-device-token';
 
@@ -18,18 +22,34 @@ let readyMs = NaN;
 let firstDecisionMs: number | null = null;
 
 function headers(): Record<string, string> {
-  const token = localStorage.getItem(TOKEN_KEY);
-  return token === null || token === '' ? {} : { Authorization: `Bearer ${token}` };
+  const token = setting(TOKEN_KEY);
+  return token === '' || !canBeSent(token) ? {} : { Authorization: `Bearer ${token}` };
+}
+
+/** What a header may hold; no server has a token of anything else. */
+function canBeSent(token: string): boolean {
+  return /^[\x21-\x7e\xa0-\xff]+$/.test(token);
 }
 
 function showState(): void {
+  if (!isReady) return;
   const isAway = !navigator.onLine;
-  const state = !isReady ? 'wait' : isAway ? 'away' : nWaiting > 0 ? 'queue' : 'ready';
+  const state = isAway ? 'away' : nWaiting > 0 ? 'queue' : 'ready';
   const waiting = nWaiting === 1 ? '1 waits' : `${nWaiting} wait`;
   const away = nWaiting > 0 ? `no network, ${waiting}` : 'no network';
-  const text = { wait: 'starting', away, queue: waiting, ready: 'ready' }[state];
+  setState(state, { away, queue: waiting, ready: 'ready' }[state]);
+}
+
+function setState(state: string, text: string): void {
   byId('state').dataset['state'] = state;
   byId('state-text').textContent = text;
+}
+
+function showProgress(done: number, of: number): void {
+  const bar = byId<HTMLProgressElement>('loading');
+  [bar.value, bar.max] = [done, of];
+  bar.hidden = done === of;
+  if (!isReady) setState('wait', `loading, ${Math.round((100 * done) / of)}%`);
 }
 
 function showTrouble(text: string): void {
@@ -37,24 +57,35 @@ function showTrouble(text: string): void {
   byId('trouble').hidden = text === '';
 }
 
-function askForToken(): void {
+/** Ask for a token; the form says what is wrong with the one there is. */
+function askForToken(why = ''): void {
+  byId('identity-why').textContent = why;
   byId('identity').hidden = false;
 }
 
-function setToken(token: string): void {
-  localStorage.setItem(TOKEN_KEY, token.trim());
+function onIdentity(): void {
+  askForToken(setting(TOKEN_KEY) === '' ? 'The server wants a token.' : 'The server does not know this token.');
+}
+
+function useToken(token: string): void {
+  const given = token.trim();
+  if (given !== '' && !canBeSent(given)) {
+    askForToken('No server has such a token: it has characters that cannot be sent.');
+    return;
+  }
+  if (!keepSetting(TOKEN_KEY, given)) {
+    askForToken('This browser keeps nothing for this page: open the address with #token=… at its end instead.');
+    return;
+  }
   location.reload();
 }
 
-async function openQueue(): Promise<Queue | null> {
-  try {
-    return await Queue.open();
-  } catch {
-    showTrouble(
-      'This browser keeps nothing for this page (a private window?): unanswered examples will not be asked again.',
-    );
-    return null;
-  }
+/** A code to scan has the token behind the #, which no server sees; it does not stay in the address. */
+function takeTokenFromAddress(): void {
+  const token = new URLSearchParams(location.hash.slice(1)).get('token');
+  if (token === null) return;
+  keepSetting(TOKEN_KEY, token.trim());
+  history.replaceState(null, '', location.pathname + location.search);
 }
 
 async function registerWorker(): Promise<void> {
@@ -64,19 +95,58 @@ async function registerWorker(): Promise<void> {
     await navigator.serviceWorker.ready;
     document.documentElement.dataset['offline'] = 'ready';
   } catch (error) {
-    console.warn('the page will need the network to open:', error);
+    console.info('the page will need the network to open:', error);
   }
 }
 
+function showTask(bundle: Bundle): void {
+  byId('task').textContent = bundle.task;
+  byId('wanted-text').textContent = wantedText(bundle.input);
+  const image = byId<HTMLImageElement>('wanted-example');
+  image.hidden = !bundle.example;
+  if (bundle.example) image.src = bundle.example;
+}
+
 async function start(): Promise<void> {
+  takeTokenFromAddress();
+  const missing = missingHere();
+  if (missing !== '') throw new BundleError(missing);
   const fetched = await fetchBundle(headers());
   const { bundle } = fetched;
   isKept = fetched.isKept;
-  byId('task').textContent = bundle.task;
-  const device = await openBest(bundle, headers);
+  showTask(bundle);
+  const opening = open(bundle);
+  new Inputs({
+    size: bundle.input.size,
+    channels: bundle.input.channels,
+    onCaptured: async (captured) => {
+      showTrouble('');
+      if (!isReady) showNothing('The models are still loading: it is decided as soon as they are there.');
+      await (await opening).take(captured);
+    },
+    onCleared: () => {
+      showNothing();
+      void opening.then((app) => {
+        app.clear();
+      });
+    },
+    onTrouble: showTrouble,
+  });
+  await opening;
+  if (!isKept) await dropOthers(bundle);
+}
+
+/** The models loaded, and what was kept read. */
+async function open(bundle: Bundle): Promise<App> {
+  const device = await openBest(bundle, { headers, onProgress: showProgress, onIdentity });
+  const queue = await Queue.open('coe-device', LIMITS, (why) => {
+    byId('storage').hidden = false;
+    byId('storage').textContent =
+      `This browser keeps nothing for this page (${why}: a private window, or no room?). What waits for the cloud is lost when the page is closed.`;
+  });
   const app = new App(
     device,
-    await openQueue(),
+    queue,
     (count) => {
       nWaiting = count;
       showState();
@@ -85,30 +155,30 @@ async function start(): Promise<void> {
       firstDecisionMs ??= performance.now();
       corner.update(decided);
     },
-    askForToken,
   );
   const started = (): { readyMs: number; firstDecisionMs: number | null; isKept: boolean } => ({
     readyMs,
     firstDecisionMs,
     isKept,
   });
-  const corner = new Corner(device, started, setToken, () => app.forget());
-  new Inputs({
-    size: bundle.input.size,
-    channels: bundle.input.channels,
-    onCaptured: (captured) => {
-      showTrouble('');
-      return app.take(captured);
+  const corner = new Corner(
+    device,
+    started,
+    () => {
+      useToken('');
     },
-    onTrouble: showTrouble,
-  });
-  byId('work').hidden = false;
+    () => app.forget(),
+  );
   await app.resume();
   isReady = true;
   readyMs = performance.now();
   showState();
   window.coe = {
-    decide: (id, captured) => app.decide(id, captured),
+    decide: async (id, captured) => {
+      const decided = await app.decide(id, captured);
+      await app.settled();
+      return decided;
+    },
     outputs: (captured) => device.outputs(captured),
     measure: (captured) => device.decide('measured', captured),
     wake: () => {
@@ -116,7 +186,7 @@ async function start(): Promise<void> {
     },
     started,
   };
-  if (!isKept) await dropOthers(bundle);
+  return app;
 }
 
 /** For scripts in the console, and for the tests. */
@@ -139,20 +209,21 @@ declare global {
 
 byId('identity').addEventListener('submit', (event) => {
   event.preventDefault();
-  setToken(byId<HTMLInputElement>('token').value);
+  useToken(byId<HTMLInputElement>('token').value);
+});
+byId('show-identity').addEventListener('click', () => {
+  askForToken();
+  byId('token').focus();
 });
 for (const name of ['online', 'offline'] as const) window.addEventListener(name, showState);
-showState();
 start()
   .then(registerWorker)
   .catch((error: unknown) => {
-    if (error instanceof IdentityError) askForToken();
-    const isOurs = error instanceof IdentityError || error instanceof BundleError;
-    showTrouble(
-      isOurs
-        ? error.message
-        : `The cascade cannot be fetched: ${error instanceof Error ? error.message : String(error)}`,
-    );
-    byId('state').dataset['state'] = 'away';
-    byId('state-text').textContent = 'not ready';
+    const isOurs = error instanceof BundleError;
+    const said = error instanceof Error ? error.message : String(error);
+    if (error instanceof IdentityError) askForToken(said);
+    else showTrouble(isOurs ? said : `The cascade cannot be fetched: ${said}. Open the page again to try once more.`);
+    if (!(error instanceof IdentityError)) byId('work').hidden = true;
+    byId('loading').hidden = true;
+    setState('away', 'not ready');
   });

@@ -1,12 +1,23 @@
 /** What a person sees of decisions: the answer, the votes, the running tally, the latest ones. */
-import type { Decision } from '../cascade/types';
+import type { Decision, Pixels } from '../cascade/types';
+import { drawPixels } from '../models/image';
 import type { Kept } from '../queue/queue';
 import type { Decided, Device } from './device';
 import { byId, make } from './dom';
 import type { Tally } from './tally';
-import { ballotText, costText, placeOf, SIGNS, tallyCards, whereText, whyText } from './words';
+import { ballotText, costText, laterText, placeOf, SIGNS, tallyCards, whereText, whyText } from './words';
 
 const N_RECENT = 8;
+
+/** Before anything is decided, and after what was drawn is cleared. */
+export function showNothing(text = ''): void {
+  showSaid('?', 'none');
+  byId('where').textContent = 'Nothing decided yet';
+  byId('why').textContent = text;
+  byId('votes').replaceChildren();
+  byId('cost').textContent = '';
+  byId('seen').hidden = true;
+}
 
 /** The answer so far, while the cloud is asked. */
 export function showDeferred(soFar: Decision, device: Device): void {
@@ -17,13 +28,28 @@ export function showDeferred(soFar: Decision, device: Device): void {
   byId('cost').textContent = '';
 }
 
-export function showDecided({ decision, latencyMs }: Decided, device: Device): void {
+export function showDecided({ decision, latencyMs, seen }: Decided, device: Device): void {
   const place = placeOf(decision, device.nTiersHere);
   showSaid(device.bundle.labels[decision.label] ?? '?', place);
   byId('where').textContent = `${SIGNS[place]} ${whereText(decision, device.nTiersHere)}`;
   byId('why').textContent = whyText(decision, device.nTiersHere);
   showVotes(decision, device);
   byId('cost').textContent = costText(latencyMs, decision);
+  showSeen(seen);
+}
+
+/** The answer that is shown has been confirmed or corrected, or never will be. */
+export function showLater(kept: Kept, device: Device): void {
+  const { labels } = device.bundle;
+  const place = placeOf(kept, device.nTiersHere);
+  showSaid(labels[kept.label] ?? '?', place);
+  byId('where').textContent = `${SIGNS[place]} ${kept.givenUp === undefined ? 'Asked again' : 'Not asked again'}`;
+  byId('why').textContent = `${laterText(kept, labels)}.`;
+}
+
+function showSeen(pixels: Pixels): void {
+  drawPixels(byId<HTMLCanvasElement>('seen-pixels'), pixels);
+  byId('seen').hidden = false;
 }
 
 export function showFailed(text: string): void {
@@ -32,9 +58,11 @@ export function showFailed(text: string): void {
   byId('why').textContent = text;
   byId('votes').replaceChildren();
   byId('cost').textContent = '';
+  byId('seen').hidden = true;
 }
 
 export function showTally(tally: Tally): void {
+  byId('since').textContent = `since ${timeText(tally.since)}, when this page was opened`;
   byId('tally').replaceChildren(
     ...tallyCards(tally).map(({ name, value, more }) =>
       make('div', { className: 'card' }, [
@@ -54,7 +82,7 @@ export function showRecent(kept: readonly Kept[], device: Device): void {
       const item = make('li', {}, [
         make('b', { text: label }),
         make('span', { text: `${SIGNS[place]} ${recentText(one, place, device)}` }),
-        make('time', { text: new Date(one.at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) }),
+        make('time', { text: timeText(one.at) }),
       ]);
       item.dataset['id'] = one.id;
       return item;
@@ -68,11 +96,12 @@ export function showWaiting(count: number): void {
 }
 
 function recentText(kept: Kept, place: string, device: Device): string {
-  if (kept.correctedAt !== null) {
-    const before = kept.before === null ? '' : (device.bundle.labels[kept.before] ?? '?');
-    return kept.before === kept.label ? 'confirmed by the cloud' : `corrected by the cloud, was ${before}`;
-  }
+  if (kept.correctedAt !== null || kept.givenUp !== undefined) return laterText(kept, device.bundle.labels);
   return place === 'here' ? 'on this phone' : place === 'cloud' ? 'in the cloud' : 'this phone alone';
+}
+
+function timeText(at: number): string {
+  return new Date(at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
 }
 
 function showSaid(text: string, state: string): void {

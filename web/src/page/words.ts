@@ -1,5 +1,7 @@
 /** What people read: numbers and outcomes in words. Pure, so that tests can read them too. */
 import { NO_LABEL, type Ballot, type Decision } from '../cascade/types';
+import type { InputSpec } from '../models/input-spec';
+import type { Kept } from '../queue/queue';
 import type { Tally } from './tally';
 
 export type Place = 'here' | 'cloud' | 'alone';
@@ -14,7 +16,7 @@ export const SIGNS: Readonly<Record<Place, string>> = { here: '●', cloud: '☁
 export function whereText(decision: Decision, nTiersHere: number): string {
   const place = placeOf(decision, nTiersHere);
   if (place === 'here') return 'Decided on this phone';
-  if (place === 'cloud') return `Decided in the cloud, tier ${decision.exitTier - nTiersHere}`;
+  if (place === 'cloud') return `Decided in the cloud, tier ${decision.exitTier}`;
   return 'Decided by this phone alone';
 }
 
@@ -38,6 +40,19 @@ export function costText(latencyMs: number, decision: Decision): string {
   const sent = call && call.bytesSent > 0 ? `${bytesText(call.bytesSent)} sent` : 'nothing sent';
   const away = call && call.callMs > 0 ? `, ${msText(call.callMs)} of it for the cloud` : '';
   return `${msText(latencyMs)} in all${away}; ${sent}.`;
+}
+
+/** What became of a decision of this phone alone, once the cloud was asked again; a label's name goes with it. */
+export function laterText(kept: Kept, labels: readonly string[]): string {
+  if (kept.givenUp !== undefined) return `this phone alone, for good: ${kept.givenUp}`;
+  const before = kept.before === null ? '' : `, was ${labels[kept.before] ?? '?'}`;
+  return kept.before === kept.label ? 'confirmed by the cloud' : `corrected by the cloud${before}`;
+}
+
+/** What kind of picture a task takes. */
+export function wantedText({ size: [height, width], channels, invert }: InputSpec): string {
+  const ground = invert === 'when-light' ? ', light on a dark ground (dark on light is inverted)' : '';
+  return `The models see ${width} × ${height} ${channels === 1 ? 'grey' : 'colour'} pixels${ground}.`;
 }
 
 /** One line for each member of a tier here: what it said, how sure it was. */
@@ -67,7 +82,7 @@ export function tallyCards(tally: Tally): Card[] {
     {
       name: 'Kept on the phone',
       value: percentText(kept / count),
-      more: `${kept} of ${count}${degraded > 0 ? `, ${degraded} more without the cloud` : ''}`,
+      more: `${kept} of ${count}${degraded > 0 ? `, ${degraded} by it alone` : ''}`,
     },
     {
       name: 'Bytes saved',

@@ -6,6 +6,7 @@ import type { Example, Vote } from '../cascade/types';
 import { LENGTH_HEADER, question, readAnswer } from './message';
 
 const PAUSE_MS = 60; // before the retry
+const USUAL_HEAD = 620; // bytes of method, path and headers over HTTP/1.1, without what is this call's own
 const MOST_WAIT_MS = 500; // that a retry waits where an overloaded server says when to come again
 
 export interface RemoteOptions {
@@ -21,6 +22,8 @@ export interface RemoteOptions {
   /** Asked for each call: a token, where the server wants one. */
   readonly headers?: () => Record<string, string>;
   readonly fetch?: typeof fetch;
+  /** The server does not know who asks. */
+  readonly onIdentity?: () => void;
 }
 
 interface Tried {
@@ -45,7 +48,7 @@ export class RemoteTier implements Tier {
     const end = Math.min(performance.now() + this.options.deadlineMs, example.deadline);
     this.nUnderWay += 1;
     try {
-      return await this.ask(example.id, example.captured, end);
+      return await this.ask(example.id, (await example.toSend?.()) ?? example.captured, end);
     } finally {
       this.nUnderWay -= 1;
     }
@@ -92,30 +95,45 @@ export class RemoteTier implements Tier {
           'Request-Timeout': (left / 1000).toFixed(3),
           ...options.headers?.(),
         },
-        signal: AbortSignal.timeout(Math.ceil(left)),
+        signal: timeoutSignal(Math.ceil(left)),
         cache: 'no-store',
       });
       text = await answer.text();
     } catch (error) {
       const isLate = error instanceof DOMException && error.name === 'TimeoutError';
+      const bytesSent = this.bytesOf(body.length);
       return isLate
-        ? failed(this.name, 'timeout', 'no answer within the deadline', null, performance.now() - started, body.length)
+        ? failed(this.name, 'timeout', 'no answer within the deadline', null, performance.now() - started, bytesSent)
         : failed(this.name, 'unavailable', 'the server cannot be reached', PAUSE_MS, performance.now() - started);
     }
     const callMs = performance.now() - started;
-    const call = { callMs, bytesSent: body.length, bytesReceived: new TextEncoder().encode(text).length };
-    if (!answer.ok) return refused(this.name, answer, text, call);
+    const call = { callMs, bytesSent: this.bytesOf(body.length), bytesReceived: new TextEncoder().encode(text).length };
+    if (!answer.ok) {
+      const tried = refused(this.name, answer, text, call);
+      if (tried.error.isIdentity) this.options.onIdentity?.();
+      return tried;
+    }
     try {
       const vote = readAnswer(text, options.nLabels, call);
       this.nTiers = vote.tierVotes?.length ?? 1;
       return vote;
     } catch (error) {
-      const said = error instanceof Error ? error.message : String(error);
+      const said = error instanceof Error ? error.message : String(error); // a login page of some network, perhaps
       return {
-        error: new TierError(this.name, 'rejected', `its answer cannot be read: ${said}`, call),
+        error: new TierError(this.name, 'unavailable', `its answer cannot be read: ${said}`, call),
         retryAfterMs: null,
       };
     }
+  }
+
+  /** Bytes of a call with such a body: its head is what this page and a usual browser put there. */
+  bytesOf(bodyLength: number): number {
+    const { model, fingerprint, headers } = this.options;
+    const own = Object.entries(headers?.() ?? {}).reduce(
+      (sum, [name, value]) => sum + name.length + value.length + 4,
+      0,
+    );
+    return bodyLength + USUAL_HEAD + model.length + fingerprint.length + own;
   }
 }
 
@@ -137,14 +155,9 @@ function refused(
   text: string,
   call: { callMs: number; bytesSent: number; bytesReceived: number },
 ): Tried {
-  let said = `HTTP ${answer.status}`;
-  try {
-    const { error } = JSON.parse(text) as { error?: unknown };
-    if (typeof error === 'string') said = error;
-  } catch {
-    // not one of its own answers: a proxy's, perhaps
-  }
-  const isIdentity = answer.status === 401 || answer.status === 403;
+  const own = ownRefusal(text);
+  const said = own ?? `HTTP ${answer.status}, and not from coe-cloud`;
+  const isIdentity = own !== null && (answer.status === 401 || answer.status === 403);
   const error = (reason: TierError['reason']): TierError =>
     new TierError(tier, reason, said.slice(0, 300), call, isIdentity);
   if (answer.status === 504 || answer.status === 408) return { error: error('timeout'), retryAfterMs: null };
@@ -153,5 +166,27 @@ function refused(
     return { error: error('overloaded'), retryAfterMs: Number.isFinite(seconds) ? seconds * 1000 : null };
   }
   if (answer.status >= 500) return { error: error('unavailable'), retryAfterMs: PAUSE_MS };
+  if (own === null) return { error: error('unavailable'), retryAfterMs: null }; // a proxy's, a login page
   return { error: error('rejected'), retryAfterMs: null };
+}
+
+/** The text of a refusal as coe-cloud words it: JSON with `error` alone; null where somebody else answered. */
+export function ownRefusal(text: string): string | null {
+  try {
+    const told = JSON.parse(text) as Record<string, unknown> | null;
+    const error = told?.['error'];
+    return typeof error === 'string' && Object.keys(told ?? {}).length === 1 ? error : null;
+  } catch {
+    return null;
+  }
+}
+
+/** `AbortSignal.timeout`, which browsers have since 2022. */
+export function timeoutSignal(afterMs: number): AbortSignal {
+  if ('timeout' in AbortSignal) return AbortSignal.timeout(afterMs);
+  const controller = new AbortController();
+  setTimeout(() => {
+    controller.abort(new DOMException('late', 'TimeoutError'));
+  }, afterMs);
+  return controller.signal;
 }

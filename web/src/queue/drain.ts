@@ -25,8 +25,10 @@ export class Drain {
   constructor(
     private readonly queue: Queue,
     private readonly cloud: Asked,
-    private readonly onCorrected: (kept: Kept) => void,
+    private readonly onChanged: (kept: Kept) => void,
     private readonly onChange: () => void = () => undefined,
+    /** Called with the bytes of each call, whether it was answered or not. */
+    private readonly onSent: (bytes: number) => void = () => undefined,
   ) {}
 
   /** The network is back, or a call has just gone through: try at once. */
@@ -64,22 +66,27 @@ export class Drain {
   }
 
   private async askAll(): Promise<void> {
+    const asked = new Set<string>();
     for (;;) {
       while (this.cloud.nUnderWay() > 0) await new Promise((resolve) => setTimeout(resolve, 20));
-      const waiting = await this.queue.next();
+      const waiting = await this.queue.next(asked);
       if (waiting === null) return;
+      asked.add(waiting.id);
       try {
         const vote = await this.cloud.ask(waiting.id, waiting.captured, waiting.said);
+        this.onSent(vote.call?.bytesSent ?? 0);
         if ((vote.degraded ?? null) !== null) return; // the server's own next tier is away: there is a better answer to wait for
         this.pauseMs = FIRST_PAUSE_MS;
         const exitTier = this.cloud.nTiersHere + (vote.exitTier ?? 1);
         const decision = { label: vote.label, exitTier, vote: vote.count / vote.asked };
         const kept = await this.queue.correct(waiting.id, decision, Date.now());
-        if (kept) this.onCorrected(kept);
+        if (kept) this.onChanged(kept);
       } catch (error) {
         if (!(error instanceof TierError)) throw error;
+        this.onSent(error.call?.bytesSent ?? 0);
         if (error.passes) return;
-        await this.queue.giveUp(waiting.id);
+        const kept = await this.queue.giveUp(waiting.id, error.message);
+        if (kept) this.onChanged(kept);
       }
       this.onChange();
     }

@@ -40,13 +40,17 @@ export class Pad {
   private pen: Pen | null = null;
 
   /**
-   * @param onStroke called after each stroke
+   * @param onBegin called before each stroke
+   * @param onStroke called after each stroke of a pointer; `isDone`: no other one follows, by a key
+   * @param onKeyClear called where a key clears
    * @param onPen called with where the pen is that keys move (null: nowhere), and when there is ink, or none any more
    */
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly size: readonly [height: number, width: number],
-    private readonly onStroke: () => void,
+    private readonly onBegin: () => void,
+    private readonly onStroke: (isDone: boolean) => void,
+    private readonly onKeyClear: () => void,
     private readonly onPen: (pen: Pen | null) => void = () => undefined,
   ) {
     const context = canvas.getContext('2d', { willReadFrequently: true });
@@ -99,6 +103,7 @@ export class Pad {
   }
 
   private readonly begin = (event: PointerEvent): void => {
+    this.onBegin();
     this.canvas.setPointerCapture(event.pointerId);
     this.last = this.at(event);
     this.draw(this.last);
@@ -107,32 +112,37 @@ export class Pad {
 
   private readonly move = (event: PointerEvent): void => {
     if (this.last === null) return;
-    for (const one of event.getCoalescedEvents()) this.draw(this.at(one));
+    // Only secure contexts have all the points since the last frame.
+    const { getCoalescedEvents } = event as { getCoalescedEvents?: () => PointerEvent[] };
+    for (const one of getCoalescedEvents?.call(event) ?? []) this.draw(this.at(one));
     this.draw(this.at(event));
   };
 
   private readonly end = (): void => {
     if (this.last === null) return;
     this.last = null;
-    this.onStroke();
+    this.onStroke(false);
   };
 
   private readonly key = (event: KeyboardEvent): void => {
     const step = STEPS[event.key];
-    if (event.key === 'Escape') this.clear();
+    if (event.key === 'Escape') this.onKeyClear();
+    if (event.key === 'Enter') this.onStroke(true);
     if (step === undefined && event.key !== ' ') return;
     event.preventDefault();
-    const pen = (this.pen ??= { x: 0.5, y: 0.25, isDown: true });
+    const pen = this.pen ?? { x: 0.5, y: 0.25, isDown: true };
     const side = this.canvas.width;
     if (step === undefined) {
       pen.isDown = !pen.isDown;
+      this.pen = pen;
     } else {
+      if (pen.isDown) this.onBegin(); // which may clear
+      this.pen = pen;
       this.last = [pen.x * side, pen.y * side];
       pen.x = Math.min(Math.max(pen.x + step[0] * KEY_STEP, 0), 1);
       pen.y = Math.min(Math.max(pen.y + step[1] * KEY_STEP, 0), 1);
       if (pen.isDown) this.draw([pen.x * side, pen.y * side]);
       this.last = null;
-      if (pen.isDown) this.onStroke();
     }
     this.onPen(pen);
   };

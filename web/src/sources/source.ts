@@ -11,7 +11,7 @@ let count = 0;
 export function nameOf(source: string, now = new Date()): string {
   count += 1;
   const stamp = now.toISOString().replace(/[-:]/g, '').replace('T', '-').slice(0, 15);
-  const random = crypto.getRandomValues(new Uint32Array(1))[0] ?? 0;
+  const random = Math.floor(Math.random() * 2 ** 32);
   return `${source}-${stamp}-${count}-${random.toString(36)}`;
 }
 
