@@ -8,6 +8,7 @@ known too. Commands call them `zoo:TASK/test.parquet` and `zoo:TASK/calibration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from coe.cascade import ConfigError
 from coe.cascade.types import Array
 from coe.config.manifest import read_manifest
 from coe.models.loading import import_runtime
-from coe.models.tables import SUFFIXES, read_table
+from coe.models.tables import SUFFIXES, find_column, read_table
 
 from .costs import Costs, costs_in
 from .trace import Answers, Trace
@@ -57,12 +58,14 @@ class Columns:
         names: the text columns.
         numbers: (R,) float64 each, NaN where nothing is recorded.
         probabilities: (R, L) float, NaN in a row without.
+        others: names of the columns that are passed over.
     """
 
     source: str
     names: Mapping[str, Names]
     numbers: Mapping[str, Numbers] = field(default_factory=dict)
     probabilities: Array | None = None
+    others: Sequence[str] = ()
 
     def wrong(self, column: str, row: int | None, message: str) -> ConfigError:
         """The error; rows count from 1, the header not among them."""
@@ -79,6 +82,10 @@ def to_trace(columns: Columns, name: str) -> Trace:
     for column in NEEDED:
         if column not in columns.names and column not in columns.numbers:
             raise columns.wrong(column, None, f"expected this column, got none (a trace has {KNOWN})")
+    likely = find_column(columns.others, SCORES)
+    if likely is not None and "score" not in columns.numbers and columns.probabilities is None:
+        fix = f"rename {likely} to score if it is the probability of the prediction, or drop it"
+        raise columns.wrong("score", None, f'expected this column beside "{likely}", got none ({fix})')
     ids, models = columns.names["example_id"], columns.names["model"]
     if not ids.texts:
         raise ConfigError(["expected at least one row, got an empty table"], columns.source)
@@ -175,7 +182,16 @@ def _payload(columns: Columns, rows: NDArray[np.intp]) -> NDArray[np.int32] | No
 
 
 TEXTS = ("example_id", "model")
+SCORES = ("confidence", "conf", "probability", "prob", "max_prob", "max_probability")  # what others call it
 NUMBERS = ("label", "prediction", "score", "latency_s", "payload_bytes")
+
+
+def _by_known_names(names: Sequence[str]) -> list[str]:
+    """The columns' names, those that a trace has as it spells them: "Example ID" is example_id."""
+    spelled = {
+        find_column(names, (known,)): known for known in (*TEXTS, *NUMBERS, "probabilities") if known not in names
+    }
+    return [spelled.get(name, name) for name in names]
 
 
 def numbers_of(path: Path, name: str, cells: Sequence[str]) -> Numbers:
@@ -198,12 +214,14 @@ def numbers_of(path: Path, name: str, cells: Sequence[str]) -> Numbers:
 def read_text(path: Path) -> Columns:
     """The columns of a trace in a TSV or CSV file."""
     table = read_table(path)
-    names = {name: Names.of(table[name]) for name in TEXTS if name in table}
+    table = dict(zip(_by_known_names(list(table)), table.values(), strict=True))
+    names = {name: Names.of([cell.strip() for cell in table[name]]) for name in TEXTS if name in table}
     numbers = {name: numbers_of(path, name, table[name]) for name in NUMBERS if name in table}
     if "model" not in table and "prediction" not in table:  # wide: one column per model
         extra = [name for name in table if name not in (*TEXTS, *NUMBERS)]
         numbers |= {name: numbers_of(path, name, table[name]) for name in extra}
-    columns = Columns(str(path), names, numbers)
+    others = [name for name in table if name not in names and name not in numbers]
+    columns = Columns(str(path), names, numbers, others=others)
     if "probabilities" not in table:
         return columns
     lists = [numbers_of(path, "probabilities", cell.split()) for cell in table["probabilities"]]
@@ -213,9 +231,10 @@ def read_text(path: Path) -> Columns:
         if len(values) not in (0, width):
             raise columns.wrong("probabilities", row, f"expected {width} numbers, got {len(values)} (one per label)")
         probabilities[row, : len(values)] = values
-    return Columns(str(path), names, numbers, probabilities)
+    return Columns(str(path), names, numbers, probabilities, others)
 
 
+PANDAS_INDEX = re.compile(r"__index_level_\d+__|level_\d+|index$")
 INSTALL_HINT = "pip install 'coe-cascade[sim]' (or give the trace as .tsv or .csv)"
 
 
@@ -235,24 +254,35 @@ def read_parquet(path: Path) -> Columns:
         raise ConfigError([f"cannot be read: {reason}"], str(path)) from None
     except arrow.ArrowInvalid as error:
         raise ConfigError([f"expected a Parquet file: {error}"], str(path)) from None
+    table = table.rename_columns(_by_known_names(table.column_names))
     is_wide = not {"model", "prediction"} & set(table.column_names)
     names: dict[str, Names] = {}
     numbers: dict[str, Numbers] = {}
     probabilities: Array | None = None
+    others: list[str] = []
     for name in table.column_names:
         column = table[name].combine_chunks()
         if name in TEXTS:
-            names[name] = _text_column(column)
+            names[name] = _text_column(column, name, path)
         elif name == "probabilities":
             probabilities = _list_column(column, path)
-        elif name in NUMBERS or (is_wide and arrow.types.is_integer(column.type)):
+        elif name in NUMBERS or (is_wide and arrow.types.is_integer(column.type) and not PANDAS_INDEX.match(name)):
             numbers[name] = _number_column(column, name, path)
-    return Columns(str(path), names, numbers, probabilities)
+        else:
+            others.append(name)
+    return Columns(str(path), names, numbers, probabilities, others)
 
 
-def _text_column(column: Any) -> Names:
+def _text_column(column: Any, name: str, path: Path) -> Names:
     """The texts in the order of their first appearance, whatever order a dictionary has."""
-    encoded = column.dictionary_encode() if not hasattr(column, "indices") else column
+    if column.null_count:
+        row = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
+        message = f"column {name}, row {row + 1}: expected a name, got nothing (fill it, or drop the row)"
+        raise ConfigError([message], str(path))
+    try:
+        encoded = column.dictionary_encode() if not hasattr(column, "indices") else column
+    except NotImplementedError:  # of lists, for example
+        raise ConfigError([f"column {name}: expected names, got {column.type} (convert it)"], str(path)) from None
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     found, first, codes = np.unique(codes, return_index=True, return_inverse=True)
     order = first.argsort()
@@ -275,7 +305,13 @@ def _list_column(column: Any, path: Path) -> Array | None:
     if column.null_count == len(column):
         return None
     there = column.is_valid().to_numpy(zero_copy_only=False)
-    flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False))  # of the rows that are there
+    try:
+        flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False))  # of the rows that are there
+    except AttributeError:  # no list
+        flat = np.array("")
+    if flat.dtype.kind not in "fiu":
+        fix = "a list of numbers a row"
+        raise ConfigError([f"column probabilities: expected {fix}, got {column.type} (convert it)"], str(path))
     width = len(flat) // max(int(there.sum()), 1)
     lengths = np.asarray(column.drop_null().value_lengths().to_numpy(zero_copy_only=False)).astype(int)
     if (lengths != width).any():

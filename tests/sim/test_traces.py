@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from traces_of import traces
 
 from coe.cascade import ConfigError
-from sim.traces import Trace, read_trace, write_parquet
+from sim.traces import Trace, read_costs, read_trace, write_parquet
 
 pytest.importorskip("pyarrow")
 
@@ -111,6 +111,86 @@ def test_what_is_wrong_is_named_by_file_column_and_row(tmp_path: Path, change: t
         read_trace(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+EXPORTS = {  # one trace as programs write it
+    "pandas": ",example_id,label,model,prediction,score\n0,x,1,a,1,0.75\n1,y,0,a,1,0.5\n",
+    "a named index": "index,example_id,label,model,prediction,score\n0,x,1,a,1,0.75\n1,y,0,a,1,0.5\n",
+    "Excel, German": "\ufeffExample ID;Label;Model;Prediction;SCORE\r\nx;1;a;1;0,75\r\ny;0;a;1;0,5\r\n",
+    "spaces": "example_id, label, model, prediction, score\nx, 1, a , 1, 0.75\n y, 0, a, 1, 0.5\n\n",
+    "quoted, other columns": '"example_id","label","model","prediction","score","note"\n"x","1","a","1","0.75","u,v"\n'
+    '"y","0","a","1","0.5",""\n',
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_tables_of_excel_and_pandas_are_read(tmp_path: Path, kind: str):
+    trace = read_trace(written(tmp_path, EXPORTS[kind], "t.csv"))
+    assert (trace.ids, trace.labels.tolist(), list(trace.models)) == (("x", "y"), [1, 0], ["a"])
+    assert trace.models["a"].scores.tolist() == [0.75, 0.5]
+
+
+@pytest.mark.parametrize("name", ["confidence", "Prob"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_may_be_the_score_is_asked_about(tmp_path: Path, name: str, suffix: str):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"example_id": ["x"], "label": [1], "model": ["a"], "prediction": [1], name: [0.5]}
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".csv":
+        path.write_text(",".join(columns) + "\nx,1,a,1,0.5\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(ConfigError, match=f'column score: expected this column beside "{name}", got none \\(rename'):
+        read_trace(path)
+
+
+GOOD = {"example_id": ["x", "y"], "label": [1, 0], "model": ["a", "a"], "prediction": [1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"example_id": ["x", None]}, "column example_id, row 2: expected a name, got nothing"),
+        ({"model": [None, None]}, "column model, row 1: expected a name, got nothing"),
+        ({"model": [["a"], ["a"]]}, "column model: expected names, got list"),
+        ({"label": [1, None]}, "column label, row 2: expected a label 0, 1, 2 .., got nothing"),
+        ({"label": ["cat", "dog"]}, "column label: expected numbers, got string"),
+        ({"probabilities": ["0.5 0.5", "1 0"]}, "column probabilities: expected a list of numbers a row, got string"),
+        ({"probabilities": [["a"], ["b"]]}, "column probabilities: expected a list of numbers a row, got list"),
+        ({"probabilities": [[0.5, None], [1, 0]]}, "column probabilities, row 1: expected one number per label"),
+        ({"score": [0.5, float("nan")]}, "column score, row 2: expected a number for every example"),
+    ],
+)
+def test_nonsense_in_parquet_is_one_clear_line(tmp_path: Path, change: dict, words: str):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(GOOD | change), path)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_trace(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_of_pandas_is_no_model(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    wide = {"Example_ID": ["x"], "label": [1], "exit0": [0], "__index_level_0__": [7]}
+    pyarrow.parquet.write_table(pyarrow.table(wide), tmp_path / "w.parquet")
+    assert list(read_trace(tmp_path / "w.parquet").models) == ["exit0"]
+
+
+def test_prices_in_any_usual_spelling(tmp_path: Path):
+    trace = read_trace(written(tmp_path, LONG))
+    (tmp_path / "costs.yaml").write_text("flops: {small: 1.0e9, large: 2E10}\n")
+    (costs,) = read_costs(str(tmp_path / "costs.yaml"), trace)
+    assert costs.of == {"small": 1e9, "large": 2e10}
+    (tmp_path / "p.csv").write_text("task;model;price_usd_per_10k_calls\ntrace;small;1.0e-1\ntrace;large;2,5\n")
+    (costs, *_) = read_costs(str(tmp_path / "p.csv"), trace)
+    assert costs.of == {"small": 0.1, "large": 2.5}
 
 
 @pytest.mark.parametrize("name", ["trace.parquet", "trace.tsv"])
