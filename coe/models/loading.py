@@ -288,20 +288,27 @@ def file_labels(path: Path, data: bytes, n_labels: int) -> tuple[str, ...]:
     return next((labels for labels in found if len(labels) == n_labels and labels != numbers), ())
 
 
+def own_labels(found: Sequence[str], labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The `labels:` of a member whose file names its outputs so: the task's names in that order, or in their own where
+    the file has other names; () where both are the same.
+    """
+    here, there = ([label.strip().casefold() for label in names] for names in (found, labels))
+    if not here or here == there:
+        return ()
+    return tuple(labels[there.index(one)] for one in here) if sorted(here) == sorted(there) else labels
+
+
 def _check_labels(spec: ModelSpec, data: bytes) -> None:
     """An error where the file names its outputs otherwise than the task; where a member says `labels:`, that counts."""
     found = () if spec.own_labels else file_labels(spec.path, data, len(spec.labels))
-    if not found or _alike(found) == _alike(spec.labels):
+    own = own_labels(found, spec.labels)
+    if not own:
         return
-    fix = f"add `labels: [{', '.join(found)}]` to this member"
-    if sorted(_alike(found)) != sorted(_alike(spec.labels)):
+    fix = f"add `labels: [{', '.join(own)}]` to this member"
+    if own == spec.labels:
         fix = "add `labels:` to this member, the task's names in the order of its outputs"
     shown = [", ".join(labels[:10]) + (", .." if len(labels) > 10 else "") for labels in (spec.labels, found)]
     raise ModelError(f"{spec.path}: expected outputs for {shown[0]}, got a file that names them {shown[1]} ({fix})")
-
-
-def _alike(labels: Sequence[str]) -> list[str]:
-    return [label.strip().casefold() for label in labels]
 
 
 def read_signature(path: Path) -> ModelSignature:

@@ -108,12 +108,10 @@ class OnnxMember:
             return as_rows(np.asarray(output), self.n_labels, is_logits=self._is_logits)
         rows = np.zeros((len(output), self.n_labels), dtype=np.float32)
         for row, shares in zip(rows, output, strict=True):
-            for label, share in shares.items():
-                at = self._own_labels.get(str(label))
-                if at is None:
-                    known = ", ".join(map(str, shares))
-                    raise ModelError(f"{self.name}: expected its outputs' labels among the task's, got {known}")
-                row[at] = share
+            places = [self._own_labels.get(str(label), -1) for label in shares]
+            if -1 in places:  # other names than the task's, whose order is that of `labels:`
+                places = list(range(len(shares)))
+            row[places] = list(shares.values())
         return rows
 
     def bind(self, x: Array, output: Array) -> Any:

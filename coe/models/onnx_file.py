@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coe.cascade.errors import ModelError
@@ -48,19 +48,21 @@ def _labels_in_graph(graph: memoryview) -> Iterator[tuple[str, ...]]:
         if number == NODE:
             for key, attribute, _, _ in _fields(value):
                 if key == ATTRIBUTE:
-                    yield _class_labels(list(_fields(attribute)))
+                    yield _class_labels(attribute)
         elif number == INITIALIZER:
             tensor = [(key, one) for key, one, _, _ in _fields(value)]
             if (DATA_TYPE, STRING_TYPE) in tensor and b"classes" in bytes(dict(tensor).get(TENSOR_NAME, b"")):
                 yield tuple(bytes(one).decode() for key, one in tensor if key == STRING_DATA)
 
 
-def _class_labels(attribute: Sequence[Field]) -> tuple[str, ...]:
-    if not any(number == NAME and bytes(value) in CLASSES for number, value, _, _ in attribute):
-        return ()
-    names = [bytes(value).decode() for number, value, _, _ in attribute if number == STRINGS]
-    for number, value, _, _ in attribute:
-        if number == INTS:  # packed or one by one
+def _class_labels(attribute: memoryview) -> tuple[str, ...]:
+    names: list[str] = []
+    for number, value, _, _ in _fields(attribute):
+        if number == NAME and bytes(value) not in CLASSES:
+            return ()  # its name comes first: a forest's other lists are long
+        if number == STRINGS:
+            names.append(bytes(value).decode())
+        elif number == INTS:  # packed or one by one
             names += [str(value)] if isinstance(value, int) else map(str, _varints(value))
     return tuple(names)
 

@@ -164,18 +164,16 @@ def _chunks(examples: LabelledExamples, task: InputSpec) -> Iterator[tuple[list[
     """Batches of the examples that can be read, each with its rows; raises InputError where none can."""
     decoder, error, n_read = InputDecoder(task), "it is empty", 0
     for start in range(0, len(examples), CHUNK):
-        rows, batches = [], []
+        rows = []
         for row in range(start, min(start + CHUNK, len(examples))):
             try:
-                batches.append(decoder.batch([examples.ids[row]], [examples.values[row]]))
+                decoder.batch([examples.ids[row]], [examples.values[row]])
                 rows.append(row)
             except InputError as failure:
                 error = str(failure)
         n_read += len(rows)
-        for shape in {batch.x.shape for batch in batches}:  # images of one size together
-            same = [at for at, batch in enumerate(batches) if batch.x.shape == shape]
-            ids = tuple(batches[at].ids[0] for at in same)
-            yield [rows[at] for at in same], Batch(ids, np.concatenate([batches[at].x for at in same]))
+        if rows:
+            yield rows, decoder.batch([examples.ids[row] for row in rows], [examples.values[row] for row in rows])
     if not n_read:
         raise InputError(f"expected examples that the task takes, got none: {error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from coe import zoo
@@ -21,6 +22,7 @@ from coe.models.loading import (
     file_labels,
     format_of,
     load,
+    own_labels,
     read_signature,
 )
 from coe.models.onnx_file import labels_in, labels_of_text
@@ -45,6 +47,7 @@ class FoundModel:
         input_spec: of its input; None: a manifest has it.
         path: of its file, where there is no manifest.
         labels: of its outputs, where they are in another order than the task's.
+        in_file: the names of its outputs in its file.
     """
 
     reference: str
@@ -52,6 +55,7 @@ class FoundModel:
     input_spec: InputSpec | None = None
     path: Path | None = None
     labels: tuple[str, ...] = ()
+    in_file: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ class FoundModels:
     agreement: str = "unanimous"
     is_tried: bool = False
 
+    def of_labels(self, labels: tuple[str, ...]) -> FoundModels:
+        """The same, with `labels:` at the models whose files name their outputs otherwise."""
+        models = (replace(one, labels=one.labels or own_labels(one.in_file, labels)) for one in self.models)
+        return replace(self, models=tuple(models))
+
 
 def find_models(reference: str, folder: Path) -> FoundModels:
     """The models at `zoo:TASK`, or in a folder.
@@ -90,9 +99,24 @@ def find_models(reference: str, folder: Path) -> FoundModels:
     place = Path(reference).expanduser()
     if not place.is_dir():
         raise ConfigError([f"--models: expected a folder of .onnx or .tflite files or zoo:digits, got {reference}"])
+    if (place / "config.json").is_file() and not (place / NAME).is_file():
+        _write_manifest(place)
     if (place / NAME).is_file():
         return _from_manifest(place, folder)
     return _from_files(place, folder)
+
+
+def _write_manifest(place: Path) -> None:
+    """The manifest of a folder as Hugging Face or timm publish them, beside its model."""
+    try:
+        readers = import_module("recipes.readers.models")
+    except ModuleNotFoundError:
+        command = f"python -m recipes.readers {place} --task NAME"
+        message = f"{place}: expected a {NAME} beside config.json of Hugging Face or timm, got none"
+        raise ConfigError([f"{message} (in a checkout, {command} writes it)"]) from None
+    describe = readers.describe_timm if readers.is_timm(place) else readers.describe_huggingface
+    written = readers.write_manifest(describe(place), place.resolve().name, readers.model_files(place))
+    print(f"wrote {written}, of what config.json says")
 
 
 def _from_zoo(reference: str) -> FoundModels:
@@ -140,11 +164,10 @@ def _from_files(place: Path, folder: Path) -> FoundModels:
     labels = labels or next(filter(None, in_files.values()), ())
     models = []
     for path, input_spec in inputs.items():
-        own = in_files[path]
-        is_moved = own != labels and sorted(own) == sorted(labels)
-        spec = ModelSpec(path.name, path, format_of(path), own if is_moved else labels, input_spec)
-        models.append(FoundModel(_reference(path, folder), _output_of(spec, n_labels), input_spec, path,
-                                 own if is_moved else ()))  # fmt: skip
+        names = in_files[path] or tuple(map(str, range(n_labels)))
+        spec = ModelSpec(path.name, path, format_of(path), names, input_spec)
+        output = _output_of(spec)
+        models.append(FoundModel(_reference(path, folder), output, input_spec, path, (), in_files[path]))
     return FoundModels(place.resolve().name, tuple(models), labels, n_labels, models[0].input_spec)
 
 
@@ -232,11 +255,10 @@ def _looks_like(signature: ModelSignature) -> str:
     return f"outputs {shown}"
 
 
-def _output_of(spec: ModelSpec, n_labels: int) -> str:
+def _output_of(spec: ModelSpec) -> str:
     """ "probabilities" or "logits", from a trial run; "probabilities" where the model cannot be loaded."""
-    names = spec.labels if len(spec.labels) == n_labels else tuple(map(str, range(n_labels)))
     try:
-        load(replace(spec, labels=names, own_labels=names)).close()
+        load(spec).close()
     except CascadeError as error:
         return "logits" if "output: logits" in str(error) else "probabilities"
     return "probabilities"
@@ -281,6 +303,7 @@ def fitted(
         names = sorted({str(label) for label in examples.written}, key=_as_counted)
         found = replace(found, labels=tuple(names)) if len(names) == found.n_labels else found
     labels = read_labels(found)
+    found = found.of_labels(labels)
     assert found.input_spec is not None
     specs = [_spec_of(model, labels) for model in found.models]
     truth = examples.numbers(labels)

@@ -124,6 +124,8 @@ def _quoted(text: str) -> str:
 
 SOURCES = "folder:/path, stdin, camera:0 or digits"
 
+RAW_AUDIO = 4000  # numbers an example: half a second of speech at 8 kHz
+
 T = TypeVar("T")
 Ask = Callable[[str, str], str]  # question and default -> answer
 
@@ -167,6 +169,7 @@ def _choices(options: argparse.Namespace, ask: Ask | None, folder: Path) -> Init
         )
     else:
         labels = _labels(options.labels, found, ask)
+        found = found.of_labels(labels)
     question = "Server for what they disagree on, host:port (empty: none)"
     cloud = _choice(options.cloud, ask, question, "", _cloud)
     usual = "digits" if models == "zoo:digits" else "stdin"
@@ -257,6 +260,10 @@ def _print_next_steps(path: Path, choices: InitChoices) -> None:
     found = choices.found
     if found.input_spec is not None and found.input_spec.kind == "image" and not found.is_tried:
         print("pixels are scaled to 0..1 as it stands: CHECK `input:` against how the models were trained")
+    if found.input_spec is not None and len(found.input_spec.shape) == 1 and found.input_spec.shape[0] >= RAW_AUDIO:
+        print(
+            f"its {found.input_spec.shape[0]} numbers look like raw audio: examples are arrays of the samples as such"
+        )
     for command, what in (
         ("doctor", "is everything there?"),
         ("explain", "what would leave this device?"),

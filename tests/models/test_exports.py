@@ -92,6 +92,16 @@ def test_labels_are_read_from_a_file(name, labels):
     assert labels_in(b"not a model") == []
 
 
+@pytest.mark.parametrize("name", ["forest.onnx", "zipmap.onnx"])
+@pytest.mark.parametrize("labels", ["virginica,Setosa,versicolor", "a,b,c"])
+def test_labels_that_a_user_names_may_be_others_than_the_files(tmp_path, name, labels):
+    put(tmp_path, name)
+    (spec,) = read_config(init(tmp_path, "--labels", labels)).cascade.tiers[0].members
+    x = np.array([[5.1, 3.5, 1.4, 0.2]], dtype=np.float32)  # a setosa
+    assert spec.own_labels == (("Setosa", "versicolor", "virginica") if "Set" in labels else ("a", "b", "c"))
+    assert spec.labels[int(load(spec).predict(x).argmax())] in ("Setosa", "a")
+
+
 def spec_of(path: Path, labels: tuple[str, ...] = NAMES, **more) -> ModelSpec:
     return replace(ModelSpec(path.name, path, "onnx", labels, NUMBERED), **more)
 

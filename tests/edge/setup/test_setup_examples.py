@@ -215,3 +215,46 @@ def test_a_run_without_examples_says_what_it_saw(tmp_path, capsys):
     path.write_text(text.replace("path: ", "recursive: true, path: "))
     assert main(["--config", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["id"] == "deep/0000.png"
+
+
+def test_a_folder_of_timms_is_read_as_it_says(tmp_path, capsys):
+    models = tmp_path / "birds"
+    models.mkdir()
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(192, 3)).astype(np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    opset = helper.make_opsetid("", 17)
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), models / "model.onnx")
+    settings = {"input_size": [3, 8, 8], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "crop_pct": 0.9}
+    content = {"architecture": "tiny", "label_names": ["owl", "wren", "kite"], "pretrained_cfg": settings}
+    (models / "config.json").write_text(json.dumps({**content, "num_classes": 3}))
+    path = tmp_path / "pi.yaml"
+    assert main(["init", "--output", str(path), "--models", str(models), "--yes"]) == 0
+    task = read_config(path).cascade.task
+    assert (task.labels, task.input_spec.mean, task.input_spec.fit) == (("owl", "wren", "kite"), (0.5,) * 3, "crop")
+    assert "manifest.yaml, of what config.json says" in capsys.readouterr().out
+
+
+def test_bench_and_calibrate_warn_of_answers_that_are_all_one(tmp_path, models, examples, capsys):
+    put(models / "a.onnx", scale=0.0)
+    path = tmp_path / "pi.yaml"
+    assert main(["init", "--output", str(path), "--models", str(models), "--yes"]) == 0
+    capsys.readouterr()
+    assert main(["bench", "--config", str(path), "--data", str(examples), "--seconds", "0.1", "--limit", "60"]) == 0
+    assert "warning: a.onnx: 100% of 60 answers are label-" in capsys.readouterr().err
+    assert main(["calibrate", "--config", str(path), "--data", str(examples)]) == 0
+    assert "warning: 100% of 120 answers are label-" in capsys.readouterr().err
+
+
+def test_a_model_that_takes_thousands_of_numbers_is_said_to_be_of_audio(tmp_path, models, capsys):
+    weight = numpy_helper.from_array(np.ones((16000, 2), dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Softmax", ["m"], ["y"], axis=1)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16000])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    graph = helper.make_graph(nodes, "g", [x], [y], [weight])
+    opset = helper.make_opsetid("", 17)
+    save(helper.make_model(graph, opset_imports=[opset], ir_version=8), models / "a.onnx")
+    assert main(["init", "--output", str(tmp_path / "pi.yaml"), "--models", str(models), "--yes"]) == 0
+    assert "16000 numbers look like raw audio" in capsys.readouterr().out
