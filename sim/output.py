@@ -53,6 +53,8 @@ SYMBOLS = {  # what stands in a table's head or a caption, and what it means
     "comm": "mean communication of an example: the injected delay and the wire; one that stayed counts 0",
     "sent/ex": "bytes of the messages sent, per example",
     "deferred": "share of the examples that left the device",
+    "degraded": "share of the examples that the device answered in the end, because the cloud had not by the deadline",
+    "SLO": "service level objective: the latency that is to be kept",
     "p50": "half of the examples took no longer; p95, p99: 95%, 99% of them",
     "FLOPs": "floating-point operations of one example",
     "1.00x": "times the cost of the best single model",

@@ -163,12 +163,12 @@ def added(one: Any, other: Any) -> Any:
 
 
 class _Sample:
-    """Some devices in one phase: seconds of what they keep, and of what they send outside the cloud."""
+    """Some devices at one rate: seconds of what they keep, and of what they send outside the cloud."""
 
-    def __init__(self, fleet: Fleet, phase: Phase, rng: np.random.Generator, n_phases: int) -> None:
+    def __init__(self, fleet: Fleet, phase: Phase, rng: np.random.Generator, n_kinds: int) -> None:
         self.p_sent = min(fleet.sent * phase.sent, 1.0)
         n_devices = min(fleet.devices, MOST_DEVICES)
-        n = max(20, math.ceil(SENT_SAMPLED / min(n_phases, 10) / max(self.p_sent, 0.05) / n_devices))
+        n = max(20, math.ceil(SENT_SAMPLED / min(n_kinds, 10) / max(self.p_sent, 0.05) / n_devices))
         shape = (n_devices, n + n // 5)
         times = np.cumsum(rng.standard_exponential(shape) / (fleet.rate * phase.rate), axis=1)
         leaves = rng.random(shape) < self.p_sent
@@ -207,8 +207,11 @@ def simulate(fleet: Fleet, phases: Sequence[Phase], seed: Sequence[int] = (0,)) 
     ]
     due = [(np.empty(0), np.empty(0)) for _ in [*stations, 0]]  # (when, born) of what is on its way to each tier
     tallies, now = [], 0.0
+    samples: dict[tuple[float, float], _Sample] = {}  # of devices: the same wherever nothing changes for them
+    n_kinds = len({(phase.rate, phase.sent) for phase in phases})
     for phase in phases:
-        sample = _Sample(fleet, phase, rng, len(phases))
+        kind = phase.rate, phase.sent
+        sample = samples[kind] = samples.get(kind) or _Sample(fleet, phase, rng, n_kinds)
         for station, servers in zip(stations, phase.servers, strict=True):
             station.resize(servers, now)
         tally = _on_devices(fleet, phase, sample)

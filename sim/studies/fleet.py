@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -140,6 +142,47 @@ def read_arrivals(path: Path) -> list[float]:
     return [max(float(rate), 1e-6) for rate in rates / rates.mean()]
 
 
+def as_measured(reference: str, fleet: Fleet) -> Fleet:
+    """The fleet with the arrivals, deferral and calls that a running server's metrics tell of, since it started.
+
+    Raises:
+        ConfigError: they cannot be read, or count no rows.
+    """
+    is_url = reference.startswith(("http://", "https://"))
+    try:
+        with urlopen(reference, timeout=10) if is_url else Path(reference).open("rb") as file:
+            text = file.read().decode()
+        now = time.time() if is_url else Path(reference).stat().st_mtime
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"--from-metrics: {reference}: cannot be read: {error}"]) from None
+    lines = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE)
+    found = [(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for name, labels, value in lines]
+
+    def total(name: str, **labels: str) -> float:
+        return sum(value for own, has, value in found if own == name and labels.items() <= has.items())
+
+    rows, exits, seconds, queue = (
+        f"coe_cloud_{name}" for name in ("tier_rows_total", "tier_exits_total", "tier_seconds", "queue_seconds")
+    )
+    model = max(
+        (has["model"] for name, has, _ in found if name == rows),
+        key=lambda one: total(rows, model=one, tier="1"),
+        default="",
+    )
+    tiers, elapsed = [], now - total("process_start_time_seconds")
+    for number, tier in enumerate(fleet.tiers, start=1):
+        of, n = {"model": model, "tier": str(number)}, total(f"{seconds}_count", model=model, tier=str(number))
+        if not n:
+            raise ConfigError(
+                [f"--from-metrics: {reference}: expected rows at {len(fleet.tiers)} tiers, got none at {number}"]
+            )
+        wait_s = total(f"{queue}_sum", model=model) / len(fleet.tiers)
+        call_s = max((total(f"{seconds}_sum", **of) - wait_s) / n, 1e-6)
+        deferred = 1 - total(exits, **of) / total(rows, **of) if number < len(fleet.tiers) else 0.0
+        tiers.append(replace(tier, service=Service(call_s), deferred=deferred, seconds=None))
+    return replace(fleet, tiers=tiers, rate=total(rows, model=model, tier="1") / elapsed / (fleet.devices * fleet.sent))
+
+
 def curve_of(options: argparse.Namespace, cases: Sequence[Case], peak: float, prices: Prices) -> list[dict[str, Any]]:
     """Servers and dollars a month of the cascade and of sending everything, for fewer and for more devices."""
     points: list[dict[str, Any]] = []
@@ -162,10 +205,13 @@ def verdict(cases: Sequence[Case], curve: Sequence[Mapping[str, Any]], slo: Slo)
         )
     ]  # fmt: skip
     wanted = f"p{slo.quantile * 100:g} <= {format_seconds(slo.seconds)}"
-    lines += [
-        f"{title}: no number of servers meets {wanted}: device and link alone take longer"
-        for title, one in zip(SYSTEMS.values(), cases, strict=True) if one.met is False
-    ]  # fmt: skip
+    for title, one in zip(SYSTEMS.values(), cases, strict=True):
+        if one.fleet.device_load >= 1:
+            lines.append(
+                f"{title}: it does not keep up: the device would compute {one.fleet.device_load:.0%} of the time"
+            )
+        elif one.met is False:
+            lines.append(f"{title}: no number of servers meets {wanted}: device and link alone take longer")
     against = []
     if own.content["usd_per_month"] >= sends.content["usd_per_month"]:
         against.append("it costs no less than sending everything")
@@ -208,7 +254,7 @@ def as_part(
     ]
     worst = [
         [name, _time(one["p99_before_s"]), _time(one["p99_worst_s"]), f"{one['degraded_share']:.1%}",
-         "not within 5 min" if one["recovered_s"] is None else _time(one["recovered_s"])]
+         {None: "not within 5 min", 0: "at once"}.get(one["recovered_s"], _time(one["recovered_s"]))]
         for name, one in trouble.items()
     ]  # fmt: skip
     header = ("system", "servers", "p50", *(f"p99 {kind}" for kind in KINDS), *FURTHER)
@@ -238,11 +284,18 @@ FURTHER = ("sent", "a day", "degraded", "a month", "accuracy")
 def _figures(cases: Sequence[Case], curve: Sequence[Mapping[str, Any]]) -> list[Figure]:
     from sim.charts import grouped_bars
 
-    titles = list(SYSTEMS.values())
-    quantiles = [[one.content["latency_s"]["all"][name] or 0.0 for one in cases] for name in ("p50", "p95", "p99")]
+    titles, names = list(SYSTEMS.values()), ("p50", "p95", "p99")
+    shown = [(title, one) for title, one in zip(titles, cases, strict=True) if one.fleet.device_load < 1]
+    quantiles = [[one.content["latency_s"]["all"][name] or 0.0 for _, one in shown] for name in names]
     found = [
         grouped_bars(
-            ["p50", "p95", "p99"], titles, quantiles, _time, name="latency", title="Latency", axis="over all examples"
+            names,
+            [title for title, _ in shown],
+            quantiles,
+            _time,
+            name="latency",
+            title="Latency",
+            axis="over all examples",
         )
     ]
     if curve:
@@ -282,6 +335,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--deadline", type=seconds, default=[2.0], metavar="TIME", help="then the device decides; default 2s")
     service = "of a tier or a member: 1.01ms a call, or 1ms+0.2ms with each example; default: as in the trace"
     add("--service", type=_service, action="append", default=[], metavar="NAME=TIME", help=service)
+    add(
+        "--from-metrics", metavar="URL|FILE", help="a server's /metrics: its arrivals, deferral and calls, for --rate's"
+    )
     add("--slow-down", type=arguments.ratio, default=1.0, metavar="N", help="times that devices are slower; default 1")
     add("--prices", type=Path, metavar="FILE", help="YAML: usd_per_hour, usd_per_gb, usd_per_device_month")
     add("--duration", type=seconds, default=[60.0], metavar="TIME", help="to simulate, of a day too; default 60s")
@@ -303,6 +359,13 @@ def run_command(options: argparse.Namespace) -> Part:
     shape = [1.0] if options.arrivals == "poisson" else read_arrivals(Path(options.arrivals))
     cases = cases_of(options, trace, specs)
     cascade = cases[0]
+    if options.from_metrics is not None:
+        cascade.fleet = as_measured(options.from_metrics, cascade.fleet)
+        options.rate = cascade.fleet.rate
+        for case in cases[1:]:
+            case.fleet = replace(
+                case.fleet, rate=options.rate, tiers=cascade.fleet.tiers[-1:] if case.fleet.tiers else []
+            )
     load = cascade.fleet.device_load * max(shape)
     if load >= 1:
         raise ConfigError([f"--rate: expected a device to keep up, got one busy {load:.0%} of the time (lower it)"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,3 +196,29 @@ def test_trouble_is_a_table(sim: Program, trace_path: Path, tmp_path: Path):
     out, _ = sim("fleet", trace_path, *TIERS, *given, "--out", tmp_path)
     assert "a server of each tier dies" in out
     assert "send everything" in (tmp_path / "report.html").read_text()
+
+
+METRICS = """# TYPE coe_cloud_tier_rows_total counter
+process_start_time_seconds 1000.0
+coe_cloud_tier_rows_total{model="digits",tier="1",tier_name="best"} 50000.0
+coe_cloud_tier_exits_total{model="digits",tier="1",tier_name="best"} 50000.0
+coe_cloud_tier_rows_total{model="other",tier="1",tier_name="best"} 5.0
+coe_cloud_tier_seconds_count{model="digits",tier="1",tier_name="best"} 50000.0
+coe_cloud_tier_seconds_sum{model="digits",tier="1",tier_name="best"} 600.0
+coe_cloud_queue_seconds_sum{model="digits"} 350.0
+"""
+
+
+def test_a_running_server_says_what_comes_and_what_calls_take(sim: Program, trace_path: Path, tmp_path: Path):
+    scrape = tmp_path / "metrics.txt"
+    scrape.write_text(METRICS)
+    os.utime(scrape, (2000, 2000))  # 50,000 rows in 1,000 seconds
+    given = ("--devices", 100, "--from-metrics", scrape, "--servers", 1)
+    out, _ = sim("fleet", trace_path, *TIERS, *given, *QUICK, "--duration", "60s")
+    found = json.loads(out)
+    cloud = found["tiers"][-1]
+    assert found["rate_per_s"] * 100 * found["sent_share"] == pytest.approx(50)
+    assert cloud["utilisation"] == pytest.approx(50 * (600 - 350) / 50_000 / cloud["batch_mean"], rel=0.05)
+    scrape.write_text("up 1\n")
+    _, err = sim("fleet", trace_path, *TIERS, *given, *QUICK, code=2)
+    assert "expected rows at 1 tiers, got none at 1" in err
