@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -278,8 +277,10 @@ def file_labels(path: Path, data: bytes, n_labels: int) -> tuple[str, ...]:
     """The names of the outputs that a model file holds; () where it holds none, or only their numbers."""
     if FORMATS.get(path.suffix) == "onnx":
         found = labels_in(data)
-    elif data[4:8] == b"TFL3" and zipfile.is_zipfile(io.BytesIO(data)):  # files that its metadata puts behind it
-        with zipfile.ZipFile(io.BytesIO(data)) as files:
+    elif FORMATS.get(path.suffix) == "tflite" and b"PK\5\6" in data[-(2**16) :]:
+        import zipfile
+
+        with zipfile.ZipFile(io.BytesIO(data)) as files:  # that its metadata puts behind it
             texts = [files.read(name) for name in files.namelist() if name.lower().endswith(".txt")]
         found = [labels_of_text(text.decode("utf-8", "replace")) for text in texts]
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def test_labels_that_a_user_names_may_be_others_than_the_files(tmp_path, name, l
 
 def spec_of(path: Path, labels: tuple[str, ...] = NAMES, **more) -> ModelSpec:
     return replace(ModelSpec(path.name, path, "onnx", labels, NUMBERED), **more)
+
+
+def test_labels_are_read_from_the_files_behind_a_tflite_model(tmp_path):
+    path = tmp_path / "a.tflite"
+    shutil.copy(EXPORTED / "int8.tflite", path)
+    names = tuple(f"d{number}" for number in range(10))
+    with zipfile.ZipFile(path, "a") as files:
+        files.writestr("labels.txt", "\n".join(names))
+    assert file_labels(path, path.read_bytes(), 10) == names
+    spec = ModelSpec("a.tflite", path, "tflite", names[::-1], InputSpec("image", (28, 28, 1), "NHWC"))
+    with pytest.raises(ModelError, match="a file that names them d0, d1"):
+        load(spec)
+    load(replace(spec, labels=names)).close()
 
 
 def test_labels_in_another_order_than_the_files_are_an_error_at_start():
