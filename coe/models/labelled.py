@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 import re
@@ -218,15 +219,18 @@ def read_regular(path: Path) -> bytes:
 
 def _in_table(path: Path, spec: InputSpec, *, is_list: bool = False) -> Iterator[Row]:
     table = read_table(path, quoted=spec.kind != "text" or path.suffix.lower() != ".tsv")  # as SST-2 is published
-    reader = TableReader(tuple(table), spec, path.parent, is_list=is_list)
+    label = ""
+    if spec.kind == "tensor" and not is_list and find_column(table, (*LABEL, *FILE)) is None:
+        words = [name for name, cells in table.items() if cells and not _is_number(cells[0])]
+        label = words[0] if len(words) == 1 else ""  # the one column that holds no numbers
+    reader = TableReader(tuple(table), spec, path.parent, label=label, is_list=is_list)
     for number, cells in enumerate(zip(*table.values(), strict=True), start=1):
         try:
             found = reader.add(cells)
         except (InputError, ValueError, OSError) as error:
             raise InputError(f"row {number}: {describe_error(error)}") from None
         if found is not None:
-            value, label = found
-            yield reader.id_of(cells) or f"{path.stem}-{number:05d}", value, label
+            yield reader.id_of(cells) or f"{path.stem}-{number:05d}", *found
 
 
 class TableReader:
@@ -351,6 +355,12 @@ def as_shape(rows: Array, shape: tuple[int, ...]) -> Array:
     inner = tuple(dim for dim in shape if dim != 1)
     by_channel = rows.ndim == 2 and inner == rows.shape[::-1] and inner != rows.shape
     return np.ascontiguousarray(rows.T if by_channel else rows).reshape(shape)
+
+
+def _is_number(cell: str) -> bool:
+    with contextlib.suppress(InputError):
+        return number_in(cell, "") is not None
+    return False
 
 
 def number_in(cell: str, name: str) -> float:

@@ -68,6 +68,7 @@ TABLES = {
     "Excel with sep=": "sep=;\na;b;c;CLASS\n0,5;1;20;good\n-1,25;0;3;bent\n",
     "tabs and spaces": "a\t b\tc\tlabel\n0.5\t1\t20\t good \n -1.25\t0\t3\tbent\n\n",
     "quoted": '"a","b","c","label"\n"0.5","1","20","good"\n"-1.25","0","3","bent"\n',
+    "a label of another name": "a,b,c,state\n0.5,1,20,good\n-1.25,0,3,bent\n",
     "numbers as labels": "a,b,c,label\n0.5,1,20,0.0\n-1.25,0,3,2\n",
 }
 
