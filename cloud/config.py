@@ -215,7 +215,7 @@ def read_config(path: Path) -> ServerConfig:
         engine=read_engine(fields.section("engine", {}), alone),
         observe=read_observe(fields),
         security=read_security(fields.section("security", {}), path.parent),
-        device=read_device_page(device, path.parent, cascade.task, task, served),
+        device=read_device_page(device, path.parent, cascade.task, task, served, cascade.tiers),
         source=path,
         warnings=(),
     )

@@ -121,7 +121,7 @@ async function ask(who, show, schema) {
     heardAt = Date.now();
     lostSince = 0;
     $("lost").hidden = true;
-    document.body.classList.remove("stale");
+    document.body.classList.remove("stale", "early");
     show(latest);
   } catch (error) {
     lost(who, error.name === "TimeoutError" ? "no answer in time" : error instanceof TypeError ? "no connection" : error.message);

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class DeviceSettings:
     config: Path | None = setting(
         None, "An edge config; the page runs its local tiers.", usual="of a bundled task, its own", example="phone.yaml"
     )
+    send: str = setting(
+        "model-size",
+        "What is sent of a picture: what the largest model takes.",
+        choices=("model-size", "captured"),
+    )
     page: Path | None = setting(None, "Folder of the built page.", usual="where it is found", example="web/dist")
 
 
@@ -57,15 +63,24 @@ class DevicePage:
         cascade: local tiers, then at most one remote tier: a model of this server; None: no edge config is known.
         page: folder of the built page; None: it is not built.
         why: why no phone can run it; "": one can.
+        send: the size [height, width] and fit of what it sends; None: as captured.
+        example: a PNG of the task; b"": none is known.
     """
 
     cascade: CascadeConfig | None
     page: Path | None
     why: str = ""
+    send: Mapping[str, Any] | None = None
+    example: bytes = b""
 
 
 def read_device_page(
-    fields: Fields, folder: Path, task: Task, reference: object, models: Collection[str]
+    fields: Fields,
+    folder: Path,
+    task: Task,
+    reference: object,
+    models: Collection[str],
+    served: Sequence[LocalTierConfig | RemoteTierConfig] = (),
 ) -> DevicePage | None:
     """The `device:` section of a server's config; None where it says `enabled: false`.
 
@@ -73,6 +88,7 @@ def read_device_page(
         folder: relative paths start here.
         task: the server's; reference: the value of `task` in its config.
         models: of the server; the first is the whole cascade.
+        served: tiers of the server.
     """
     settings = read_settings(DeviceSettings, fields, folder)
     if not settings.enabled:
@@ -97,7 +113,29 @@ def read_device_page(
     elif not (page / "index.html").is_file():
         fields.wrong("page", f"expected a folder with the built page, got {page} (npm ci && npm run build, in web/)")
         page = None
-    return DevicePage(cascade, page, "; ".join(findings) if cascade is None else "" if page else NOT_BUILT)
+    if cascade is None:
+        return DevicePage(None, page, "; ".join(findings))
+    send = _sent([*cascade.tiers, *served]) if settings.send == "model-size" else None
+    sample = None if (bundled := _bundled(reference)) is None else bundled.parent / "test" / "0000.png"
+    example = sample.read_bytes() if sample is not None and sample.is_file() else b""
+    return DevicePage(cascade, page, "" if page else NOT_BUILT, send, example)
+
+
+def _sent(tiers: Sequence[LocalTierConfig | RemoteTierConfig]) -> Mapping[str, Any] | None:
+    """The size and fit in which no model misses anything of a picture; None: models differ in what they take."""
+    specs = [spec.input_spec for tier in tiers if isinstance(tier, LocalTierConfig) for spec in tier.members]
+    height, width = (max(spec.shape[axis] for spec in specs) for axis in (0, 1))
+    is_alike = len({(spec.fit, spec.resample, spec.crop_share) for spec in specs}) == 1
+    first = specs[0]
+    has_one_aspect = all(spec.shape[0] * width == spec.shape[1] * height for spec in specs)
+    if not is_alike or not _is_plain(first) or (first.fit == "crop" and not has_one_aspect):
+        return None
+    return {"size": [height, width], "fit": first.fit}
+
+
+def _is_plain(spec: InputSpec) -> bool:
+    """True if the page resizes as it asks for."""
+    return (spec.resample, spec.crop_share) == ("bilinear", 1.0)
 
 
 class DeviceFiles:
@@ -110,7 +148,7 @@ class DeviceFiles:
     """
 
     def __init__(self, device: DevicePage) -> None:
-        files = {} if device.cascade is None else _files(device.cascade)
+        files = {} if device.cascade is None else _files(device.cascade, device.send, device.example)
         self.files: dict[str, Page] = {f"{PATH}/cascade.json": _missing(device.why)}
         self.files |= {f"{PATH}/{name}": _page(*file) for name, file in files.items()}
         self.folders: dict[str, Path] = {} if device.page is None else {PATH: device.page}
@@ -147,7 +185,9 @@ def _page(body: bytes, media_type: str, cached: str) -> Page:
     return lambda accept: (body, headers)
 
 
-def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
+def _files(
+    cascade: CascadeConfig, send: Mapping[str, Any] | None = None, example: bytes = b""
+) -> dict[str, tuple[bytes, str, str]]:
     """`cascade.json` and the model files, by name: content, media type, how long to keep it."""
     files: dict[str, tuple[bytes, str, str]] = {}
     tiers: list[dict[str, Any]] = []
@@ -171,6 +211,8 @@ def _files(cascade: CascadeConfig) -> dict[str, tuple[bytes, str, str]]:
         "labels": cascade.task.labels,
         "fingerprint": cascade.task.fingerprint,
         "input": _input_spec(cascade.task.input_spec),
+        "send": send,
+        "example": f"data:image/png;base64,{base64.b64encode(example).decode()}" if example else None,
         "keep_last_answer": cascade.keep_last_answer,
         "tiers": tiers,
     }
@@ -220,9 +262,9 @@ def _unfit(cascade: CascadeConfig, task: Task) -> list[str]:
         for spec in tier.members:
             given = spec.input_spec
             is_plain = given.layout in ("NCHW", "NHWC") and given.channel_order == "RGB" and not spec.own_labels
-            if not is_plain or spec.output_name:
+            if not (is_plain and _is_plain(given)) or spec.output_name:
                 findings.append(
-                    f"{where}: {spec.name}: expected NCHW or NHWC in RGB and the task's order of labels, since a page "
+                    f"{where}: {spec.name}: expected NCHW or NHWC in RGB, bilinear, the task's labels, since a page "
                     f"knows no `labels:` or `output_name:` of a member (export it so)"
                 )
             if spec.format != "onnx" or given.dtype not in DTYPES:
@@ -242,7 +284,7 @@ def _unserved(cascade: CascadeConfig, models: Collection[str]) -> list[str]:
 
 def _input_spec(spec: InputSpec) -> dict[str, Any]:
     height, width, channels = spec.shape
-    names = ("layout", "dtype", "scale", "mean", "std", "fit")
+    names = ("layout", "dtype", "scale", "mean", "std", "fit", "invert")
     return {"size": [height, width], "channels": channels} | {name: getattr(spec, name) for name in names}
 
 

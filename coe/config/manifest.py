@@ -57,6 +57,11 @@ class ImageSettings:
     fit: str = setting("stretch", "Stretch an image of another size, or crop its middle.", choices=("stretch", "crop"))
     crop_share: float = setting(1.0, "Share of the middle that `crop` takes, along each side.", low=0.1, high=1)
     resample: str = setting("bilinear", "How pixels are scaled.", choices=("bilinear", "bicubic"))
+    invert: str = setting(
+        "never",
+        "`when-light`: an image whose mean is above the middle is inverted, for models of light on dark.",
+        choices=("never", "when-light"),
+    )
 
 
 @dataclass(frozen=True)

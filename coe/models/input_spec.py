@@ -26,6 +26,8 @@ class InputSpec:
         fit: image of another size: "stretch" it, or "crop" its middle at the right aspect.
         crop_share: how much of that middle "crop" takes, along each side.
         resample: how pixels are scaled: "bilinear" or "bicubic".
+        invert: "when-light": an image whose mean is above the middle is inverted as it is decoded, for models that
+            know light on dark alone; or "never".
     """
 
     kind: str
@@ -38,6 +40,7 @@ class InputSpec:
     fit: str = "stretch"
     crop_share: float = 1.0
     resample: str = "bilinear"
+    invert: str = "never"
     channel_order: str = "RGB"
 
     @cached_property
@@ -125,6 +128,13 @@ class InputSpec:
         if self.layout == "NCHW" and self.shape[2] > 1:
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
         return np.ascontiguousarray(x).reshape(len(x), *self.model_shape)
+
+    def on_its_ground(self, x: Array) -> Array:
+        """(B, H, W, C) uint8 pixels, the light ones of B inverted where that is asked for."""
+        if self.invert == "never":
+            return x
+        light = 2 * x.sum(axis=(1, 2, 3), dtype=np.int64) > 255 * x[0].size
+        return np.where(light[:, None, None, None], 255 - x, x) if light.any() else x
 
     def resized(self, x: Array) -> Array:
         """(B, H, W, C) uint8 pixels at this input spec's size, from (B, ...) of any, or (B,) objects of several."""

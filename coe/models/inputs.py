@@ -100,7 +100,9 @@ class InputDecoder:
                 raise InputError(f"expected a tensor of shape {list(self.input_spec.shape)}, got encoded bytes")
             limit = self.max_pixels if max_pixels is None else max_pixels
             height, width, channels = self.input_spec.shape
-            return decode_image(value, channels, limit, LEAST_SCALE * max(height, width))
+            pixels = decode_image(value, channels, limit, LEAST_SCALE * max(height, width))
+            shown: Array = self.input_spec.on_its_ground(pixels[None])[0]
+            return shown
         if self.input_spec.kind == "image" and value.ndim == 2 and value.dtype == np.uint8:
             value = value[..., None]
         x: Array = self._tensor(value[None])[0]
@@ -112,7 +114,7 @@ class InputDecoder:
         if input_spec.kind == "image" and x.dtype == np.uint8:
             channels = input_spec.shape[2]
             if x.ndim == 4 and x.shape[3] == channels and 0 < x.shape[1] * x.shape[2] <= self.max_pixels:
-                return x
+                return input_spec.on_its_ground(x)
             raise InputError(f"expected uint8 pixels [height, width, {channels}], got shape {list(x.shape[1:])}")
         if x.shape[1:] != input_spec.model_shape:
             raise InputError(f"expected shape {list(input_spec.model_shape)}, got {list(x.shape[1:])}")

@@ -100,6 +100,7 @@ INPUT = {
     "scale": 1 / 255,
     "mean": [0.0],
     "std": [1.0],
+    "invert": "when-light",  # digits on paper are dark on white
 }
 HEADER = """\
 # The bundled models of the digits task, written by `python -m recipes.digits`; do not edit.

@@ -5,6 +5,7 @@ Quick: one server and one browser for all. What the server answers is changed on
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from collections.abc import Callable
@@ -323,6 +324,30 @@ def test_the_pad_is_there_before_the_models_and_what_is_drawn_is_decided_with_th
         route.continue_()
     phone.page.wait_for_selector("#said:has-text('7')")
     assert phone.page.is_hidden("#loading")
+
+
+def test_of_a_large_photo_goes_what_the_models_see_and_dark_on_white_is_inverted(fresh, hub: Hub, disagreed):
+    from PIL import Image, ImageOps
+
+    phone, (name, png) = fresh(), disagreed[0]
+    sent: list[int] = []
+    phone.context.on("request", lambda one: sent.append(len(one.post_data_buffer)) if one.method == "POST" else None)
+    phone.open(hub.url)
+    (small,) = phone.decide([(name, png)])
+    paper = ImageOps.invert(Image.open(io.BytesIO(png)).convert("L")).resize((1120, 1120), Image.Resampling.NEAREST)
+    paper.save(large := io.BytesIO(), "PNG")
+    photo(phone, ("paper", large.getvalue()))
+    phone.page.wait_for_selector("#where:has-text('in the cloud')")
+    assert phone.text("#said") == str(small["label"])
+    assert len(sent) == 2
+    assert sent[1] < 2000
+    assert phone.page.is_visible("#seen-pixels")
+    assert (
+        phone.page.evaluate("document.getElementById('seen-pixels').getContext('2d').getImageData(0, 0, 1, 1).data[0]")
+        < 50
+    )
+    assert "28 grey pixels" in phone.text("#wanted-text")
+    assert phone.page.is_visible("#wanted-example")
 
 
 def test_the_models_run_in_a_worker(fresh, hub: Hub):

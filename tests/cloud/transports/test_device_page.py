@@ -307,6 +307,16 @@ def test_the_ca_beside_the_servers_certificate_is_handed_out_to_everybody_with_h
     assert b"Android" in text
 
 
+def test_a_phone_is_told_how_much_of_a_picture_the_models_take_and_what_one_looks_like(write, page):
+    with Asked(write(f"device: {{page: {page}}}")) as client:
+        cascade = client.get("/device/cascade.json").json
+        assert cascade["send"] == {"size": [28, 28], "fit": "stretch"}
+        assert cascade["example"].startswith("data:image/png;base64,")
+        assert cascade["input"]["invert"] == "when-light"
+    with Asked(write(f"device: {{page: {page}, send: captured}}")) as client:
+        assert client.get("/device/cascade.json").json["send"] is None
+
+
 def test_a_page_that_is_not_built_says_how_to_build_it(write, monkeypatch, tmp_path):
     monkeypatch.setattr("cloud.transports.device_page.PLACES", (tmp_path / "nowhere",))
     with Asked(write()) as client:
