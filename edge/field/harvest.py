@@ -17,6 +17,7 @@ import numpy as np
 from coe.cascade.types import Array
 from coe.models.inputs import suffix_of
 from edge.sinks import Event, Outcome
+from edge.sinks.jsonlines import repair_last_line
 from edge.sources import Example
 
 from .config import HarvestConfig
@@ -135,12 +136,8 @@ class Harvest:
     def _recover(self) -> None:
         """After a crash: remove an incomplete last line, and files that have no line."""
         index = self.config.path / INDEX
-        data = index.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            with index.open("r+b") as stream:
-                stream.truncate(len(whole))
-        lines = whole.splitlines()
+        repair_last_line(index)
+        lines = index.read_bytes().splitlines()
         self._n_lines = len(lines)
         named = {_file_of(line) for line in lines}
         for name in [name for name in self._files if name not in named]:

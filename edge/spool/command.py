@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade.errors import ConfigError
+from coe.models.inputs import suffix_of
 from edge.config import AgentConfig, default_config, read_config
 from edge.sinks import as_record
 from edge.sqlite_file import read_only
 from edge.tally import format_bytes
 
 from .config import SpoolConfig
-from .database import COLUMNS, SpoolRow, as_row, suffix_of
+from .database import COLUMNS, SpoolRow, as_row
 from .store import SpoolStore, read_status
 
 LIST = "spool.jsonl"
@@ -117,7 +118,7 @@ def _export(config: SpoolConfig, folder: Path, labels: tuple[str, ...], as_json:
     n = 0
     with (folder / LIST).open("w", encoding="utf-8") as listed:
         for row in _rows(config):
-            suffix = suffix_of(row.kind, row.payload)
+            suffix = ".npy" if row.kind == "npy" else suffix_of(row.payload)
             name = f"{row.seq:08d}-{SAFE_ID.sub('_', row.local.id)[:80].removesuffix(suffix)}{suffix}"
             (folder / name).write_bytes(row.payload)
             record = {

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from coe.cascade.types import Array, CallCost, Decision
-from coe.models.inputs import suffix_of as image_suffix
+from edge.field.harvest import as_file
 from edge.sinks import Outcome, Record, as_record
 from edge.sources import Example
 from edge.sqlite_file import PAGE_BYTES, DatabaseFormat, log_of
@@ -77,11 +77,7 @@ class SpoolRow:
 
 def pack(value: bytes | Array) -> tuple[str, bytes]:
     """Kind and bytes of an example's value: "captured" for bytes as they came, "npy" for an array."""
-    if isinstance(value, bytes):
-        return "captured", value
-    content = io.BytesIO()
-    np.save(content, value, allow_pickle=False)
-    return "npy", content.getvalue()
+    return "captured" if isinstance(value, bytes) else "npy", as_file(value)[0]
 
 
 def unpack(kind: str, payload: bytes) -> bytes | Array:
@@ -94,13 +90,6 @@ def unpack(kind: str, payload: bytes) -> bytes | Array:
         return payload
     array: Array = np.load(io.BytesIO(payload), allow_pickle=False)
     return array
-
-
-def suffix_of(kind: str, payload: bytes) -> str:
-    """The suffix of a file with this content."""
-    if kind == "npy":
-        return ".npy"
-    return image_suffix(payload)
 
 
 def digest_of(name: str, kind: str, payload: bytes) -> bytes:
@@ -261,20 +250,15 @@ class SpoolTable:
     def transact(self, work: Work[T]) -> T:
         """`work()` in a transaction, which also writes what it counts and all that is pending."""
         n: Counts = Counter()
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            value = work(self.db, n)
+        with self.db as db:
+            db.execute("BEGIN IMMEDIATE")
+            value = work(db, n)
             n.update(self.pending)
             sure = list(self._sure)
-            self.db.executemany("UPDATE rows SET confirmed = 1 WHERE seq = ?", [(seq,) for seq in sure])
+            db.executemany("UPDATE rows SET confirmed = 1 WHERE seq = ?", [(seq,) for seq in sure])
             facts = {name: self._counts[name] + added for name, added in n.items()}
             notes = {"clock": self.now, **self.notes}
-            self.db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [*facts.items(), *notes.items()])
-            self.db.execute("COMMIT")
-        except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            raise
+            db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", [*facts.items(), *notes.items()])
         self._counts.update(n)
         self.pending.clear()
         self._sure.difference_update(sure)
@@ -414,14 +398,12 @@ class SpoolTable:
 
     @property
     def page_count(self) -> int:
-        count: int = self.db.execute("PRAGMA page_count").fetchone()[0]
-        return count
+        return int(self.db.execute("PRAGMA page_count").fetchone()[0])
 
     @property
     def free_pages(self) -> int:
         """Unused pages of the file."""
-        count: int = self.db.execute("PRAGMA freelist_count").fetchone()[0]
-        return count
+        return int(self.db.execute("PRAGMA freelist_count").fetchone()[0])
 
     @property
     def log_bytes(self) -> int:
@@ -439,7 +421,7 @@ class SpoolTable:
         """Create the ballast; where the disk is too full for it, there is none."""
         path = ballast_of(self.config.path)
         if self.config.drop == "newest":
-            path.unlink(missing_ok=True)
+            self.drop_ballast()
             return
         try:
             if path.exists() and path.stat().st_size == self._least_log:
@@ -447,7 +429,7 @@ class SpoolTable:
             with path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, self._least_log)
         except OSError:
-            path.unlink(missing_ok=True)
+            self.drop_ballast()
 
     def drop_ballast(self) -> None:
         ballast_of(self.config.path).unlink(missing_ok=True)
@@ -459,10 +441,8 @@ class SpoolTable:
             how: "RESTART" keeps the log's disk space for the next writes, "TRUNCATE" frees it.
         """
         if self.log_bytes > over_bytes:
-            try:
+            with contextlib.suppress(sqlite3.OperationalError):  # the log is safe; the next write raises what is wrong
                 self.db.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
-            except sqlite3.OperationalError:  # the log is safe as it is; the next write raises what is wrong
-                return
 
     def reclaim(self, spare: int = SPARE_PAGES, most: int = 512) -> bool:
         """Free some pages of the file, at most so many, where many are unused; True if it did."""

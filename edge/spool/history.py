@@ -184,7 +184,7 @@ class FileHistory:
     def detach(self) -> None:
         """The sinks are about to be closed."""
         with self._lock:
-            self._write()
+            self.commit()
             self._sinks, self._known, self._mark = None, (), None
 
     def add(self, folder: Path) -> None:
@@ -271,7 +271,7 @@ class FileHistory:
                 self._journal.reset(self._taken)  # and one outcome is enough then
             except OSError as error:
                 self._complain(error)
-        self._write()
+        self.commit()
         return {name: stamps[name] for name in decided}, set(taken)
 
     def _rows(self, number: int) -> Iterator[tuple[str, Stamp]]:
@@ -301,12 +301,7 @@ class FileHistory:
         with self._lock:
             self._done[self._numbers[folder], name] = stamp
             if len(self._done) >= AT_ONCE:
-                self._write()
-
-    def commit(self) -> None:
-        """Record the files that are done."""
-        with self._lock:
-            self._write()
+                self.commit()
 
     def forget(self, folder: Path, is_gone: Callable[[str], bool]) -> None:
         """Those of the folder's files were deleted long ago."""
@@ -318,39 +313,35 @@ class FileHistory:
 
     def close(self) -> None:
         with self._lock:
-            if self._db is not None:
-                self._write()
-                self._db.close()
-                self._db = None
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
-            if self._file_lock is not None:
-                self._file_lock.close()
-                self._file_lock = None
+            self.commit()
+            for opened in (self._db, self._journal, self._file_lock):
+                if opened is not None:
+                    opened.close()
+            self._db = self._journal = self._file_lock = None
 
-    def _write(self) -> None:
+    def commit(self) -> None:
         """Record what is done. A failure is logged once, and tried again with the next call."""
-        if self._db is None or not self._done:
-            return
-        try:
-            if self._sinks is not None:
-                self._sinks.flush()  # or a kill could take an outcome whose file is recorded as done,
-                self._sinks.sync()  # and a power cut one that was written
-            insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, NULL)"
-            self._transact(insert, [(folder, os.fsencode(name), *at) for (folder, name), at in self._done.items()])
-            for key, stamp in self._done.items():
-                left = [entry for entry in self._taken.pop(key, []) if entry[0] != stamp]
-                if left:
-                    self._taken[key] = left
-            if self._journal is not None:
-                self._journal.reset(self._taken)
-        except (sqlite3.Error, OSError) as error:
-            self._complain(error)
-            return
-        self._is_failing = False
-        self._mark = None
-        self._done.clear()
+        with self._lock:
+            if self._db is None or not self._done:
+                return
+            try:
+                if self._sinks is not None:
+                    self._sinks.flush()  # or a kill could take an outcome whose file is recorded as done,
+                    self._sinks.sync()  # and a power cut one that was written
+                insert = "INSERT OR REPLACE INTO files (folder, name, size, changed_ns, mark) VALUES (?, ?, ?, ?, NULL)"
+                self._transact(insert, [(folder, os.fsencode(name), *at) for (folder, name), at in self._done.items()])
+                for key, stamp in self._done.items():
+                    left = [entry for entry in self._taken.pop(key, []) if entry[0] != stamp]
+                    if left:
+                        self._taken[key] = left
+                if self._journal is not None:
+                    self._journal.reset(self._taken)
+            except (sqlite3.Error, OSError) as error:
+                self._complain(error)
+                return
+            self._is_failing = False
+            self._mark = None
+            self._done.clear()
 
     def _complain(self, error: Exception) -> None:
         if not self._is_failing:
@@ -359,13 +350,7 @@ class FileHistory:
             log.warning("%s cannot be written (%s): after a crash, files may be decided again", self.path, why)
 
     def _transact(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        db = self._db
-        assert db is not None
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        assert self._db is not None
+        with self._db as db:
+            db.execute("BEGIN IMMEDIATE")
             db.executemany(statement, rows)
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise

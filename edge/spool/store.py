@@ -411,7 +411,12 @@ class SpoolStore:
 
     def _fail(self, error: sqlite3.Error) -> None:
         if is_damaged(error):
-            self._replace_damaged()
+            self._open_table.db.close()
+            self._table = None
+            try:
+                self._table = self._anew()
+            except (OSError, sqlite3.Error, ConfigError) as failure:
+                self._events.append(Event("spool", {"state": f"damaged, and cannot be replaced: {failure}"}))
         elif isinstance(error, sqlite3.OperationalError):  # the disk is full, or fails
             if self.state == "ok":
                 self._events.append(Event("spool", {"state": describe_error(error)}))
@@ -427,9 +432,14 @@ class SpoolStore:
             if not is_damaged(error):
                 what = f"{SPOOL.field} cannot be used: {describe_error(error)}"
                 raise OSError(errno.EIO, what, str(self.config.path)) from None
+        return self._anew()
+
+    def _anew(self) -> SpoolTable:
+        """A new file in place of the damaged one, which is renamed; its rows cannot be counted."""
         aside = set_aside(self.config.path)
+        table = self._table_of(connect(self.config.path, SPOOL, self.config.sync))
         self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
-        return self._table_of(connect(self.config.path, SPOOL, self.config.sync))
+        return table
 
     def _table_of(self, db: sqlite3.Connection) -> SpoolTable:
         table = SpoolTable(db, self.config, self._clock)
@@ -440,22 +450,9 @@ class SpoolStore:
         if n_corrected := n["corrected"] + n["refused"]:
             self.on_corrected(n_corrected)
 
-    def _replace_damaged(self) -> None:
-        """Rename the damaged file, whose rows cannot be counted, and open a new one."""
-        self._open_table.db.close()
-        self._table = None
-        try:
-            aside = set_aside(self.config.path)
-            self._table = self._table_of(connect(self.config.path, SPOOL, self.config.sync))
-        except (OSError, sqlite3.Error, ConfigError) as error:
-            self._events.append(Event("spool", {"state": f"damaged, and cannot be replaced: {error}"}))
-            return
-        self._events.append(Event("spool", {"state": "damaged", "set_aside": str(aside)}))
-
     def _put(self, digest: bytes, kind: str, payload: bytes, local: str, mark: str) -> str:
         table = self._open_table
-        found = table.find(digest)
-        if found is not None:
+        if (found := table.find(digest)) is not None:
             key, is_answered = found
             return "" if is_answered else key
         self._expire(A_FEW)
