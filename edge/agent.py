@@ -26,7 +26,7 @@ from coe.protocol import trace_context
 
 from .crash_journal import CrashJournal
 from .link import MovingAverage
-from .sinks import Event, Outcome, ReorderBuffer, Sink
+from .sinks import Event, Outcome, ReorderBuffer, Sinks
 from .sources import Example, Source
 from .tally import Tally
 
@@ -36,7 +36,6 @@ class RemoteTiers:
 
     Args:
         cascade: the agent's, which closes it.
-        decoder: decodes and checks the example again.
     """
 
     def __init__(self, cascade: Cascade, decoder: InputDecoder) -> None:
@@ -100,24 +99,22 @@ class Agent:
 
     Args:
         cascade: its first tiers usually local; a tier that `waits` is asked on a waiting thread.
-        decoder: decodes and checks what the source gives.
         max_in_flight: examples waiting for a server at once; at that many, the source waits. 0: one example at a
             time, the next is taken when this one has its answer.
         ordered: outcomes reach the sink in the source's order.
         deadline_s: of one example in all.
         interval_s: least time between two examples.
         hold_back: called for each example that would leave the device.
-        is_uncertain: whether this machine's own answers are marked `uncertain` now.
         known_answer: called then, with each that may; it may also end the run.
+        is_uncertain: whether this machine's own answers are marked `uncertain` now.
         keep: called with each example that a server should have answered and did not, before its outcome is written.
-        observers: called with each outcome.
     """
 
     def __init__(
         self,
         cascade: Cascade,
         decoder: InputDecoder,
-        sink: Sink,
+        sink: Sinks,
         *,
         max_in_flight: int = 16,
         ordered: bool = False,

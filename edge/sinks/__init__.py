@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Event, Outcome, Record, ReorderBuffer, Rereadable, Sink, Writer, as_record
+from .base import Event, Outcome, Record, ReorderBuffer, Rereadable, Writer, as_record
 from .config import SinkConfig, read_sinks
 from .open import Sinks, open_sinks, outbox_names
 
@@ -12,7 +12,6 @@ __all__ = [
     "Record",
     "ReorderBuffer",
     "Rereadable",
-    "Sink",
     "SinkConfig",
     "Sinks",
     "Writer",

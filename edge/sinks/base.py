@@ -71,14 +71,6 @@ class Event:
     at: float = field(default_factory=time.time)
 
 
-class Sink(Protocol):
-    """What the agent writes to, from one thread at a time."""
-
-    def write(self, outcome: Outcome) -> None: ...
-    def write_event(self, event: Event) -> None: ...
-    def close(self) -> None: ...
-
-
 class Writer(Protocol):
     """One place where records go."""
 
@@ -88,14 +80,12 @@ class Writer(Protocol):
         Raises:
             OSError: it cannot be written.
         """
-        ...
 
     def missing(self, keys: Collection[str]) -> Collection[str]:
         """Those of the corrections with these `corrects` keys, handed over just before a crash, that are not written.
 
         A writer that cannot know returns all: a record written twice carries the same key.
         """
-        ...
 
     def close(self) -> None: ...
 
@@ -106,11 +96,9 @@ class Rereadable(Protocol):
 
     def mark(self) -> str:
         """The position of the next record; "" where that is not known."""
-        ...
 
     def since(self, mark: str) -> Iterator[Record]:
         """The records from a mark on, in order; all of them where the mark is no longer found."""
-        ...
 
     def sync(self) -> None:
         """Flush what was written to the disk. On any thread, also while another writes.
@@ -118,7 +106,6 @@ class Rereadable(Protocol):
         Raises:
             OSError: the disk fails, or the writer is about to change its file: call it again while nobody writes.
         """
-        ...
 
 
 @runtime_checkable
@@ -131,7 +118,6 @@ class Grouping(Protocol):
         Raises:
             OSError: the disk fails; it is tried again with the next call.
         """
-        ...
 
 
 def as_record(outcome: Outcome, labels: tuple[str, ...]) -> dict[str, Any]:

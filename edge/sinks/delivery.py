@@ -77,8 +77,7 @@ class DirectSink(SinkHealth):
             self.fails(error)
             return error
         self.written += 1
-        if self.failing_since is not None:
-            self.works()
+        self.works()
         return None
 
     def commit(self) -> None:
@@ -220,14 +219,10 @@ class Transport(Protocol):
     At most `most` records are sent together; with fewer, `gather_s` is waited for more.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def most(self) -> int: ...
-    @property
-    def gather_s(self) -> float: ...
+    name: str
+    kind: str
+    most: int
+    gather_s: float
 
     def send(self, records: Sequence[Record]) -> None:
         """Returns once they have arrived. May be called with the same again after an error.
@@ -236,7 +231,6 @@ class Transport(Protocol):
             OSError: not now; with `retry_after_s` where it is known when.
             PermanentFailure: never.
         """
-        ...
 
     def close(self) -> None: ...
 

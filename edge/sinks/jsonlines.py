@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import gzip
 import json
 import os
@@ -53,7 +54,7 @@ class RotatedFiles:
         """
         self.close()
         number = 1
-        while number < self.rotation.keep and self._is_there(number):
+        while number < self.rotation.keep and any(self._old(number, suffix).exists() for suffix in ("", ".gz")):
             number += 1
         for suffix in ("", ".gz"):
             self._old(number, suffix).unlink(missing_ok=True)  # the oldest, where `keep` are kept
@@ -72,9 +73,6 @@ class RotatedFiles:
         if self._compressing is not None:
             self._compressing.join()
             self._compressing = None
-
-    def _is_there(self, number: int) -> bool:
-        return self._old(number).exists() or self._old(number, ".gz").exists()
 
     def _old(self, number: int, suffix: str = "") -> Path:
         return self.path.with_name(f"{self.path.name}.{number}{suffix}")
@@ -174,14 +172,10 @@ def since(path: Path, mark: str) -> Iterator[Record]:
 
 def parts_of(path: Path) -> list[Path]:
     """A file and its rotated files (`NAME.1`, `NAME.2.gz`, ...), the oldest first."""
-    named = [path, *path.parent.glob(f"{_escaped(path.name)}.*")]
+    named = [path, *path.parent.glob(f"{glob.escape(path.name)}.*")]
     return sorted(
         (part for part in named if is_regular(part)), key=lambda part: (part == path, part.stat().st_mtime_ns)
     )
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
 
 
 def _open_part(path: Path) -> IO[bytes]:

@@ -69,7 +69,7 @@ class MqttTransport:
         while len(self._numbers) < len(records):
             self._numbers.append(self._publish(records[len(self._numbers)]))
         with self._turn:
-            if not self._turn.wait_for(self._has_all, end - time.monotonic()):
+            if not self._turn.wait_for(lambda: self._arrived.issuperset(self._numbers), end - time.monotonic()):
                 if self.config.qos == 0:
                     self._batch = ()  # paho itself sends again only what has to be acknowledged
                 raise OSError(f"{self.name} does not acknowledge" if self._is_connected else f"{self.name} went away")
@@ -96,9 +96,6 @@ class MqttTransport:
         client.disconnect()
         client.loop_stop()
 
-    def _has_all(self) -> bool:
-        return self._arrived.issuperset(self._numbers)
-
     def _publish(self, record: Record) -> int:
         """The message's number, once paho has accepted it."""
         config = self.config
@@ -108,8 +105,7 @@ class MqttTransport:
         sent = self._client.publish(topic, json.dumps(record), qos=config.qos, retain=config.retain)
         if sent.rc == self._paho.MQTT_ERR_QUEUE_SIZE or (config.qos == 0 and sent.rc != self._paho.MQTT_ERR_SUCCESS):
             raise OSError(f"{self.name}: {self._paho.error_string(sent.rc)}")
-        number: int = sent.mid
-        return number
+        return int(sent.mid)
 
     def _connect(self, first_wait_s: float) -> Any:
         config, paho = self.config, self._paho

@@ -54,11 +54,11 @@ class Sinks:
 
     def write(self, outcome: Outcome) -> None:
         """Raises OSError: every direct writer failed, and there is no outbox."""
-        self._write(as_record(outcome, self.labels))
+        self.write_record(as_record(outcome, self.labels))
 
     def write_event(self, event: Event) -> None:
         """Raises OSError: as `write`."""
-        self._write(event_record(event))
+        self.write_record(event_record(event))
 
     def health(self) -> Sequence[SinkHealth]:
         """The state of each writer, in the config's order."""
@@ -82,10 +82,6 @@ class Sinks:
     def touch(self) -> None:
         """There is something to commit."""
         self._group.add()
-
-    def write_record(self, record: Record) -> None:
-        """Raises OSError: as `write`."""
-        self._write(record)
 
     def mark(self) -> str:
         """The position of the next record of each writer, as JSON."""
@@ -122,7 +118,8 @@ class Sinks:
         for writer in sorted(self.writers, key=lambda writer: not isinstance(writer, BufferedSink)):
             writer.close()  # buffered ones first: what they drop is reported to the others
 
-    def _write(self, record: Record) -> None:
+    def write_record(self, record: Record) -> None:
+        """Raises OSError: as `write`."""
         while True:
             failed: list[tuple[DirectSink, OSError]] = []
             with self._lock:

@@ -161,17 +161,14 @@ class SqliteWriter:
 
     def _prepare(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, VERSION) or (version == 0 and self._has_tables()):
+        n_tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]  # fails where it is damaged
+        if version not in (0, VERSION) or (version == 0 and n_tables):
             what = "it is a database of another program, or of another version (set another path)"
             raise ConfigError([f"sink.path: {self.path} cannot be written: {what}"])
         self._db.execute("PRAGMA journal_mode = WAL").fetchall()  # readers and the writer do not block each other
         self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if version == 0:
             self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-
-    def _has_tables(self) -> bool:
-        return bool(self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
     def _put(self, record: Record) -> None:
         text = json.dumps(record)
