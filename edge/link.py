@@ -249,7 +249,7 @@ class CircuitBreaker:
                 wait_s = state.next_probe_at - now
                 probe = f"next probe in {format_seconds(wait_s)}" if wait_s > 0 else "a probe is under way"
                 if state.is_refused:
-                    raise TierRefused(self.tier, f"{self._words(state.error)}; {probe}")
+                    raise TierRefused(self.tier, f"{state.error.removeprefix(f'tier {self.tier}: ')}; {probe}")
                 raise TierUnavailable(self.tier, f"the link is down, {probe}")
             if now < state.held_until:
                 left_s = state.held_until - now
@@ -347,9 +347,6 @@ class CircuitBreaker:
         self._update(status=status, next_probe_at=probe_at, **facts)
         if is_new or self.state.is_refused != before.is_refused:
             self._changed(self.state)
-
-    def _words(self, error: str) -> str:
-        return error.removeprefix(f"tier {self.tier}: ")
 
     def _update(self, **facts: Any) -> None:
         times = self._round_trips

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -162,7 +163,7 @@ class LinkedTier:
             self._breaker.overloaded(error.retry_after_s)
             raise
         except (TierTimeout, TierUnavailable) as error:
-            if isinstance(error, TierTimeout) and not self._is_fair(left_s):
+            if isinstance(error, TierTimeout) and left_s < min(self._remote.deadline_s, FAIR_S):
                 self._breaker.undecided(ticket)
             elif self._breaker.failed(ticket, error):
                 self._inbox.put(REBUILD)
@@ -242,10 +243,6 @@ class LinkedTier:
             best = "" if math.isnan(best_s) else f", and none was quicker than {format_seconds(best_s)}"
             raise TierTimeout(self.name, text + best)
         return batch, left_s
-
-    def _is_fair(self, left_s: float) -> bool:
-        """True if a call with so much time that has no answer in time counts as a failure of the link."""
-        return left_s >= min(self._remote.deadline_s, FAIR_S)
 
     def _watch(self) -> None:
         """Until closed: pass on changes, reconnect, and probe when it is time."""
@@ -331,16 +328,9 @@ def watch_links(
     Args:
         on_change, reserve_s, budget: as LinkedTier takes them; on_change is called from a thread for each tier.
     """
-    linked: list[LinkedTier] = []
-    tiers: list[Tier] = []
-    for tier in cascade.tiers:
-        if remote_of(tier) is None:
-            tiers.append(tier)
-        else:
-            linked.append(LinkedTier(tier, config, on_change=on_change, reserve_s=reserve_s, budget=budget))
-            tiers.append(linked[-1])
+    link = partial(LinkedTier, config=config, on_change=on_change, reserve_s=reserve_s, budget=budget)
+    tiers = [tier if remote_of(tier) is None else link(tier) for tier in cascade.tiers]
+    linked = [tier for tier in tiers if isinstance(tier, LinkedTier)]
     if not linked:
         return cascade, []
-    last = cascade.rules[-1]
-    watched = Cascade(tiers, keep_last_answer=cascade.keep_last_answer, last_rule=last)
-    return watched, linked
+    return Cascade(tiers, keep_last_answer=cascade.keep_last_answer, last_rule=cascade.rules[-1]), linked

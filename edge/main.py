@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from coe import __version__
 from coe.config.program import positive_int, run_program
@@ -80,12 +79,9 @@ def _decide(config: AgentConfig, options: argparse.Namespace) -> int:
 
     is_verbose = options.verbose or sys.stderr.isatty()
     supervisor = Supervisor(config, lambda: read_config(config.path), once=options.once, limit=options.limit)
-    prints = any(sink.prints for sink in config.sinks)
+    prints_here = sys.stdout is not None and sys.stdout.isatty() and any(sink.prints for sink in config.sinks)
     try:
-        with (
-            _logging(is_verbose),
-            LiveLine(supervisor.tally.line, sys.stderr, hidden=prints and _is_terminal(sys.stdout)),
-        ):
+        with _logging(is_verbose), LiveLine(supervisor.tally.line, sys.stderr, hidden=prints_here):
             tally = supervisor.run()
     except ShutdownTimeout as error:
         _print(str(error))
@@ -112,11 +108,6 @@ def _what_was_seen(config: AgentConfig) -> str:
         hint = folder is not None and not part.recursive and any(path.is_dir() for path in folder.iterdir())
         seen.append(there + (" (recursive: true takes those in its folders)" if hint else ""))
     return "; ".join(seen)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    """True if `stream` is a terminal; False, too, where the parent process closed it."""
-    return stream is not None and stream.isatty()
 
 
 @contextmanager
