@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import signal
@@ -42,12 +43,11 @@ class SourceHandover:
         self.n_given = 0
         self.is_over = False  # the source has ended
         self._stop = threading.Event()
-        self._examples = source.examples(self._stop)
+        self._examples = self._source = source.examples(self._stop)
         self._source_lock = threading.Lock()  # held by the agent that waits for the source
         self._lock = threading.Lock()  # over all below
         self._retired: set[threading.Event] = set()
         self._asker: threading.Event | None = None  # the agent that waits for the source
-        self._left: Example | None = None
 
     def examples(self, stop: threading.Event) -> Iterator[Example]:
         """For one agent: until the source ends, or the agent is retired."""
@@ -78,7 +78,7 @@ class SourceHandover:
         self.close()
         if self._source_lock.acquire(timeout=FINISH_S):
             self.is_over = True
-            close = getattr(self._examples, "close", None)
+            close = getattr(self._source, "close", None)
             if close is not None:
                 close()
             self._source_lock.release()
@@ -95,11 +95,8 @@ class SourceHandover:
 
     def _ask(self, stop: threading.Event) -> Example | None:
         with self._lock:
-            example, self._left = self._left, None
-            if example is not None:
-                self.n_given += 1
-                return example
             self._asker = stop
+        example = None
         try:
             example = None if self.is_over else next(self._examples, None)
         finally:
@@ -108,7 +105,7 @@ class SourceHandover:
                 if example is None:
                     self.is_over = True
                 elif stop in self._retired:
-                    self._left, example = example, None
+                    self._examples, example = itertools.chain((example,), self._examples), None
                 else:
                     self.n_given += 1
         return example
