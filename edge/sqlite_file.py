@@ -119,13 +119,13 @@ def connect_or_anew(path: Path, kind: DatabaseFormat, sync: str) -> tuple[sqlite
         try:
             return connect(path, kind, sync), None
         except NewerFormat as error:
-            aside = set_aside(path, f"format-{error.version}")
-            return connect(path, kind, sync), aside
+            why = f"format-{error.version}"
         except sqlite3.Error as error:
             if not is_damaged(error):
                 raise
-            aside = set_aside(path)
-            return connect(path, kind, sync), aside
+            why = "damaged"
+        aside = set_aside(path, why)
+        return connect(path, kind, sync), aside
     except (sqlite3.Error, OSError) as error:
         raise OSError(errno.EIO, f"{kind.field} cannot be opened: {error}", str(path)) from None
 
