@@ -120,7 +120,6 @@ class Audit:
     example that cannot be sent is drawn and not answered; one that may not leave the device is not sent.
 
     Args:
-        remote_tiers: the tiers beyond the device.
         is_busy: True while a live example waits for a server.
         held_back: why an example may not leave the device; None: it may. Called before each call to the cloud.
         notify: called with an event every `report_every` answers.
@@ -189,9 +188,8 @@ class Audit:
 
     def settle(self, timeout_s: float) -> bool:
         """True once no drawn example waits for its answer; False if some still do after `timeout_s`."""
-        end = time.monotonic() + timeout_s
         with self._ready:
-            return self._ready.wait_for(lambda: not self._queue, max(0.0, end - time.monotonic()))
+            return self._ready.wait_for(lambda: not self._queue, timeout_s)
 
     def close(self) -> None:
         self._stop.set()

@@ -15,7 +15,7 @@ import math
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,17 +180,8 @@ class Drift:
 
     def on_outcome(self, example: Example, outcome: Outcome) -> None:
         what = category(outcome, self._response.rules)
-        if what is None:
-            return
-        with self._lock:
-            changed = [
-                gauge.facts()
-                for gauge in self._gauges.values()
-                if gauge.what != AUDIT_ERROR and gauge.add(gauge.what == what)
-            ]
-            changed += self._respond()
-        for facts in changed:
-            self._notify(Event("drift", facts))
+        if what is not None:
+            self._count({name: name == what for name in self._gauges if name != AUDIT_ERROR})
 
     def _respond(self) -> list[dict[str, Any]]:
         """Begin or end the response where the last alarm has; the facts of an event, if so."""
@@ -206,11 +197,13 @@ class Drift:
 
     def on_audit(self, differs: bool) -> None:
         """Count an audited decision; `differs`: the cloud gave another label."""
-        gauge = self._gauges.get(AUDIT_ERROR)
-        if gauge is None:
-            return
+        if AUDIT_ERROR in self._gauges:
+            self._count({AUDIT_ERROR: differs})
+
+    def _count(self, hits: Mapping[str, bool]) -> None:
+        """Add an example to some gauges."""
         with self._lock:
-            changed = [gauge.facts()] if gauge.add(differs) else []
+            changed = [self._gauges[what].facts() for what, is_hit in hits.items() if self._gauges[what].add(is_hit)]
             changed += self._respond()
         for facts in changed:
             self._notify(Event("drift", facts))

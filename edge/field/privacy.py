@@ -38,8 +38,6 @@ class SendPolicy:
     members disagree, so the plurality alone would let the doubtful ones pass. All members vote for that.
 
     Args:
-        labels: of the task.
-        never_send: the labels that are never sent.
         privacy_filter: called last. If it raises, the example is held back.
     """
 

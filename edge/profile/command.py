@@ -224,7 +224,8 @@ def bench_command(arguments: Sequence[str]) -> int:
         _log(f"{examples.n_unread} file(s) could not be read and are left out")
     if not examples.are_blank:
         _log(f"decoding and checking one takes {format_seconds(examples.decode_s)}, which no plan below includes")
-    reports = _tiers(config.cascade, examples, options.seconds)
+    seconds = options.seconds / max(len(config.cascade.local_tiers), 1)  # each on all examples, reached by them or not
+    reports = [_tier(tier, config.cascade, examples, seconds) for tier in config.cascade.local_tiers]
     costs, why_not = _payloads(config.cascade, examples, options.ask_cloud)
     if options.json:
         values = {
@@ -275,11 +276,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
     return seconds
-
-
-def _tiers(config: CascadeConfig, examples: ProfileExamples, seconds: float) -> list[TierReport]:
-    """The report of each local tier, timed on all examples, also those that would not reach it."""
-    return [_tier(tier, config, examples, seconds / len(config.local_tiers)) for tier in config.local_tiers]
 
 
 def _tier(tier: LocalTierConfig, config: CascadeConfig, examples: ProfileExamples, seconds: float) -> TierReport:

@@ -85,7 +85,9 @@ def measure(
             try:
                 for batch in batches[:N_WARM]:
                     opened.vote(batch, rule)
-                n = n or _affordable(opened, rule, batches, slot_s)
+                if not n:  # as many votes as fit in a slot
+                    vote_s = _seconds_each(opened, rule, batches, min(MIN_VOTES, len(batches)))
+                    n = max(MIN_VOTES, int(slot_s / vote_s))
                 taken[plan].append(_seconds_each(opened, rule, batches, n))
                 if not plan.parallel:
                     members[plan].append(seconds_each(opened.members, batches[0].x, slot_s / 4))
@@ -136,12 +138,6 @@ def reason(timed: Sequence[PlanTiming], chosen: PlanTiming) -> str:
         return f"within {MARGIN - 1:.0%} of the fastest ({fastest.how}), on fewer threads or in turn"
     other = min((one for one in timed if one is not chosen), key=lambda one: one.seconds)
     return f"the fastest; the next ({other.how}) takes {other.seconds / chosen.seconds:.2f} times as long"
-
-
-def _affordable(tier: LocalTier, rule: DeferralRule, batches: Sequence[Batch], slot_s: float) -> int:
-    """The number of votes that fit in a slot."""
-    few = min(MIN_VOTES, len(batches))
-    return max(MIN_VOTES, int(slot_s / _seconds_each(tier, rule, batches, few)))
 
 
 def _seconds_each(tier: LocalTier, rule: DeferralRule, batches: Sequence[Batch], n: int) -> float:
