@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import reduce
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,8 @@ class _Sample:
         there = up.deliver(ended[device, place], size, device)
         order = np.lexsort((there, device))
         there[order] = down.deliver(there[order], ANSWER_BYTES, device[order])
-        self.sent = rng.permutation((there - times[device, place])[is_warm[place]])
+        own = (there - times[device, place])[is_warm[place]]
+        self.sent = rng.permutation(own) if len(own) else np.zeros(1)
 
     def next_sent(self, rng: np.random.Generator, n: int) -> Floats:
         """(n,) of what was sent, from a random place on."""
@@ -296,7 +298,7 @@ def run_fleet(
         remote = ray.remote(_simulate)
         parts = ray.get([remote.remote(task) for task in tasks])
     elif (workers := min(n_regions, len(os.sched_getaffinity(0)))) > 1:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             parts = list(pool.map(_simulate, tasks))
     else:
         parts = list(map(_simulate, tasks))

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coe.cascade import ConfigError
 from coe.config import format_seconds, parse_seconds
@@ -98,14 +99,20 @@ def cases_of(options: argparse.Namespace, trace: Trace, specs: Sequence[TierSpec
     if findings:
         raise ConfigError(sorted(set(findings)))
     replayed = replay_trace(trace, specs)
-    reach = np.array([(replayed.exit_tier > number).sum() for number in range(len(specs))] + [0])
-    tiers = [
-        CloudTier(
-            f"tier {number + 1}", service or Service(0.0, float(own[replayed.exit_tier > number].mean())),
-            options.batch, options.max_wait[0], float(reach[number + 1] / reach[number]), None if service else own,
-        )
-        for number, (service, own) in enumerate(takes) if number >= here and reach[number]
-    ]  # fmt: skip
+    if options.downlink and not options.uplink:
+        raise ConfigError(["--downlink: expected --uplink with it, got it alone (add the recording of the way up)"])
+
+    def cloud_tier(number: int, reached: NDArray[np.bool_]) -> CloudTier:
+        """A tier as what reaches it finds it: (B,) True for these."""
+        service, own = takes[number - 1]
+        usual = service or Service(0.0, float(own[reached].mean()))
+        deferred = float((replayed.exit_tier > number)[reached].mean()) if number < len(specs) else 0.0
+        drawn = None if service else own[reached]
+        return CloudTier(f"tier {number}", usual, options.batch, options.max_wait[0], deferred, drawn)
+
+    reach = {number: replayed.exit_tier >= number for number in range(here + 1, len(specs) + 1)}
+    tiers = [cloud_tier(number, reached) for number, reached in reach.items() if reached.any()]
+    last_tier = cloud_tier(len(specs), np.ones(len(trace), np.bool_))
     sizes = np.zeros(len(trace)) if trace.payload_bytes is None else trace.payload_bytes.astype(np.float64)
     device_s = takes[0][1] * options.slow_down if here else np.zeros(len(trace))
     sent, nothing = replayed.exit_tier > here, np.empty(0)
@@ -115,7 +122,7 @@ def cases_of(options: argparse.Namespace, trace: Trace, specs: Sequence[TierSpec
         options.devices, options.rate, float(sent.mean()), device_s[~sent], device_s[sent], sizes[sent], tiers, link,
         options.deadline[0],
     )  # fmt: skip
-    all_sent = replace(cascade, sent=1.0, kept_s=nothing, sent_s=np.zeros(1), sent_bytes=sizes, tiers=tiers[-1:])
+    all_sent = replace(cascade, sent=1.0, kept_s=nothing, sent_s=np.zeros(1), sent_bytes=sizes, tiers=[last_tier])
     device = replace(cascade, sent=0.0, kept_s=alone * options.slow_down, sent_s=nothing, sent_bytes=nothing, tiers=[])
     last = replay_trace(trace, specs[-1:]).accuracy
     return [Case(cascade, replayed.accuracy), Case(all_sent, last), Case(device, trace.accuracy(best))]
