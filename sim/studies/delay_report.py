@@ -39,7 +39,7 @@ def write_report(path: Path, study: DelayStudy, profile: Profile | None) -> Path
     virtual = "Means in virtual time; nothing was measured anew."
     parts = [
         f"<h1>{html.escape(title)}</h1><p class=lead>{written_by()}; {rows[0].n:,} examples of {study.task}; "
-        f"{'real processes' if is_real else 'a recording'}: {html.escape(study.about)}</p>",
+        f"{'real processes' if is_real else 'a recording'}: {html.escape(study.about + study.link)}</p>",
         _cards(rows),
         *(f"<p class=warning>{html.escape(line)}</p>" for line in verdict(rows)[1:] if BUSY in line),
         *(f"<p>{html.escape(line)}</p>" for line in verdict(rows)[:1]),

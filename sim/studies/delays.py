@@ -121,12 +121,12 @@ class DelayStudy:
     """
 
     task: str
-
     rows: list[DelayRow]
     latencies: dict[tuple[str, float], list[float]]
     recording: Recording
     about: str
     one_way: bool
+    link: str = ""  # in words
 
 
 def run_real(
@@ -164,7 +164,7 @@ def run_real(
                 rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="real"))
                 latencies[system, delay_s] = [record.latency_s for record in records]
     where = f"{platform.machine()}, Python {platform.python_version()}, {n} examples"
-    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way)
+    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way, _behind(link))
 
 
 def run_virtual(
@@ -185,7 +185,13 @@ def run_virtual(
             n_tiers, predicted = bundle.n_tiers(system), _mean_latency(records)
             rows.append(summarise(system, delay_s, records, predicted, n_tiers=n_tiers, clock="virtual"))
             latencies[system, delay_s] = [record.latency_s for record in records]
-    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way)
+    return DelayStudy(bundle.task, rows, latencies, recording, where, one_way, _behind(link))
+
+
+def _behind(link: Any) -> str:
+    """What a study says of its link."""
+    names = [Path(link).name] if isinstance(link, str) else [Path(way["trace"]).name for way in (link or {}).values()]
+    return f", behind {' and '.join(names)}" if names else ""
 
 
 def _recorded(bundle: BundledTask, path: Path | None) -> tuple[Recording, str]:

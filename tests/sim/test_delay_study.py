@@ -165,7 +165,10 @@ def test_a_link_is_real_within_three_percent_of_virtual(tmp_path: Path):
 def test_a_recorded_link_needs_no_delays(tmp_path: Path, capsys):
     (tmp_path / "lte.up").write_text("".join(f"{ms}\n" for ms in range(0, 500, 20)) + "500\n")
     up, down = tmp_path / "lte.up", tmp_path / "lte.up"
-    out, _ = Program(capsys)("--link", up, "--link-down", down, "--clock", "virtual", "--json")
+    options = ("--link", up, "--link-down", down, "--clock", "virtual", "--json", "--out", tmp_path / "report")
+    out, _ = Program(capsys)(*options)
+    assert "behind lte.up and lte.up" in (tmp_path / "report" / "report.html").read_text()
+    assert "behind" not in (tmp_path / "report" / "recording.json").read_text()
     rows = [row for row in json.loads(out)["rows"] if row["system"] == "cloud-only"]
     assert [row["delay_s"] for row in rows] == [1e-6, 0.01, 0.1, 1.0]
     assert rows[0]["achieved_delay_s"] == pytest.approx(
