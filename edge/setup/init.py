@@ -122,7 +122,7 @@ def _quoted(text: str) -> str:
     return text if is_plain and not is_word else json.dumps(text, ensure_ascii=False)
 
 
-SOURCES = "folder:/path, stdin, camera:0 or digits"
+SOURCES = "folder:/path, csv:/path, stdin, camera:0 or digits"
 
 RAW_AUDIO = 4000  # numbers an example: half a second of speech at 8 kHz
 
@@ -225,6 +225,8 @@ def _source(text: str) -> str:
         return f"{{kind: {kind}}}"
     if kind == "camera" and rest.isdecimal():
         return f"{{kind: camera, device: {int(rest)}}}"
+    if kind == "csv" and rest:
+        return f"{{kind: csv, path: {_quoted(str(Path(rest).expanduser().absolute()))}}}"
     if kind == "folder" and rest:
         folder = Path(rest).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,7 @@ def test_the_sensor_of_the_page_as_it_is_written(tmp_path, monkeypatch):
         ("python", python),
         ("coe-cloud", f"{sys.executable} -m cloud.main"),
         ("coe-edge", f"{sys.executable} -m edge.main"),
+        ("coe-sim", f"{sys.executable} -m sim.main"),
     ):
         (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (tools / name).chmod(0o755)
@@ -89,3 +90,7 @@ def test_the_sensor_of_the_page_as_it_is_written(tmp_path, monkeypatch):
     assert {record["exit_tier"] for record in records} == {1, 2}
     assert not any(record["degraded"] for record in records)
     assert sum(record["name"] == state for record, state in zip(records, states, strict=True)) > 30
+    write_rows(tmp_path / "labelled.csv", 600, 3)
+    for command in page["plan"].splitlines():
+        run(command)
+    assert (tmp_path / "plan" / "plan.html").exists()

@@ -181,6 +181,13 @@ def test_a_watched_folder_is_made_and_any_path_survives(tmp_path):
     assert read_config(path).source.watch
 
 
+def test_a_table_is_a_source(tmp_path):
+    path = tmp_path / "pi.yaml"
+    assert init(path, "--source", "csv:rows.csv") == 0
+    source = read_config(path).source
+    assert (source.kind, source.path) == ("csv", Path("rows.csv").absolute())
+
+
 @pytest.mark.parametrize("text", ["yes", "No", "1", "a: b", "x#y", "é", "null", "- a", "[b]", "'q'", '"', "ok-1", ".5"])
 def test_a_text_comes_back_from_yaml_as_it_was(text):
     import yaml
