@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,3 +231,29 @@ def test_where_nothing_is_deferred_sending_everything_still_needs_servers(sim: P
     assert [tier["name"] for tier in found["tiers"]] == ["device"]
     assert found["sent_share"] == 0
     assert found["against"]["send-everything"]["tiers"][-1]["servers"] >= 1
+
+
+RAY = """
+import numpy as np
+from sim.fleet.fleet import CloudTier, Fleet, Phase, run_fleet
+from sim.fleet.queues import Service
+def fleet():
+    tier = CloudTier("tier 2", Service(0.005, 0.001), 8)
+    return Fleet(1000, 2.0, 0.25, np.array([0.002]), np.array([0.003]), np.array([500.0]), [tier])
+if __name__ == "__main__":
+    found = [run_fleet(fleet(), [Phase(5.0, [4])], n_regions=2, engine=engine)[0] for engine in ("ray", "local")]
+    assert found[0].sent.counts.tolist() == found[1].sent.counts.tolist()
+    assert found[0].tiers[1].wait_s == found[1].tiers[1].wait_s
+    print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_ray_tasks_give_the_same_bits(tmp_path: Path):
+    python = os.environ.get("COE_RAY_PYTHON")
+    if python is None:
+        pytest.skip("Ray is not here (.ci/ray installs it; set COE_RAY_PYTHON)")
+    script = tmp_path / "regions.py"
+    script.write_text(RAY)
+    ran = subprocess.run([python, script], capture_output=True, text=True, timeout=300, cwd=Path.cwd())
+    assert "the same" in ran.stdout, ran.stderr
