@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from coe.cascade.types import Array, Labels
 from coe.cascade.vote import plurality
@@ -101,7 +101,7 @@ class Budget:
         most: allowed on average.
     """
 
-    charges: Callable[[Tiers], Sequence[float]]
+    charges: Callable[[Tiers], ArrayLike]
     most: float
 
 

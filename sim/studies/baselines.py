@@ -11,8 +11,8 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.calibration.choose import Budget, Panel, System, Tiers, asked, candidates, front
-from coe.cascade import Accounting, tier_charges
+from coe.calibration.choose import Budget, Panel, System, asked, candidates, front
+from coe.cascade import Accounting
 from sim.sweep import EnsembleVotes, SweptTier, packed
 from sim.traces import Costs, Trace, exact
 
@@ -161,12 +161,8 @@ def calibrated(
     """
     own = panel_of(ensemble_votes, n_labels_of(ensemble_votes.trace))
     tried = sequences(dict(costs.of), most, rng)
-
-    def charges(tiers: Tiers) -> list[float]:
-        charged: list[float] = tier_charges([[costs.of[name] for name in tier] for tier in tiers], accounting).tolist()
-        return charged
-
-    found = front(candidates(own, tried, [Budget(charges, np.inf)], rules=["calibrated"]))
+    budget = Budget(lambda tiers: costs.charges(tiers, accounting), np.inf)
+    found = front(candidates(own, tried, [budget], rules=["calibrated"]))
     return [_calibrated(one.system, one.fitted(own), own, ensemble_votes) for one in found]
 
 
@@ -192,14 +188,12 @@ def _calibrated(ranked: System, fitted: System, own: Panel, of: EnsembleVotes) -
 def random_deferral(shape: Shape, stays: Sequence[float], seed: int) -> Candidate:
     """The same tiers, each keeping a random share of its examples: that which it keeps on calibration."""
     tiers = tuple(members for members, _ in shape)
-
     rates = [round(rate, 4) for rate in stays[: len(tiers) - 1]]
 
-    def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
-        before = [ensemble_votes.random(tiers[at], rate, seed, at + 1) for at, rate in enumerate(rates)]
-        return [*before, ensemble_votes.always(tiers[-1])]
+    def decide(ensemble_votes: EnsembleVotes, place: int) -> SweptTier:
+        return ensemble_votes.random(tiers[place], rates[place], seed, place + 1)
 
-    return Candidate("random deferral", tiers, make, (*(f"random {rate} seed {seed}" for rate in rates), ""))
+    return _deferring("random deferral", tiers, decide, [f"random {rate} seed {seed}" for rate in rates])
 
 
 def ideal(shape: Shape) -> Candidate:

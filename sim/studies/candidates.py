@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coe.calibration.bound import share_interval
 from coe.calibration.choose import Panel, System
 from coe.calibration.choose import pareto_set as pareto_set  # beside `measure`, whose columns it takes
-from coe.cascade import Accounting, tier_charges
+from coe.cascade import Accounting
 from sim.sweep import EnsembleVotes, Outcomes, SweptTier, right_rows, sweep
 from sim.traces import Costs, Trace
 
@@ -170,8 +170,7 @@ class Choices:
 
     Args:
         costs: every kind known; the first is the one chosen by.
-        accounting: by which the choice is charged; None: `reach` for time, in which members side by side cost no more
-            than the slowest, and `reach-serial` for all else, where every member asked is paid for.
+        accounting: by which the choice is charged; None: as is usual for the first cost.
         calibration: share of the examples to choose on, or a trace of other examples.
         most: systems tried per method, at most; more are drawn at random.
     """
@@ -188,9 +187,7 @@ class Choices:
 
     @property
     def charged_by(self) -> Accounting:
-        if self.accounting is not None:
-            return self.accounting
-        return Accounting.REACH if self.costs[0].kind == "latency_s" else Accounting.REACH_SERIAL
+        return self.accounting or self.costs[0].usual_accounting
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +209,7 @@ class Measured:
 
     def cost_limits(self, row: int, costs: Costs, accounting: Accounting) -> tuple[float, float]:
         """Of one candidate's average cost, 95%."""
-        members = [[costs.of[name] for name in tier] for tier in self.candidates[row].charged]
-        return cost_interval(tier_charges(members, accounting), self.exits(row))
+        return cost_interval(costs.charges(self.candidates[row].charged, accounting), self.exits(row))
 
 
 def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, costs: Sequence[Costs]) -> Measured:
@@ -224,8 +220,7 @@ def measure(candidates: Sequence[Candidate], ensemble_votes: EnsembleVotes, cost
     charged = {
         (one.kind, accounting): np.array(
             [
-                shares[row, : len(candidate.charged)]
-                @ tier_charges([[one.of[name] for name in tier] for tier in candidate.charged], accounting)
+                shares[row, : len(candidate.charged)] @ one.charges(candidate.charged, accounting)
                 for row, candidate in enumerate(candidates)
             ]
         )

@@ -517,10 +517,8 @@ def choices(options: argparse.Namespace, trace: Trace) -> Choices:
     Raises:
         ConfigError: no cost is known, or a split is empty.
     """
-    known = read_costs(options.costs, trace)
-    first = pick(known, options.by)
     return Choices(
-        costs=[first, *(one for one in known if one is not first)],
+        costs=pick(read_costs(options.costs, trace), options.by),
         accounting=None if options.accounting is None else Accounting(options.accounting),
         calibration=_calibration(options.calibration, trace),
         most=options.most,

@@ -14,7 +14,7 @@ import numpy as np
 from coe import zoo
 from coe.calibration import Calibration
 from coe.calibration.bound import share_interval
-from coe.cascade import Accounting, ConfigError, tier_charges
+from coe.cascade import Accounting, ConfigError
 from coe.config import Fields, Report, format_seconds, format_yaml, read_yaml
 from coe.config.cascade import LocalTierConfig, read_cascade
 from coe.config.manifest import Task, read_manifest
@@ -150,8 +150,7 @@ class Placed:
         call_s = 0.0 if link is None else link.mean_call_s(size or 0.0)
         latency_s = alone_s = None
         if seconds is not None:
-            charges = tier_charges([[seconds.of[name] for name in tier] for tier in tiers], Accounting.REACH_SERIAL)
-            latency_s = float(shares @ charges) + sent * call_s
+            latency_s = float(shares @ seconds.charges(tiers, Accounting.REACH_SERIAL)) + sent * call_s
             is_local = plan.reference in (plan.wishes.on_device or ())
             alone_s = seconds.of[plan.reference] + (0.0 if is_local else call_s)
         return cls(plan, n_device, sent, None if size is None else size * sent, latency_s, alone_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coe import zoo
 from coe.calibration import Bound, Calibration, TableMember
-from coe.calibration.bound import difference_interval, examples_needed, share_interval
+from coe.calibration.bound import examples_needed, share_interval
 from coe.calibration.choose import (
     FEW,
     Budget,
@@ -31,7 +31,7 @@ from coe.calibration.choose import (
     most_accurate,
     wrong_together,
 )
-from coe.cascade import Accounting, ConfigError, tier_charges
+from coe.cascade import Accounting, ConfigError
 from coe.config.link import open_link
 from sim import arguments
 from sim.output import Part, Progress, Table, write_json
@@ -40,6 +40,7 @@ from sim.traces import Costs, Trace, pick, read_costs
 
 from .candidates import n_labels_of, panel_of, sequences
 from .record import read_data, record
+from .replay import lead
 
 MOST_COST = 0.95  # of the reference's
 MOST_SEQUENCES = 2000
@@ -120,7 +121,7 @@ class Plan:
         }
 
     def charges(self, tiers: Tiers, kind: Accounting) -> NDArray[np.float64]:
-        return relative_charges(self.costs, self.reference, tiers, kind)
+        return self.costs.charges(tiers, kind) / self.costs.of[self.reference]
 
     def kept(self, tested: Tested) -> float | None:
         """The share of the test examples that is answered on the device, or by the first tier of several."""
@@ -128,11 +129,6 @@ class Plan:
         if self.wishes.on_device is None:
             return tested.shares[0] if len(tiers) > 1 else None
         return float(sum(tested.shares[: n_on_device(tiers, self.wishes.on_device)]))
-
-
-def relative_charges(costs: Costs, reference: str, tiers: Tiers, kind: Accounting) -> NDArray[np.float64]:
-    own = tier_charges([[costs.of[name] for name in tier] for tier in tiers], kind)
-    return own / costs.of[reference]
 
 
 def n_on_device(tiers: Tiers, on_device: Sequence[str]) -> int:
@@ -160,7 +156,7 @@ def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Pr
     )
     reference = wishes.reference or best_single(ranked, costs[0].of)
     against = list(trace.models) if wishes.reference is None else [wishes.reference]
-    accounting = wishes.accounting or (Accounting.REACH if costs[0].kind == "latency_s" else Accounting.REACH_SERIAL)
+    accounting = wishes.accounting or costs[0].usual_accounting
     if costs[0].of[reference] <= 0:
         raise ConfigError([f"--costs: expected a cost above 0 of the reference {reference}, got 0 (write it)"])
     budgets = _budgets(costs, reference, accounting, wishes)
@@ -194,7 +190,7 @@ def _reference_alone(reference: str, found: Sequence[Candidate], certifier: Cert
 
 
 def _budgets(costs: Sequence[Costs], reference: str, accounting: Accounting, wishes: Wishes) -> list[Budget]:
-    budgets = [Budget(lambda tiers: relative_charges(costs[0], reference, tiers, accounting).tolist(), wishes.max_cost)]
+    budgets = [Budget(lambda tiers: costs[0].charges(tiers, accounting) / costs[0].of[reference], wishes.max_cost)]
     if wishes.max_sent is not None:
         if wishes.on_device is None:
             raise ConfigError(["--max-sent: expected --on-device beside it, got none (name the models it can run)"])
@@ -210,11 +206,10 @@ def _budgets(costs: Sequence[Costs], reference: str, accounting: Accounting, wis
         if seconds is None:
             raise ConfigError(["--max-latency: expected latencies of the models, got none (latency_s: in --costs)"])
 
-        def latency(tiers: Tiers) -> list[float]:
-            own = [[seconds.of[name] for name in tier] for tier in tiers]
+        def latency(tiers: Tiers) -> NDArray[np.float64]:
             n_kept = len(tiers) if wishes.on_device is None else n_on_device(tiers, wishes.on_device)
             calls = [wishes.link_s * (place >= n_kept) for place in range(len(tiers))]
-            return [float(one + call) for one, call in zip(tier_charges(own, Accounting.REACH), calls, strict=True)]
+            return seconds.charges(tiers, Accounting.REACH) + calls
 
         budgets.append(Budget(latency, wishes.max_latency_s))
     return budgets
@@ -253,28 +248,20 @@ def content_of(plan: Plan) -> dict[str, Any]:
 
 
 def _judged(plan: Plan, tested: Tested) -> dict[str, Any]:
-    difference = tested.right.astype(int) - plan.reference_right
-    n = len(difference)
-    low, high = difference_interval(int((difference > 0).sum()), int((difference < 0).sum()), n)
+    difference, low, high = lead(tested.right, plan.reference_right)
     bound = tested.choice.bound
     return {
         "system": tested.choice.system.as_text(),
         "rule": tested.choice.system.rule,
         "accuracy": float(tested.right.mean()),
-        "accuracy_low_high": share_interval(int(tested.right.sum()), n),
-        "difference": float(difference.mean()),
+        "accuracy_low_high": share_interval(int(tested.right.sum()), len(tested.right)),
+        "difference": difference,
         "difference_low": low,
         "difference_high": high,
         "cost": plan.cost(tested),
         "kept": plan.kept(tested),
         "exit_shares": tested.shares,
-        "certificate": {
-            "epsilon": bound.epsilon,
-            "delta": bound.delta,
-            "holds": bound.holds,
-            "lower_bound": bound.lower_bound,
-            "labels_needed": bound.labels_needed,
-        },
+        "certificate": {name: value for name, value in asdict(bound).items() if name != "n"},
     }
 
 
@@ -429,8 +416,7 @@ def run_command(options: argparse.Namespace) -> Part:
         options.on_device = there or None
     size = 0.0 if trace.payload_bytes is None else float(trace.payload_bytes.mean())
     wishes = replace(wishes_of(options, trace), link_s=0.0 if link is None else link.mean_call_s(size))
-    first = pick(known, options.by)
-    costs = [first, *(one for one in known if one is not first)]
+    costs = pick(known, options.by)
     plan = make_plan(trace, costs, wishes, Progress(1))
     part = as_part(plan)
     choice = plan.chosen.choice

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coe.calibration import Calibration
 from coe.calibration.bound import difference_interval, share_interval
 from coe.calibration.rule import CalibratedVote
-from coe.cascade import Accounting, Agreement, Confidence, DeferralRule, average_cost, tier_charges
+from coe.cascade import Accounting, Agreement, Confidence, DeferralRule
 from sim import arguments
 from sim.output import Part, Table, log
 from sim.traces import Costs, TierSpec, Trace, calibrated_tiers, exact, parse_tiers, read_costs, to_cascade
@@ -66,13 +66,14 @@ class Replayed:
 
     def cost_limits(self, costs: Costs) -> dict[str, tuple[float, float]]:
         """Per accounting, of the average cost, 95%."""
-        members = [[costs.of[member] for member in spec.members] for spec in self.specs]
-        return {kind.value: cost_interval(tier_charges(members, kind), self.counts) for kind in Accounting}
+        return {kind.value: cost_interval(self._charges(costs, kind), self.counts) for kind in Accounting}
 
     def average_costs(self, costs: Costs) -> dict[str, float]:
         """Per accounting, of one example."""
-        members = [[costs.of[member] for member in spec.members] for spec in self.specs]
-        return {kind.value: average_cost(self.exits, members, kind) for kind in Accounting}
+        return {kind.value: float(self.exits @ self._charges(costs, kind)) for kind in Accounting}
+
+    def _charges(self, costs: Costs, kind: Accounting) -> NDArray[np.float64]:
+        return costs.charges([spec.members for spec in self.specs], kind)
 
     def sent_bytes(self) -> tuple[float, float] | None:
         """Mean payload that leaves the first tier, and what sending every example would take; None: not recorded."""

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.cascade import ConfigError
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.cascade import Accounting, ConfigError, tier_charges
 from coe.config import Fields, Report, format_seconds, read_yaml
 
 BUNDLED = Path(__file__).parents[1] / "costs"
@@ -35,6 +38,16 @@ class Costs:
     @property
     def axis(self) -> str:
         return AXES.get(self.kind, f"{self.kind} per example")
+
+    @property
+    def usual_accounting(self) -> Accounting:
+        """`reach` for time, in which members side by side cost no more than the slowest, and `reach-serial` for all
+        else, where every member asked is paid for."""
+        return Accounting.REACH if self.kind == "latency_s" else Accounting.REACH_SERIAL
+
+    def charges(self, tiers: Sequence[Sequence[str]], accounting: Accounting) -> NDArray[np.float64]:
+        """(T,) what an example pays that leaves at each of these tiers."""
+        return tier_charges([[self.of[name] for name in tier] for tier in tiers], accounting)
 
     def text(self, value: float) -> str:
         """A value in its unit, short."""
@@ -87,8 +100,8 @@ def _resolved(reference: str) -> Path:
     return bundled
 
 
-def pick(costs: Sequence[Costs], kind: str | None) -> Costs:
-    """The kind asked for, or the first.
+def pick(costs: Sequence[Costs], kind: str | None) -> list[Costs]:
+    """The kind asked for ahead of the others; None: as they are.
 
     Raises:
         ConfigError: no costs are known, or not of that kind.
@@ -98,7 +111,6 @@ def pick(costs: Sequence[Costs], kind: str | None) -> Costs:
             ["--costs: expected costs of the models, got none and the trace has no latencies (write a YAML file: "
              "flops: {model: 1.0e9, ..}, or usd_per_million:, or latency_s:)"]
         )  # fmt: skip
-    for one in costs:
-        if kind in (None, one.kind):
-            return one
-    raise ConfigError([f'--by: expected one of {", ".join(one.kind for one in costs)}, got "{kind}"'])
+    if kind not in (None, *(one.kind for one in costs)):
+        raise ConfigError([f'--by: expected one of {", ".join(one.kind for one in costs)}, got "{kind}"'])
+    return sorted(costs, key=lambda one: kind not in (None, one.kind))
