@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
@@ -18,22 +18,13 @@ from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME
 from coe.protocol.core import InferenceCore, ServedModel
 from coe.protocol.credentials import Stamp, stamp
+from coe.protocol.servicer import IndexEntry
 from coe.protocol.status import UnknownModel
 
 from .config import ServerConfig, read_config
 from .engines.embedded import EmbeddedEngine
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """One model of the repository index; `state` is READY or UNAVAILABLE."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
 
 
 class ModelRepository:

@@ -151,6 +151,7 @@ class TierBatcher:
         self.n_queued = 0  # rows waiting
         self._queue: deque[QueuedRows] = deque()
         self._is_busy = False
+        self._call_under_way: asyncio.Task[None] | None = None  # the loop itself keeps no task alive
         self._timer: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(1, f"coe-tier-{tier.name}")
         self._call_s = 0.0  # what a call took lately, for the hint when to retry
@@ -268,28 +269,23 @@ class TierBatcher:
         if not group:
             return
         self._is_busy = True
-        call = loop.run_in_executor(self._thread, self._call, group)
-        call.add_done_callback(lambda done: self._finish(group, done))
+        self._call_under_way = loop.create_task(answer_group(group, self._ask))
+        self._call_under_way.add_done_callback(self._finish)
 
     def _after_delay(self) -> None:
         self._timer = None
         self._advance()
 
-    def _call(self, group: Sequence[QueuedRows]) -> list[Any]:
-        """On the batcher's thread: one call of the tier; for each entry of the group its vote, or the error."""
-        started = time.perf_counter()
-        try:
-            first = group[0]
-            if first.work is not None:
-                return [first.work()]
-            assert first.rule is not None
-            vote = self.tier.vote(merged_batch(group), first.rule)
-        except InputError as error:
-            if len(group) == 1:
-                return [error]
-            return [self._call([entry])[0] for entry in group]  # the bad row is its own caller's
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to every caller of the group
-            return [error] * len(group)
+    async def _ask(self, group: Sequence[QueuedRows]) -> Sequence[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, group)
+
+    def _call(self, group: Sequence[QueuedRows]) -> Sequence[Any]:
+        """On the batcher's thread: one call of the tier; for each entry of the group its vote."""
+        started, first = time.perf_counter(), group[0]
+        if first.work is not None:
+            return [first.work()]
+        assert first.rule is not None
+        vote = self.tier.vote(merged_batch(group), first.rule)
         self._call_s = time.perf_counter() - started
         self._best = min(self._best, (self._call_s, len(vote)))
         return [
@@ -297,7 +293,7 @@ class TierBatcher:
             for entry, part in zip(group, votes_of(group, vote), strict=True)
         ]
 
-    def _finish(self, group: Sequence[QueuedRows], call: asyncio.Future[list[Any]]) -> None:
+    def _finish(self, call: asyncio.Task[None]) -> None:
         self._is_busy = False
         self._n_unmeasured += 1
         if self._n_unmeasured == MEASURE_EVERY:
@@ -305,7 +301,4 @@ class TierBatcher:
             if seconds <= QUICK_S:  # though the tier was slow when it was measured, or for a while
                 self.quick_rows = max(self.quick_rows, n_rows)
             self._n_unmeasured, self._best = 0, (math.inf, 0)
-        answers = [call.exception()] * len(group) if call.cancelled() or call.exception() else call.result()
-        for entry, answer in zip(group, answers, strict=True):
-            entry.settle(answer)
         self._advance()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from coe.cascade import Accounting, ConfigError
 from coe.config import parse_seconds
+from coe.config.program import positive_int
 
 from .traces import Trace, read_trace
 
@@ -132,10 +133,7 @@ def seconds(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-    return int(text)
+count = positive_int
 
 
 def seed(text: str) -> int:

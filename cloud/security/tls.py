@@ -49,18 +49,6 @@ class TlsFiles:
     client_ca: bytes | None
 
 
-def load_tls_files(certificate: Path, key: Path, client_ca: Path | None) -> TlsFiles:
-    """The three files.
-
-    Raises:
-        ConfigError: they cannot be served with.
-    """
-    files, found = inspect(certificate, key, client_ca)
-    if found.fatal:
-        raise ConfigError([f"{setting}: {message}" for setting, message in found.fatal])
-    return files
-
-
 def inspect(certificate: Path, key: Path, client_ca: Path | None) -> tuple[TlsFiles, Findings]:
     """The three files, empty where one cannot be read, and everything that is wrong with them."""
     found = Findings()
@@ -232,8 +220,15 @@ def http_context(security: Security, clock: Clock = time.monotonic) -> ssl.SSLCo
 
 def _reloaded(security: Security, what: str, make: Callable[[TlsFiles], T], clock: Clock) -> ReloadedFiles[T]:
     paths = _files(security)
+
+    def read() -> T:
+        files, found = inspect(*paths)
+        if found.fatal:
+            raise ConfigError([f"{setting}: {message}" for setting, message in found.fatal])
+        return make(files)
+
     given = [path for path in paths if path is not None]
-    return ReloadedFiles(what, given, lambda: make(load_tls_files(*paths)), security.reload_s, clock=clock)
+    return ReloadedFiles(what, given, read, security.reload_s, clock=clock)
 
 
 def _files(security: Security) -> tuple[Path, Path, Path | None]:

@@ -25,6 +25,7 @@ from cloud.security.identity import peer_names
 from coe.cascade.errors import ConfigError, TierOverloaded
 
 from .rest_messages import HttpError
+from .rest_server import RestOptions
 
 Receive = Callable[[], Awaitable[Any]]
 BODY_RETRY_S = 1.0
@@ -87,17 +88,8 @@ def _too_large(most: int, got: str) -> HttpError:
 BACKLOG = 1024
 KEEP_ALIVE_S = 30
 LAST_WORD_S = 1.0
+MAX_HEAD_BYTES = 64 * 1024  # of a request's headers
 PEER = "peer"  # where in a request's scope["state"] the ConnectionPeer is
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """Of connections: how many; bytes and seconds of a request's head; bytes and seconds sent after a refusal."""
-
-    max_connections: int = 1000
-    max_head_bytes: int = 64 * 1024
-    head_s: float = 10.0
-    max_dropped_bytes: int = 64 * 2**20
 
 
 @dataclass(eq=False, slots=True)
@@ -120,7 +112,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._limits = self.config.connection_limits
+        self._limits = self.config.options
         self._due: asyncio.TimerHandle | None = None
         self._n_head_bytes = self._n_dropped = 0
         self._is_in_head = self._is_dropping = False
@@ -145,8 +137,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._is_in_head:
             self._n_head_bytes += len(data)
-            if self._n_head_bytes > self._limits.max_head_bytes and not self.transport.is_closing():
-                self._refuse(431, f"expected at most {self._limits.max_head_bytes} bytes of headers, got more")
+            if self._n_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"expected at most {MAX_HEAD_BYTES} bytes of headers, got more")
         if self._due is None:
             self._expect()
 
@@ -163,7 +155,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete:  # refused, and still sending: so that it can read the answer, for a while
             self._is_dropping = True
             self._n_dropped += len(body)
-            if self._n_dropped > self._limits.max_dropped_bytes:
+            if self._n_dropped > self._limits.max_message_bytes:
                 self.transport.abort()
         super().on_body(body)
 
@@ -197,7 +189,7 @@ class Connection(HttpToolsProtocol):
 class HttpServerConfig(uvicorn.Config):
     """Uvicorn's settings, and a connection's limits."""
 
-    def __init__(self, app: Any, limits: ConnectionLimits, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: Any, options: RestOptions, tls: ssl.SSLContext | None) -> None:
         super().__init__(
             app,
             http=Connection,
@@ -214,7 +206,7 @@ class HttpServerConfig(uvicorn.Config):
             reset_contextvars=True,  # else a request may begin in the trace of the one before it on its connection
             ssl_context_factory=None if tls is None else lambda *_: tls,
         )
-        self.connection_limits = limits
+        self.options = options
 
 
 class HttpServer(uvicorn.Server):

@@ -46,8 +46,8 @@ class RestOptions:
         pages_need_identity: True if `pages` are for known callers alone.
         cors: origins whose pages may call from a browser; "*": any.
         sent: called with the bytes of each inference response.
-        max_message_bytes: largest body; max_json_bytes: the most of it that may be JSON, whose Python objects take
-            some twenty times as much memory.
+        max_message_bytes: largest body, and the most that is read after a refusal; max_json_bytes: the most of it that
+            may be JSON, whose Python objects take some twenty times as much memory.
         max_connections: open at once; further ones are closed.
         head_s, body_s: longest that a request's headers, and its body, may take to arrive.
     """
@@ -78,14 +78,12 @@ class RestServer:
     def __init__(self, core: InferenceCore, options: RestOptions) -> None:
         for module in ("starlette", "uvicorn", "httptools"):
             import_runtime(module, "HTTP", "pip install 'coe-cascade[cloud]'")
-        from .http_server import BodyReader, ConnectionLimits
+        from .http_server import BodyReader
         from .rest_routes import Routes
 
         self.bodies = BodyReader(MAX_HELD * options.max_message_bytes, options.body_s)
         self.app: Any = Routes(core, self.bodies, options).app()
-        self._limits = ConnectionLimits(
-            options.max_connections, head_s=options.head_s, max_dropped_bytes=options.max_message_bytes
-        )
+        self._options = options
         self._sockets: list[socket.socket] = []
         self._tls: ssl.SSLContext | None = None
         self._server: HttpServer | None = None
@@ -107,7 +105,7 @@ class RestServer:
     async def start(self) -> None:
         from .http_server import HttpServer, HttpServerConfig
 
-        self._server = HttpServer(HttpServerConfig(self.app, self._limits, self._tls))
+        self._server = HttpServer(HttpServerConfig(self.app, self._options, self._tls))
         self._task = asyncio.create_task(self._server.serve(self._sockets), name="http")
         is_up = asyncio.create_task(self._server.is_up.wait())
         await asyncio.wait({self._task, is_up}, return_when=asyncio.FIRST_COMPLETED)

@@ -64,14 +64,10 @@ class CalibratedVote:
         return stage.outcome_of_one(labels, scores, range(len(outputs), n_members), only_answers=True) == 1
 
     def exits(self, batch: Batch, vote: Vote) -> NDArray[np.bool_]:
-        threshold = self.threshold
         if len(vote.labels) == 1:  # the device's hot path
-            is_high = threshold is None or vote.score.item() >= threshold
+            is_high = self.threshold is None or vote.score.item() >= self.threshold
             return np.array((is_high and vote.labels.item() != NO_LABEL,), dtype=np.bool_)
-        answers: NDArray[np.bool_] = vote.labels != NO_LABEL
-        if threshold is None:
-            return answers
-        stands: NDArray[np.bool_] = answers & (vote.score >= threshold)
+        stands: NDArray[np.bool_] = (vote.labels != NO_LABEL) & self.stages[-1].exits(vote.score)
         return stands
 
     def fuse(self, tier: str, vote: Vote, before: Sequence[Ballots]) -> Vote:

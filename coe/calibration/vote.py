@@ -118,15 +118,40 @@ class StageVote:
             labels: (M, B) int64, each member's label; NO_LABEL: it gave no vote, and adds nothing.
             scores: (M, B) float, each member's score of its label; NaN: not known, so only its b counts.
         """
-        tally = self._tally(labels, scores)
-        return tally.labels, UNITS / tally.total
+        said = labels != NO_LABEL  # (M, B)
+        worth = np.where(said, self._worth(scores), 0.0)
+        support = np.where(said, _score_units(scores), 0.0)
+        util, summed = np.empty_like(worth), np.empty_like(worth)  # (M, B) of each vote's label
+        first = said.copy()  # (M, B) whether the vote is the first for its label
+        company = np.array(self._company)
+        for member, own in enumerate(labels):
+            same = labels == own  # (M, B)
+            util[member] = np.where(same, worth, 0.0).sum(axis=0) + company[np.where(same, said, False).sum(axis=0)]
+            summed[member] = np.where(same, support, 0.0).sum(axis=0)
+            if member:
+                first[member] &= ~same[:member].any(axis=0)
+        if self._bias:
+            util += np.where(said, np.array(self._bias)[np.where(said, labels, 0)], 0.0)
+        top = np.where(said, util, -np.inf).max(axis=0)
+        leads = said & (util == top)
+        most = np.where(leads, summed, -np.inf).max(axis=0)
+        best = np.where(leads & (summed == most), labels, self.n_labels).min(axis=0)
+        rest = self._rest(labels, first)
+        if self._bias:
+            best, top, rest = self._compare_unsaid(labels, best, top, most, rest)
+        best = np.where(best == self.n_labels, 0, best)  # no label is known, and nobody voted
+        top = np.where(np.isneginf(top), 0.0, top)
+        own = np.where(first, _exponential_of((util - top) / UNITS), 0.0).sum(axis=0)
+        is_said = (first & (labels == best)).any(axis=0)
+        total = own + np.where(is_said, 0.0, UNITS) + rest * _raw_exponential_of(-top / UNITS)
+        return best.astype(np.int64), UNITS / total
 
     def posterior_of_one(self, labels: Sequence[int], scores: Sequence[float]) -> tuple[int, float]:
         """`posterior` for one example, from M plain numbers: what a device decides on, batch 1."""
         utils, label, top, rest = self._utils_of_one(labels, scores)
         return label, UNITS / self._total_of_one(utils, label, top, rest)
 
-    def exits(self, p: Values) -> NDArray[np.bool_]:
+    def exits(self, p: Array) -> NDArray[np.bool_]:
         """(B,) where an answer of this probability stands."""
         stands: NDArray[np.bool_] = np.ones(len(p), dtype=np.bool_) if self.threshold is None else p >= self.threshold
         return stands
@@ -183,35 +208,6 @@ class StageVote:
             least, most = self._spans[member]
             low, high = low + least, high + most
         return low, high
-
-    def _tally(self, labels: Labels, scores: Array) -> _Tally:
-        said = labels != NO_LABEL  # (M, B)
-        worth = np.where(said, self._worth(scores), 0.0)
-        support = np.where(said, _score_units(scores), 0.0)
-        util, summed = np.empty_like(worth), np.empty_like(worth)
-        first = said.copy()
-        company = np.array(self._company)
-        for member, own in enumerate(labels):
-            same = labels == own  # (M, B)
-            util[member] = np.where(same, worth, 0.0).sum(axis=0) + company[np.where(same, said, False).sum(axis=0)]
-            summed[member] = np.where(same, support, 0.0).sum(axis=0)
-            if member:
-                first[member] &= ~same[:member].any(axis=0)
-        if self._bias:
-            util += np.where(said, np.array(self._bias)[np.where(said, labels, 0)], 0.0)
-        top = np.where(said, util, -np.inf).max(axis=0)
-        leads = said & (util == top)
-        most = np.where(leads, summed, -np.inf).max(axis=0)
-        best = np.where(leads & (summed == most), labels, self.n_labels).min(axis=0)
-        rest = self._rest(labels, first)
-        if self._bias:
-            best, top, rest = self._compare_unsaid(labels, best, top, most, rest)
-        best = np.where(best == self.n_labels, 0, best)  # no label is known, and nobody voted
-        top = np.where(np.isneginf(top), 0.0, top)
-        own = np.where(first, _exponential_of((util - top) / UNITS), 0.0).sum(axis=0)
-        is_said = (first & (labels == best)).any(axis=0)
-        total = own + np.where(is_said, 0.0, UNITS) + rest * _raw_exponential_of(-top / UNITS)
-        return _Tally(best.astype(np.int64), top, total, util, first)
 
     def _rest(self, labels: Labels, first: NDArray[np.bool_]) -> Values:
         """(B,) units of exponentials of the labels that nobody said."""
@@ -312,18 +308,6 @@ def _support(label: int, labels: Sequence[int], scores: Sequence[float]) -> floa
     """Units of the summed score of a label's members, for ties."""
     own = (score for said, score in zip(labels, scores, strict=True) if said == label and score == score)
     return sum(float(round(min(max(score, -LARGEST_SCORE), LARGEST_SCORE) * UNITS)) for score in own)
-
-
-@dataclass(frozen=True, slots=True)
-class _Tally:
-    """The best label (B,), its utility in units, the sum of exponentials in units of the best's; util, first: (M, B)
-    each vote's label's utility, and whether the vote is the first for its label."""
-
-    labels: Labels
-    top: Values
-    total: Values
-    util: Values
-    first: NDArray[np.bool_]
 
 
 def _span(b: float, a: float, c: float, grid: Sequence[float], company: float) -> tuple[float, float]:

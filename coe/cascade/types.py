@@ -80,18 +80,9 @@ class CallCost:
     def __add__(self, other: CallCost) -> CallCost:
         if self is NO_CALL or other is NO_CALL:
             return other if self is NO_CALL else self
-        keys = dict.fromkeys((*self.times, *other.times))
-        return CallCost(
-            self.n_calls + other.n_calls,
-            self.call_s + other.call_s,
-            self.bytes_sent + other.bytes_sent,
-            self.bytes_received + other.bytes_received,
-            self.server_s + other.server_s,
-            self.queue_s + other.queue_s,
-            self.hops_s + other.hops_s,
-            self.delay_s + other.delay_s,
-            {key: self.times.get(key, 0.0) + other.times.get(key, 0.0) for key in keys},
-        )
+        times = {key: self.times.get(key, 0.0) + other.times.get(key, 0.0) for key in {**self.times, **other.times}}
+        own = {name: getattr(self, name) + getattr(other, name) for name in ("n_calls", *COST_KEYS)}
+        return CallCost(**own, times=times)
 
     @property
     def network_s(self) -> float:

@@ -15,22 +15,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 
 from coe.cascade.errors import CascadeError, NotUsableNow, TierError
-
-
-def edge() -> int:
-    return _start("edge")
-
-
-def cloud() -> int:
-    return _start("cloud")
-
-
-def sim() -> int:
-    return _start("sim")
 
 
 def _start(package: str) -> int:
@@ -43,6 +32,9 @@ def _start(package: str) -> int:
         return _print_error(f"coe-{package}", f"{message} (take its folder out of PYTHONPATH)", 2)
     code: int = import_module(f"{package}.main").main()
     return code
+
+
+edge, cloud, sim = (partial(_start, package) for package in ("edge", "cloud", "sim"))
 
 
 def run_program(name: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -24,29 +25,20 @@ EXTENSIONS = ("model_repository", "binary_tensor_data")
 MOST_ON_A_STREAM = 256  # requests of one stream under way at once; the others are not read yet
 
 
-class Identify(Protocol):
-    """Who calls, by the certificate or token of the call; raises Unauthenticated or NotAllowed."""
+@dataclass(frozen=True)
+class IndexEntry:
+    """One model of the repository index; `state` is READY or UNAVAILABLE."""
 
-    def __call__(self, context: Any) -> str: ...
-
-
-class Indexed(Protocol):
-    """One model of a repository: state is READY, UNAVAILABLE or LOADING."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
+    name: str
+    version: str
+    state: str
+    reason: str
 
 
 class RepositoryExtension(Protocol):
     """What the model repository extension calls."""
 
-    def index(self) -> Sequence[Indexed]: ...
+    def index(self) -> Sequence[IndexEntry]: ...
 
     async def load(self, name: str) -> None: ...
 
@@ -57,7 +49,7 @@ class InferenceServicer:
     """The Open Inference Protocol over `plane`.
 
     Args:
-        identify: who a call is from; None: callers are not identified.
+        identify: who calls, by a call's context; raises Unauthenticated or NotAllowed. None: nobody is asked.
         repository: answers the model repository extension; None: it is not offered.
         sent: called with the number of bytes of each answer.
     """
@@ -66,7 +58,7 @@ class InferenceServicer:
         self,
         plane: InferenceCore,
         *,
-        identify: Identify | None = None,
+        identify: Callable[[Any], str] | None = None,
         repository: RepositoryExtension | None = None,
         sent: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:

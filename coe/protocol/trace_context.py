@@ -109,11 +109,6 @@ def relay(headers: Mapping[str, str]) -> None:
         span.relays = span.parent_id != ""
 
 
-def current() -> TraceSpan | None:
-    """The span that this task or thread is part of."""
-    return _current.get()
-
-
 def end() -> TraceSpan | None:
     """The span, which ends here."""
     span = _current.get()
