@@ -46,13 +46,18 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         help="to choose on: a share of TRACE, or another trace of the same models; default: that of a bundled test "
         "trace, else 0.5",
     )
+    add_ranking(parser)
+    parser.add_argument("--most", type=count, default=20_000, metavar="N", help="systems per method; default 20000")
+
+
+def add_ranking(parser: argparse.ArgumentParser) -> None:
+    """What systems are compared by, on which examples."""
     parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
     parser.add_argument(
         "--accounting",
         choices=[kind.value for kind in Accounting],
         help="default: reach for latency_s, reach-serial for all else",
     )
-    parser.add_argument("--most", type=count, default=20_000, metavar="N", help="systems per method; default 20000")
     parser.add_argument("--seed", type=seed, default=0, help="of the split and of random draws; default 0")
 
 

@@ -112,12 +112,17 @@ def is_loopback(host: str) -> bool:
     """A host or an IP address that cannot be reached from other machines."""
     if host.lower().rstrip(".") == "localhost":
         return True
+    ip = _ip(host)
+    return ip is not None and ip.is_loopback
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None: it is no IP address. An IPv4 address in IPv6's form is one of IPv4."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+        return None
+    return (address.ipv4_mapped if address.version == 6 else None) or address
 
 
 OF_PRIVATE_NAMES = ("local", "lan", "internal", "localdomain", "home", "arpa")
@@ -126,13 +131,10 @@ OF_PRIVATE_NAMES = ("local", "lan", "internal", "localdomain", "home", "arpa")
 def is_private(host: str) -> bool:
     """A host of this machine or of its own network: a private or link-local IP address, or a name without a public
     domain."""
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        name = host.lower().rstrip(".")
-        return "." not in name or name.rpartition(".")[2] in OF_PRIVATE_NAMES
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_private or (mapped or address).is_link_local
+    if (ip := _ip(host)) is not None:
+        return ip.is_private or ip.is_link_local
+    name = host.lower().rstrip(".")
+    return "." not in name or name.rpartition(".")[2] in OF_PRIVATE_NAMES
 
 
 def proxy_of(addresses: Sequence[str], proxy: str = "auto") -> str:

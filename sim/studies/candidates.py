@@ -20,6 +20,7 @@ from coe.calibration.choose import pareto_set as pareto_set  # beside `measure`,
 from coe.cascade import Accounting
 from sim.sweep import EnsembleVotes, Outcomes, SweptTier, right_rows, sweep
 from sim.traces import Costs, Trace
+from sim.traces.tiers import ballots_of
 
 MOST_MEMBERS, MOST_TIERS = 5, 5
 MOST_RANKED = 4  # tiers of a cascade whose thresholds are tried in every combination
@@ -267,9 +268,7 @@ def cost_interval(charges: Values, exits: Sequence[int], level: float = 0.95) ->
 def panel_of(ensemble_votes: EnsembleVotes, n_labels: int) -> Panel:
     """The trace as the chooser of calibrated votes takes it; plain votes are those of `coe.cascade`."""
     trace = ensemble_votes.trace
-    labels = np.stack([answers.predictions for answers in trace.models.values()]).astype(np.int64)
-    unknown = np.full(len(trace), np.nan)
-    scores = np.stack([unknown if one.scores is None else one.scores for one in trace.models.values()])
+    labels, scores = ballots_of(list(trace.models.values()))
     return Panel(tuple(trace.models), labels, scores.astype(np.float64), trace.labels.astype(np.int64), n_labels,
                  ensemble_votes.counted)  # fmt: skip
 

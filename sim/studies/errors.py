@@ -10,14 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import combinations
-from typing import Any
 
 from coe.cascade import ConfigError
 from sim import arguments
 from sim.output import Figure, Part, Table
 from sim.sweep import EnsembleVotes
 from sim.traces import Trace
+
+from .candidates import ensembles as choices_of
 
 THETAS = (Fraction(2, 3), Fraction(1))  # the paper's 0.66 and 1.0
 MOST_SHOWN = 30
@@ -50,10 +50,6 @@ class WrongAgreements:
     trace: Trace
     large: str
     rows: Sequence[AgreementRow]
-
-    def as_json(self) -> dict[str, Any]:
-        rows = [asdict(row) for row in self.rows]
-        return {"trace": self.trace.name, "n": len(self.trace), "large": self.large, "rows": rows}
 
 
 def run(trace: Trace, ensembles: Sequence[tuple[str, ...]], large: str) -> WrongAgreements:
@@ -97,7 +93,8 @@ def as_part(study: WrongAgreements) -> Part:
         f"examples leave wrong that {study.large} would have got right.",
     ]
     table = Table("ensembles", "agreements", header, lines, note, 2)
-    name, content = study.trace.name, study.as_json()
+    name = study.trace.name
+    content = {"trace": name, "n": n, "large": study.large, "rows": list(map(asdict, study.rows))}
     title = f"Wrong agreements: {name}"
     return Part(f"{name}-errors", title, verdict, [table], content, draw=lambda: _figures(study))
 
@@ -121,7 +118,6 @@ def _figures(study: WrongAgreements) -> list[Figure]:
     return [figure]
 
 
-MOST_MEMBERS = 5
 MOST_MODELS = 5  # of more, --members names them
 
 
@@ -159,4 +155,4 @@ def ensembles(trace: Trace, large: str, members: list[str] | None = None) -> lis
         found = [name for name in found if name in best]
     if len(found) < 2:
         raise ConfigError([f"expected at least two members besides {large}, got {', '.join(found) or 'none'}"])
-    return [some for size in range(2, min(len(found), MOST_MEMBERS) + 1) for some in combinations(found, size)]
+    return list(choices_of(found, least=2))

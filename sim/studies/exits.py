@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from coe.cascade import Agreement, Always, ConfigError
 from sim import arguments
@@ -23,13 +22,6 @@ class ExitCurve:
     thetas: Sequence[Fraction]
     replays: Sequence[Replayed]
 
-    def as_json(self) -> dict[str, Any]:
-        rows = [
-            {"theta": str(theta), "accuracy": one.accuracy, "exit": one.exits, "wrong_exit": one.wrong_exits}
-            for theta, one in zip(self.thetas, self.replays, strict=True)
-        ]
-        return {"n": len(self.replays[0].trace), "rows": rows}
-
 
 def run(trace: Trace, specs: Sequence[TierSpec]) -> ExitCurve:
     """The cascade at every share its tiers can reach from one half on; their own rules are not asked."""
@@ -44,8 +36,9 @@ def run(trace: Trace, specs: Sequence[TierSpec]) -> ExitCurve:
 
 def as_part(study: ExitCurve) -> Part:
     trace, specs = study.replays[0].trace, study.replays[0].specs
-    lines = []
+    lines, rows = [], []
     for theta, one in zip(study.thetas, study.replays, strict=True):
+        rows.append({"theta": str(theta), "accuracy": one.accuracy, "exit": one.exits, "wrong_exit": one.wrong_exits})
         for number, (share, wrong) in enumerate(zip(one.exits, one.wrong_exits, strict=True), start=1):
             left = round(share * len(trace))
             right = f"{1 - wrong / left:.1%}" if left else "-"
@@ -60,7 +53,7 @@ def as_part(study: ExitCurve) -> Part:
         f"{len(trace):,} examples leaving at the first tier; read on all examples, so no choice is to be made by it."
     ]
     table = Table("tiers", "exits by threshold", header, lines, note, 3)
-    title, content = f"Where examples exit: {trace.name}", study.as_json()
+    title, content = f"Where examples exit: {trace.name}", {"n": len(trace), "rows": rows}
     return Part(f"{trace.name}-exits", title, verdict, [table], content, draw=lambda: _figures(study))
 
 

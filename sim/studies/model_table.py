@@ -45,11 +45,6 @@ class ModelTable:
     accuracy: NDArray[np.float64]
     against: Sequence[CostColumn]
 
-    def as_json(self) -> dict[str, Any]:
-        keys = ("model", "accuracy", "cost")
-        sets = {one.cost: [dict(zip(keys, row, strict=True)) for row in self.set_of(one)] for one in self.against}
-        return {"n": len(self.names), "sets": sets}
-
     def set_of(self, one: CostColumn) -> list[tuple[str, float, float]]:
         """(model, accuracy, cost) of each model in the Pareto set of a column, by rising cost."""
         rows = [(one.rows[at], one.costs[at]) for at in one.pareto_set]
@@ -99,8 +94,11 @@ def as_part(study: ModelTable) -> Part:
             f"({accuracy[one.pareto_set[-1]]:.2%}) costs {_cheaper(one, accuracy)}."
         )
         tables.append(_headroom(study, one))
-    title, content = f"Single models: {study.source}", study.as_json()
-    return Part("models", title, verdict, tables, content, _rows(study), lambda: _figures(study))
+    keys = ("model", "accuracy", "cost")
+    sets = {one.cost: [dict(zip(keys, row, strict=True)) for row in study.set_of(one)] for one in study.against}
+    data = {f"set-{_slug(one.cost)}": [(*keys[:2], one.cost), *study.set_of(one)] for one in study.against}
+    title, content = f"Single models: {study.source}", {"n": len(study.names), "sets": sets}
+    return Part("models", title, verdict, tables, content, data, lambda: _figures(study))
 
 
 def _cheaper(one: CostColumn, accuracy: NDArray[np.float64]) -> str:
@@ -133,11 +131,6 @@ def _headroom(study: ModelTable, one: CostColumn) -> Table:
         "first tier of such models must answer so that tier and best model together cost what the best costs alone."
     )
     return Table(_slug(one.cost), f"against {one.cost}", header, lines, note)
-
-
-def _rows(study: ModelTable) -> dict[str, list[Sequence[object]]]:
-    header = ("model", "accuracy")
-    return {f"set-{_slug(one.cost)}": [(*header, one.cost), *study.set_of(one)] for one in study.against}
 
 
 def _slug(cost: str) -> str:

@@ -352,7 +352,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--link", type=Path, metavar="FILE", help="to the cloud: YAML as of link_model, a CSV, or Mahimahi's"
     )
     arguments.add_costs(parser)
-    parser.add_argument("--by", metavar="KIND", help="the cost to choose by: flops, latency_s, ..; default: the first")
+    arguments.add_ranking(parser)
     parser.add_argument("--on-device", type=arguments.names, metavar="M1,M2", help="models that may run on the device")
     parser.add_argument(
         "--max-cost", type=arguments.ratio, default=MOST_COST, metavar="X",
@@ -369,12 +369,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--certified", action="store_true", help="the cheapest that is certified, in place of the most accurate"
     )
     arguments.add_bound(parser)
-    parser.add_argument(
-        "--accounting", choices=[kind.value for kind in Accounting],
-        help="default: reach for latency_s, reach-serial for all else",
-    )  # fmt: skip
     parser.add_argument("--most", type=arguments.count, default=MOST_SEQUENCES, metavar="N", help="tiers tried; 2000")
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the split and of random draws; default 0")
     arguments.add_output(parser, "calibration.json, plan.json, plan.html, PNG and, of models, pi.yaml and cloud.yaml")
 
 

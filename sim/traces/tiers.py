@@ -118,15 +118,16 @@ def vote_of(trace: Trace, members: Sequence[str], rule: DeferralRule, *, early: 
     if isinstance(rule, LowEntropy):
         score = -trace.models[members[0]].entropy()
     vote = Vote(labels, count, asked, len(members), score)
-    return with_ballots(vote, [trace.models[name] for name in members]) if fuses(rule) else vote
+    if fuses(rule):
+        vote.member_labels, vote.member_scores = ballots_of([trace.models[name] for name in members])
+    return vote
 
 
-def with_ballots(vote: Vote, answers: Sequence[Answers]) -> Vote:
-    """The vote with what each of its members said, for a rule that weighs it."""
-    unknown = np.full(len(vote), np.nan, dtype=np.float32)
-    scores = np.stack([unknown if one.scores is None else one.scores for one in answers])
+def ballots_of(answers: Sequence[Answers]) -> tuple[Labels, NDArray[np.float32]]:
+    """(M, B) each model's labels, and its scores of them: NaN where they were not recorded."""
     said = np.stack([one.predictions for one in answers]).astype(np.int64)
-    return replace(vote, member_labels=said, member_scores=scores)
+    unknown = np.full(said.shape[1], np.nan, dtype=np.float32)
+    return said, np.stack([unknown if one.scores is None else one.scores for one in answers])
 
 
 def _vote_on(
