@@ -263,8 +263,9 @@ class Cascade:
             "labels": [str(label) for label in _listed(labels, "labels", "a list of label names")],
             "input": _input_settings(input, stated),
         }
-        table = None if calibration is None else _read_table(calibration)
-        known, opened = _open_tiers(stated, settings, agreement, when_unavailable, table)
+        if isinstance(calibration, str | Path):
+            calibration = Calibration.read(Path(calibration).expanduser())
+        known, opened = _open_tiers(stated, settings, agreement, when_unavailable, calibration)
         self._start(known, TierCascade(opened, keep_last_answer=when_unavailable != "fail"))
 
     def _start(self, task: Task, cascade: TierCascade) -> None:
@@ -486,10 +487,6 @@ def _open_tiers(
             _take_rules(opened, table, task)
         stack.pop_all()
     return task, opened
-
-
-def _read_table(calibration: str | Path | Calibration) -> Calibration:
-    return calibration if isinstance(calibration, Calibration) else Calibration.read(Path(calibration).expanduser())
 
 
 def _take_rules(tiers: Sequence[Tier], table: Calibration, task: Task) -> None:

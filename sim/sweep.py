@@ -24,9 +24,6 @@ from coe.cascade.vote import break_ties, plurality, pool
 from .traces import Trace, by_chance
 from .traces.trace import CHUNK
 
-__all__ = ["Configuration", "EnsembleVotes", "Outcomes", "SweptTier", "right_rows", "sweep"]
-
-
 Words = NDArray[np.uint64]
 
 _ONES_OF_16_BITS = np.array([bin(value).count("1") for value in range(1 << 8)], dtype=np.uint8)

@@ -132,8 +132,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not (self._is_in_head or self._is_dropping):
-            if self._due is not None:
-                self._expect_nothing()
+            self._expect_nothing()
             return
         if self._is_in_head:
             self._n_head_bytes += len(data)

@@ -144,11 +144,7 @@ def run_command(options: argparse.Namespace) -> Part:
 
 
 def ensembles(trace: Trace, large: str, members: list[str] | None = None) -> list[tuple[str, ...]]:
-    """Every choice of two to five of the members; of many models, the most accurate.
-
-    Raises:
-        ConfigError: fewer than two members.
-    """
+    """Every choice of two to five of the members; of many models, the most accurate."""
     found = members or [name for name in trace.models if name != large]
     if members is None and len(found) > MOST_MODELS:
         best = set(sorted(found, key=trace.accuracy, reverse=True)[:MOST_MODELS])

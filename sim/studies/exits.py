@@ -94,11 +94,7 @@ def run_command(options: argparse.Namespace) -> Part:
 
 
 def default_tiers(trace: Trace) -> list[TierSpec]:
-    """The three most accurate models but one, then that one.
-
-    Raises:
-        ConfigError: fewer than three models.
-    """
+    """The three most accurate models but one, then that one."""
     best, *others = sorted(trace.models, key=trace.accuracy, reverse=True)
     if len(others) < 2:
         raise ConfigError(["--tiers: expected a trace of three models at least, two of them for the first tier"])

@@ -25,11 +25,7 @@ class Prices:
 
 
 def read_prices(path: Path) -> Prices:
-    """The prices in a YAML file.
-
-    Raises:
-        ConfigError: every finding at once.
-    """
+    """The prices in a YAML file."""
     report = Report(str(path))
     fields = Fields(read_yaml(path), report)
     section = fields.section("usd_per_hour")
@@ -63,11 +59,7 @@ class GpuCosts:
 
 
 def run(exits: Sequence[float], gpus: Sequence[str], prices: Prices, seconds: Sequence[float] | None) -> GpuCosts:
-    """Tier i on one GPU of kind `gpus[i]`, its members side by side there.
-
-    Raises:
-        ConfigError: not one GPU (or time) per tier, or a GPU without a price.
-    """
+    """Tier i on one GPU of kind `gpus[i]`, its members side by side there."""
     findings = []
     for name, given in (("--gpus", gpus), ("--seconds", seconds)):
         if given is not None and len(given) != len(exits):

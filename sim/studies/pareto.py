@@ -512,11 +512,7 @@ def run_command(options: argparse.Namespace) -> Part:
 
 
 def choices(options: argparse.Namespace, trace: Trace) -> Choices:
-    """How to choose, as the options have it.
-
-    Raises:
-        ConfigError: no cost is known, or a split is empty.
-    """
+    """How to choose, as the options have it."""
     return Choices(
         costs=pick(read_costs(options.costs, trace), options.by),
         accounting=None if options.accounting is None else Accounting(options.accounting),

@@ -47,11 +47,7 @@ class Source:
 
 
 def read_source(reference: str) -> Source:
-    """A bundled task by its name, a folder with a manifest or with edge.yaml and cloud.yaml, or a config.
-
-    Raises:
-        ConfigError: it is none, or every finding of its configs.
-    """
+    """A bundled task by its name, a folder with a manifest or with edge.yaml and cloud.yaml, or a config."""
     folder = zoo.find(reference) if reference in zoo.TASKS else Path(reference)
     paths = [folder / "edge.yaml", folder / "cloud.yaml"] if folder.is_dir() else [folder]
     configs = [path for path in paths if path.is_file()]
@@ -100,11 +96,7 @@ def flops_in(source: Source) -> list[Costs]:
 
 
 def device_seconds(path: Path) -> dict[str, float]:
-    """Seconds of each member on the device, from what `coe-edge bench --json` printed there.
-
-    Raises:
-        ConfigError: it is not that.
-    """
+    """Seconds of each member on the device, from what `coe-edge bench --json` printed there."""
     try:
         found: dict[str, float] = {}
         for tier in json.loads(path.read_text(encoding="utf-8"))["tiers"]:
@@ -183,12 +175,6 @@ def signed(table: Calibration, task: Task, specs: Iterable[ModelSpec]) -> Calibr
     by_name = {spec.name: spec for spec in specs}
     tiers = tuple(tuple(replace(one, sha256=by_name[one.name].digest()) for one in tier) for tier in table.tiers)
     return replace(table, task=task.name, labels=task.labels, fingerprint=task.fingerprint, tiers=tiers)
-
-
-def signed_by_manifest(table: Calibration, folder: Path) -> Calibration:
-    """The table for the models of a folder's manifest."""
-    manifest = read_manifest(folder)
-    return signed(table, manifest.task, manifest.models.values())
 
 
 def configs_of(placed: Placed, source: Source, table: Calibration) -> dict[str, dict[str, Any]]:

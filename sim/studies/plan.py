@@ -33,6 +33,7 @@ from coe.calibration.choose import (
 )
 from coe.cascade import Accounting, ConfigError
 from coe.config.link import open_link
+from coe.config.manifest import read_manifest
 from sim import arguments
 from sim.output import Part, Progress, Table, write_json
 from sim.sweep import EnsembleVotes
@@ -140,11 +141,7 @@ def n_on_device(tiers: Tiers, on_device: Sequence[str]) -> int:
 
 
 def make_plan(trace: Trace, costs: Sequence[Costs], wishes: Wishes, progress: Progress) -> Plan:
-    """Choose on one quarter of twice `n_calibration`, certify on the next, report on the rest.
-
-    Raises:
-        ConfigError: a wish cannot be met by any means: an unknown model, no cost, no latency, too few examples.
-    """
+    """Choose on one quarter of twice `n_calibration`, certify on the next, report on the rest."""
     rng = np.random.default_rng(wishes.seed)
     order = rng.permutation(len(trace))
     n = min(wishes.n_calibration or len(trace), len(trace) // 2)
@@ -227,26 +224,6 @@ def table_of(
     )  # fmt: skip
 
 
-def content_of(plan: Plan) -> dict[str, Any]:
-    """What `--json` prints: accuracies and costs on the examples not used for calibration."""
-    test = len(plan.reference_right)
-    return {
-        "trace": plan.trace.name,
-        "n_calibration": plan.n_calibration,
-        "n_test": test,
-        "cost": plan.costs.kind,
-        "accounting": plan.accounting.value,
-        "reference": {"model": plan.reference, "accuracy": float(plan.reference_right.mean())},
-        "chosen": _judged(plan, plan.chosen),
-        "plain": None if plan.plain is None else _judged(plan, plan.plain),
-        "front": [
-            {"system": one.system.as_text(), "rule": one.system.rule, "cost": one.cost, "accuracy": one.accuracy}
-            for one in plan.found
-        ],
-        "words": in_words(plan),
-    }
-
-
 def _judged(plan: Plan, tested: Tested) -> dict[str, Any]:
     difference, low, high = lead(tested.right, plan.reference_right)
     bound = tested.choice.bound
@@ -312,7 +289,23 @@ def _more_labels(needed: int | None, n: int) -> str:
 
 
 def as_part(plan: Plan) -> Part:
+    """The chapter; accuracies and costs are of the examples not used for calibration."""
     test = len(plan.reference_right)
+    content: dict[str, Any] = {
+        "trace": plan.trace.name,
+        "n_calibration": plan.n_calibration,
+        "n_test": test,
+        "cost": plan.costs.kind,
+        "accounting": plan.accounting.value,
+        "reference": {"model": plan.reference, "accuracy": float(plan.reference_right.mean())},
+        "chosen": _judged(plan, plan.chosen),
+        "plain": None if plan.plain is None else _judged(plan, plan.plain),
+        "front": [
+            {"system": one.system.as_text(), "rule": one.system.rule, "cost": one.cost, "accuracy": one.accuracy}
+            for one in plan.found
+        ],
+        "words": in_words(plan),
+    }
     lines = [[f"reference: {plan.reference}", f"{plan.reference_right.mean():.2%}", "", "1.00x", "", ""]]
     for title, tested in (("chosen", plan.chosen), ("plain agreement", plan.plain)):
         if tested is not None:
@@ -329,7 +322,6 @@ def as_part(plan: Plan) -> Part:
         f"show with {1 - plan.wishes.delta:.0%} confidence."
     )
     header = ("system", "accuracy", "difference", "cost", "exits", "bound")
-    content = content_of(plan)
     table = Table("plan", "what to run", header, lines, note)
     return Part(f"{plan.trace.name}-plan", f"What to run: {plan.trace.name}", content["words"], [table], content)
 
@@ -425,7 +417,8 @@ def run_command(options: argparse.Namespace) -> Part:
             table = placement.signed(table, source.models.task, source.models.specs)
             placement.write_configs(placed, source, table, options.out)
         elif trace.task is not None:
-            table = placement.signed_by_manifest(table, zoo.find(trace.task))
+            manifest = read_manifest(zoo.find(trace.task))
+            table = placement.signed(table, manifest.task, manifest.models.values())
         table.write(options.out / "calibration.json")
         figures = part.draw()
         part = replace(part, draw=lambda: figures)

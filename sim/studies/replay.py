@@ -50,11 +50,6 @@ class Replayed:
         return [int((~self.right & (self.exit_tier == tier)).sum()) for tier in range(1, len(self.specs) + 1)]
 
     @property
-    def single(self) -> dict[str, float]:
-        """Accuracy of each model alone."""
-        return {name: self.trace.accuracy(name) for name in self.trace.models}
-
-    @property
     def counts(self) -> list[int]:
         """Examples that left at each tier."""
         counts: list[int] = np.bincount(self.exit_tier - 1, minlength=len(self.specs)).tolist()
@@ -113,8 +108,8 @@ def rule_text(rule: DeferralRule, n_members: int) -> str:
 
 
 def as_part(result: Replayed, costs: Sequence[Costs]) -> Part:
-    single = result.single
-    best = max(single, key=lambda name: single[name])
+    single = {name: result.trace.accuracy(name) for name in result.trace.models}
+    best = max(single, key=single.__getitem__)
     gain, *limits = lead(result.right, result.trace.right(best))
     n = len(result.trace)
     content: dict[str, Any] = {
