@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,7 @@ class AsyncTier(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class AsyncCascade:
     """One cascade, run for many callers at once.
 
@@ -50,10 +52,9 @@ class AsyncCascade:
         threads: where calls of remote tiers wait.
     """
 
-    def __init__(self, cascade: Cascade, batchers: Mapping[str, AsyncTier], threads: ThreadPoolExecutor) -> None:
-        self.cascade = cascade
-        self.batchers = batchers
-        self.threads = threads
+    cascade: Cascade
+    batchers: Mapping[str, AsyncTier]
+    threads: ThreadPoolExecutor
 
     async def decide(self, batch: Batch, on_step: OnStep | None = None) -> Decisions:
         """Every row's answer, in order. `on_step` is called with the run after each tier but the last one it needs.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -256,16 +256,14 @@ class Run:
 _NOBODY: NDArray[np.intp] = np.zeros(0, dtype=np.intp)
 
 
+@dataclass(slots=True, eq=False)
 class Visit:
     """One tier's vote on the rows that reached it. `rows` (A,) index the batch; None: all of them."""
 
-    __slots__ = ("first_tier", "rows", "time_s", "vote")
-
-    def __init__(self, first_tier: int, rows: NDArray[np.intp] | None, vote: Vote, time_s: float) -> None:
-        self.first_tier = first_tier
-        self.rows = rows
-        self.vote = vote
-        self.time_s = time_s
+    first_tier: int
+    rows: NDArray[np.intp] | None
+    vote: Vote
+    time_s: float
 
     @property
     def next_tier(self) -> int:
@@ -281,22 +279,14 @@ class Visit:
         return at if at < len(self.rows) and self.rows[at] == row else None
 
 
+@dataclass(slots=True, eq=False)
 class Decisions:
     """The answers to a batch, in the caller's order, read from the tiers' votes. A row in `failed` has none."""
 
-    __slots__ = ("batch", "degraded", "failed", "visits")
-
-    def __init__(
-        self,
-        batch: Batch,
-        visits: Sequence[Visit],
-        degraded: Mapping[int, str],
-        failed: Mapping[int, TierFailed] = MappingProxyType({}),
-    ) -> None:
-        self.batch = batch
-        self.visits = visits
-        self.degraded = degraded
-        self.failed = failed
+    batch: Batch
+    visits: Sequence[Visit]
+    degraded: Mapping[int, str]
+    failed: Mapping[int, TierFailed] = field(default_factory=dict)
 
     def failure(self, rows: slice = slice(None)) -> TierFailed | None:
         """The error of the first of these rows that has no answer; None where all have one."""

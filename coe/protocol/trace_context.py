@@ -112,8 +112,7 @@ def relay(headers: Mapping[str, str]) -> None:
 def end() -> TraceSpan | None:
     """The span, which ends here."""
     span = _current.get()
-    if span is not None:
-        _current.set(None)
+    _current.set(None)
     return span
 
 
