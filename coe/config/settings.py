@@ -51,14 +51,14 @@ class Setting:
 
     about: str
     default: Any
-    usual: str
-    unit: str
-    low: float
-    high: float | None
-    choices: Sequence[str]
-    key: str
-    within: str
-    example: str
+    usual: str = ""
+    unit: str = ""
+    low: float = 0
+    high: float | None = None
+    choices: Sequence[str] = ()
+    key: str = ""
+    within: str = ""
+    example: str = ""
 
     def read(self, fields: Fields, key: str, kind: str, folder: Path, default: Any) -> Any:
         """The attribute's value, of a kind such as "int"; findings go to the report of `fields`."""
@@ -82,21 +82,9 @@ class Setting:
         return tuple(map(convert, value)) if isinstance(value, tuple) else convert(value)
 
 
-def setting(
-    default: Any,
-    about: str,
-    *,
-    usual: str = "",
-    unit: str = "",
-    low: float = 0,
-    high: float | None = None,
-    choices: Sequence[str] = (),
-    key: str = "",
-    within: str = "",
-    example: str = "",
-) -> Any:
-    """A field of a dataclass that a settings file may set; see `Setting`."""
-    spec = Setting(about, default, usual, unit, low, high, choices, key, within, example)
+def setting(default: Any, about: str, **more: Any) -> Any:
+    """A field of a dataclass that a settings file may set. `more`: the other attributes of its `Setting`."""
+    spec = Setting(about, default, **more)
     if default is MISSING:
         return field(metadata={SETTING: spec})
     return field(default=spec.inside(default), metadata={SETTING: spec})
