@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from coe.cascade.errors import CascadeError, ConfigError, NotAllowed
-from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import NAME
 from coe.protocol.core import InferenceCore, ServedModel
 from coe.protocol.credentials import Stamp, stamp
@@ -163,5 +162,4 @@ def _signature(config: ServerConfig) -> dict[Path, Stamp]:
 
 
 def _model_files(config: ServerConfig) -> list[Path]:
-    tiers = [tier for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
-    return [spec.path for tier in tiers for spec in tier.members]
+    return [spec.path for tier in config.cascade.local_tiers for spec in tier.members]

@@ -25,7 +25,6 @@ import grpc
 from cloud.config import Placement, ServerConfig
 from cloud.security.config import check_exposure
 from coe.cascade.errors import ConfigError, ModelError, TierUnavailable
-from coe.config.cascade import LocalTierConfig
 from coe.models.loading import import_runtime
 from coe.protocol import inference_pb2 as pb
 from coe.protocol.channel import is_address, reachable
@@ -81,16 +80,15 @@ class Cluster:
         self._open_port()
         config = self.config
         handles = {}
-        for tier in config.cascade.tiers:
-            if isinstance(tier, LocalTierConfig):
-                placement = config.engine.of(tier.name)
-                replica = self._deployment(TierReplica, tier.name, placement)
-                handles[tier.name] = self._run(replica.bind(tier, config.cascade, config.limits), tier.name)
-                for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
-                    print_line(line)
-                scale = placement.autoscaling
-                count = f"{placement.replicas} replica(s)" if scale is None else f"{scale.min} to {scale.max} replicas"
-                print_line(f"tier {tier.name}: {count}, each with {_books(placement)}")
+        for tier in config.cascade.local_tiers:
+            placement = config.engine.of(tier.name)
+            replica = self._deployment(TierReplica, tier.name, placement)
+            handles[tier.name] = self._run(replica.bind(tier, config.cascade, config.limits), tier.name)
+            for line in handles[tier.name].describe.remote().result(timeout_s=config.engine.start_s):
+                print_line(line)
+            scale = placement.autoscaling
+            count = f"{placement.replicas} replica(s)" if scale is None else f"{scale.min} to {scale.max} replicas"
+            print_line(f"tier {tier.name}: {count}, each with {_books(placement)}")
         ingress = self._deployment(RayIngress, INGRESS, config.engine.ingress)
         handle = self._run(ingress.bind(config, handles), "")
         self.models = handle.describe.remote().result(timeout_s=config.engine.start_s)
@@ -271,8 +269,8 @@ def check(config: ServerConfig, insecure: bool) -> None:
             "security: expected none with --engine ray, whose gRPC port knows neither TLS nor callers "
             "(put a proxy or another coe-cloud in front, and --insecure here)"
         )
-    for tier in config.cascade.tiers:
-        if isinstance(tier, LocalTierConfig) and tier.delay is not None:
+    for tier in config.cascade.local_tiers:
+        if tier.delay is not None:
             findings.append(f"tiers: expected no delay_ms for {tier.name} with --engine ray (a delay is for studies)")
     if config.model_control:
         findings.append("server.model_control: expected false with --engine ray (restart it to reload models)")
@@ -297,7 +295,7 @@ def joined(config: ServerConfig, address: str | None) -> Iterator[Cluster]:
     port = config.grpc_port or free_port()
     if address is None:
         free_port(port)
-        placed = [config.engine.of(tier.name) for tier in config.cascade.tiers if isinstance(tier, LocalTierConfig)]
+        placed = [config.engine.of(tier.name) for tier in config.cascade.local_tiers]
         booked = sum(one.at_first * one.num_cpus for one in (*placed, config.engine.ingress))  # by all, at first
         here = {"num_cpus": max(len(os.sched_getaffinity(0)), math.ceil(booked)), "include_dashboard": False}
         ray.init("local", object_store_memory=OBJECT_STORE_BYTES, **here, **quiet)

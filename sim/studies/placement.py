@@ -16,7 +16,7 @@ from coe.calibration import Calibration
 from coe.calibration.bound import share_interval
 from coe.cascade import Accounting, ConfigError
 from coe.config import Fields, Report, format_seconds, format_yaml, read_yaml
-from coe.config.cascade import LocalTierConfig, read_cascade
+from coe.config.cascade import read_cascade
 from coe.config.manifest import Task, read_manifest
 from coe.link import Link
 from coe.models import ModelSpec
@@ -63,7 +63,7 @@ def read_source(reference: str) -> Source:
         config = read_cascade(Fields(content, report), path.parent)
         report.check()
         tasks.append(config.task)
-        own = [spec for tier in config.tiers if isinstance(tier, LocalTierConfig) for spec in tier.members]
+        own = [spec for tier in config.local_tiers for spec in tier.members]
         specs |= {spec.name: spec for spec in own}
         on_device += [spec.name for spec in own] if path.name == "edge.yaml" else []
     first, content = contents[0]
