@@ -125,13 +125,14 @@ class System:
         right = np.zeros(len(panel), dtype=np.bool_)
         exit_tier = np.full(len(panel), -1, dtype=np.intp)
         for place in range(len(self.tiers)):
-            own, score = self._vote(panel, place)
+            own, score = self.vote(panel, place)
             is_last = place == len(self.tiers) - 1
             leaves = (exit_tier < 0) & (True if is_last else score >= self.thresholds[place])
             exit_tier[leaves], right[leaves] = place, own[leaves]
         return right, exit_tier
 
-    def _vote(self, panel: Panel, place: int) -> tuple[Flags, Array]:
+    def vote(self, panel: Panel, place: int) -> tuple[Flags, Array]:
+        """(n,) where a tier's label is right, and (n,) what its threshold is compared with."""
         if self.rule == "calibrated":
             labels, p = self.stages[place].posterior(*panel.of(asked(self.tiers, place)))
             return labels == panel.truth, p
@@ -199,11 +200,6 @@ class _Swept:
     score: Array
     marks: Values
 
-    @classmethod
-    def at_quantiles(cls, right: Flags, score: Array) -> _Swept:
-        levels = np.linspace(0, 1, QUANTILES + 2)[1:-1]
-        return cls(right, score, np.unique(np.quantile(score, levels, method="nearest")).astype(np.float64))
-
 
 RULES = ("single", "agreement", "confidence", "calibrated")
 
@@ -266,16 +262,18 @@ def _suits(rule: str, tiers: Tiers, panel: Panel) -> bool:
 
 
 def _votes(rule: str, tiers: Tiers, panel: Panel) -> list[_Swept]:
-    found = []
+    system, found = System(rule, tiers), []
+    levels = np.linspace(0, 1, QUANTILES + 2)[1:-1]
     for place, members in enumerate(tiers):
         if rule == "calibrated":
-            labels, p = panel.out_of_fold(asked(tiers, place))
-            found.append(_Swept.at_quantiles(labels == panel.truth, p))
-        elif rule == "confidence":
-            found.append(_Swept.at_quantiles(panel.right(members[0]), panel.of(members)[1][0]))
+            labels, score = panel.out_of_fold(asked(tiers, place))
+            right = labels == panel.truth
         else:
-            right, count = panel.counted(members)
-            found.append(_Swept(right, count, np.arange(2.0, len(members) + 1)))
+            right, score = system.vote(panel, place)
+        marks = np.arange(2.0, len(members) + 1)  # votes
+        if rule in ("calibrated", "confidence"):
+            marks = np.unique(np.quantile(score, levels, method="nearest")).astype(np.float64)
+        found.append(_Swept(right, score, marks))
     return found
 
 

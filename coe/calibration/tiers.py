@@ -90,15 +90,10 @@ def calibrate(
         n=len(truth), date=date.today().isoformat(), bound=choice.bound,
         reference=dict(zip(panel.names, sum(members, ()), strict=True))[reference].name,
     )  # fmt: skip
-    return with_rules(cascade, table), table
-
-
-def with_rules(cascade: Cascade, table: Calibration) -> Cascade:
-    """The same tiers, by the table's rules."""
     rules = rules_of(table, [tier.n_tiers for tier in cascade.tiers])
     for tier, rule in zip(cascade.tiers, rules, strict=True):
         tier.rule = rule
-    return Cascade(cascade.tiers, keep_last_answer=cascade.keep_last_answer, last_rule=rules[-1])
+    return Cascade(cascade.tiers, keep_last_answer=cascade.keep_last_answer, last_rule=rules[-1]), table
 
 
 def _recorded(
