@@ -173,6 +173,10 @@ def test_a_model_file_that_is_not_what_its_manifest_says_is_not_handed_out(write
             "tiers[1].model: expected one of digits, digits-medium, digits-best, got",
         ),
         (
+            PHONE.replace("zoo:digits/stroke.onnx", "{file: zoo:digits/stroke.onnx, output_name: y}"),
+            "tiers[0]: stroke.onnx: expected NCHW or NHWC in RGB",
+        ),
+        (
             PHONE.replace("stroke.onnx", "stroke.tflite"),
             "tiers[0]: stroke.tflite: expected ONNX that takes float32 or uint8",
         ),
