@@ -108,16 +108,19 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (", .." if len(names) > 10 else "")
 
 
-def read_labelled(place: Path, input_spec: InputSpec, limit: int | None = None) -> LabelledExamples:
+def read_labelled(
+    place: Path, input_spec: InputSpec, limit: int | None = None, columns: Sequence[str] = ()
+) -> LabelledExamples:
     """The examples of a folder or a file, in the order they have there, folders by name.
 
     Args:
         input_spec: of the task: what an example is.
         limit: the first so many.
+        columns: of a table, those of numbers, where it has them all.
     Raises:
         ConfigError: there are none, or one cannot be read; names the file, the row and what was expected.
     """
-    rows = list(islice(rows_in(place, input_spec), limit))
+    rows = list(islice(rows_in(place, input_spec, columns), limit))
     if not rows:
         raise ConfigError(["expected examples, got none"], str(place))
     ids, values, written = zip(*rows, strict=True)
@@ -127,14 +130,14 @@ def read_labelled(place: Path, input_spec: InputSpec, limit: int | None = None) 
 Row = tuple[str, bytes | Array, Label]
 
 
-def rows_in(place: Path, spec: InputSpec) -> Iterator[Row]:
+def rows_in(place: Path, spec: InputSpec, columns: Sequence[str] = ()) -> Iterator[Row]:
     """Id, value and label of each example as they are read, as `read_labelled` says; it has the errors, too."""
     suffix = place.suffix.lower()
     try:
         if place.is_dir():
             yield from _in_folder(place, spec)
         elif suffix in TABLES:
-            yield from _in_table(place, spec)
+            yield from _in_table(place, spec, columns)
         elif suffix in LINES:
             yield from _in_lines(place)
         elif suffix in ARRAYS:
@@ -217,13 +220,15 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _in_table(path: Path, spec: InputSpec, *, is_list: bool = False) -> Iterator[Row]:
+def _in_table(path: Path, spec: InputSpec, columns: Sequence[str] = (), *, is_list: bool = False) -> Iterator[Row]:
     table = read_table(path, quoted=spec.kind != "text" or path.suffix.lower() != ".tsv")  # as SST-2 is published
     label = ""
     if spec.kind == "tensor" and not is_list and find_column(table, (*LABEL, *FILE)) is None:
         words = [name for name, cells in table.items() if cells and not _is_number(cells[0])]
         label = words[0] if len(words) == 1 else ""  # the one column that holds no numbers
-    reader = TableReader(tuple(table), spec, path.parent, label=label, is_list=is_list)
+    reader = TableReader(
+        tuple(table), spec, path.parent, columns if {*columns} <= {*table} else (), label, is_list=is_list
+    )
     for number, cells in enumerate(zip(*table.values(), strict=True), start=1):
         try:
             found = reader.add(cells)

@@ -178,9 +178,9 @@ def _chunks(examples: LabelledExamples, task: InputSpec) -> Iterator[tuple[list[
         raise InputError(f"expected examples that the task takes, got none: {error}")
 
 
-def read_spread(place: Path, spec: InputSpec, most: int = MOST) -> LabelledExamples:
+def read_spread(place: Path, spec: InputSpec, most: int = MOST, columns: Sequence[str] = ()) -> LabelledExamples:
     """At most so many of the examples at a place, spread evenly over all of them; raises ConfigError."""
-    found = read_labelled(place, spec)
+    found = read_labelled(place, spec, columns=columns)
     at = np.linspace(0, len(found) - 1, min(most, len(found))).astype(int).tolist()
     ids, values, written = ([column[row] for row in at] for column in (found.ids, found.values, found.written))
     return LabelledExamples(ids, values, written, found.place)
@@ -201,7 +201,8 @@ def check_examples(context: CheckContext) -> Iterator[Finding]:
     if place is None or not context.local_tiers:
         return
     try:
-        examples = read_spread(place, task.input_spec, most)
+        columns = next((part.columns for part in context.the_config.source.each if part.columns), ())
+        examples = read_spread(place, task.input_spec, most, columns)
         truth = truth_of(examples, task)
     except ConfigError as error:
         if context.examples is not None:

@@ -82,6 +82,14 @@ def test_tables_of_numbers_as_programs_write_them(tmp_path, kind):
     assert found.numbers(NAMES).tolist() == [0, 2]
 
 
+def test_columns_that_are_named_are_taken_of_a_table_that_has_more(tmp_path):
+    (tmp_path / "d.csv").write_text("t,c,a,b,state\n7,3,1,2,bent\n")
+    found = read(tmp_path / "d.csv", ROW, columns=("a", "b", "c"))
+    assert (found.values[0].tolist(), found.written) == ([1, 2, 3], ("bent",))
+    (tmp_path / "d.csv").write_text("x,y,z,label\n1,2,3,bent\n")
+    assert read(tmp_path / "d.csv", ROW, columns=("a", "b", "c")).values[0].tolist() == [1, 2, 3]
+
+
 def test_utf16_is_read_and_another_encoding_is_said(tmp_path):
     path = tmp_path / "d.csv"
     path.write_bytes("text;label\ncafé;good\n".encode("utf-16"))
