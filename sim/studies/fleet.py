@@ -246,7 +246,7 @@ def as_part(
     }
     lines = [
         [title, f"{sum(one.servers):,}", _time(one.content["latency_s"]["all"]["p50"]), *map(one.p99, KINDS),
-         f"{one.content['sent_share']:.1%}", f"{one.content['bytes_up_per_day'] / 1e9:,.3g} GB",
+         f"{one.content['sent_share']:.1%}", _gigabytes(one.content["bytes_up_per_day"]),
          f"{one.content['degraded_share']:.2%}", f"${one.content['usd_per_month']:,.0f}", f"{one.accuracy:.2%}"]
         for title, one in titled
     ]  # fmt: skip
@@ -315,6 +315,10 @@ def _figures(cases: Sequence[Case], curve: Sequence[Mapping[str, Any]]) -> list[
             )
         )  # fmt: skip
     return found
+
+
+def _gigabytes(n: float) -> str:
+    return f"{n / 1e9:,.0f} GB" if n >= 1e11 else f"{n / 1e9:.3g} GB"
 
 
 def _time(seconds: float | None) -> str:
