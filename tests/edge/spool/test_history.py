@@ -38,10 +38,10 @@ class Life:
         self.history.add(path / "in")
         self.source = FolderSource(path / "in", watch=True, poll_s=0.01, history=self.history)
 
-    def run(self, n: int, decide: Callable[[Example], None] | None = None) -> list[str]:
-        """The ids of the first n examples, each decided; fewer where no more come for a while."""
+    def run(self, n: int, decide: Callable[[Example], None] | None = None, *, within_s: float = BOUND_S) -> list[str]:
+        """The ids of the first n examples, each decided; fewer where no more came in that time."""
         stop = threading.Event()
-        timer = threading.Timer(0.4 if n == 0 else BOUND_S, stop.set)
+        timer = threading.Timer(0.4 if n == 0 else within_s, stop.set)
         timer.start()
         ids = []
         for example in self.source.examples(stop):
@@ -334,8 +334,8 @@ def test_damage_found_later_costs_the_history_and_not_the_agent(tmp_path, logged
     life.end()
     assert len(logged) == 1
     assert "folders.db" in logged[0]
-    life = Life(tmp_path)  # a new one
-    life.run(300)
+    life = Life(tmp_path)  # a new one, without some of them
+    life.run(300, within_s=5)
     life.end()
     life = Life(tmp_path)
     assert life.run(0) == []
