@@ -225,13 +225,15 @@ def test_what_the_server_itself_refuses_is_given_up_with_its_reason(fresh, hub: 
 
 
 def test_a_reload_while_the_cloud_is_asked_loses_nothing(fresh, hub: Hub, disagreed):
-    phone = fresh()
+    phone, gate = fresh(), threading.Event()
     phone.open(hub.url)
-    phone.context.route(INFER, lambda route: None)  # it never answers
+    phone.context.route(
+        INFER, lambda route: route.continue_() if gate.is_set() else None
+    )  # the first is never answered
     photo(phone, disagreed[0])
     phone.page.wait_for_selector("#where:has-text('The members disagree')")
     until(lambda: phone.page.wait_for_timeout(20) or phone.kept())
-    phone.context.unroute_all(behavior="ignoreErrors")
+    gate.set()
     phone.page.reload()
     phone.ready()
     phone.page.wait_for_selector("#recent li:has-text('by the cloud')", state="attached")

@@ -17,19 +17,17 @@ export class Camera {
    * @throws Error there is none, or it may not be used; the text is for people
    */
   async open(): Promise<void> {
-    this.stream ??= this.begin();
+    const stream = (this.stream ??= this.begin());
     try {
-      await this.stream;
+      await stream;
     } catch (error) {
-      this.stream = null;
+      if (this.stream === stream) this.stream = null;
       throw error;
     }
   }
 
   close(): void {
-    void this.stream?.then((stream) => {
-      for (const track of stream.getTracks()) track.stop();
-    }, ignored);
+    void this.stream?.then(stop, ignored);
     this.stream = null;
     this.video.srcObject = null;
   }
@@ -59,9 +57,18 @@ export class Camera {
       );
     }
     this.video.srcObject = stream;
-    await this.video.play();
+    try {
+      await this.video.play();
+    } catch (error) {
+      stop(stream); // closed before its first frame
+      if (!(error instanceof DOMException && error.name === 'AbortError')) throw error;
+    }
     return stream;
   }
+}
+
+function stop(stream: MediaStream): void {
+  for (const track of stream.getTracks()) track.stop();
 }
 
 function ignored(): void {
