@@ -76,7 +76,8 @@ HASHED = "assets/"  # the build names what is below it after its content
 class StaticFolder(StaticFiles):
     """Static files, with a policy for pages that run models; compressed where FILE.br or FILE.gz lies beside FILE.
 
-    An installed package has a large FILE as FILE.xz alone: the first to ask for it waits until it is packed anew.
+    An installed package has scripts and the models' runtime as FILE.xz alone: the first to ask waits until it is packed
+    anew.
     """
 
     async def get_response(self, path: str, scope: Any) -> Response:
@@ -105,7 +106,7 @@ class StaticFolder(StaticFiles):
         return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _repacked(path: str) -> bytes:
     return gzip.compress(lzma.decompress(Path(path).read_bytes()), GZIP_LEVEL, mtime=0)
 
