@@ -34,9 +34,12 @@ def sim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
+SLACK = float(os.environ.get("COE_TIMING_SLACK", "1"))  # of a machine that has other work: 3
+
+
 def within_tolerance(measured_s: float, predicted_s: float) -> bool:
     """The stated one: 3%, or 2 ms."""
-    return abs(measured_s - predicted_s) <= max(0.03 * predicted_s, 0.002)
+    return abs(measured_s - predicted_s) <= SLACK * max(0.03 * predicted_s, 0.002)
 
 
 @dataclass
