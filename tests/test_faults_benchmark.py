@@ -65,13 +65,16 @@ def test_the_unit_is_started_again_after_every_exit_code_but_2_with_growing_paus
 
 
 @pytest.mark.slow
-def test_a_real_agent_waits_for_its_state_comes_back_after_a_crash_and_stays_down_after_2(unit_module, tmp_path):
+def test_a_real_agent_waits_for_its_state_comes_back_after_a_crash_and_stays_down_after_2(
+    unit_module, tmp_path, request
+):
     png = importlib.import_module("coe.zoo.digits").test_examples(1)[0][1]
     (tmp_path / "in").mkdir()
     (tmp_path / "disk").write_text("not mounted", encoding="utf-8")
     (tmp_path / "edge.yaml").write_text(CONFIG, encoding="utf-8")
     out = tmp_path / "out.jsonl"
     unit = unit_module.Unit(tmp_path)
+    request.addfinalizer(unit.stop)
     until(lambda: "not started yet" in unit.log)
     (tmp_path / "in" / "a.png").write_bytes(png)
     (tmp_path / "disk").unlink()
@@ -84,7 +87,6 @@ def test_a_real_agent_waits_for_its_state_comes_back_after_a_crash_and_stays_dow
     unit.kill()
     until(lambda: unit.is_over)
     assert (unit.ended, unit.n_starts) == ([-11, -11, 2], 4)
-    unit.stop()
 
 
 @pytest.mark.slow
