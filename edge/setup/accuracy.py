@@ -16,7 +16,7 @@ from coe.cascade.types import Batch, Labels
 from coe.config.cascade import LocalTierConfig
 from coe.config.manifest import Task
 from coe.config.open import open_tier
-from coe.models.input_spec import InputSpec
+from coe.models.input_spec import InputSpec, stack
 from coe.models.inputs import InputDecoder
 from coe.models.labelled import LabelledExamples, read_labelled
 from coe.models.loading import ModelSpec, load
@@ -164,16 +164,16 @@ def _chunks(examples: LabelledExamples, task: InputSpec) -> Iterator[tuple[list[
     """Batches of the examples that can be read, each with its rows; raises InputError where none can."""
     decoder, error, n_read = InputDecoder(task), "it is empty", 0
     for start in range(0, len(examples), CHUNK):
-        rows = []
+        found = {}
         for row in range(start, min(start + CHUNK, len(examples))):
             try:
-                decoder.batch([examples.ids[row]], [examples.values[row]])
-                rows.append(row)
+                found[row] = decoder.batch([examples.ids[row]], [examples.values[row]]).x
             except InputError as failure:
                 error = str(failure)
-        n_read += len(rows)
-        if rows:
-            yield rows, decoder.batch([examples.ids[row] for row in rows], [examples.values[row] for row in rows])
+        n_read += len(found)
+        if found:
+            x = np.concatenate([*found.values()]) if task.kind == "text" else stack([one[0] for one in found.values()])
+            yield [*found], Batch(tuple(examples.ids[row] for row in found), x)
     if not n_read:
         raise InputError(f"expected examples that the task takes, got none: {error}")
 

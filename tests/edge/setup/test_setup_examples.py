@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from onnx import TensorProto, helper, load, numpy_helper, save
 
 from coe.models.input_spec import InputSpec
+from coe.models.inputs import InputDecoder
 from coe.zoo import digits
 from edge.config import read_config
 from edge.main import main
+from edge.setup import accuracy
 from edge.setup.accuracy import forms_of, in_words
 from edge.tally import Tally, answers_warnings
 
@@ -184,6 +187,13 @@ def test_the_forms_of_an_image_are_told_apart():
     x = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
     plain, turned = (colour[name].prepare(x) for name in ("0 to 1", "0 to 1 in BGR"))
     assert np.array_equal(plain[:, ::-1], turned)
+
+
+def test_examples_of_many_pixels_are_read_one_by_one(tmp_path, monkeypatch, capsys, examples):
+    """The limit is of one request's images together, and nobody sends these in one."""
+    monkeypatch.setattr(accuracy, "InputDecoder", partial(InputDecoder, max_pixels=1000))  # one digit's are 784
+    main(["doctor", "--examples", str(examples)])  # without a server
+    assert f"of {N} labelled examples" in capsys.readouterr().out
 
 
 def test_answers_are_warned_of_only_where_they_are_many_and_alike():
