@@ -23,7 +23,6 @@ from .candidates import (
     Shape,
     by_cost,
     ensembles,
-    n_labels_of,
     panel_of,
     sequences,
 )
@@ -153,13 +152,18 @@ def of_ensembles(ensemble_votes: EnsembleVotes, shapes: Sequence[Shape], most: i
 
 
 def calibrated(
-    ensemble_votes: EnsembleVotes, costs: Costs, accounting: Accounting, most: int, rng: np.random.Generator
+    ensemble_votes: EnsembleVotes,
+    n_labels: int,
+    costs: Costs,
+    accounting: Accounting,
+    most: int,
+    rng: np.random.Generator,
 ) -> list[Candidate]:
     """The Pareto set of the calibrated vote, fitted on these examples and ranked on them by numbers fitted on others.
 
     `make` has those out-of-fold votes for the same examples, so that none is judged by what was fitted on it.
     """
-    own = panel_of(ensemble_votes, n_labels_of(ensemble_votes.trace))
+    own = panel_of(ensemble_votes, n_labels)
     tried = sequences(dict(costs.of), most, rng)
     budget = Budget(lambda tiers: costs.charges(tiers, accounting), np.inf)
     found = front(candidates(own, tried, [budget], rules=["calibrated"]))
@@ -169,12 +173,12 @@ def calibrated(
 def _calibrated(ranked: System, fitted: System, own: Panel, of: EnsembleVotes) -> Candidate:
     def make(ensemble_votes: EnsembleVotes) -> list[SweptTier]:
         tiers = []
+        panel = own if ensemble_votes is of else panel_of(ensemble_votes, own.n_labels)
         for place, members in enumerate(fitted.tiers):
             voters = asked(fitted.tiers, place)
             if ensemble_votes is of:
                 (labels, p), thresholds = own.out_of_fold(voters), ranked.thresholds
             else:
-                panel = panel_of(ensemble_votes, own.n_labels)
                 (labels, p), thresholds = fitted.stages[place].posterior(*panel.of(voters)), fitted.thresholds
             is_final = p >= thresholds[place] if place < len(thresholds) else np.ones_like(p, dtype=np.bool_)
             right = labels == ensemble_votes.trace.labels

@@ -35,6 +35,7 @@ from .candidates import (
     differences,
     drop_in,
     measure,
+    n_labels_of,
     pareto_set,
     shapes,
 )
@@ -147,7 +148,8 @@ def run(trace: Trace, choices: Choices, progress: Progress) -> ParetoStudy:
 
 def _calibrated(chooser: _Chooser, choices: Choices, rng: np.random.Generator) -> list[Method]:
     most = min(choices.most, MOST_CALIBRATED)
-    found = baselines.calibrated(chooser.calibration, choices.costs[0], choices.charged_by, most, rng)
+    n_labels = max(n_labels_of(votes.trace) for votes in (chooser.calibration, chooser.report))
+    found = baselines.calibrated(chooser.calibration, n_labels, choices.costs[0], choices.charged_by, most, rng)
     return [chooser.take_all(found)] if found else []
 
 

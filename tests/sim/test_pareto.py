@@ -324,3 +324,16 @@ def test_names_of_points_that_lie_close_share_a_label():
         axes.set_ylim(0, 1)
         points = [("b", 51.0, 0.5), ("a", 50.0, 0.5), ("far", 90.0, 0.5), ("above", 50.0, 0.9)]
         assert _gathered(axes, points) == [("a, b", 51.0, 0.5), ("above", 50.0, 0.9), ("far", 90.0, 0.5)]
+
+
+def test_a_label_that_calibration_never_shows_is_reported_on():
+    """With labels and scores alone, how many labels there are is known from the examples."""
+    truth = [0, 1] * 20 + [5, 0] * 20
+    said = {name: [(label + shift * (row % 7 == shift)) % 6 for row, label in enumerate(truth)]
+            for shift, name in enumerate(("a", "b", "best"))}  # fmt: skip
+    scores = {name: [0.5 + row % 5 / 10 for row in range(80)] for name in said}
+    whole = trace_of(truth, said, scores)
+    calibration, report = (whole.take(np.arange(*ends)) for ends in ((0, 40), (40, 80)))
+    costs = [Costs("flops", {"a": 1.0, "b": 2.0, "best": 50.0})]
+    study = study_of(report, costs=costs, calibration=replace(calibration, ids=tuple(f"c{n}" for n in range(40))))
+    assert study.method("calibrated vote").chosen.outcomes.n == 40
