@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from coe.cascade import ConfigError
 from coe.config import format_seconds, parse_seconds
 from coe.config.link import open_link
 from coe.link import Link
+from coe.models.tables import read_table
 from sim import arguments
 from sim.fleet.fleet import CloudTier, Fleet, Phase, run_fleet
 from sim.fleet.queues import Floats, Service
@@ -135,11 +135,10 @@ def read_arrivals(path: Path) -> list[float]:
         ConfigError: it is neither.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        times = np.array([float(row["time_s"]) for row in rows])
-        rates = np.array([float(row["rate"]) for row in rows]) if "rate" in rows[0] else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        table = read_table(path)
+        times = np.array(table["time_s"], dtype=np.float64)
+        rates = np.array(table["rate"], dtype=np.float64) if "rate" in table else None
+    except (ConfigError, ValueError, KeyError) as error:
         fix = "expected CSV with the columns time_s and rate, or time_s alone"
         raise ConfigError([f"--arrivals: {path}: {fix}, got other content ({error})"]) from None
     steps = np.diff(times) if rates is not None else np.ones(1)

@@ -159,12 +159,17 @@ def held_back(phone: Phone) -> Callable[[], None]:
     return let_go
 
 
-def test_an_older_answer_goes_to_the_list_and_not_over_a_newer_one(fresh, hub: Hub, disagreed):
-    phone = fresh()
+def asked(phone: Phone, hub: Hub, example: tuple[str, bytes]) -> tuple[Phone, Callable[[], None]]:
+    """The phone while it asks about the example, and what lets the answer come."""
     phone.open(hub.url)
     let_go = held_back(phone)
-    photo(phone, disagreed[0])
+    photo(phone, example)
     phone.page.wait_for_selector("#where:has-text('The members disagree')")
+    return phone, let_go
+
+
+def test_an_older_answer_goes_to_the_list_and_not_over_a_newer_one(fresh, hub: Hub, disagreed):
+    phone, let_go = asked(fresh(), hub, disagreed[0])
     phone.source("pad")
     draw(phone, SEVEN)
     phone.page.wait_for_selector("#said:has-text('7')")
@@ -175,11 +180,7 @@ def test_an_older_answer_goes_to_the_list_and_not_over_a_newer_one(fresh, hub: H
 
 
 def test_what_is_cleared_while_it_is_asked_about_is_not_shown(fresh, hub: Hub, disagreed):
-    phone = fresh()
-    phone.open(hub.url)
-    let_go = held_back(phone)
-    photo(phone, disagreed[0])
-    phone.page.wait_for_selector("#where:has-text('The members disagree')")
+    phone, let_go = asked(fresh(), hub, disagreed[0])
     phone.source("pad")
     phone.page.locator("#clear").click()
     let_go()

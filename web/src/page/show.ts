@@ -11,12 +11,7 @@ const N_RECENT = 8;
 
 /** Before anything is decided, and after what was drawn is cleared. */
 export function showNothing(text = ''): void {
-  showSaid('?', 'none');
-  byId('where').textContent = 'Nothing decided yet';
-  byId('why').textContent = text;
-  byId('votes').replaceChildren();
-  byId('cost').textContent = '';
-  byId('seen').hidden = true;
+  showWithoutVotes('?', 'Nothing decided yet', text);
 }
 
 /** The answer so far, while the cloud is asked. */
@@ -53,9 +48,13 @@ function showSeen(pixels: Pixels): void {
 }
 
 export function showFailed(text: string): void {
-  showSaid('–', 'none');
-  byId('where').textContent = 'No answer';
-  byId('why').textContent = text;
+  showWithoutVotes('–', 'No answer', text);
+}
+
+function showWithoutVotes(said: string, where: string, why: string): void {
+  showSaid(said, 'none');
+  byId('where').textContent = where;
+  byId('why').textContent = why;
   byId('votes').replaceChildren();
   byId('cost').textContent = '';
   byId('seen').hidden = true;
